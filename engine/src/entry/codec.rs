@@ -1,0 +1,559 @@
+//! Entries as bytes and back: format version 1, specified in `docs/format.md`.
+//!
+//! An entry is the format byte, then fields. A field is a tag, a length and that many bytes. An
+//! even tag names a field that a reader must know, an odd one a field that it may pass over.
+//! Fields 2 to 12 are the header, in this order, each once; segments follow in the order in which
+//! they take effect.
+//!
+//! Decoding checks every bound before it allocates, and never panics.
+
+use std::sync::Arc;
+
+use crate::{
+    entry::{
+        Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
+        TableDeclaration,
+    },
+    hlc::Hlc,
+    id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
+    policy::{ColumnType, Consistency, TablePolicy, Writers},
+    value::{ByteReader, DecodeError, put_prefixed, put_varint, put_zigzag},
+    version::Dot,
+};
+
+/// The first byte of every entry this version writes; it reads no other.
+pub(crate) const FORMAT: u8 = 1;
+
+const TAG_DOT: u64 = 2;
+const TAG_HLC: u64 = 4;
+const TAG_PREVIOUS: u64 = 6;
+const TAG_SCHEMA: u64 = 8;
+const TAG_UNDER: u64 = 10;
+const TAG_ROWS: u64 = 32;
+const TAG_DDL: u64 = 34;
+const TAG_POLICY: u64 = 36;
+const TAG_MEMBERSHIP: u64 = 38;
+
+// --- Writing
+
+/// The segments of an entry, encoded before its header is known.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Body {
+    bytes: Vec<u8>,
+}
+
+impl Body {
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn push_rows(&mut self, rows: &RowsWriter) {
+        self.field(TAG_ROWS, &rows.out);
+    }
+
+    pub(crate) fn push_ddl<'s>(&mut self, statements: impl Iterator<Item = &'s str>) {
+        let mut field = Vec::new();
+        for statement in statements {
+            put_prefixed(&mut field, statement.as_bytes());
+        }
+        self.field(TAG_DDL, &field);
+    }
+
+    pub(crate) fn push_policy(&mut self, tables: &[TableDeclaration]) {
+        let mut field = Vec::new();
+        for table in tables {
+            let mut one = Vec::new();
+            put_table(&mut one, table);
+            put_prefixed(&mut field, &one);
+        }
+        self.field(TAG_POLICY, &field);
+    }
+
+    pub(crate) fn push_join(&mut self, member: &Member) {
+        let mut field = vec![MEMBERSHIP_JOIN];
+        put_author(&mut field, member.author);
+        put_prefixed(&mut field, member.node.as_str().as_bytes());
+        field.extend_from_slice(&member.incarnation.0.to_be_bytes());
+        self.field(TAG_MEMBERSHIP, &field);
+    }
+
+    fn field(&mut self, tag: u64, bytes: &[u8]) {
+        put_varint(&mut self.bytes, tag);
+        put_prefixed(&mut self.bytes, bytes);
+    }
+
+    /// Puts the header in front.
+    pub(crate) fn into_entry(self, header: EntryHeader) -> Entry {
+        let mut out = Vec::with_capacity(self.bytes.len() + 96);
+        out.push(FORMAT);
+        let mut field = |tag: u64, write: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = Vec::with_capacity(32);
+            write(&mut bytes);
+            put_varint(&mut out, tag);
+            put_prefixed(&mut out, &bytes);
+        };
+        field(TAG_DOT, &|b| put_dot(b, header.dot));
+        field(TAG_HLC, &|b| b.extend_from_slice(&header.hlc.0.to_be_bytes()));
+        if header.previous != Digest::NONE {
+            field(TAG_PREVIOUS, &|b| b.extend_from_slice(&header.previous.0));
+        }
+        field(TAG_SCHEMA, &|b| put_varint(b, u64::from(header.schema.0)));
+        field(TAG_UNDER, &|b| put_varint(b, header.under));
+        out.extend_from_slice(&self.bytes);
+        Entry { header, digest: Digest::of(&out), bytes: out.into() }
+    }
+}
+
+const MEMBERSHIP_JOIN: u8 = 1;
+
+fn put_author(out: &mut Vec<u8>, author: AuthorId) {
+    put_varint(out, u64::from(author.counter));
+    put_varint(out, u64::from(author.term));
+}
+
+fn put_dot(out: &mut Vec<u8>, dot: Dot) {
+    put_author(out, dot.author);
+    put_varint(out, dot.seq);
+}
+
+const FLAG_EXPLICIT_KEY: u8 = 1;
+
+fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
+    put_varint(out, u64::from(table.id.0));
+    put_prefixed(out, table.name.as_bytes());
+    out.push(match table.policy.consistency {
+        Consistency::Eventual => 1,
+        Consistency::ReadAfterWrite => 2,
+        Consistency::OriginStrong => 3,
+    });
+    out.push(match table.policy.writers {
+        Writers::Any => 1,
+        Writers::Origin => 2,
+    });
+    out.push(if table.policy.explicit_key { FLAG_EXPLICIT_KEY } else { 0 });
+    put_varint(out, table.columns.len() as u64);
+    for (id, name) in &table.columns {
+        put_varint(out, u64::from(id.0));
+        put_prefixed(out, name.as_bytes());
+        out.push(match table.policy.columns.get(name).copied().unwrap_or_default() {
+            ColumnType::Lww => 1,
+            ColumnType::Counter => 2,
+        });
+    }
+}
+
+/// Writes the operations of one `Rows` segment: runs of operations of one shape, so that a table
+/// and its columns are named once for many rows.
+#[derive(Debug, Default)]
+pub(crate) struct RowsWriter {
+    out: Vec<u8>,
+    run: Option<(TableId, RowOpKind)>,
+    columns: Vec<(ColumnId, CellKind)>,
+}
+
+/// How the cells of one column in a run are encoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CellKind {
+    Assign,
+    Add,
+}
+
+impl RowsWriter {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.out.clear();
+        self.run = None;
+    }
+
+    /// Begins a row, and a new run if its shape differs from the row before. Exactly one cell per
+    /// column must follow (or the dots seen, for a delete).
+    pub(crate) fn row(
+        &mut self,
+        table: TableId,
+        kind: RowOpKind,
+        columns: impl Iterator<Item = (ColumnId, CellKind)> + Clone,
+        key: &[u8],
+        epoch: u32,
+    ) {
+        let same = self.run == Some((table, kind))
+            && (kind == RowOpKind::Delete || columns.clone().eq(self.columns.iter().copied()));
+        if !same {
+            self.end_run();
+            self.begin_run(table, kind, columns);
+        }
+        put_varint(&mut self.out, key.len() as u64 + 1);
+        self.out.extend_from_slice(key);
+        put_varint(&mut self.out, u64::from(epoch));
+    }
+
+    /// Begins a row of the shape of the row before, which the caller knows to be the same.
+    fn begin_run(
+        &mut self,
+        table: TableId,
+        kind: RowOpKind,
+        columns: impl Iterator<Item = (ColumnId, CellKind)>,
+    ) {
+        self.run = Some((table, kind));
+        self.columns.clear();
+        self.columns.extend(columns);
+        self.out.push(match kind {
+            RowOpKind::Insert => 1,
+            RowOpKind::Update => 2,
+            RowOpKind::Delete => 3,
+        });
+        put_varint(&mut self.out, u64::from(table.0));
+        if kind != RowOpKind::Delete {
+            put_varint(&mut self.out, self.columns.len() as u64);
+            for (column, kind) in &self.columns {
+                put_varint(&mut self.out, u64::from(column.0) << 1 | u64::from(*kind == CellKind::Add));
+            }
+        }
+    }
+
+    fn end_run(&mut self) {
+        if self.run.take().is_some() {
+            self.out.push(END_OF_RUN);
+        }
+    }
+
+    pub(crate) fn previous(&mut self, previous: Option<Dot>) {
+        match previous {
+            Some(dot) => put_dot(&mut self.out, dot),
+            None => self.out.push(0),
+        }
+    }
+
+    /// Appends cells that are encoded already.
+    pub(crate) fn encoded(&mut self, cells: &[u8]) {
+        self.out.extend_from_slice(cells);
+    }
+
+    pub(crate) fn delta(&mut self, delta: i64) {
+        put_zigzag(&mut self.out, delta);
+    }
+
+    pub(crate) fn saw(&mut self, dots: &[Dot]) {
+        put_varint(&mut self.out, dots.len() as u64);
+        for dot in dots {
+            put_dot(&mut self.out, *dot);
+        }
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.end_run();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.out
+    }
+}
+
+const END_OF_RUN: u8 = 0;
+
+// --- Reading
+
+/// Decodes an entry and computes its digest; checks the segments' framing, not their contents.
+pub(crate) fn decode_entry(bytes: Arc<[u8]>) -> Result<Entry, DecodeError> {
+    let mut reader = ByteReader::new(&bytes);
+    let header = decode_header(&mut reader)?;
+    for segment in (Segments { reader }) {
+        segment?;
+    }
+    Ok(Entry { header, digest: Digest::of(&bytes), bytes })
+}
+
+fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError> {
+    if reader.byte()? != FORMAT {
+        return Err(DecodeError::Unknown("entry format"));
+    }
+    let dot = read_whole(header_field(reader, TAG_DOT)?, read_dot)?;
+    if dot.seq == 0 || dot.author.counter == 0 || dot.author.term == 0 {
+        return Err(DecodeError::Invalid("dot with a zero"));
+    }
+    let hlc = read_whole(header_field(reader, TAG_HLC)?, ByteReader::array)?;
+    let mut ahead = *reader;
+    let previous = if ahead.varint()? == TAG_PREVIOUS {
+        Digest(read_whole(header_field(reader, TAG_PREVIOUS)?, ByteReader::array)?)
+    } else {
+        Digest::NONE
+    };
+    if (dot.seq == 1) != (previous == Digest::NONE) {
+        return Err(DecodeError::Invalid("an author's first entry, and only that, has none before it"));
+    }
+    let schema = read_whole(header_field(reader, TAG_SCHEMA)?, ByteReader::varint_u32)?;
+    let under = read_whole(header_field(reader, TAG_UNDER)?, ByteReader::varint)?;
+    Ok(EntryHeader {
+        dot,
+        hlc: Hlc(u64::from_be_bytes(hlc)),
+        previous,
+        schema: SchemaVersion(schema),
+        under,
+    })
+}
+
+fn header_field<'a>(reader: &mut ByteReader<'a>, tag: u64) -> Result<&'a [u8], DecodeError> {
+    if reader.varint()? == tag {
+        reader.prefixed()
+    } else {
+        Err(DecodeError::Invalid("header field missing or out of order"))
+    }
+}
+
+fn read_whole<'a, T>(
+    bytes: &'a [u8],
+    read: impl FnOnce(&mut ByteReader<'a>) -> Result<T, DecodeError>,
+) -> Result<T, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let value = read(&mut reader)?;
+    if reader.is_empty() { Ok(value) } else { Err(DecodeError::Invalid("field is too long")) }
+}
+
+fn read_author(reader: &mut ByteReader<'_>) -> Result<AuthorId, DecodeError> {
+    let counter = reader.varint_u32()?;
+    Ok(AuthorId { term: reader.varint_u32()?, counter })
+}
+
+fn read_dot(reader: &mut ByteReader<'_>) -> Result<Dot, DecodeError> {
+    Ok(Dot { author: read_author(reader)?, seq: reader.varint()? })
+}
+
+fn read_previous(reader: &mut ByteReader<'_>) -> Result<Option<Dot>, DecodeError> {
+    let counter = reader.varint_u32()?;
+    if counter == 0 {
+        return Ok(None);
+    }
+    let author = AuthorId { term: reader.varint_u32()?, counter };
+    Ok(Some(Dot { author, seq: reader.varint()? }))
+}
+
+impl Entry {
+    /// Decodes the bytes of an entry, as they stand in the column `bytes` of `littoral_log`.
+    ///
+    /// # Errors
+    /// Tells how the bytes break the format.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        decode_entry(bytes.into())
+    }
+
+    /// The segments in order. Their framing was checked when the entry was decoded, their contents
+    /// are checked as they are read.
+    pub fn segments(&self) -> impl Iterator<Item = Result<Segment<'_>, DecodeError>> {
+        let mut reader = ByteReader::new(&self.bytes);
+        let header = decode_header(&mut reader);
+        debug_assert!(header.is_ok(), "an entry's header was decoded before");
+        Segments { reader }
+    }
+}
+
+struct Segments<'a> {
+    reader: ByteReader<'a>,
+}
+
+impl<'a> Iterator for Segments<'a> {
+    type Item = Result<Segment<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.reader.is_empty() {
+                return None;
+            }
+            let segment = self.segment().transpose();
+            if let Some(Err(_)) = segment {
+                self.reader = ByteReader::new(&[]);
+            }
+            if segment.is_some() {
+                return segment;
+            }
+        }
+    }
+}
+
+impl<'a> Segments<'a> {
+    /// `None` for an optional field that this version does not know.
+    fn segment(&mut self) -> Result<Option<Segment<'a>>, DecodeError> {
+        let tag = self.reader.varint()?;
+        let bytes = self.reader.prefixed()?;
+        Ok(Some(match tag {
+            TAG_ROWS => Segment::Rows(bytes),
+            TAG_DDL => Segment::Ddl(read_ddl(bytes)?),
+            TAG_POLICY => Segment::Policy(read_policy(bytes)?),
+            TAG_MEMBERSHIP => Segment::Membership(read_whole(bytes, read_membership)?),
+            _ if tag % 2 == 1 => return Ok(None),
+            _ => return Err(DecodeError::Unknown("segment")),
+        }))
+    }
+}
+
+fn read_ddl(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let mut statements = Vec::new();
+    while !reader.is_empty() {
+        statements.push(reader.string()?.to_owned());
+    }
+    Ok(statements)
+}
+
+fn read_policy(bytes: &[u8]) -> Result<Vec<TableDeclaration>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let mut tables = Vec::new();
+    while !reader.is_empty() {
+        tables.push(read_whole(reader.prefixed()?, read_table)?);
+    }
+    Ok(tables)
+}
+
+fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeError> {
+    let id = TableId(reader.varint_u32()?);
+    let name = reader.string()?.to_owned();
+    let consistency = match reader.byte()? {
+        1 => Consistency::Eventual,
+        2 => Consistency::ReadAfterWrite,
+        3 => Consistency::OriginStrong,
+        _ => return Err(DecodeError::Unknown("policy")),
+    };
+    let writers = match reader.byte()? {
+        1 => Writers::Any,
+        2 => Writers::Origin,
+        _ => return Err(DecodeError::Unknown("writers")),
+    };
+    let explicit_key = match reader.byte()? {
+        0 => false,
+        FLAG_EXPLICIT_KEY => true,
+        _ => return Err(DecodeError::Unknown("table flags")),
+    };
+    let mut policy = TablePolicy { consistency, writers, explicit_key, columns: Default::default() };
+    let mut columns: Vec<(ColumnId, String)> = Vec::new();
+    for _ in 0..reader.varint()? {
+        let column = ColumnId(reader.varint_u32()?);
+        if columns.last().is_some_and(|(last, _)| *last >= column) {
+            return Err(DecodeError::Invalid("column ids do not ascend"));
+        }
+        let name = reader.string()?.to_owned();
+        match reader.byte()? {
+            1 => {}
+            2 => {
+                policy.columns.insert(name.clone(), ColumnType::Counter);
+            }
+            _ => return Err(DecodeError::Unknown("column type")),
+        }
+        columns.push((column, name));
+    }
+    Ok(TableDeclaration { id, name, policy, columns })
+}
+
+fn read_membership(reader: &mut ByteReader<'_>) -> Result<Membership, DecodeError> {
+    match reader.byte()? {
+        MEMBERSHIP_JOIN => {
+            let author = read_author(reader)?;
+            let node = NodeId::new(reader.string()?)
+                .map_err(|_| DecodeError::Invalid("not a node name"))?;
+            let incarnation = Incarnation(u128::from_be_bytes(reader.array()?));
+            Ok(Membership::Join(Member { author, node, incarnation }))
+        }
+        _ => Err(DecodeError::Unknown("membership change")),
+    }
+}
+
+/// Reads the operations of a `Rows` segment one after the other, lending each.
+#[derive(Debug)]
+pub struct RowsReader<'a> {
+    reader: ByteReader<'a>,
+    run: Option<(TableId, RowOpKind)>,
+    columns: Vec<(ColumnId, CellKind)>,
+    cells: Vec<Cell<'a>>,
+    saw: Vec<Dot>,
+}
+
+impl<'a> RowsReader<'a> {
+    /// Reads the bytes of [`Segment::Rows`].
+    pub const fn new(rows: &'a [u8]) -> Self {
+        Self {
+            reader: ByteReader::new(rows),
+            run: None,
+            columns: Vec::new(),
+            cells: Vec::new(),
+            saw: Vec::new(),
+        }
+    }
+
+    /// The next operation, or `None` at the end.
+    ///
+    /// # Errors
+    /// Tells how the bytes break the format; nothing may be read after that.
+    #[expect(clippy::should_implement_trait, reason = "an operation borrows from the reader")]
+    pub fn next(&mut self) -> Result<Option<RowOp<'_>>, DecodeError> {
+        let (table, kind, key) = loop {
+            match self.run {
+                None if self.reader.is_empty() => return Ok(None),
+                None => self.read_run()?,
+                Some((table, kind)) => match self.reader.varint()? {
+                    0 => self.run = None,
+                    len => {
+                        let len = usize::try_from(len - 1).map_err(|_| DecodeError::Range)?;
+                        break (table, kind, self.reader.bytes(len)?);
+                    }
+                },
+            }
+        };
+        let epoch = self.reader.varint_u32()?;
+        self.cells.clear();
+        self.saw.clear();
+        if kind == RowOpKind::Delete {
+            for _ in 0..self.reader.varint()? {
+                self.saw.push(read_dot(&mut self.reader)?);
+            }
+        }
+        for &(column, cell) in &self.columns {
+            let write = match cell {
+                CellKind::Add => CellWrite::Add(self.reader.zigzag()?),
+                CellKind::Assign => {
+                    let previous = match kind {
+                        RowOpKind::Update => read_previous(&mut self.reader)?,
+                        RowOpKind::Insert | RowOpKind::Delete => None,
+                    };
+                    CellWrite::Assign { value: self.reader.cell()?, previous }
+                }
+            };
+            self.cells.push(Cell { column, write });
+        }
+        Ok(Some(RowOp { table, kind, key, epoch, cells: &self.cells, saw: &self.saw }))
+    }
+
+    fn read_run(&mut self) -> Result<(), DecodeError> {
+        let kind = match self.reader.byte()? {
+            1 => RowOpKind::Insert,
+            2 => RowOpKind::Update,
+            3 => RowOpKind::Delete,
+            _ => return Err(DecodeError::Unknown("row operation")),
+        };
+        self.run = Some((TableId(self.reader.varint_u32()?), kind));
+        self.columns.clear();
+        if kind != RowOpKind::Delete {
+            for _ in 0..self.reader.varint()? {
+                let column = self.reader.varint()?;
+                let cell = if column & 1 == 1 { CellKind::Add } else { CellKind::Assign };
+                let id = u32::try_from(column >> 1).map_err(|_| DecodeError::Range)?;
+                if self.columns.last().is_some_and(|(last, _)| last.0 >= id) {
+                    return Err(DecodeError::Invalid("column ids do not ascend"));
+                }
+                self.columns.push((ColumnId(id), cell));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the author's next entry stands: its sequence number and the digest before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Head {
+    pub(crate) seq: Seq,
+    pub(crate) digest: Digest,
+}
+
+impl Head {
+    pub(crate) const START: Self = Self { seq: 0, digest: Digest::NONE };
+}

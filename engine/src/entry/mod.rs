@@ -1,0 +1,152 @@
+//! [`Entry`] and its segments: the unit that is logged, sent and applied.
+//!
+//! An entry is what one transaction did. Its bytes are written once, by its author, and travel
+//! unchanged: a relay never encodes again. `docs/format.md` specifies them.
+//!
+//! Invariants:
+//! - an entry's digest is the blake3 hash of its bytes, and its bytes hold the digest of its
+//!   author's entry before it: corruption and forks show, they are not merged;
+//! - a `Rows` segment holds one operation per key, ordered by table and key.
+
+pub(crate) mod codec;
+mod digest;
+
+pub use digest::Digest;
+
+use std::sync::Arc;
+
+use crate::{
+    hlc::{Hlc, Stamp},
+    id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, TableId},
+    policy::TablePolicy,
+    value::ValueRef,
+    version::Dot,
+};
+
+/// What every entry says of itself before its segments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryHeader {
+    /// Author and position in the author's sequence.
+    pub dot: Dot,
+    /// When it was written.
+    pub hlc: Hlc,
+    /// Digest of the author's previous entry; [`Digest::NONE`] before the first.
+    pub previous: Digest,
+    /// The schema version it was written under.
+    pub schema: SchemaVersion,
+    /// Number of the frontier it was written under.
+    pub under: u64,
+}
+
+impl EntryHeader {
+    /// The stamp of every assignment in the entry.
+    pub const fn stamp(&self) -> Stamp {
+        Stamp { hlc: self.hlc, author: self.dot.author, seq: self.dot.seq }
+    }
+}
+
+/// One entry, with its bytes.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Decoded from the bytes.
+    pub header: EntryHeader,
+    /// Hash of the bytes.
+    pub digest: Digest,
+    /// The encoding, shared between the log, the links and the appliers.
+    pub bytes: Arc<[u8]>,
+}
+
+/// A part of an entry; they take effect in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Segment<'a> {
+    /// Rows that changed; see [`codec::RowsReader`].
+    Rows(&'a [u8]),
+    /// Statements to run in order; written by the origin only.
+    Ddl(Vec<String>),
+    /// Tables with their ids and policies; written by the origin only.
+    Policy(Vec<TableDeclaration>),
+    /// A change of who is a member; written by the origin only.
+    Membership(Membership),
+}
+
+/// Gives a table its id, and its columns theirs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableDeclaration {
+    /// The id operations use from now on.
+    pub id: TableId,
+    /// The table's name in the schema.
+    pub name: String,
+    /// What was declared of it. Column types stand in `columns`.
+    pub policy: TablePolicy,
+    /// Every stored column with its id.
+    pub columns: Vec<(ColumnId, String)>,
+}
+
+/// A change of who is a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Membership {
+    /// An incarnation becomes a member and gets its author id.
+    Join(Member),
+}
+
+/// A member of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// What its entries are signed with.
+    pub author: AuthorId,
+    /// The node's name.
+    pub node: NodeId,
+    /// Which life of the node.
+    pub incarnation: Incarnation,
+}
+
+/// What happened to one row.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct RowOp<'r> {
+    /// The row's table.
+    pub table: TableId,
+    /// Insert, update or delete.
+    pub kind: RowOpKind,
+    /// Canonical encoding of the primary key.
+    pub key: &'r [u8],
+    /// The epoch the author saw; for an insert the epoch it begins or joins.
+    pub epoch: u32,
+    /// All stored columns outside the key for an insert, the changed ones for an update.
+    pub cells: &'r [Cell<'r>],
+    /// For a delete: the dots the author held clocks of in the deleted row.
+    pub saw: &'r [Dot],
+}
+
+/// The kind of a [`RowOp`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RowOpKind {
+    /// The row did not exist before and does now.
+    Insert,
+    /// The row existed before and after.
+    Update,
+    /// The row existed before and does not now.
+    Delete,
+}
+
+/// What happened to one column of a row.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Cell<'r> {
+    /// Which column.
+    pub column: ColumnId,
+    /// What was written.
+    pub write: CellWrite<'r>,
+}
+
+/// How a cell was written.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum CellWrite<'r> {
+    /// A value under the entry's stamp, over the clock the author held (absent: none).
+    Assign {
+        /// The value.
+        value: ValueRef<'r>,
+        /// The entry whose value it overwrote.
+        previous: Option<Dot>,
+    },
+    /// An increment of a counter, modulo 2^64.
+    Add(i64),
+}

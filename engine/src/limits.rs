@@ -1,0 +1,64 @@
+//! Every bound in the engine, with compile-time assertions of how they relate.
+
+use std::time::Duration;
+
+/// The largest entry, in bytes of its encoding. A transaction that changes more is refused at
+/// commit; larger ones need a spool, which this version does not have.
+pub const MAX_ENTRY_BYTES: usize = 64 << 20;
+
+/// What a frame may hold beside one largest entry.
+pub const MAX_FRAME_OVERHEAD_BYTES: usize = 4 << 10;
+
+/// The largest frame on a link, header included.
+pub const MAX_FRAME_BYTES: usize = MAX_ENTRY_BYTES + MAX_FRAME_OVERHEAD_BYTES;
+
+/// The largest control frame: vectors of some ten thousand authors.
+pub const MAX_CONTROL_FRAME_BYTES: usize = 1 << 20;
+
+/// Bytes of entries a sender may have under way to one peer before the peer has taken them. A
+/// single larger entry is sent alone.
+pub const CREDIT_WINDOW_BYTES: u64 = 8 << 20;
+
+/// Entries are collected into one frame up to this many bytes, when they are waiting anyway.
+pub const ENTRIES_FRAME_BYTES: usize = 256 << 10;
+
+/// A frame of entries below this size is not compressed.
+pub const COMPRESS_FROM_BYTES: usize = 512;
+
+/// Remote entries are applied in one SQLite transaction up to this many bytes.
+pub const APPLY_BATCH_BYTES: usize = 1 << 20;
+
+/// Write jobs committed together at most.
+pub const GROUP_JOBS: usize = 256;
+
+/// Newest entries kept in memory for sending, in bytes.
+pub const RECENT_LOG_BYTES: usize = 4 << 20;
+
+/// Rows kept in `littoral_conflicts`; the oldest go first.
+pub const MAX_CONFLICTS: u64 = 100_000;
+
+/// Prepared statements kept per connection.
+pub const STATEMENT_CACHE: usize = 256;
+
+/// A WAL checkpoint is asked for after this many bytes were written to the WAL.
+pub const WAL_CHECKPOINT_BYTES: u64 = 8 << 20;
+
+/// The WAL file is cut back to this size when it is started again.
+pub const WAL_SIZE_LIMIT_BYTES: u64 = 64 << 20;
+
+/// An idle link says that it is alive this often.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// A link without any frame for this long is closed.
+pub const LINK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Acknowledgements are sent at most this often per link.
+pub const ACK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A failed apply is tried again after this long.
+pub const STORAGE_RETRY: Duration = Duration::from_millis(500);
+
+const _: () = assert!(ENTRIES_FRAME_BYTES <= MAX_FRAME_BYTES);
+const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * ENTRIES_FRAME_BYTES as u64);
+const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < LINK_TIMEOUT.as_millis());
+const _: () = assert!(MAX_FRAME_BYTES < u32::MAX as usize);

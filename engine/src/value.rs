@@ -1,0 +1,480 @@
+//! SQLite values as bytes: the cell encoding and the canonical encoding of row keys.
+//!
+//! Together with `entry/codec.rs` this is the byte layout that `docs/format.md` specifies. Nothing
+//! here knows SQLite's API: values come and go as [`ValueRef`].
+//!
+//! Invariants:
+//! - a cell decodes to the value it was encoded from, bit for bit (a NaN cannot occur in SQLite);
+//! - two keys have equal bytes exactly if SQLite's BINARY comparison calls every part equal:
+//!   an INTEGER and a REAL of equal value share one encoding, and -0.0 is 0.
+
+use std::borrow::Cow;
+
+/// A borrowed SQLite value. Text is kept as bytes, since SQLite does not check that it is UTF-8.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum ValueRef<'a> {
+    /// NULL.
+    Null,
+    /// INTEGER.
+    Integer(i64),
+    /// REAL.
+    Real(f64),
+    /// TEXT.
+    Text(&'a [u8]),
+    /// BLOB.
+    Blob(&'a [u8]),
+}
+
+/// Bytes that do not follow the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The bytes end in the middle of something.
+    #[error("truncated")]
+    Truncated,
+    /// A number has more bits than its field allows.
+    #[error("number out of range")]
+    Range,
+    /// A byte that must name one of several things names none.
+    #[error("unknown {0}")]
+    Unknown(&'static str),
+    /// Something is well-formed but breaks a rule of the format.
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+// --- Varints: LEB128, at most ten bytes, the shortest form only.
+
+/// Appends `n`.
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(low_byte(n) | 0x80);
+        n >>= 7;
+    }
+    out.push(low_byte(n));
+}
+
+/// Appends `n` so that small magnitudes of either sign are short.
+pub(crate) fn put_zigzag(out: &mut Vec<u8>, n: i64) {
+    put_varint(out, ((n << 1) ^ (n >> 63)).cast_unsigned());
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low byte is what is asked for")]
+const fn low_byte(n: u64) -> u8 {
+    n as u8
+}
+
+/// Reads encoded bytes from front to back; never past the end, never panics.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByteReader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> ByteReader<'a> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    pub(crate) const fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    pub(crate) fn byte(&mut self) -> Result<u8, DecodeError> {
+        let (&first, rest) = self.rest.split_first().ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(first)
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    pub(crate) fn varint(&mut self) -> Result<u64, DecodeError> {
+        let mut n = 0u64;
+        for shift in (0..70).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return Err(DecodeError::Range);
+            }
+            n |= bits << shift;
+            if byte & 0x80 == 0 {
+                if byte == 0 && shift > 0 {
+                    return Err(DecodeError::Invalid("varint is not in its shortest form"));
+                }
+                return Ok(n);
+            }
+        }
+        Err(DecodeError::Range)
+    }
+
+    pub(crate) fn varint_u32(&mut self) -> Result<u32, DecodeError> {
+        u32::try_from(self.varint()?).map_err(|_| DecodeError::Range)
+    }
+
+    pub(crate) fn length(&mut self) -> Result<usize, DecodeError> {
+        let len = usize::try_from(self.varint()?).map_err(|_| DecodeError::Range)?;
+        if len > self.rest.len() { Err(DecodeError::Truncated) } else { Ok(len) }
+    }
+
+    pub(crate) fn zigzag(&mut self) -> Result<i64, DecodeError> {
+        let n = self.varint()?;
+        Ok((n >> 1).cast_signed() ^ -(n & 1).cast_signed())
+    }
+
+    /// A length and that many bytes.
+    pub(crate) fn prefixed(&mut self) -> Result<&'a [u8], DecodeError> {
+        let len = self.length()?;
+        self.bytes(len)
+    }
+
+    /// A length and that many bytes of UTF-8.
+    pub(crate) fn string(&mut self) -> Result<&'a str, DecodeError> {
+        std::str::from_utf8(self.prefixed()?).map_err(|_| DecodeError::Invalid("text is not UTF-8"))
+    }
+}
+
+/// Appends a length and the bytes.
+pub(crate) fn put_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+// --- Cells: a header varint that holds the class and, for text and blobs, the length.
+
+const CELL_NULL: u64 = 0;
+const CELL_INTEGER: u64 = 1;
+const CELL_REAL: u64 = 2;
+/// From here on the header is `2 * length + (1 if blob)` more.
+const CELL_BYTES: u64 = 4;
+
+/// Appends a cell.
+pub(crate) fn put_cell(out: &mut Vec<u8>, value: ValueRef<'_>) {
+    match value {
+        ValueRef::Null => out.push(low_byte(CELL_NULL)),
+        ValueRef::Integer(n) => {
+            out.push(low_byte(CELL_INTEGER));
+            put_zigzag(out, n);
+        }
+        ValueRef::Real(r) => {
+            out.push(low_byte(CELL_REAL));
+            out.extend_from_slice(&r.to_bits().to_be_bytes());
+        }
+        ValueRef::Text(bytes) => {
+            put_varint(out, CELL_BYTES + 2 * bytes.len() as u64);
+            out.extend_from_slice(bytes);
+        }
+        ValueRef::Blob(bytes) => {
+            put_varint(out, CELL_BYTES + 2 * bytes.len() as u64 + 1);
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+impl<'a> ByteReader<'a> {
+    /// Reads a cell.
+    pub(crate) fn cell(&mut self) -> Result<ValueRef<'a>, DecodeError> {
+        Ok(match self.varint()? {
+            CELL_NULL => ValueRef::Null,
+            CELL_INTEGER => ValueRef::Integer(self.zigzag()?),
+            CELL_REAL => ValueRef::Real(f64::from_bits(u64::from_be_bytes(self.array()?))),
+            header if header >= CELL_BYTES => {
+                let header = header - CELL_BYTES;
+                let len = usize::try_from(header / 2).map_err(|_| DecodeError::Range)?;
+                let bytes = self.bytes(len)?;
+                if header % 2 == 0 { ValueRef::Text(bytes) } else { ValueRef::Blob(bytes) }
+            }
+            _ => return Err(DecodeError::Unknown("cell class")),
+        })
+    }
+
+    /// Passes over a cell and returns its bytes.
+    pub(crate) fn cell_bytes(&mut self) -> Result<&'a [u8], DecodeError> {
+        let start = self.rest;
+        self.cell()?;
+        Ok(&start[..start.len() - self.rest.len()])
+    }
+}
+
+// --- Keys: parts that compare like their values, each self-delimiting.
+
+/// The length of an integer's big-endian magnitude is added to this if it is positive and
+/// subtracted if it is negative (as in FoundationDB's tuple layer), so integers sort as bytes.
+const KEY_INTEGER_ZERO: u8 = 0x14;
+const KEY_REAL: u8 = 0x21;
+const KEY_TEXT: u8 = 0x30;
+const KEY_BLOB: u8 = 0x31;
+/// Ends text and blobs; a zero byte within them is followed by [`KEY_ESCAPE`].
+const KEY_END: u8 = 0x00;
+const KEY_ESCAPE: u8 = 0xff;
+
+/// Appends one part of a key. NULL is not a key value: enrolment refuses nullable keys.
+///
+/// # Errors
+/// [`DecodeError::Invalid`] for NULL.
+pub(crate) fn put_key_part(out: &mut Vec<u8>, value: ValueRef<'_>) -> Result<(), DecodeError> {
+    match value {
+        ValueRef::Null => return Err(DecodeError::Invalid("NULL in a key")),
+        ValueRef::Integer(n) => put_key_integer(out, n),
+        ValueRef::Real(r) => match integral(r) {
+            Some(n) => put_key_integer(out, n),
+            None => {
+                out.push(KEY_REAL);
+                let bits = r.to_bits();
+                let ordered = if bits >> 63 == 1 { !bits } else { bits | (1 << 63) };
+                out.extend_from_slice(&ordered.to_be_bytes());
+            }
+        },
+        ValueRef::Text(bytes) => put_key_bytes(out, KEY_TEXT, bytes),
+        ValueRef::Blob(bytes) => put_key_bytes(out, KEY_BLOB, bytes),
+    }
+    Ok(())
+}
+
+/// The integer that equals `r` exactly, if there is one in range.
+#[expect(clippy::cast_possible_truncation, reason = "the range is checked before")]
+pub(crate) fn integral(r: f64) -> Option<i64> {
+    const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+    (r >= -TWO_TO_63 && r < TWO_TO_63 && r.fract() == 0.0).then_some(r as i64)
+}
+
+fn put_key_integer(out: &mut Vec<u8>, n: i64) {
+    let magnitude = n.unsigned_abs().to_be_bytes();
+    let zeros = magnitude.iter().take_while(|&&b| b == 0).count();
+    let digits = &magnitude[zeros..];
+    let len = low_byte(digits.len() as u64);
+    if n < 0 {
+        out.push(KEY_INTEGER_ZERO - len);
+        out.extend(digits.iter().map(|b| !b));
+    } else {
+        out.push(KEY_INTEGER_ZERO + len);
+        out.extend_from_slice(digits);
+    }
+}
+
+fn put_key_bytes(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+    out.push(tag);
+    if bytes.contains(&KEY_END) {
+        for &byte in bytes {
+            out.push(byte);
+            if byte == KEY_END {
+                out.push(KEY_ESCAPE);
+            }
+        }
+    } else {
+        out.extend_from_slice(bytes);
+    }
+    out.push(KEY_END);
+}
+
+/// A value taken out of a key.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum KeyPart<'a> {
+    Integer(i64),
+    Real(f64),
+    Text(Cow<'a, [u8]>),
+    Blob(Cow<'a, [u8]>),
+}
+
+impl KeyPart<'_> {
+    pub(crate) fn as_value(&self) -> ValueRef<'_> {
+        match self {
+            Self::Integer(n) => ValueRef::Integer(*n),
+            Self::Real(r) => ValueRef::Real(*r),
+            Self::Text(bytes) => ValueRef::Text(bytes),
+            Self::Blob(bytes) => ValueRef::Blob(bytes),
+        }
+    }
+}
+
+impl<'a> ByteReader<'a> {
+    /// Reads one part of a key.
+    pub(crate) fn key_part(&mut self) -> Result<KeyPart<'a>, DecodeError> {
+        let tag = self.byte()?;
+        match tag {
+            KEY_REAL => {
+                let ordered = u64::from_be_bytes(self.array()?);
+                let bits = if ordered >> 63 == 1 { ordered & !(1 << 63) } else { !ordered };
+                Ok(KeyPart::Real(f64::from_bits(bits)))
+            }
+            KEY_TEXT => Ok(KeyPart::Text(self.key_bytes()?)),
+            KEY_BLOB => Ok(KeyPart::Blob(self.key_bytes()?)),
+            0x0c..=0x1c => self.key_integer(tag).map(KeyPart::Integer),
+            _ => Err(DecodeError::Unknown("key class")),
+        }
+    }
+
+    fn key_integer(&mut self, tag: u8) -> Result<i64, DecodeError> {
+        let negative = tag < KEY_INTEGER_ZERO;
+        let digits = self.bytes(usize::from(tag.abs_diff(KEY_INTEGER_ZERO)))?;
+        let magnitude = digits
+            .iter()
+            .fold(0u64, |n, &b| n << 8 | u64::from(if negative { !b } else { b }));
+        if negative {
+            0i64.checked_sub_unsigned(magnitude).ok_or(DecodeError::Range)
+        } else {
+            i64::try_from(magnitude).map_err(|_| DecodeError::Range)
+        }
+    }
+
+    fn key_bytes(&mut self) -> Result<Cow<'a, [u8]>, DecodeError> {
+        let mut unescaped: Option<Vec<u8>> = None;
+        loop {
+            let end =
+                self.rest.iter().position(|&b| b == KEY_END).ok_or(DecodeError::Truncated)?;
+            let chunk = self.bytes(end)?;
+            self.byte()?;
+            if self.rest.first() == Some(&KEY_ESCAPE) {
+                self.byte()?;
+                let bytes = unescaped.get_or_insert_default();
+                bytes.extend_from_slice(chunk);
+                bytes.push(KEY_END);
+            } else {
+                return Ok(match unescaped {
+                    None => Cow::Borrowed(chunk),
+                    Some(mut bytes) => {
+                        bytes.extend_from_slice(chunk);
+                        Cow::Owned(bytes)
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Owned {
+        Null,
+        Integer(i64),
+        Real(f64),
+        Text(Vec<u8>),
+        Blob(Vec<u8>),
+    }
+
+    impl Owned {
+        fn as_value(&self) -> ValueRef<'_> {
+            match self {
+                Self::Null => ValueRef::Null,
+                Self::Integer(n) => ValueRef::Integer(*n),
+                Self::Real(r) => ValueRef::Real(*r),
+                Self::Text(b) => ValueRef::Text(b),
+                Self::Blob(b) => ValueRef::Blob(b),
+            }
+        }
+    }
+
+    fn number() -> impl Strategy<Value = i64> {
+        prop_oneof![any::<i64>(), -300i64..300, Just(i64::MIN), Just(i64::MAX)]
+    }
+
+    fn bytes() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(0xff)], 0..12)
+    }
+
+    fn real() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            any::<f64>().prop_filter("SQLite stores NaN as NULL", |r| !r.is_nan()),
+            number().prop_map(|n| n as f64),
+            Just(-0.0)
+        ]
+    }
+
+    fn key_value() -> impl Strategy<Value = Owned> {
+        prop_oneof![
+            number().prop_map(Owned::Integer),
+            real().prop_map(Owned::Real),
+            bytes().prop_map(Owned::Text),
+            bytes().prop_map(Owned::Blob),
+        ]
+    }
+
+    fn key(value: &Owned) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_key_part(&mut out, value.as_value()).unwrap();
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn a_varint_decodes_to_itself(n: u64, m in number()) {
+            let mut out = Vec::new();
+            put_varint(&mut out, n);
+            put_zigzag(&mut out, m);
+            let mut reader = ByteReader::new(&out);
+            prop_assert_eq!(reader.varint().unwrap(), n);
+            prop_assert_eq!(reader.zigzag().unwrap(), m);
+            prop_assert!(reader.is_empty());
+        }
+
+        #[test]
+        fn a_cell_decodes_to_itself(value in prop_oneof![key_value(), Just(Owned::Null)]) {
+            let mut out = Vec::new();
+            put_cell(&mut out, value.as_value());
+            let decoded = ByteReader::new(&out).cell().unwrap();
+            match (value.as_value(), decoded) {
+                (ValueRef::Real(a), ValueRef::Real(b)) => prop_assert_eq!(a.to_bits(), b.to_bits()),
+                (a, b) => prop_assert_eq!(a, b),
+            }
+        }
+
+        #[test]
+        fn decoding_noise_never_panics(noise in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let mut reader = ByteReader::new(&noise);
+            while reader.cell().is_ok() {}
+            let mut reader = ByteReader::new(&noise);
+            while reader.key_part().is_ok() {}
+        }
+
+        #[test]
+        fn a_key_decodes_to_an_equal_value(value in key_value()) {
+            let bytes = key(&value);
+            let mut reader = ByteReader::new(&bytes);
+            let part = reader.key_part().unwrap();
+            prop_assert!(reader.is_empty());
+            match (value.as_value(), part.as_value()) {
+                (ValueRef::Real(r), ValueRef::Integer(n)) => prop_assert_eq!(integral(r), Some(n)),
+                (a, b) => prop_assert_eq!(a, b),
+            }
+        }
+
+        #[test]
+        fn integer_keys_sort_as_bytes(a in number(), b in number()) {
+            prop_assert_eq!(key(&Owned::Integer(a)).cmp(&key(&Owned::Integer(b))), a.cmp(&b));
+        }
+
+        #[test]
+        fn composite_keys_are_equal_only_part_by_part(a in bytes(), b in bytes(), c in bytes(), d in bytes()) {
+            let pair = |x: &Vec<u8>, y: &Vec<u8>| {
+                [key(&Owned::Text(x.clone())), key(&Owned::Blob(y.clone()))].concat()
+            };
+            prop_assert_eq!(pair(&a, &b) == pair(&c, &d), a == c && b == d);
+        }
+    }
+
+    #[test]
+    fn numbers_of_equal_value_share_a_key_beyond_what_a_double_can_hold() {
+        assert_eq!(key(&Owned::Integer(1)), key(&Owned::Real(1.0)));
+        assert_eq!(key(&Owned::Integer(0)), key(&Owned::Real(-0.0)));
+        let big = (1i64 << 53) + 1;
+        assert_ne!(key(&Owned::Integer(big)), key(&Owned::Real(big as f64)));
+        assert_eq!(key(&Owned::Integer(i64::MIN)), key(&Owned::Real(i64::MIN as f64)));
+        assert_ne!(key(&Owned::Integer(i64::MAX)), key(&Owned::Real(i64::MAX as f64)));
+    }
+}
