@@ -62,29 +62,24 @@ impl Stamp {
 
 /// Issues timestamps.
 #[derive(Debug, Clone, Default)]
-pub struct HlcClock {
+pub(crate) struct HlcClock {
     last: Hlc,
 }
 
 impl HlcClock {
     /// A clock that has already observed `last`.
-    pub const fn starting_after(last: Hlc) -> Self {
+    pub(crate) const fn starting_after(last: Hlc) -> Self {
         Self { last }
     }
 
     /// Makes every later timestamp greater than `seen`.
-    pub fn observe(&mut self, seen: Hlc) {
+    pub(crate) fn observe(&mut self, seen: Hlc) {
         self.last = self.last.max(seen);
     }
 
     /// A timestamp greater than all before, and not before `wall`.
-    pub fn tick(&mut self, wall: WallTime) -> Hlc {
+    pub(crate) fn tick(&mut self, wall: WallTime) -> Hlc {
         self.last = Hlc(self.last.0 + 1).max(Hlc::at(wall));
-        self.last
-    }
-
-    /// The newest timestamp issued or observed.
-    pub const fn last(&self) -> Hlc {
         self.last
     }
 }

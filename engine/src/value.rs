@@ -318,9 +318,8 @@ impl<'a> ByteReader<'a> {
     fn key_integer(&mut self, tag: u8) -> Result<i64, DecodeError> {
         let negative = tag < KEY_INTEGER_ZERO;
         let digits = self.bytes(usize::from(tag.abs_diff(KEY_INTEGER_ZERO)))?;
-        let magnitude = digits
-            .iter()
-            .fold(0u64, |n, &b| n << 8 | u64::from(if negative { !b } else { b }));
+        let magnitude =
+            digits.iter().fold(0u64, |n, &b| n << 8 | u64::from(if negative { !b } else { b }));
         if negative {
             0i64.checked_sub_unsigned(magnitude).ok_or(DecodeError::Range)
         } else {
@@ -331,8 +330,7 @@ impl<'a> ByteReader<'a> {
     fn key_bytes(&mut self) -> Result<Cow<'a, [u8]>, DecodeError> {
         let mut unescaped: Option<Vec<u8>> = None;
         loop {
-            let end =
-                self.rest.iter().position(|&b| b == KEY_END).ok_or(DecodeError::Truncated)?;
+            let end = self.rest.iter().position(|&b| b == KEY_END).ok_or(DecodeError::Truncated)?;
             let chunk = self.bytes(end)?;
             self.byte()?;
             if self.rest.first() == Some(&KEY_ESCAPE) {

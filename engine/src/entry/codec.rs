@@ -149,6 +149,8 @@ pub(crate) struct RowsWriter {
     out: Vec<u8>,
     run: Option<(TableId, RowOpKind)>,
     columns: Vec<(ColumnId, CellKind)>,
+    /// The columns of the row at hand, before they are compared with the run's.
+    shape: Vec<(ColumnId, CellKind)>,
 }
 
 /// How the cells of one column in a run are encoded.
@@ -163,42 +165,30 @@ impl RowsWriter {
         self.out.is_empty()
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.out.clear();
-        self.run = None;
-    }
-
     /// Begins a row, and a new run if its shape differs from the row before. Exactly one cell per
     /// column must follow (or the dots seen, for a delete).
     pub(crate) fn row(
         &mut self,
         table: TableId,
         kind: RowOpKind,
-        columns: impl Iterator<Item = (ColumnId, CellKind)> + Clone,
+        columns: impl Iterator<Item = (ColumnId, CellKind)>,
         key: &[u8],
         epoch: u32,
     ) {
-        let same = self.run == Some((table, kind))
-            && (kind == RowOpKind::Delete || columns.clone().eq(self.columns.iter().copied()));
-        if !same {
+        self.shape.clear();
+        self.shape.extend(columns);
+        if self.run != Some((table, kind)) || self.shape != self.columns {
             self.end_run();
-            self.begin_run(table, kind, columns);
+            self.begin_run(table, kind);
         }
         put_varint(&mut self.out, key.len() as u64 + 1);
         self.out.extend_from_slice(key);
         put_varint(&mut self.out, u64::from(epoch));
     }
 
-    /// Begins a row of the shape of the row before, which the caller knows to be the same.
-    fn begin_run(
-        &mut self,
-        table: TableId,
-        kind: RowOpKind,
-        columns: impl Iterator<Item = (ColumnId, CellKind)>,
-    ) {
+    fn begin_run(&mut self, table: TableId, kind: RowOpKind) {
         self.run = Some((table, kind));
-        self.columns.clear();
-        self.columns.extend(columns);
+        std::mem::swap(&mut self.columns, &mut self.shape);
         self.out.push(match kind {
             RowOpKind::Insert => 1,
             RowOpKind::Update => 2,
@@ -208,7 +198,8 @@ impl RowsWriter {
         if kind != RowOpKind::Delete {
             put_varint(&mut self.out, self.columns.len() as u64);
             for (column, kind) in &self.columns {
-                put_varint(&mut self.out, u64::from(column.0) << 1 | u64::from(*kind == CellKind::Add));
+                let counted = u64::from(*kind == CellKind::Add);
+                put_varint(&mut self.out, u64::from(column.0) << 1 | counted);
             }
         }
     }
@@ -282,7 +273,9 @@ fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError
         Digest::NONE
     };
     if (dot.seq == 1) != (previous == Digest::NONE) {
-        return Err(DecodeError::Invalid("an author's first entry, and only that, has none before it"));
+        return Err(DecodeError::Invalid(
+            "an author's first entry, and only that, has none before it",
+        ));
     }
     let schema = read_whole(header_field(reader, TAG_SCHEMA)?, ByteReader::varint_u32)?;
     let under = read_whole(header_field(reader, TAG_UNDER)?, ByteReader::varint)?;
@@ -425,7 +418,8 @@ fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeErr
         FLAG_EXPLICIT_KEY => true,
         _ => return Err(DecodeError::Unknown("table flags")),
     };
-    let mut policy = TablePolicy { consistency, writers, explicit_key, columns: Default::default() };
+    let mut policy =
+        TablePolicy { consistency, writers, explicit_key, columns: Default::default() };
     let mut columns: Vec<(ColumnId, String)> = Vec::new();
     for _ in 0..reader.varint()? {
         let column = ColumnId(reader.varint_u32()?);

@@ -1,0 +1,17 @@
+//! What one local transaction changed: rows as the preupdate hook tells them, folded at commit to one
+//! operation per key.
+//!
+//! Taking them down is [`recorder`]'s, the net effect [`fold`]'s, the bytes of the entry
+//! [`encode`](mod@encode)'s.
+//!
+//! Invariants:
+//! - at commit the recorder holds exactly what the transaction changed in replicated tables: after a
+//!   statement that failed or was rolled back it reads the rows again and guesses nothing;
+//! - nothing is captured of tables that are not replicated.
+
+mod encode;
+mod fold;
+mod recorder;
+
+pub(crate) use encode::encode;
+pub(crate) use recorder::{Mark, Recorder};

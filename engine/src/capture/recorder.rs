@@ -1,0 +1,386 @@
+//! [`Recorder`]: row events in the order in which they happened, in one arena.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use rusqlite::Connection;
+
+use crate::{
+    capture::fold::{Fold, NetChange, NetRow, changes, split},
+    error::WriteError,
+    schema::{Registry, Table, row::read_row},
+    sqlite::{Change, PreupdateSink, RowEvent, Untold},
+    testing::{Bug, planted},
+    value::{ValueRef, integral, put_cell, put_key_part, put_varint},
+};
+
+/// Row events of the transaction under way.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    registry: Arc<Registry>,
+    arena: Vec<u8>,
+    events: Vec<Event>,
+    /// The table of the event before: most statements change rows of one table only.
+    table: Option<(Vec<u8>, Option<usize>)>,
+    /// The first value that cannot be replicated.
+    refused: Option<WriteError>,
+}
+
+/// What happened to one row once.
+#[derive(Debug, Clone)]
+struct Event {
+    /// Place in [`Registry::tables`].
+    table: usize,
+    change: Change,
+    key: Range<usize>,
+    /// An insert's new cells, a delete's old ones, all of them; for an update the place of each cell
+    /// that changed, its old and its new value.
+    cells: Range<usize>,
+}
+
+/// A point to which the recorder can go back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    events: usize,
+    arena: usize,
+}
+
+impl Recorder {
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, arena: Vec::new(), events: Vec::new(), table: None, refused: None }
+    }
+
+    /// Begins to capture under another schema. Nothing may be captured at that moment.
+    pub(crate) fn set_registry(&mut self, registry: Arc<Registry>) {
+        debug_assert!(self.events.is_empty(), "the schema changes between transactions");
+        self.registry = registry;
+        self.table = None;
+    }
+
+    /// Forgets everything captured.
+    pub(crate) fn clear(&mut self) {
+        /// What one huge transaction left behind is not kept for ever.
+        const KEPT_BYTES: usize = 16 << 20;
+        self.arena.clear();
+        self.arena.shrink_to(KEPT_BYTES);
+        self.events.clear();
+        self.events.shrink_to(KEPT_BYTES / size_of::<Event>());
+        self.refused = None;
+    }
+
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { events: self.events.len(), arena: self.arena.len() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// The first value that cannot be replicated, if one was captured.
+    pub(crate) fn take_refusal(&mut self) -> Option<WriteError> {
+        self.refused.take()
+    }
+
+    /// After a statement failed or was rolled back: reads every row captured since `mark` again, and
+    /// keeps exactly what the file now holds.
+    pub(crate) fn reread(&mut self, mark: Mark, conn: &Connection) -> rusqlite::Result<()> {
+        if self.events.len() == mark.events || planted(Bug::FailedStatementKept) {
+            return Ok(());
+        }
+        let registry = Arc::clone(&self.registry);
+        let suspects = self.suspects(mark);
+        self.events.truncate(mark.events);
+        self.arena.truncate(mark.arena);
+        for suspect in suspects {
+            let table = &registry.tables()[suspect.table];
+            let stored = read_row(conn, table, &suspect.key)?;
+            self.push_difference(&suspect, stored.as_deref());
+        }
+        Ok(())
+    }
+
+    fn suspects(&self, mark: Mark) -> Vec<Suspect> {
+        let mut rows: BTreeMap<(usize, &[u8]), Fold<'_>> = BTreeMap::new();
+        for event in &self.events[mark.events..] {
+            let cells = self.registry.tables()[event.table].cells.len();
+            rows.entry((event.table, &self.arena[event.key.clone()]))
+                .or_insert_with(|| Fold::new(event.change, cells))
+                .add(event.change, &self.arena[event.cells.clone()]);
+        }
+        rows.into_iter()
+            .map(|((table, key), fold)| Suspect {
+                table,
+                key: key.to_vec(),
+                existed: fold.existed(),
+                old: fold.old().iter().map(|cell| cell.map(<[u8]>::to_vec)).collect(),
+            })
+            .collect()
+    }
+
+    fn push_difference(&mut self, suspect: &Suspect, stored: Option<&[Vec<u8>]>) {
+        let key_start = self.arena.len();
+        self.arena.extend_from_slice(&suspect.key);
+        let cells_start = self.arena.len();
+        let change = match (suspect.existed, stored) {
+            (false, None) => None,
+            (false, Some(stored)) => {
+                stored.iter().for_each(|cell| self.arena.extend_from_slice(cell));
+                Some(Change::Insert)
+            }
+            (true, None) => {
+                // A row that is gone was deleted by one of the events, which told all its cells.
+                suspect.old.iter().flatten().for_each(|cell| self.arena.extend_from_slice(cell));
+                Some(Change::Delete)
+            }
+            (true, Some(stored)) => {
+                for (place, (old, new)) in suspect.old.iter().zip(stored).enumerate() {
+                    if let Some(old) = old.as_ref().filter(|old| *old != new) {
+                        put_varint(&mut self.arena, place as u64);
+                        self.arena.extend_from_slice(old);
+                        self.arena.extend_from_slice(new);
+                    }
+                }
+                (self.arena.len() > cells_start).then_some(Change::Update)
+            }
+        };
+        match change {
+            None => self.arena.truncate(key_start),
+            Some(change) => self.events.push(Event {
+                table: suspect.table,
+                change,
+                key: key_start..cells_start,
+                cells: cells_start..self.arena.len(),
+            }),
+        }
+    }
+
+    /// Gives the net changes of the transaction, one per key, by table and key.
+    pub(crate) fn net(&self, mut each: impl FnMut(&Table, NetRow<'_>)) {
+        let sort_key = |event: &Event| (event.table, &self.arena[event.key.clone()]);
+        let mut order: Vec<&Event> = self.events.iter().collect();
+        // Stable, so that events of one key stay in order; and fast where they are sorted already.
+        order.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        let mut folded = Vec::new();
+        let mut rest = order.as_slice();
+        while let Some(first) = rest.first() {
+            let (table, key) = sort_key(first);
+            let count = rest.iter().take_while(|event| sort_key(event) == (table, key)).count();
+            let (group, behind) = rest.split_at(count);
+            rest = behind;
+            let table = &self.registry.tables()[table];
+            let change = match group {
+                [only] => Some((only.change, &self.arena[only.cells.clone()])),
+                _ => {
+                    let mut fold = Fold::new(first.change, table.cells.len());
+                    for event in group {
+                        fold.add(event.change, &self.arena[event.cells.clone()]);
+                    }
+                    folded.clear();
+                    fold.net(&mut folded).map(|change| (change, folded.as_slice()))
+                }
+            };
+            if let Some((change, cells)) = change {
+                each(table, NetRow { key, change: NetChange::new(change, cells) });
+            }
+        }
+    }
+
+    /// Reads every captured row again and panics where the file holds something else than the events
+    /// say: the simulator's check that capture is exact.
+    pub(crate) fn verify(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut result = Ok(());
+        self.net(|table, row| match read_row(conn, table, row.key) {
+            Err(error) => result = Err(error),
+            Ok(stored) => check(table, &row, stored.as_deref()),
+        });
+        result
+    }
+
+    fn table_of(&mut self, name: &[u8]) -> Option<usize> {
+        match &self.table {
+            Some((last, table)) if last == name => *table,
+            _ => {
+                let table = self.registry.position(name);
+                self.table = Some((name.to_vec(), table));
+                table
+            }
+        }
+    }
+
+    fn record(
+        &mut self,
+        table: &Table,
+        index: usize,
+        event: &RowEvent<'_>,
+    ) -> Result<(), Untellable> {
+        if event.blob_write {
+            return Err(Untellable {
+                column: None,
+                what: "incremental blob writes are not captured; use UPDATE".to_owned(),
+            });
+        }
+        match event.change {
+            Change::Insert => self.whole_row(index, table, Change::Insert, &|c| event.new(c)),
+            Change::Delete => self.whole_row(index, table, Change::Delete, &|c| event.old(c)),
+            Change::Update => self.update(index, table, event),
+        }
+    }
+
+    fn whole_row<'e>(
+        &mut self,
+        index: usize,
+        table: &Table,
+        change: Change,
+        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+    ) -> Result<(), Untellable> {
+        let key = self.key(table, read)?;
+        let start = self.arena.len();
+        for column in &table.cells {
+            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            put_cell(&mut self.arena, with_affinity(value, column.real));
+        }
+        self.events.push(Event { table: index, change, key, cells: start..self.arena.len() });
+        Ok(())
+    }
+
+    fn update(
+        &mut self,
+        index: usize,
+        table: &Table,
+        event: &RowEvent<'_>,
+    ) -> Result<(), Untellable> {
+        let key_changed = table.key.iter().try_fold(false, |changed, column| {
+            let untold = |e| Untellable::sqlite(&column.name, e);
+            let old = event.old(column.position).map_err(untold)?;
+            let new = event.new(column.position).map_err(untold)?;
+            Ok(changed || old != new)
+        })?;
+        if key_changed {
+            // Another key is another row.
+            self.whole_row(index, table, Change::Delete, &|c| event.old(c))?;
+            return self.whole_row(index, table, Change::Insert, &|c| event.new(c));
+        }
+        let key = self.key(table, &|c| event.old(c))?;
+        let start = self.arena.len();
+        for (place, column) in table.cells.iter().enumerate() {
+            let untold = |e| Untellable::sqlite(&column.name, e);
+            let old = with_affinity(event.old(column.position).map_err(untold)?, column.real);
+            let new = with_affinity(event.new(column.position).map_err(untold)?, column.real);
+            if !same(old, new) {
+                put_varint(&mut self.arena, place as u64);
+                put_cell(&mut self.arena, old);
+                put_cell(&mut self.arena, new);
+            }
+        }
+        if self.arena.len() == start {
+            self.arena.truncate(key.start);
+        } else {
+            let cells = start..self.arena.len();
+            self.events.push(Event { table: index, change: Change::Update, key, cells });
+        }
+        Ok(())
+    }
+
+    fn key<'e>(
+        &mut self,
+        table: &Table,
+        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+    ) -> Result<Range<usize>, Untellable> {
+        let start = self.arena.len();
+        for column in &table.key {
+            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            if matches!(value, ValueRef::Real(r) if !column.real && integral(r).is_some()) {
+                // Its canonical key is that of the integer, and another node would store that.
+                return Err(Untellable {
+                    column: Some(column.name.clone()),
+                    what:
+                        "a key that is a REAL of integer value is not available in this version; \
+                           store an INTEGER, or declare the column REAL"
+                            .to_owned(),
+                });
+            }
+            put_key_part(&mut self.arena, value).map_err(|_| Untellable {
+                column: Some(column.name.clone()),
+                what: "a key cannot be NULL".to_owned(),
+            })?;
+        }
+        Ok(start..self.arena.len())
+    }
+}
+
+impl PreupdateSink for Recorder {
+    fn row(&mut self, event: &RowEvent<'_>) {
+        let Some(index) = self.table_of(event.table) else { return };
+        let registry = Arc::clone(&self.registry);
+        let table = &registry.tables()[index];
+        let start = self.mark();
+        if let Err(Untellable { column, what }) = self.record(table, index, event) {
+            self.events.truncate(start.events);
+            self.arena.truncate(start.arena);
+            self.refused.get_or_insert_with(|| WriteError::Value {
+                table: table.name.clone(),
+                column: column.unwrap_or_default(),
+                what,
+            });
+        }
+    }
+}
+
+/// Why a row event cannot be recorded.
+struct Untellable {
+    column: Option<String>,
+    what: String,
+}
+
+impl Untellable {
+    fn sqlite(column: &str, Untold(code): Untold) -> Self {
+        Self {
+            column: Some(column.to_owned()),
+            what: format!("SQLite did not tell its value (code {code})"),
+        }
+    }
+}
+
+/// A row that a failed statement may or may not have changed.
+struct Suspect {
+    table: usize,
+    key: Vec<u8>,
+    existed: bool,
+    /// Cells as they were at the mark, where an event told.
+    old: Vec<Option<Vec<u8>>>,
+}
+
+fn check(table: &Table, row: &NetRow<'_>, stored: Option<&[Vec<u8>]>) {
+    let name = &table.name;
+    match (&row.change, stored) {
+        (NetChange::Delete, None) => {}
+        (NetChange::Insert(cells), Some(stored)) => {
+            assert!(
+                split(cells).eq(stored.iter().map(Vec::as_slice)),
+                "captured insert into {name}"
+            );
+        }
+        (NetChange::Update(cells), Some(stored)) => {
+            for (place, _, new) in changes(cells) {
+                assert_eq!(stored[place], new, "captured update of {name}");
+            }
+        }
+        (change, stored) => panic!("captured {change:?} of {name}, the file holds {stored:?}"),
+    }
+}
+
+/// What a column stores: SQLite may tell an integer where a REAL column will hold a real.
+#[expect(clippy::cast_precision_loss, reason = "REAL affinity rounds just so")]
+fn with_affinity(value: ValueRef<'_>, real: bool) -> ValueRef<'_> {
+    match value {
+        ValueRef::Integer(n) if real => ValueRef::Real(n as f64),
+        other => other,
+    }
+}
+
+/// Whether two values are stored alike.
+fn same(a: ValueRef<'_>, b: ValueRef<'_>) -> bool {
+    match (a, b) {
+        (ValueRef::Real(a), ValueRef::Real(b)) => a.to_bits() == b.to_bits(),
+        _ => a == b,
+    }
+}

@@ -1,0 +1,235 @@
+//! Many write jobs, one SQLite transaction, each as if alone.
+//!
+//! Every job of a group runs in a savepoint and becomes an entry of its own; one commit, and one sync,
+//! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
+//! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
+
+use crate::{
+    capture::encode,
+    contested::{Contested, Effects},
+    db::{
+        tx::{WriteTx, transaction_gone},
+        writer::Writer,
+    },
+    entry::{Entry, EntryHeader, Segment, codec::RowsReader},
+    error::WriteError,
+    hlc::HlcClock,
+    id::{AuthorId, Lsn, Ticket},
+    log::Log,
+    schema::Registry,
+    sqlite,
+    testing::{Bug, planted},
+    time::WallTime,
+    value::DecodeError,
+    version::Dot,
+};
+
+/// A write: runs on the user connection, possibly twice, so it overwrites its results instead of
+/// adding to them. Returning an error rolls it back.
+pub type Job = Box<dyn FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send>;
+
+/// What a job's commit came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The entry that holds the changes; `None` if the job changed no replicated row.
+    pub dot: Option<Dot>,
+    /// The newest position in this node's log when the job had committed.
+    pub lsn: Lsn,
+}
+
+/// A job that waits.
+pub(crate) struct Queued {
+    pub(crate) ticket: Ticket,
+    pub(crate) job: Job,
+}
+
+impl std::fmt::Debug for Queued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queued").field("ticket", &self.ticket).finish_non_exhaustive()
+    }
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) ticket: Ticket,
+    pub(crate) result: Result<Committed, WriteError>,
+}
+
+/// What the writer needs of the replica to make entries.
+#[derive(Debug)]
+pub(crate) struct Local<'r> {
+    pub(crate) author: AuthorId,
+    pub(crate) registry: &'r Registry,
+    pub(crate) log: &'r mut Log,
+    pub(crate) contested: &'r mut Contested,
+    pub(crate) hlc: &'r mut HlcClock,
+    pub(crate) wall: WallTime,
+}
+
+/// The transaction of a group is gone; nothing of it was written.
+struct GroupLost;
+
+impl Writer {
+    /// Runs the jobs in order and commits them. The answers come in the same order.
+    pub(crate) fn commit(&mut self, jobs: &mut [Queued], local: &mut Local<'_>) -> Vec<Answer> {
+        if let [_, _, ..] = jobs
+            && let Ok(answers) = self.commit_group(jobs, local)
+        {
+            return answers;
+        }
+        let alone = |queued: &mut Queued| Answer {
+            ticket: queued.ticket,
+            result: self.commit_alone(queued, local),
+        };
+        jobs.iter_mut().map(alone).collect()
+    }
+
+    fn commit_alone(
+        &self,
+        queued: &mut Queued,
+        local: &mut Local<'_>,
+    ) -> Result<Committed, WriteError> {
+        self.command("/*littoral*/ BEGIN IMMEDIATE")?;
+        let result = self.run_job(queued, local).and_then(|dot| {
+            self.command("/*littoral*/ COMMIT")?;
+            Ok(dot)
+        });
+        self.user().sink().clear();
+        match result {
+            Ok(dot) => {
+                for (_, entry) in local.log.keep() {
+                    remember_own(local.contested, local.registry, &entry);
+                }
+                Ok(Committed { dot, lsn: local.log.last() })
+            }
+            Err(error) => {
+                let next = local.log.head(local.author).seq;
+                local.log.undo();
+                if !self.user().is_autocommit() {
+                    self.command("/*littoral*/ ROLLBACK")?;
+                }
+                if planted(Bug::AnswerBeforeCommit) {
+                    let dot = Some(Dot { author: local.author, seq: next + 1 });
+                    return Ok(Committed { dot, lsn: local.log.last() });
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn commit_group(
+        &self,
+        jobs: &mut [Queued],
+        local: &mut Local<'_>,
+    ) -> Result<Vec<Answer>, GroupLost> {
+        local.contested.mark();
+        let result = self.run_group(jobs, local);
+        self.user().sink().clear();
+        if result.is_ok() {
+            local.contested.keep();
+            local.log.keep();
+        } else {
+            local.contested.undo();
+            local.log.undo();
+            if !self.user().is_autocommit() && self.command("/*littoral*/ ROLLBACK").is_err() {
+                tracing::error!("the transaction of a group could not be rolled back");
+            }
+        }
+        result
+    }
+
+    fn run_group(
+        &self,
+        jobs: &mut [Queued],
+        local: &mut Local<'_>,
+    ) -> Result<Vec<Answer>, GroupLost> {
+        let lost = |_| GroupLost;
+        self.command("/*littoral*/ BEGIN IMMEDIATE").map_err(lost)?;
+        let mut answers = Vec::with_capacity(jobs.len());
+        for queued in jobs {
+            self.command("/*littoral*/ SAVEPOINT littoral_job").map_err(lost)?;
+            let result = self.run_job(queued, local);
+            self.user().sink().clear();
+            if self.user().is_autocommit() {
+                return Err(GroupLost);
+            }
+            if result.is_err() {
+                self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
+            } else if let Some((_, entry)) = local.log.newest_fresh()
+                && result.as_ref().is_ok_and(|dot| *dot == Some(entry.header.dot))
+            {
+                remember_own(local.contested, local.registry, entry);
+            }
+            self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
+            let lsn = local.log.last();
+            let result = result.map(|dot| Committed { dot, lsn });
+            answers.push(Answer { ticket: queued.ticket, result });
+        }
+        self.command("/*littoral*/ COMMIT").map_err(lost)?;
+        Ok(answers)
+    }
+
+    /// Runs one job within the transaction and appends its entry.
+    fn run_job(
+        &self,
+        queued: &mut Queued,
+        local: &mut Local<'_>,
+    ) -> Result<Option<Dot>, WriteError> {
+        (queued.job)(&mut WriteTx::new(self))?;
+        if self.user().is_autocommit() {
+            return Err(transaction_gone());
+        }
+        if let Some(refused) = self.user().sink().take_refusal() {
+            return Err(refused);
+        }
+        if sqlite::has_deferred_violations(self.user()) {
+            return Err(deferred_violation());
+        }
+        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
+            self.as_engine(|conn| self.user().sink().verify(conn))?;
+        }
+        let Some(body) = encode(&self.user().sink(), local.contested)? else { return Ok(None) };
+        let head = local.log.head(local.author);
+        let dot = Dot { author: local.author, seq: head.seq + 1 };
+        let entry = body.into_entry(EntryHeader {
+            dot,
+            hlc: local.hlc.tick(local.wall),
+            previous: head.digest,
+            schema: local.registry.version,
+            under: 0,
+        });
+        self.as_engine(|conn| local.log.append(conn, entry))?;
+        Ok(Some(dot))
+    }
+}
+
+/// Takes the rows of an entry into the clocks, whatever they do to stored rows.
+pub(crate) fn remember(
+    contested: &mut Contested,
+    registry: &Registry,
+    entry: &Entry,
+) -> Result<(), DecodeError> {
+    let mut effects = Effects::default();
+    for segment in entry.segments() {
+        let Segment::Rows(rows) = segment? else { continue };
+        let mut reader = RowsReader::new(rows);
+        while let Some(op) = reader.next()? {
+            if let Some(table) = registry.by_id(op.table).filter(|table| table.is_multi_writer()) {
+                contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// [`remember`], for an entry that this node has just encoded.
+fn remember_own(contested: &mut Contested, registry: &Registry, entry: &Entry) {
+    remember(contested, registry, entry).expect("an entry decodes as it was encoded");
+}
+
+fn deferred_violation() -> WriteError {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY);
+    let message = "FOREIGN KEY constraint failed".to_owned();
+    WriteError::Sqlite(rusqlite::Error::SqliteFailure(code, Some(message)))
+}

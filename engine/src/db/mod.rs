@@ -1,0 +1,135 @@
+//! [`Db`]: the file, for reading. All writing goes through [`Replica`](crate::Replica).
+
+pub(crate) mod authorizer;
+mod group_commit;
+mod tx;
+pub(crate) mod writer;
+
+pub(crate) use group_commit::{Answer, Local, Queued, remember};
+pub use group_commit::{Committed, Job};
+pub use tx::{TxStatement, WriteTx};
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, hooks::AuthContext};
+
+use crate::{
+    driver::DatabaseDigest,
+    entry::Digest,
+    schema::{Registry, Table},
+    sqlite,
+    value::put_cell,
+};
+
+/// How long a reader waits for another process that recovers the WAL.
+const READ_BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A replica's file, to be read on any thread.
+#[derive(Clone, Debug)]
+pub struct Db {
+    file: Arc<File>,
+}
+
+/// Where the file is, and through which VFS.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) path: PathBuf,
+    pub(crate) vfs: Option<String>,
+}
+
+impl File {
+    pub(crate) fn connect(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
+        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        match &self.vfs {
+            Some(vfs) => Connection::open_with_flags_and_vfs(&self.path, flags, vfs.as_str()),
+            None => Connection::open_with_flags(&self.path, flags),
+        }
+    }
+}
+
+impl Db {
+    pub(crate) fn new(file: Arc<File>) -> Self {
+        Self { file }
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Opens a connection that can only read.
+    ///
+    /// # Errors
+    /// SQLite's, if the file cannot be opened.
+    pub fn reader(&self) -> rusqlite::Result<Reader> {
+        let mut connection = self.file.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        connection.busy_timeout(READ_BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.authorizer(Some(|context: AuthContext<'_>| authorizer::reader(&context)))?;
+        Ok(Reader { connection })
+    }
+
+    /// Copies the WAL into the file as far as present readers allow, and syncs both. Blocks for as
+    /// long as that takes, so it belongs on a thread of its own.
+    ///
+    /// # Errors
+    /// SQLite's, if the disk fails.
+    pub fn wal_checkpoint(&self) -> rusqlite::Result<()> {
+        let connection = self.file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    }
+}
+
+/// A connection that can only read. Statements that write are refused with `SQLITE_AUTH`.
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+}
+
+impl Reader {
+    /// The connection. A transaction on it is one snapshot; while it is open, the WAL cannot be
+    /// started again and grows.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Hashes the rows of every replicated table in key order, all of one snapshot. Two replicas that
+    /// have applied the same entries have equal digests.
+    ///
+    /// # Errors
+    /// SQLite's, if the file cannot be read.
+    pub fn digest(&self) -> rusqlite::Result<DatabaseDigest> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let registry = Registry::load(&snapshot)?;
+        let mut all = blake3::Hasher::new();
+        let mut tables = Vec::new();
+        for table in registry.tables() {
+            let digest = table_digest(&snapshot, table)?;
+            all.update(&digest.0);
+            tables.push((table.name.clone(), digest));
+        }
+        snapshot.finish()?;
+        tables.sort();
+        Ok(DatabaseDigest { all: Digest(*all.finalize().as_bytes()), tables })
+    }
+}
+
+fn table_digest(conn: &Connection, table: &Table) -> rusqlite::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&table.id.0.to_be_bytes());
+    let mut statement = conn.prepare_cached(&table.sql.scan)?;
+    let mut rows = statement.query([])?;
+    let mut cells = Vec::new();
+    while let Some(row) = rows.next()? {
+        cells.clear();
+        for column in 0..table.key.len() + table.cells.len() {
+            put_cell(&mut cells, sqlite::column(row, column)?);
+        }
+        hasher.update(&cells);
+    }
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}

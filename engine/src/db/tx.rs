@@ -1,0 +1,317 @@
+//! [`WriteTx`]: what a write job sees of the user connection.
+//!
+//! Every execution is bracketed by the recorder: a job may swallow the error of a statement and go on,
+//! and the entry still holds exactly what the file holds.
+
+use rusqlite::{
+    Batch, CachedStatement, Params, Row, Statement, ToSql, fallible_iterator::FallibleIterator as _,
+};
+
+use crate::{
+    capture::Mark,
+    db::{authorizer::Savepoint, writer::Writer},
+    error::WriteError,
+    schema::catalog::MARK,
+};
+
+/// The transaction of one write job.
+///
+/// Jobs may be grouped into one SQLite transaction, each as if alone. The words BEGIN, COMMIT and
+/// ROLLBACK are refused; savepoints nest as usual.
+#[derive(Debug)]
+pub struct WriteTx<'w> {
+    writer: &'w Writer,
+    savepoints: Vec<(String, Mark)>,
+}
+
+/// A prepared statement of a write job.
+#[derive(Debug)]
+pub struct TxStatement<'t> {
+    writer: &'t Writer,
+    savepoints: &'t mut Vec<(String, Mark)>,
+    statement: Prepared<'t>,
+    savepoint: Option<Savepoint>,
+}
+
+impl std::fmt::Debug for Prepared<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cached(statement) => (**statement).fmt(f),
+            Self::Once(statement) => statement.fmt(f),
+        }
+    }
+}
+
+enum Prepared<'t> {
+    Cached(CachedStatement<'t>),
+    Once(Statement<'t>),
+}
+
+impl<'w> WriteTx<'w> {
+    pub(crate) fn new(writer: &'w Writer) -> Self {
+        Self { writer, savepoints: Vec::new() }
+    }
+
+    /// Prepares one statement; text behind its end is ignored, as SQLite does.
+    ///
+    /// # Errors
+    /// SQLite's, or why the statement is not available in a write job. Nothing has happened.
+    pub fn prepare(&mut self, sql: &str) -> Result<TxStatement<'_>, WriteError> {
+        let writer = self.writer;
+        refuse_mark(sql)?;
+        let mut gate = writer.gate();
+        gate.forget();
+        drop(gate);
+        // The authorizer names the savepoint, and it is not asked about a cached statement.
+        let prepared = if concerns_savepoint(sql) {
+            writer.user().prepare(sql).map(Prepared::Once)
+        } else {
+            writer.user().prepare_cached(sql).map(Prepared::Cached)
+        };
+        let statement = prepared.map_err(|error| writer.gate().explain(error))?;
+        let savepoint = writer.gate().take_savepoint();
+        Ok(TxStatement { writer, savepoints: &mut self.savepoints, statement, savepoint })
+    }
+
+    /// Runs one statement and drops the rows it returns; gives how many rows it changed.
+    ///
+    /// # Errors
+    /// SQLite's, or why the statement is not available in a write job. What the statement had done is
+    /// undone, as SQLite does it; the job may go on.
+    pub fn execute(&mut self, sql: &str, params: impl Params) -> Result<usize, WriteError> {
+        self.prepare(sql)?.execute(params)
+    }
+
+    /// Runs the statements of a script, one after the other, up to the first that fails.
+    ///
+    /// # Errors
+    /// As for [`WriteTx::execute`]; what the statements before the failed one did stays done.
+    pub fn execute_batch(&mut self, script: &str) -> Result<(), WriteError> {
+        let writer = self.writer;
+        refuse_mark(script)?;
+        let mut batch = Batch::new(writer.user(), script);
+        loop {
+            writer.gate().forget();
+            let next = batch.next().map_err(|error| writer.gate().explain(error))?;
+            let Some(mut statement) = next else { return Ok(()) };
+            let savepoint = writer.gate().take_savepoint();
+            run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()))?;
+        }
+    }
+
+    /// Runs a query and reads its first row.
+    ///
+    /// # Errors
+    /// As for [`WriteTx::execute`]; `QueryReturnedNoRows` if there is no row.
+    pub fn query_row<T>(
+        &mut self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, WriteError> {
+        let mut read = Some(read);
+        let mut value = None;
+        self.prepare(sql)?.query(params, |row| {
+            if let Some(read) = read.take() {
+                value = Some(read(row)?);
+            }
+            Ok(())
+        })?;
+        value.ok_or(WriteError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
+    }
+
+    /// The rowid of the row inserted last.
+    pub fn last_insert_rowid(&self) -> i64 {
+        self.writer.user().last_insert_rowid()
+    }
+
+    /// How many rows the last statement changed.
+    pub fn changes(&self) -> u64 {
+        self.writer.user().changes()
+    }
+}
+
+impl TxStatement<'_> {
+    /// The result's columns: name and declared type.
+    pub fn columns(&self) -> Vec<(String, Option<String>)> {
+        self.statement()
+            .columns()
+            .map(|column| (column.name().to_owned(), column.decl_type().map(str::to_owned)))
+            .collect()
+    }
+
+    /// How many parameters it has.
+    pub fn parameter_count(&self) -> usize {
+        self.statement().parameter_count()
+    }
+
+    /// The number of a named parameter, its `:`, `@` or `$` included.
+    ///
+    /// # Errors
+    /// If the name holds a zero byte.
+    pub fn parameter_index(&self, name: &str) -> Result<Option<usize>, WriteError> {
+        Ok(self.statement().parameter_index(name)?)
+    }
+
+    /// Whether it cannot change the database.
+    pub fn readonly(&self) -> bool {
+        self.statement().readonly()
+    }
+
+    /// Binds one parameter, counted from 1, for [`TxStatement::run`].
+    ///
+    /// # Errors
+    /// SQLite's, if there is no such parameter.
+    pub fn bind(&mut self, index: usize, value: impl ToSql) -> Result<(), WriteError> {
+        Ok(self.statement_mut().raw_bind_parameter(index, value)?)
+    }
+
+    /// Runs it and drops the rows it returns; gives how many rows it changed.
+    ///
+    /// # Errors
+    /// As for [`WriteTx::execute`].
+    pub fn execute(&mut self, params: impl Params) -> Result<usize, WriteError> {
+        self.query(params, |_| Ok(()))?;
+        let changes = if self.readonly() { 0 } else { self.writer.user().changes() };
+        Ok(usize::try_from(changes).unwrap_or(usize::MAX))
+    }
+
+    /// Runs it with these parameters and gives each row.
+    ///
+    /// # Errors
+    /// As for [`WriteTx::execute`], and what `each` returns.
+    pub fn query(
+        &mut self,
+        params: impl Params,
+        each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        let statement = self.statement_mut();
+        // Binding is what `query` does before its first step, so nothing has run yet.
+        drop(statement.query(params)?);
+        self.run(each)
+    }
+
+    /// Runs it with the parameters bound before and gives each row.
+    ///
+    /// # Errors
+    /// As for [`WriteTx::execute`], and what `each` returns.
+    pub fn run(
+        &mut self,
+        each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        let statement = match &mut self.statement {
+            Prepared::Cached(statement) => &mut **statement,
+            Prepared::Once(statement) => statement,
+        };
+        run(self.writer, self.savepoints, statement, self.savepoint.as_ref(), each)
+    }
+
+    fn statement(&self) -> &Statement<'_> {
+        match &self.statement {
+            Prepared::Cached(statement) => statement,
+            Prepared::Once(statement) => statement,
+        }
+    }
+}
+
+impl<'t> TxStatement<'t> {
+    fn statement_mut(&mut self) -> &mut Statement<'t> {
+        match &mut self.statement {
+            Prepared::Cached(statement) => statement,
+            Prepared::Once(statement) => statement,
+        }
+    }
+}
+
+fn run(
+    writer: &Writer,
+    savepoints: &mut Vec<(String, Mark)>,
+    statement: &mut Statement<'_>,
+    savepoint: Option<&Savepoint>,
+    mut each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
+    if writer.user().is_autocommit() {
+        return Err(transaction_gone());
+    }
+    let mark = writer.user().sink().mark();
+    let mut step_all = || {
+        let mut rows = statement.raw_query();
+        loop {
+            match rows.next() {
+                Ok(Some(row)) => each(row)?,
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(writer.gate().explain(error)),
+            }
+        }
+    };
+    if let Err(error) = step_all() {
+        if writer.user().is_autocommit() {
+            writer.user().sink().clear();
+        } else {
+            writer.reread(mark)?;
+        }
+        return Err(error);
+    }
+    match savepoint {
+        None => {}
+        Some(Savepoint::Begin(name)) => savepoints.push((name.clone(), mark)),
+        Some(Savepoint::Release(name)) => {
+            if let Some(place) = position(savepoints, name) {
+                savepoints.truncate(place);
+            }
+        }
+        Some(Savepoint::RollbackTo(name)) => {
+            if let Some(place) = position(savepoints, name) {
+                savepoints.truncate(place + 1);
+                writer.reread(savepoints[place].1)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn position(savepoints: &[(String, Mark)], name: &str) -> Option<usize> {
+    savepoints.iter().rposition(|(open, _)| open.eq_ignore_ascii_case(name))
+}
+
+/// What every statement gets after one that ended the transaction (OR ROLLBACK, a full disk).
+pub(crate) fn transaction_gone() -> WriteError {
+    WriteError::Aborted("the transaction was rolled back by a statement before".to_owned())
+}
+
+fn refuse_mark(sql: &str) -> Result<(), WriteError> {
+    if sql.contains(MARK) {
+        return Err(WriteError::Forbidden { what: format!("the comment {MARK}") });
+    }
+    Ok(())
+}
+
+/// Whether a statement may be about a savepoint, by its first word. Comments before it are skipped.
+fn concerns_savepoint(sql: &str) -> bool {
+    let mut rest = sql;
+    loop {
+        rest = rest
+            .trim_start_matches(|c: char| c.is_ascii_whitespace() || c == ';' || c == '\u{feff}');
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.split_once('\n').map_or("", |(_, behind)| behind);
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            rest = comment.split_once("*/").map_or("", |(_, behind)| behind);
+        } else {
+            break;
+        }
+    }
+    let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect();
+    ["SAVEPOINT", "RELEASE", "ROLLBACK"].iter().any(|w| word.eq_ignore_ascii_case(w))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_word_is_found_behind_comments() {
+        assert!(concerns_savepoint(" -- a\n /* b */ ; savepoint x"));
+        assert!(!concerns_savepoint("/* savepoint */ SELECT 1"));
+        assert!(!concerns_savepoint(""));
+    }
+}

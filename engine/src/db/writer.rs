@@ -1,0 +1,162 @@
+//! [`Writer`]: the two connections of the writer thread.
+//!
+//! *User* runs write jobs: foreign keys, triggers and CHECK on, every row change captured, every
+//! statement judged by the authorizer. *Apply* stores what other nodes wrote: all of that off. They
+//! are never both in a transaction, and nothing is toggled on them after they were opened.
+
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
+use rusqlite::{Connection, OpenFlags, config::DbConfig, hooks::AuthContext};
+
+use crate::{
+    capture::{Mark, Recorder},
+    db::{File, authorizer::Gate},
+    limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
+    merge,
+    schema::Registry,
+    sqlite::{self, Hooked},
+};
+
+/// How the user connection commits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Synchronous {
+    /// An answered commit is on stable storage.
+    #[default]
+    Full,
+    /// An answered commit is in the file, and on stable storage some milliseconds later. A power cut
+    /// in between loses it; nothing is lost that another node has seen.
+    Normal,
+}
+
+/// The connections that write.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    user: Hooked<Recorder>,
+    gate: Arc<Mutex<Gate>>,
+    apply: Connection,
+    verify_capture: bool,
+    /// Written to the WAL since a checkpoint was asked for.
+    wal_pages: u64,
+    page_bytes: u64,
+}
+
+impl Writer {
+    /// Opens both connections on a file that has the engine's tables.
+    pub(crate) fn open(
+        file: &File,
+        registry: &Arc<Registry>,
+        is_origin: bool,
+        synchronous: Synchronous,
+        verify_capture: bool,
+    ) -> rusqlite::Result<Self> {
+        let mut user = connect(file)?;
+        user.pragma_update(
+            None,
+            "synchronous",
+            match synchronous {
+                Synchronous::Full => "FULL",
+                Synchronous::Normal => "NORMAL",
+            },
+        )?;
+        user.pragma_update(None, "foreign_keys", true)?;
+        let page_bytes = user.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
+        let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), is_origin)));
+        let judge = Arc::clone(&gate);
+        user.authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
+
+        let apply = connect(file)?;
+        apply.pragma_update(None, "synchronous", "NORMAL")?;
+        apply.pragma_update(None, "foreign_keys", false)?;
+        apply.pragma_update(None, "ignore_check_constraints", true)?;
+        apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        merge::apply::prepare_connection(&apply)?;
+        Ok(Self {
+            user: Hooked::new(user, Recorder::new(Arc::clone(registry))),
+            gate,
+            apply,
+            verify_capture,
+            wal_pages: 0,
+            page_bytes: u64::from(page_bytes),
+        })
+    }
+
+    pub(crate) fn user(&self) -> &Hooked<Recorder> {
+        &self.user
+    }
+
+    pub(crate) fn apply(&self) -> &Connection {
+        &self.apply
+    }
+
+    pub(crate) fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock()
+    }
+
+    pub(crate) fn verifies_capture(&self) -> bool {
+        self.verify_capture
+    }
+
+    /// The schema or the origin changed.
+    pub(crate) fn learn(&self, registry: &Arc<Registry>, is_origin: bool) {
+        let mut gate = self.gate();
+        gate.registry = Arc::clone(registry);
+        gate.is_origin = is_origin;
+        drop(gate);
+        self.user.sink().set_registry(Arc::clone(registry));
+        // Statements prepared before were judged under what was known then.
+        self.user.flush_prepared_statement_cache();
+        self.apply.flush_prepared_statement_cache();
+    }
+
+    /// Lets the engine's own statements past the authorizer of the user connection.
+    pub(crate) fn as_engine<T>(&self, run: impl FnOnce(&Connection) -> T) -> T {
+        self.gate().engine = true;
+        let result = run(&self.user);
+        self.gate().engine = false;
+        result
+    }
+
+    /// Runs a statement of the engine on the user connection.
+    pub(crate) fn command(&self, sql: &str) -> rusqlite::Result<()> {
+        self.as_engine(|conn| conn.prepare_cached(sql)?.raw_execute().map(drop))
+    }
+
+    /// Makes the recorder hold what the file holds of the rows captured since `mark`.
+    pub(crate) fn reread(&self, mark: Mark) -> rusqlite::Result<()> {
+        self.as_engine(|conn| self.user.sink().reread(mark, conn))
+    }
+
+    /// Closes both connections. The last one of a file to close empties the WAL.
+    pub(crate) fn close(self) -> rusqlite::Result<()> {
+        self.apply.close().map_err(|(_, error)| error)?;
+        self.user.close()
+    }
+
+    /// Whether enough was written to the WAL to ask for a checkpoint; counts from zero then.
+    pub(crate) fn wants_checkpoint(&mut self) -> bool {
+        self.wal_pages +=
+            sqlite::take_pages_written(&self.user) + sqlite::take_pages_written(&self.apply);
+        let wants = self.wal_pages * self.page_bytes >= WAL_CHECKPOINT_BYTES;
+        if wants {
+            self.wal_pages = 0;
+        }
+        wants
+    }
+}
+
+fn connect(file: &File) -> rusqlite::Result<Connection> {
+    let conn = file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    configure(&conn)?;
+    Ok(conn)
+}
+
+/// Settings of every connection that writes.
+pub(crate) fn configure(conn: &Connection) -> rusqlite::Result<()> {
+    conn.busy_timeout(std::time::Duration::ZERO)?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "journal_size_limit", WAL_SIZE_LIMIT_BYTES.cast_signed())?;
+    conn.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
+    Ok(())
+}

@@ -1,0 +1,176 @@
+//! What passes between a [`Replica`](crate::Replica) and its driver: [`Input`] in, [`Output`] out.
+//!
+//! The driver owns everything that touches the world: sockets, clocks, threads, the syncing of the
+//! WAL. It hands over what happened and carries out what it is asked to. The node and the simulator
+//! are the two drivers of this project.
+
+use crate::{
+    db::Committed,
+    entry::Digest,
+    error::WriteError,
+    id::{AuthorId, ClusterId, Incarnation, Lsn, NodeId, PeerId, Ticket},
+    time::Instant,
+};
+
+/// Who a replica is. `init` draws it; it never changes in the life of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+    /// This life of the node.
+    pub incarnation: Incarnation,
+}
+
+/// One of the two ordered byte streams of a link.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Channel {
+    /// Hello, acknowledgements, credit, keep-alives: never behind entries.
+    Control,
+    /// Entries.
+    Entries,
+}
+
+/// Something that happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// A link is up. The driver has checked the peer's certificate, which names `node`.
+    PeerUp {
+        /// A number never used before in this process.
+        peer: PeerId,
+        /// The node that the certificate names.
+        node: NodeId,
+    },
+    /// The link is gone. Not needed after [`Output::Close`].
+    PeerDown {
+        /// Which link.
+        peer: PeerId,
+    },
+    /// One whole frame arrived, its header included; see [`frame_length`](crate::frame_length).
+    Frame {
+        /// On which link.
+        peer: PeerId,
+        /// On which of its streams.
+        channel: Channel,
+        /// The frame.
+        bytes: Vec<u8>,
+    },
+    /// Everything up to the LSN is on stable storage, as [`Output::Sync`] asked.
+    Synced(Lsn),
+    /// The WAL could not be synced. The replica stops: after a failed sync nobody knows what the disk
+    /// holds, and only opening the file again finds out.
+    SyncFailed(String),
+    /// The time of [`Output::WakeAt`] has come. Harmless at any other time.
+    Wake,
+}
+
+/// Something to do, or to know.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a frame. Frames of one channel arrive in order, or the link is closed.
+    Send {
+        /// On which link.
+        peer: PeerId,
+        /// On which of its streams.
+        channel: Channel,
+        /// The frame, header included.
+        bytes: Vec<u8>,
+    },
+    /// Close the link, after what was sent on it; the replica has forgotten it already.
+    Close {
+        /// Which link.
+        peer: PeerId,
+        /// What to tell the peer.
+        code: CloseCode,
+        /// For people.
+        reason: String,
+    },
+    /// Sync the WAL file, then answer [`Input::Synced`] with this LSN. Requests may be merged: a
+    /// sync begun after a request answers it and all before.
+    Sync(Lsn),
+    /// Run [`Db::wal_checkpoint`](crate::Db::wal_checkpoint) on a thread that may block.
+    WalCheckpoint,
+    /// A write job ended.
+    Done {
+        /// Which one.
+        ticket: Ticket,
+        /// How.
+        result: Result<Committed, WriteError>,
+    },
+    /// News.
+    Event(Event),
+    /// The replica is quiet until then, or until the next input if `None`. Always the last output.
+    WakeAt(Option<Instant>),
+}
+
+/// News for logs and for whoever waits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// This node's own `Join` was applied: it may write.
+    Joined(AuthorId),
+    /// The handshake with a peer is complete.
+    Streaming {
+        /// On which link.
+        peer: PeerId,
+        /// With whom.
+        node: NodeId,
+    },
+    /// Remote entries were applied, and are visible to readers.
+    Applied {
+        /// The newest of them.
+        lsn: Lsn,
+        /// How many.
+        entries: u64,
+    },
+    /// Storage fails; local writes are refused and applying is tried again.
+    StorageFailed(String),
+    /// Storage works again.
+    StorageRecovered,
+    /// The replica has stopped its links, or all writing, and says why. Only an operator helps.
+    Halted(String),
+}
+
+/// Why a link was closed, as the peer is told. The numbers are part of the protocol.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum CloseCode {
+    /// The replica was closed in good order.
+    Shutdown = 0,
+    /// A frame broke the format.
+    Malformed = 1,
+    /// No frame or entry version in common.
+    Incompatible = 2,
+    /// The other cluster.
+    WrongCluster = 3,
+    /// The certificate and the hello name different nodes, or a node linked to itself.
+    WrongNode = 4,
+    /// A gap or a wrong order in the stream.
+    Gap = 5,
+    /// Two different entries under one dot.
+    Fork = 6,
+    /// The peer knows entries of this node that this node has lost.
+    LostState = 7,
+    /// Nothing was heard for too long.
+    TimedOut = 8,
+    /// A newer link to the same node took over.
+    Replaced = 9,
+    /// The replica cannot go on without an operator.
+    Halted = 10,
+}
+
+impl CloseCode {
+    /// The number on the wire.
+    pub const fn to_u32(self) -> u32 {
+        self as u32
+    }
+}
+
+/// The rows of one replica, hashed in key order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DatabaseDigest {
+    /// All tables.
+    pub all: Digest,
+    /// Each replicated table by name.
+    pub tables: Vec<(String, Digest)>,
+}

@@ -1,0 +1,245 @@
+//! One error enum per operation. Every variant says whether the database changed and what to do.
+
+use crate::{
+    driver::CloseCode,
+    entry::Digest,
+    id::{AuthorId, ClusterId, Incarnation, NodeId},
+    schema::Refusal,
+    value::DecodeError,
+    version::Dot,
+};
+
+/// Why a file could not be opened as a replica. Nothing in it was changed, unless a variant says so.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// SQLite could not open, read or write the file.
+    #[error("SQLite could not open the database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The file has tables, but not littoral's: it was made by something else. Give littoral a path
+    /// of its own.
+    #[error("the file is a database that littoral did not make; give littoral a new path")]
+    ForeignFile,
+    /// The file was written by another version of littoral.
+    #[error("the file has format {found}, this version reads format {expected}")]
+    Format {
+        /// What the file says.
+        found: i64,
+        /// What this version reads.
+        expected: i64,
+    },
+    /// The file belongs to another cluster, node or incarnation than the configuration names. Use the
+    /// directory that `init` made for this node.
+    #[error("the file belongs to {node} ({incarnation}) of cluster {cluster}, not to this node")]
+    WrongIdentity {
+        /// The file's cluster.
+        cluster: ClusterId,
+        /// The file's node.
+        node: NodeId,
+        /// The file's incarnation.
+        incarnation: Incarnation,
+    },
+    /// The log in the file contradicts itself: the file is damaged. Keep it for inspection, and start
+    /// the node again with an empty directory and a new incarnation.
+    #[error("the log is damaged at LSN {lsn}: {what}")]
+    DamagedLog {
+        /// Where.
+        lsn: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// The schema or the policies of the genesis are not acceptable.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+}
+
+/// Why the origin could not begin the cluster with the schema it was given. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenesisError {
+    /// A statement of `schema.sql` fails.
+    #[error("schema statement failed: {error}\n  in: {statement}")]
+    Statement {
+        /// The statement.
+        statement: String,
+        /// SQLite's error.
+        error: rusqlite::Error,
+    },
+    /// A statement of `schema.sql` is not one that a schema may have.
+    #[error("{what} is not available in a schema: {statement}")]
+    Unsupported {
+        /// What kind of statement it is.
+        what: &'static str,
+        /// The statement.
+        statement: String,
+    },
+    /// Tables cannot replicate under their policies; every offending constraint is listed.
+    #[error("{}", list(.0))]
+    Refused(Vec<Refusal>),
+    /// The list of members must begin with the node that is given the genesis.
+    #[error("the genesis does not list {0} with its incarnation as its first member")]
+    NotTheOrigin(NodeId),
+    /// A policy names a table that the schema does not make.
+    #[error("a policy names the table {0:?}, which the schema does not create")]
+    NoSuchTable(String),
+}
+
+fn list(refusals: &[Refusal]) -> String {
+    let lines: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+    format!("the schema cannot replicate as declared:\n  {}", lines.join("\n  "))
+}
+
+/// Why a write job was not committed. Nothing of it was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// SQLite refused a statement or the commit; its own code and message are inside.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// This node's `Join` has not been applied yet, so its entries would have no author. It passes
+    /// once the node has been linked to the cluster.
+    #[error("this node is not a member yet: it has not received its Join from the origin")]
+    NotAMember,
+    /// The table is written at the origin only. Send the statement to the origin.
+    #[error(
+        "table {table:?} is written at the origin only; write at the origin, or declare the table \
+         with writers = \"any\""
+    )]
+    OriginOnly {
+        /// The table.
+        table: String,
+    },
+    /// The schema cannot change after `init` in this version.
+    #[error("{what} is not available: this version fixes the schema at init")]
+    SchemaChange {
+        /// What was asked for.
+        what: String,
+    },
+    /// A statement that write jobs may not use, because it would reach beyond the job.
+    #[error("{what} is not available in a write job")]
+    Forbidden {
+        /// What was asked for.
+        what: String,
+    },
+    /// A value that the column's declaration cannot replicate.
+    #[error("table {table:?}, column {column:?}: {what}")]
+    Value {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// What is wrong with the value.
+        what: String,
+    },
+    /// The transaction changes more than one entry can hold. Split it.
+    #[error(
+        "the transaction's entry would be {bytes} bytes, more than the {max} allowed; split it"
+    )]
+    EntryTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// The job itself gave up.
+    #[error("{0}")]
+    Aborted(String),
+    /// The replica stopped, or its storage fails; retry once it has recovered.
+    #[error("the replica cannot write: {0}")]
+    Unavailable(String),
+}
+
+impl WriteError {
+    /// Whether the same job may succeed later without being changed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotAMember | Self::Unavailable(_) => true,
+            Self::Sqlite(error) => matches!(
+                error.sqlite_error_code(),
+                Some(
+                    rusqlite::ErrorCode::DatabaseBusy
+                        | rusqlite::ErrorCode::DatabaseLocked
+                        | rusqlite::ErrorCode::DiskFull
+                        | rusqlite::ErrorCode::SystemIoFailure
+                )
+            ),
+            Self::OriginOnly { .. }
+            | Self::SchemaChange { .. }
+            | Self::Forbidden { .. }
+            | Self::Value { .. }
+            | Self::EntryTooLarge { .. }
+            | Self::Aborted(_) => false,
+        }
+    }
+}
+
+/// Why remote entries were not applied. Nothing of the batch was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ApplyError {
+    /// Storage fails: tried again later.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The entry breaks the format or its author's rights: applying anything behind it would break
+    /// causality, so the node stops its links.
+    #[error("entry {dot} cannot be applied: {what}")]
+    Undecodable { dot: Dot, what: String },
+}
+
+impl ApplyError {
+    pub(crate) fn undecodable(dot: Dot, error: DecodeError) -> Self {
+        Self::Undecodable { dot, what: error.to_string() }
+    }
+}
+
+/// A peer broke the protocol; its link is closed, nothing else happens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ProtocolError {
+    #[error("malformed frame: {0}")]
+    Malformed(String),
+    #[error("frame or entry format not supported: {0}")]
+    Incompatible(String),
+    #[error("the peer belongs to cluster {0}")]
+    WrongCluster(ClusterId),
+    #[error("the certificate names {certificate}, the peer says it is {said}")]
+    WrongNode { certificate: NodeId, said: NodeId },
+    #[error("entry {found} came where {expected} must")]
+    Gap { found: Dot, expected: Dot },
+    #[error("entry {dot} has previous digest {found:?}, ours is {ours:?}: the author's log forked")]
+    Fork { dot: Dot, found: Digest, ours: Digest },
+    #[error("at {dot} the digests differ: the author's log forked")]
+    ForkedVector { dot: Dot },
+    #[error("the peer has {theirs} of this node's entries, this node has {ours}: it lost state")]
+    LostState { theirs: Dot, ours: u64 },
+    #[error("the peer is this node itself")]
+    LinkedToSelf,
+    #[error("an entry cannot be decoded, and nothing behind it may be applied: {0}")]
+    Undecodable(String),
+    #[error("entries of author {0}, whose join is not in the log before them")]
+    UnknownAuthor(AuthorId),
+    #[error("nothing heard for too long")]
+    TimedOut,
+    #[error("a newer link to the same node took over")]
+    Replaced,
+    #[error("{0}")]
+    Halted(String),
+}
+
+impl ProtocolError {
+    /// What the peer is told.
+    pub(crate) const fn code(&self) -> CloseCode {
+        match self {
+            Self::Malformed(_) => CloseCode::Malformed,
+            Self::Incompatible(_) => CloseCode::Incompatible,
+            Self::WrongCluster(_) => CloseCode::WrongCluster,
+            Self::WrongNode { .. } | Self::LinkedToSelf => CloseCode::WrongNode,
+            Self::Gap { .. } | Self::UnknownAuthor(_) => CloseCode::Gap,
+            Self::Fork { .. } | Self::ForkedVector { .. } => CloseCode::Fork,
+            Self::LostState { .. } => CloseCode::LostState,
+            Self::TimedOut => CloseCode::TimedOut,
+            Self::Replaced => CloseCode::Replaced,
+            Self::Undecodable(_) | Self::Halted(_) => CloseCode::Halted,
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! [`Log`]: the entries of this node in the order in which it applied them.
+//!
+//! The table `littoral_log` holds them; memory holds where each author stands, a sparse index, and
+//! the newest entries, which are the ones that links ask for. Nothing is trimmed in this version.
+//!
+//! Invariants:
+//! - LSNs ascend by one; each author's sequence numbers ascend by one along them;
+//! - what was appended is not part of the log before [`Log::keep`], and leaves no trace after
+//!   [`Log::undo`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::{
+    entry::{
+        Digest, Entry,
+        codec::{Head, decode_entry},
+    },
+    hlc::Hlc,
+    id::{AuthorId, Lsn, Seq},
+    limits::RECENT_LOG_BYTES,
+    version::{Dot, VersionVector},
+};
+
+/// Every how many entries of one author the index holds one.
+const INDEX_STEP: u64 = 64;
+
+/// Where the log stands, and how to find entries in it.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    tail: Tail,
+    /// The tail at the last [`Log::keep`], while something is appended.
+    kept: Option<Tail>,
+    /// Appended since the last [`Log::keep`].
+    fresh: Vec<(Lsn, Entry)>,
+    index: BTreeMap<AuthorId, Vec<(Seq, Lsn)>>,
+    recent: VecDeque<(Lsn, Entry)>,
+    recent_bytes: usize,
+}
+
+/// What follows from the entries so far.
+#[derive(Debug, Clone, Default)]
+struct Tail {
+    last: Lsn,
+    hlc: Hlc,
+    heads: BTreeMap<AuthorId, Head>,
+}
+
+impl Log {
+    /// The newest position.
+    pub(crate) fn last(&self) -> Lsn {
+        self.tail.last
+    }
+
+    /// The greatest timestamp in it.
+    pub(crate) fn hlc(&self) -> Hlc {
+        self.tail.hlc
+    }
+
+    /// The newest entry of an author.
+    pub(crate) fn head(&self, author: AuthorId) -> Head {
+        self.tail.heads.get(&author).copied().unwrap_or(Head::START)
+    }
+
+    /// The newest entry of every author.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (AuthorId, Head)> {
+        self.tail.heads.iter().map(|(author, head)| (*author, *head))
+    }
+
+    pub(crate) fn vector(&self) -> VersionVector {
+        self.heads().map(|(author, head)| Dot { author, seq: head.seq }).collect()
+    }
+
+    /// Appends within the transaction under way on `conn`. The entry must be its author's next.
+    pub(crate) fn append(&mut self, conn: &Connection, entry: Entry) -> rusqlite::Result<Lsn> {
+        let lsn = self.tail.last.next();
+        let dot = entry.header.dot;
+        conn.prepare_cached("/*littoral*/ INSERT INTO littoral_log VALUES(?, ?, ?, ?)")?.execute(
+            params![
+                lsn.0.cast_signed(),
+                dot.author.to_u64().cast_signed(),
+                dot.seq.cast_signed(),
+                &*entry.bytes
+            ],
+        )?;
+        self.kept.get_or_insert_with(|| self.tail.clone());
+        self.advance(lsn, &entry);
+        self.fresh.push((lsn, entry));
+        Ok(lsn)
+    }
+
+    fn advance(&mut self, lsn: Lsn, entry: &Entry) {
+        let dot = entry.header.dot;
+        assert_eq!(self.head(dot.author).seq + 1, dot.seq, "an author's entries have no gaps");
+        self.tail.last = lsn;
+        self.tail.hlc = self.tail.hlc.max(entry.header.hlc);
+        self.tail.heads.insert(dot.author, Head { seq: dot.seq, digest: entry.digest });
+    }
+
+    /// What was appended is committed; gives it.
+    pub(crate) fn keep(&mut self) -> Vec<(Lsn, Entry)> {
+        self.kept = None;
+        let kept = mem::take(&mut self.fresh);
+        for (lsn, entry) in &kept {
+            Self::note(&mut self.index, *lsn, entry.header.dot);
+            self.recent_bytes += entry.bytes.len();
+            self.recent.push_back((*lsn, entry.clone()));
+        }
+        while self.recent_bytes > RECENT_LOG_BYTES
+            && let Some((_, entry)) = self.recent.pop_front()
+        {
+            self.recent_bytes -= entry.bytes.len();
+        }
+        kept
+    }
+
+    /// What was appended last, and is not kept yet.
+    pub(crate) fn newest_fresh(&self) -> Option<&(Lsn, Entry)> {
+        self.fresh.last()
+    }
+
+    /// What was appended is rolled back.
+    pub(crate) fn undo(&mut self) {
+        self.fresh.clear();
+        if let Some(kept) = self.kept.take() {
+            self.tail = kept;
+        }
+    }
+
+    fn note(index: &mut BTreeMap<AuthorId, Vec<(Seq, Lsn)>>, lsn: Lsn, dot: Dot) {
+        if dot.seq % INDEX_STEP == 1 {
+            index.entry(dot.author).or_default().push((dot.seq, lsn));
+        }
+    }
+
+    /// A position at or before the first entry that a reader with this vector lacks; the position
+    /// after the last one if it lacks none.
+    pub(crate) fn start_for(&self, vector: &VersionVector) -> Lsn {
+        self.heads()
+            .filter(|(author, head)| vector.seq(*author) < head.seq)
+            .filter_map(|(author, _)| self.before(author, vector.seq(author) + 1))
+            .min()
+            .unwrap_or(self.tail.last.next())
+    }
+
+    fn before(&self, author: AuthorId, seq: Seq) -> Option<Lsn> {
+        let index = self.index.get(&author)?;
+        let place = index.partition_point(|(indexed, _)| *indexed <= seq);
+        Some(index[place.checked_sub(1)?].1)
+    }
+
+    /// Gives the entries from `from` on, one after the other, until `each` says to stop by returning
+    /// false, or `upto` is passed.
+    pub(crate) fn read(
+        &self,
+        conn: &Connection,
+        from: Lsn,
+        upto: Lsn,
+        mut each: impl FnMut(Lsn, &Entry) -> bool,
+    ) -> Result<(), LogError> {
+        let in_memory = self.recent.front().map_or(self.tail.last.next(), |(lsn, _)| *lsn);
+        if from < in_memory {
+            let mut statement = conn.prepare_cached(
+                "SELECT lsn, bytes FROM littoral_log WHERE lsn >= ? AND lsn < ? ORDER BY lsn",
+            )?;
+            let end = in_memory.min(upto.next());
+            let mut rows = statement.query(params![from.0.cast_signed(), end.0.cast_signed()])?;
+            while let Some(row) = rows.next()? {
+                let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+                let bytes = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+                let entry = decode_entry(bytes.into())
+                    .map_err(|error| LogError::Damaged { lsn, what: error.to_string() })?;
+                if !each(lsn, &entry) {
+                    return Ok(());
+                }
+            }
+        }
+        let start = self.recent.partition_point(|(lsn, _)| *lsn < from);
+        for (lsn, entry) in self.recent.range(start..) {
+            if *lsn > upto || !each(*lsn, entry) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The digest of an entry that is in the log.
+    pub(crate) fn digest_of(
+        &self,
+        conn: &Connection,
+        dot: Dot,
+    ) -> Result<Option<Digest>, LogError> {
+        if self.head(dot.author).seq == dot.seq {
+            return Ok(Some(self.head(dot.author).digest));
+        }
+        let Some(from) = self.before(dot.author, dot.seq) else { return Ok(None) };
+        let bytes: Option<Vec<u8>> = conn
+            .prepare_cached(
+                "SELECT bytes FROM littoral_log WHERE lsn >= ? AND author = ? AND seq = ? LIMIT 1",
+            )?
+            .query_row(
+                params![
+                    from.0.cast_signed(),
+                    dot.author.to_u64().cast_signed(),
+                    dot.seq.cast_signed()
+                ],
+                |row| row.get(0),
+            )
+            .optional()?;
+        Ok(bytes.map(|bytes| Digest::of(&bytes)))
+    }
+
+    /// Reads the whole log of a file that was just opened, checks its chains, and gives every entry.
+    pub(crate) fn open(
+        conn: &Connection,
+        mut each: impl FnMut(&Entry) -> Result<(), String>,
+    ) -> Result<Self, LogError> {
+        let mut log = Self::default();
+        let mut statement =
+            conn.prepare("SELECT lsn, author, seq, bytes FROM littoral_log ORDER BY lsn")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+            let damaged = |what: String| LogError::Damaged { lsn, what };
+            let named = Dot {
+                author: AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned()),
+                seq: row.get::<_, i64>(2)?.cast_unsigned(),
+            };
+            let bytes = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+            let entry = decode_entry(bytes.into()).map_err(|error| damaged(error.to_string()))?;
+            let head = log.head(named.author);
+            if lsn != log.last().next() {
+                return Err(damaged(format!("the position after {} is missing", log.last())));
+            }
+            if entry.header.dot != named || named.seq != head.seq + 1 {
+                return Err(damaged(format!("entry {} stands there as {named}", entry.header.dot)));
+            }
+            if entry.header.previous != head.digest {
+                return Err(damaged(format!("entry {named} does not follow the one before it")));
+            }
+            each(&entry).map_err(damaged)?;
+            log.advance(lsn, &entry);
+            Self::note(&mut log.index, lsn, named);
+        }
+        Ok(log)
+    }
+}
+
+/// Why the log could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the log is damaged at LSN {lsn}: {what}")]
+    Damaged { lsn: Lsn, what: String },
+}

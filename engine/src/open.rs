@@ -1,0 +1,175 @@
+//! [`Builder`]: opening a file as a replica, and making it one first if it is empty.
+
+use std::{path::Path, sync::Arc};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::{
+    contested::Contested,
+    db::{
+        File,
+        writer::{Synchronous, Writer, configure},
+    },
+    driver::Identity,
+    error::OpenError,
+    genesis::Genesis,
+    hlc::HlcClock,
+    id::{ClusterId, Incarnation, NodeId},
+    log::{Log, LogError},
+    protocol::message::Register,
+    replica::{Parts, Replica},
+    schema::{Registry, catalog},
+    testing::{Bug, planted},
+    time::Now,
+};
+
+/// Settings of a replica that is about to be opened.
+#[derive(Debug)]
+pub struct Builder {
+    identity: Identity,
+    genesis: Option<Genesis>,
+    vfs: Option<String>,
+    synchronous: Synchronous,
+    verify_capture: bool,
+}
+
+impl Builder {
+    pub(crate) fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            genesis: None,
+            vfs: None,
+            synchronous: Synchronous::default(),
+            verify_capture: false,
+        }
+    }
+
+    /// Makes this node the origin of a new cluster, if the file is empty; later it is not looked at.
+    #[must_use]
+    pub fn genesis(mut self, genesis: Genesis) -> Self {
+        self.genesis = Some(genesis);
+        self
+    }
+
+    /// Uses the SQLite VFS of that name instead of the default one.
+    #[must_use]
+    pub fn vfs(mut self, name: &str) -> Self {
+        self.vfs = Some(name.to_owned());
+        self
+    }
+
+    /// How local writes are committed.
+    #[must_use]
+    pub fn synchronous(mut self, synchronous: Synchronous) -> Self {
+        self.synchronous = synchronous;
+        self
+    }
+
+    /// Reads every captured row again before each commit, and panics on a difference: for tests and
+    /// the simulator.
+    #[must_use]
+    pub fn verify_capture(mut self) -> Self {
+        self.verify_capture = true;
+        self
+    }
+
+    /// Opens the file, or makes it; its directory must exist. `now` dates the first entries of a new
+    /// cluster. `seed` keeps its place for what will be drawn from it; nothing is yet.
+    ///
+    /// # Errors
+    /// Why the file could not be opened as this node's.
+    pub fn open(self, path: &Path, now: Now, seed: u64) -> Result<Replica, OpenError> {
+        let _ = seed;
+        let file = Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone() });
+        let mut conn =
+            file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+        configure(&conn)?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        match catalog::exists(&conn)? {
+            None => self.create(&mut conn, now)?,
+            Some(true) => check_identity(&conn, &self.identity)?,
+            Some(false) => return Err(OpenError::ForeignFile),
+        }
+        // A commit at FULL, so that all the file holds is on stable storage from here on, the
+        // directory's entry for the WAL included.
+        let opened: i64 = catalog::meta(&conn, "opened")?.unwrap_or(0);
+        catalog::set_meta(&conn, "opened", opened + 1)?;
+
+        let registry = Arc::new(Registry::load(&conn)?);
+        let register =
+            catalog::meta::<Vec<u8>>(&conn, "register")?.and_then(|bytes| Register::decode(&bytes));
+        let mut contested = Contested::default();
+        let log = Log::open(&conn, |entry| {
+            if planted(Bug::ClocksNotReplayed) {
+                return Ok(());
+            }
+            crate::db::remember(&mut contested, &registry, entry).map_err(|e| e.to_string())
+        })
+        .map_err(|error| match error {
+            LogError::Sqlite(error) => OpenError::Sqlite(error),
+            LogError::Damaged { lsn, what } => OpenError::DamagedLog { lsn: lsn.0, what },
+        })?;
+        let hlc = if planted(Bug::HlcForgotten) {
+            HlcClock::default()
+        } else {
+            HlcClock::starting_after(log.hlc())
+        };
+        let is_origin = register.as_ref().is_some_and(|r| r.is_origin(&self.identity));
+        let writer =
+            Writer::open(&file, &registry, is_origin, self.synchronous, self.verify_capture)?;
+        let members = catalog::members(&conn)?;
+        // Closed only now: the last connection to close would empty and remove the WAL.
+        drop(conn);
+        Ok(Replica::new(Parts {
+            identity: self.identity,
+            synchronous: self.synchronous,
+            file,
+            writer,
+            registry,
+            members,
+            register,
+            log,
+            contested,
+            hlc,
+            now,
+        }))
+    }
+
+    fn create(&self, conn: &mut Connection, now: Now) -> Result<(), OpenError> {
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute_batch(catalog::DDL)?;
+        catalog::set_meta(&tx, "format", catalog::FILE_FORMAT)?;
+        catalog::set_meta(&tx, "cluster", self.identity.cluster.to_string())?;
+        catalog::set_meta(&tx, "node", self.identity.node.as_str())?;
+        catalog::set_meta(&tx, "incarnation", self.identity.incarnation.to_string())?;
+        if let Some(genesis) = &self.genesis {
+            genesis.write(&tx, &self.identity, now.wall)?;
+            catalog::set_meta(&tx, "register", Register::first(&self.identity).encode())?;
+        }
+        tx.commit()?;
+        Ok(())
+    }
+}
+
+fn check_identity(conn: &Connection, identity: &Identity) -> Result<(), OpenError> {
+    let found: i64 = catalog::meta(conn, "format")?.unwrap_or(0);
+    if found != catalog::FILE_FORMAT {
+        return Err(OpenError::Format { found, expected: catalog::FILE_FORMAT });
+    }
+    let text = |name| Ok::<_, OpenError>(catalog::meta::<String>(conn, name)?.unwrap_or_default());
+    let damaged = |what: &str| OpenError::DamagedLog { lsn: 0, what: what.to_owned() };
+    let number = |text: &str| u128::from_str_radix(text, 16);
+    let cluster = number(&text("cluster")?).map_err(|_| damaged("no cluster id"))?;
+    let node = NodeId::new(&text("node")?).map_err(|_| damaged("no node name"))?;
+    let incarnation = number(&text("incarnation")?).map_err(|_| damaged("no incarnation"))?;
+    let file =
+        Identity { cluster: ClusterId(cluster), node, incarnation: Incarnation(incarnation) };
+    if file == *identity {
+        return Ok(());
+    }
+    Err(OpenError::WrongIdentity {
+        cluster: file.cluster,
+        node: file.node,
+        incarnation: file.incarnation,
+    })
+}

@@ -1,0 +1,161 @@
+//! Frames: length and kind around a message or a batch of entries.
+//!
+//! A frame is a header of five bytes, the little-endian length of what follows it and a kind, then the
+//! payload. Every bound is checked before anything is allocated. `docs/protocol.md` specifies it.
+
+use std::sync::Arc;
+
+use crate::{
+    driver::Channel,
+    entry::{Entry, codec::decode_entry},
+    error::ProtocolError,
+    limits::{COMPRESS_FROM_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES},
+    value::{ByteReader, DecodeError, put_prefixed, put_varint},
+};
+
+/// Bytes of every frame's header.
+pub const FRAME_HEADER_BYTES: usize = 5;
+
+/// A frame longer than its channel allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {bytes} bytes is more than the {max} allowed on this channel")]
+pub struct FrameTooLong {
+    bytes: usize,
+    max: usize,
+}
+
+/// From the header of a frame the number of bytes that follow it.
+///
+/// # Errors
+/// If they are more than the channel allows; close the link with
+/// [`CloseCode::Malformed`](crate::CloseCode::Malformed).
+pub fn frame_length(
+    channel: Channel,
+    header: [u8; FRAME_HEADER_BYTES],
+) -> Result<usize, FrameTooLong> {
+    let [a, b, c, d, _] = header;
+    let bytes = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+    let max = match channel {
+        Channel::Control => MAX_CONTROL_FRAME_BYTES,
+        Channel::Entries => MAX_FRAME_BYTES,
+    } - FRAME_HEADER_BYTES;
+    if bytes > max { Err(FrameTooLong { bytes, max }) } else { Ok(bytes) }
+}
+
+const KIND_CONTROL: u8 = 1;
+const KIND_ENTRIES: u8 = 2;
+const KIND_ENTRIES_ZSTD: u8 = 3;
+
+/// zstd's default level costs more than the link it saves; this one is nearly free.
+const ZSTD_LEVEL: i32 = 1;
+
+/// The payload of a frame, by its kind.
+#[derive(Debug)]
+pub(crate) enum Payload<'f> {
+    Control(&'f [u8]),
+    Entries(Vec<Entry>),
+}
+
+/// Puts the header before a control message.
+pub(crate) fn control_frame(message: &[u8]) -> Vec<u8> {
+    framed(KIND_CONTROL, message)
+}
+
+/// Collects the bytes of entries for one frame.
+#[derive(Debug, Default)]
+pub(crate) struct EntriesFrame {
+    payload: Vec<u8>,
+}
+
+impl EntriesFrame {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.payload.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.payload.len()
+    }
+
+    pub(crate) fn push(&mut self, entry: &Entry) {
+        put_prefixed(&mut self.payload, &entry.bytes);
+    }
+
+    /// The frame; compressed if that makes it smaller. Starts again empty.
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        let payload = std::mem::take(&mut self.payload);
+        if payload.len() >= COMPRESS_FROM_BYTES
+            && let Ok(compressed) = zstd::bulk::compress(&payload, ZSTD_LEVEL)
+        {
+            let mut packed = Vec::with_capacity(compressed.len() + 10);
+            put_varint(&mut packed, payload.len() as u64);
+            packed.extend_from_slice(&compressed);
+            if packed.len() < payload.len() {
+                return framed(KIND_ENTRIES_ZSTD, &packed);
+            }
+        }
+        framed(KIND_ENTRIES, &payload)
+    }
+}
+
+fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
+    let len = u32::try_from(payload.len()).expect("MAX_FRAME_BYTES fits a u32");
+    frame.extend_from_slice(&len.to_le_bytes());
+    frame.push(kind);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Takes a whole frame apart.
+pub(crate) fn decode_frame(channel: Channel, frame: &[u8]) -> Result<Payload<'_>, ProtocolError> {
+    let (header, payload) = frame
+        .split_first_chunk::<FRAME_HEADER_BYTES>()
+        .ok_or_else(|| malformed("frame without a header"))?;
+    let len = frame_length(channel, *header)
+        .map_err(|error| ProtocolError::Malformed(error.to_string()))?;
+    if len != payload.len() {
+        return Err(malformed("frame whose length is not what its header says"));
+    }
+    match (channel, header[FRAME_HEADER_BYTES - 1]) {
+        (Channel::Control, KIND_CONTROL) => Ok(Payload::Control(payload)),
+        (Channel::Entries, KIND_ENTRIES) => entries(payload).map(Payload::Entries),
+        (Channel::Entries, KIND_ENTRIES_ZSTD) => entries(&unpacked(payload)?).map(Payload::Entries),
+        (_, kind) => Err(ProtocolError::Malformed(format!("frame of kind {kind} on {channel:?}"))),
+    }
+}
+
+fn unpacked(payload: &[u8]) -> Result<Vec<u8>, ProtocolError> {
+    let mut reader = ByteReader::new(payload);
+    let len = reader.varint().map_err(|error| malformed(&error.to_string()))?;
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    if len > MAX_FRAME_BYTES {
+        return Err(malformed("compressed frame that is too long unpacked"));
+    }
+    let compressed = &payload[payload.len() - reader.remaining()..];
+    let unpacked = zstd::bulk::decompress(compressed, len)
+        .map_err(|_| malformed("compressed frame that does not unpack"))?;
+    if unpacked.len() == len {
+        Ok(unpacked)
+    } else {
+        Err(malformed("compressed frame of another length"))
+    }
+}
+
+fn entries(payload: &[u8]) -> Result<Vec<Entry>, ProtocolError> {
+    let mut reader = ByteReader::new(payload);
+    let mut entries = Vec::new();
+    while !reader.is_empty() {
+        let bytes = reader.prefixed().map_err(|error| malformed(&error.to_string()))?;
+        let entry = decode_entry(Arc::from(bytes)).map_err(|error| match error {
+            // Written by a newer version: no peer can help.
+            DecodeError::Unknown(_) => ProtocolError::Undecodable(error.to_string()),
+            _ => malformed(&format!("entry: {error}")),
+        })?;
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+fn malformed(what: &str) -> ProtocolError {
+    ProtocolError::Malformed(what.to_owned())
+}

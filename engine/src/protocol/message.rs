@@ -1,0 +1,176 @@
+//! [`Message`]: everything that is said on a link's control stream, in the order of
+//! `docs/protocol.md`.
+//!
+//! The crate's only bincode: its standard configuration, always with a limit, whole frames only.
+
+use bincode::{Decode, Encode, config};
+
+use crate::{
+    driver::Identity,
+    entry::{Digest, codec::Head},
+    error::ProtocolError,
+    id::{AuthorId, ClusterId, Incarnation, NodeId, SchemaVersion, Seq},
+    limits::MAX_CONTROL_FRAME_BYTES,
+    version::{Dot, VersionVector},
+};
+
+/// The frame version this engine speaks, and the oldest it understands.
+pub(crate) const FRAME_VERSION: u16 = 1;
+
+/// A control message.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Message {
+    /// The first message on a link, from both sides.
+    Hello(Hello),
+    /// What the sender holds on stable storage.
+    Ack(Vec<(u64, Seq)>),
+    /// How many bytes of entries the sender has taken from this link since it began.
+    Credit(u64),
+    /// Answered with the same number.
+    Ping(u64),
+    /// The answer.
+    Pong(u64),
+}
+
+/// Who a replica is, and what it has.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Hello {
+    pub(crate) frame_versions: (u16, u16),
+    /// Every entry format it can read.
+    pub(crate) entry_formats: Vec<u8>,
+    pub(crate) cluster: u128,
+    pub(crate) node: String,
+    pub(crate) incarnation: u128,
+    /// For every author the newest entry it has applied, and the start of its digest.
+    pub(crate) vector: Vec<(u64, Seq, [u8; 8])>,
+    /// For every author the newest entry it has trimmed.
+    pub(crate) trimmed: Vec<(u64, Seq)>,
+    pub(crate) register: Option<Register>,
+    /// Number of the newest frontier it has applied.
+    pub(crate) frontier: u64,
+    pub(crate) schema: u32,
+}
+
+/// The control register: who is origin, as the voters agreed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Register {
+    pub(crate) version: u64,
+    pub(crate) term: u32,
+    /// The origin's name, incarnation and author id.
+    pub(crate) origin: (String, u128, u64),
+    /// Names and incarnations of the voters.
+    pub(crate) voters: Vec<(String, u128)>,
+}
+
+impl Message {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        bincode::encode_to_vec(self, config::standard())
+            .expect("messages hold nothing that cannot be encoded")
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, ProtocolError> {
+        let config = config::standard().with_limit::<MAX_CONTROL_FRAME_BYTES>();
+        let (message, read) = bincode::decode_from_slice(bytes, config)
+            .map_err(|error| ProtocolError::Malformed(error.to_string()))?;
+        if read == bytes.len() {
+            Ok(message)
+        } else {
+            Err(ProtocolError::Malformed("control message with bytes behind it".to_owned()))
+        }
+    }
+}
+
+impl Hello {
+    pub(crate) fn new(
+        identity: &Identity,
+        heads: impl Iterator<Item = (AuthorId, Head)>,
+        register: Option<&Register>,
+        schema: SchemaVersion,
+    ) -> Self {
+        Self {
+            frame_versions: (FRAME_VERSION, FRAME_VERSION),
+            entry_formats: vec![crate::entry::codec::FORMAT],
+            cluster: identity.cluster.0,
+            node: identity.node.as_str().to_owned(),
+            incarnation: identity.incarnation.0,
+            vector: heads
+                .map(|(author, head)| (author.to_u64(), head.seq, head.digest.prefix()))
+                .collect(),
+            trimmed: Vec::new(),
+            register: register.cloned(),
+            frontier: 0,
+            schema: schema.0,
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Result<Identity, ProtocolError> {
+        Ok(Identity {
+            cluster: ClusterId(self.cluster),
+            node: NodeId::new(&self.node)
+                .map_err(|error| ProtocolError::Malformed(error.to_string()))?,
+            incarnation: Incarnation(self.incarnation),
+        })
+    }
+
+    pub(crate) fn vector(&self) -> VersionVector {
+        self.heads().map(|(dot, _)| dot).collect()
+    }
+
+    /// The newest entry of every author and the start of its digest.
+    pub(crate) fn heads(&self) -> impl Iterator<Item = (Dot, [u8; 8])> {
+        self.vector.iter().filter(|(_, seq, _)| *seq > 0).map(|(author, seq, prefix)| {
+            (Dot { author: AuthorId::from_u64(*author), seq: *seq }, *prefix)
+        })
+    }
+}
+
+impl Register {
+    /// Version 0: the first origin, itself the only voter.
+    pub(crate) fn first(origin: &Identity) -> Self {
+        let node = origin.node.as_str().to_owned();
+        let incarnation = origin.incarnation.0;
+        Self {
+            version: 0,
+            term: AuthorId::FIRST.term,
+            origin: (node.clone(), incarnation, AuthorId::FIRST.to_u64()),
+            voters: vec![(node, incarnation)],
+        }
+    }
+
+    pub(crate) fn origin_author(&self) -> AuthorId {
+        AuthorId::from_u64(self.origin.2)
+    }
+
+    pub(crate) fn is_origin(&self, identity: &Identity) -> bool {
+        self.origin.0 == identity.node.as_str() && self.origin.1 == identity.incarnation.0
+    }
+
+    /// As the file keeps it.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        bincode::encode_to_vec(self, config::standard())
+            .expect("a register holds nothing that cannot be encoded")
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let config = config::standard().with_limit::<MAX_CONTROL_FRAME_BYTES>();
+        bincode::decode_from_slice(bytes, config).ok().map(|(register, _)| register)
+    }
+}
+
+/// A vector as acknowledgements carry it.
+pub(crate) fn wire_vector(vector: &VersionVector) -> Vec<(u64, Seq)> {
+    vector.iter().map(|dot| (dot.author.to_u64(), dot.seq)).collect()
+}
+
+/// The inverse of [`wire_vector`].
+pub(crate) fn read_vector(vector: &[(u64, Seq)]) -> VersionVector {
+    vector
+        .iter()
+        .map(|(author, seq)| Dot { author: AuthorId::from_u64(*author), seq: *seq })
+        .collect()
+}
+
+/// Whether a digest begins so.
+pub(crate) fn begins_with(digest: &Digest, prefix: [u8; 8]) -> bool {
+    digest.prefix() == prefix
+}

@@ -1,0 +1,302 @@
+//! [`PeerSession`]: the state machine of one link. It sees frames and entries, never SQLite.
+//!
+//! ```text
+//!   control   Hello ─────────────►          entries   Entries ─────────────►  (what the peer lacks,
+//!             ◄───────────── Hello                    ◄───────────── Entries   in log order)
+//!             Ack, Credit, Ping ──►
+//!             ◄── Ack, Credit, Pong
+//! ```
+//!
+//! Both sides speak at once. `AwaitHello` keeps what arrives on the entries stream before the peer's
+//! `Hello`, since the two streams are not ordered among each other; `Streaming` lasts until the link
+//! ends. `docs/protocol.md` specifies messages, order and close codes.
+//!
+//! Invariants:
+//! - entries are sent in this node's log order, none left out that the peer lacks;
+//! - no more than the credit window is under way, except for a single larger entry.
+
+pub(crate) mod frame;
+pub(crate) mod message;
+mod push;
+
+use std::{collections::VecDeque, mem, time::Duration};
+
+use crate::{
+    driver::{Channel, Identity},
+    entry::{Entry, codec::FORMAT},
+    error::ProtocolError,
+    id::{Lsn, NodeId, PeerId},
+    limits::{ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES},
+    protocol::{
+        frame::{EntriesFrame, Payload, control_frame, decode_frame},
+        message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
+    },
+    status::PeerStatus,
+    time::Instant,
+    version::VersionVector,
+};
+
+/// One link.
+#[derive(Debug)]
+pub(crate) struct PeerSession {
+    pub(crate) peer: PeerId,
+    pub(crate) node: NodeId,
+    pub(crate) since: Instant,
+    state: State,
+    /// Entries the peer has, or will have once it has taken what is under way.
+    known: VersionVector,
+    /// What the peer has said to hold on stable storage.
+    acknowledged: VersionVector,
+    /// The next position of the log to look at.
+    cursor: Lsn,
+    frame: EntriesFrame,
+    /// Bytes of entries sent, and of those taken by the peer.
+    entry_bytes_sent: u64,
+    entry_bytes_credited: u64,
+    /// Bytes of the peer's entries taken, and how many of them it was told.
+    entry_bytes_taken: u64,
+    entry_bytes_told: u64,
+    /// The durable vector told last.
+    told: VersionVector,
+    ack_due: Instant,
+    ping_due: Instant,
+    last_heard: Instant,
+    round_trip: Option<Duration>,
+    bytes_sent: u64,
+    bytes_received: u64,
+    outbox: VecDeque<(Channel, Vec<u8>)>,
+    /// A link to this node existed before in this process.
+    pub(crate) is_reconnect: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitHello { early: Vec<Vec<u8>>, early_bytes: usize },
+    Streaming,
+}
+
+/// What a frame brought.
+#[derive(Debug)]
+pub(crate) enum Received {
+    Nothing,
+    Hello(Box<Hello>),
+    Entries(Vec<Entry>),
+}
+
+impl PeerSession {
+    pub(crate) fn new(peer: PeerId, node: NodeId, now: Instant, hello: Hello) -> Self {
+        let mut session = Self {
+            peer,
+            node,
+            since: now,
+            state: State::AwaitHello { early: Vec::new(), early_bytes: 0 },
+            known: VersionVector::new(),
+            acknowledged: VersionVector::new(),
+            cursor: Lsn(1),
+            frame: EntriesFrame::default(),
+            entry_bytes_sent: 0,
+            entry_bytes_credited: 0,
+            entry_bytes_taken: 0,
+            entry_bytes_told: 0,
+            told: VersionVector::new(),
+            ack_due: now,
+            ping_due: now + KEEP_ALIVE,
+            last_heard: now,
+            round_trip: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+            outbox: VecDeque::new(),
+            is_reconnect: false,
+        };
+        session.say(&Message::Hello(hello));
+        session
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        matches!(self.state, State::Streaming)
+    }
+
+    /// Takes a frame.
+    pub(crate) fn handle_frame(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        bytes: Vec<u8>,
+    ) -> Result<Received, ProtocolError> {
+        self.last_heard = now;
+        self.bytes_received += bytes.len() as u64;
+        if let (State::AwaitHello { early, early_bytes }, Channel::Entries) =
+            (&mut self.state, channel)
+        {
+            *early_bytes += bytes.len();
+            if *early_bytes > MAX_FRAME_BYTES {
+                return Err(ProtocolError::Malformed("entries without a hello".to_owned()));
+            }
+            early.push(bytes);
+            return Ok(Received::Nothing);
+        }
+        match decode_frame(channel, &bytes)? {
+            Payload::Entries(entries) => Ok(Received::Entries(self.received(entries))),
+            Payload::Control(message) => self.handle_message(now, Message::decode(message)?),
+        }
+    }
+
+    fn received(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
+        for entry in &entries {
+            self.known.advance(entry.header.dot);
+        }
+        entries
+    }
+
+    fn handle_message(
+        &mut self,
+        now: Instant,
+        message: Message,
+    ) -> Result<Received, ProtocolError> {
+        let streaming = self.is_streaming();
+        match message {
+            Message::Hello(hello) if !streaming => return Ok(Received::Hello(Box::new(hello))),
+            _ if !streaming => {
+                return Err(ProtocolError::Malformed(
+                    "another message before the hello".to_owned(),
+                ));
+            }
+            Message::Hello(_) => {
+                return Err(ProtocolError::Malformed("a second hello".to_owned()));
+            }
+            Message::Ack(vector) => self.acknowledged.advance_all(&read_vector(&vector)),
+            Message::Credit(taken) => {
+                if taken < self.entry_bytes_credited || taken > self.entry_bytes_sent {
+                    return Err(ProtocolError::Malformed("credit for bytes never sent".to_owned()));
+                }
+                self.entry_bytes_credited = taken;
+            }
+            Message::Ping(token) => self.say(&Message::Pong(token)),
+            Message::Pong(token) => self.round_trip = Some(now.since(Instant(token))),
+        }
+        Ok(Received::Nothing)
+    }
+
+    /// Completes the handshake. Gives the entries that came before the peer's hello.
+    pub(crate) fn start_streaming(
+        &mut self,
+        has: VersionVector,
+        cursor: Lsn,
+    ) -> Result<Vec<Entry>, ProtocolError> {
+        self.known = has;
+        self.cursor = cursor;
+        let State::AwaitHello { early, .. } = mem::replace(&mut self.state, State::Streaming)
+        else {
+            return Ok(Vec::new());
+        };
+        let mut entries = Vec::new();
+        for frame in early {
+            if let Payload::Entries(more) = decode_frame(Channel::Entries, &frame)? {
+                entries.extend(self.received(more));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// An entry of the peer was applied, or dropped as known.
+    pub(crate) fn took(&mut self, entry: &Entry) {
+        self.entry_bytes_taken += entry.bytes.len() as u64;
+    }
+
+    /// Says what is due, and closes a link that has gone silent.
+    pub(crate) fn tick(
+        &mut self,
+        now: Instant,
+        durable: &VersionVector,
+    ) -> Result<(), ProtocolError> {
+        if now >= self.last_heard + LINK_TIMEOUT {
+            return Err(ProtocolError::TimedOut);
+        }
+        if self.is_streaming() {
+            let untold = self.entry_bytes_taken - self.entry_bytes_told;
+            if untold > 0 {
+                self.entry_bytes_told = self.entry_bytes_taken;
+                self.say(&Message::Credit(self.entry_bytes_taken));
+            }
+            if now >= self.ack_due && *durable != self.told {
+                self.ack_due = now + ACK_INTERVAL;
+                self.told = durable.clone();
+                self.say(&Message::Ack(wire_vector(durable)));
+            }
+            if now >= self.ping_due {
+                self.ping_due = now + KEEP_ALIVE;
+                self.say(&Message::Ping(now.0));
+            }
+        }
+        Ok(())
+    }
+
+    /// When [`PeerSession::tick`] has something to do next.
+    pub(crate) fn deadline(&self, durable: &VersionVector) -> Instant {
+        let timeout = self.last_heard + LINK_TIMEOUT;
+        if !self.is_streaming() {
+            return timeout;
+        }
+        let ack = if *durable == self.told { timeout } else { self.ack_due };
+        timeout.min(self.ping_due).min(ack)
+    }
+
+    /// The next frame to send.
+    pub(crate) fn take_frame(&mut self) -> Option<(Channel, Vec<u8>)> {
+        let (channel, bytes) = self.outbox.pop_front()?;
+        self.bytes_sent += bytes.len() as u64;
+        Some((channel, bytes))
+    }
+
+    pub(crate) fn status(&self, ours: &VersionVector) -> PeerStatus {
+        PeerStatus {
+            peer: self.peer,
+            node: self.node.clone(),
+            streaming: self.is_streaming(),
+            acknowledged: self.acknowledged.clone(),
+            behind: ours.missing_from(&self.acknowledged),
+            round_trip: self.round_trip,
+            bytes_sent: self.bytes_sent,
+            bytes_received: self.bytes_received,
+        }
+    }
+
+    fn say(&mut self, message: &Message) {
+        self.outbox.push_back((Channel::Control, control_frame(&message.encode())));
+    }
+
+    fn has_credit_for(&self, bytes: u64) -> bool {
+        let under_way = self.entry_bytes_sent - self.entry_bytes_credited;
+        under_way == 0 || under_way + bytes <= CREDIT_WINDOW_BYTES
+    }
+}
+
+/// What can be said of a hello without looking at the log.
+pub(crate) fn check_hello(
+    us: &Identity,
+    certificate: &NodeId,
+    hello: &Hello,
+) -> Result<Identity, ProtocolError> {
+    let (oldest, newest) = hello.frame_versions;
+    if !(oldest..=newest).contains(&FRAME_VERSION) || !hello.entry_formats.contains(&FORMAT) {
+        return Err(ProtocolError::Incompatible(format!(
+            "the peer speaks frame versions {oldest} to {newest} and entry formats {:?}, this node \
+             speaks {FRAME_VERSION} and [{FORMAT}]",
+            hello.entry_formats
+        )));
+    }
+    let them = hello.identity()?;
+    if them.cluster != us.cluster {
+        return Err(ProtocolError::WrongCluster(them.cluster));
+    }
+    if them.node != *certificate {
+        return Err(ProtocolError::WrongNode { certificate: certificate.clone(), said: them.node });
+    }
+    if them.node == us.node {
+        return Err(ProtocolError::LinkedToSelf);
+    }
+    Ok(them)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! The engine's own tables: their DDL, and how a row of each is read and written.
+//!
+//! They share the prefix `littoral_`, which user tables may not have, and live in the user's file,
+//! because a commit in WAL mode is atomic within one file only.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::{
+    entry::{Member, TableDeclaration},
+    id::{AuthorId, Incarnation, NodeId, SchemaVersion},
+    policy::ColumnType,
+};
+
+/// What the names of the engine's tables begin with.
+pub(crate) const PREFIX: &str = "littoral_";
+
+/// The version of everything below, as `littoral_meta` holds it.
+pub(crate) const FILE_FORMAT: i64 = 1;
+
+/// Stands in every statement of the engine on the user connection, and in none of the user's: so the
+/// statement cache can never hand one to the other past the authorizer.
+pub(crate) const MARK: &str = "/*littoral*/";
+
+pub(crate) const DDL: &str = "
+CREATE TABLE littoral_meta(name TEXT PRIMARY KEY NOT NULL, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_log(
+  lsn INTEGER PRIMARY KEY NOT NULL, author INTEGER NOT NULL, seq INTEGER NOT NULL, bytes BLOB NOT NULL
+) STRICT;
+CREATE TABLE littoral_members(
+  author INTEGER PRIMARY KEY NOT NULL, node TEXT NOT NULL, incarnation BLOB NOT NULL
+) STRICT;
+CREATE TABLE littoral_tables(
+  id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
+  explicit_key INTEGER NOT NULL
+) STRICT;
+CREATE TABLE littoral_columns(
+  table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
+  PRIMARY KEY(table_id, id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_conflicts(
+  id INTEGER PRIMARY KEY NOT NULL,
+  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT NOT NULL, \"row\" TEXT NOT NULL,
+  kept ANY, kept_at INTEGER, kept_by TEXT,
+  lost ANY, lost_at INTEGER, lost_by TEXT,
+  table_id INTEGER NOT NULL, column_id INTEGER NOT NULL, key BLOB NOT NULL,
+  kept_hlc INTEGER, kept_author INTEGER, kept_seq INTEGER,
+  lost_hlc INTEGER, lost_author INTEGER, lost_seq INTEGER
+) STRICT;
+";
+
+/// Whether the file has the engine's tables; `None` for an empty file.
+pub(crate) fn exists(conn: &Connection) -> rusqlite::Result<Option<bool>> {
+    let (tables, ours): (i64, i64) = conn.query_row(
+        "SELECT count(*), count(*) FILTER (WHERE name = 'littoral_meta') FROM sqlite_schema",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok((tables > 0).then_some(ours > 0))
+}
+
+/// Reads a row of `littoral_meta`.
+pub(crate) fn meta<T: rusqlite::types::FromSql>(
+    conn: &Connection,
+    name: &str,
+) -> rusqlite::Result<Option<T>> {
+    conn.query_row("SELECT value FROM littoral_meta WHERE name = ?", [name], |row| row.get(0))
+        .optional()
+}
+
+/// Writes a row of `littoral_meta`.
+pub(crate) fn set_meta(
+    conn: &Connection,
+    name: &str,
+    value: impl rusqlite::ToSql,
+) -> rusqlite::Result<()> {
+    conn.prepare_cached("/*littoral*/ INSERT OR REPLACE INTO littoral_meta VALUES(?, ?)")?
+        .execute(params![name, value])?;
+    Ok(())
+}
+
+/// Adds a member.
+pub(crate) fn add_member(conn: &Connection, member: &Member) -> rusqlite::Result<()> {
+    conn.execute(
+        "INSERT INTO littoral_members VALUES(?, ?, ?)",
+        params![
+            member.author.to_u64().cast_signed(),
+            member.node.as_str(),
+            member.incarnation.0.to_be_bytes()
+        ],
+    )?;
+    Ok(())
+}
+
+/// All members in author order.
+pub(crate) fn members(conn: &Connection) -> rusqlite::Result<Vec<Member>> {
+    conn.prepare("SELECT author, node, incarnation FROM littoral_members ORDER BY author")?
+        .query_map([], |row| {
+            let node: String = row.get(1)?;
+            Ok(Member {
+                author: AuthorId::from_u64(row.get::<_, i64>(0)?.cast_unsigned()),
+                node: NodeId::new(&node).map_err(|error| {
+                    rusqlite::Error::FromSqlConversionFailure(
+                        1,
+                        rusqlite::types::Type::Text,
+                        error.into(),
+                    )
+                })?,
+                incarnation: Incarnation(u128::from_be_bytes(row.get(2)?)),
+            })
+        })?
+        .collect()
+}
+
+/// Takes tables into the catalog.
+pub(crate) fn declare(
+    conn: &Connection,
+    version: SchemaVersion,
+    tables: &[TableDeclaration],
+) -> rusqlite::Result<()> {
+    for table in tables {
+        conn.execute(
+            "INSERT INTO littoral_tables VALUES(?, ?, ?, ?, ?)",
+            params![
+                table.id.0,
+                table.name,
+                table.policy.consistency.as_str(),
+                table.policy.writers.as_str(),
+                table.policy.explicit_key
+            ],
+        )?;
+        for (id, name) in &table.columns {
+            let merge: ColumnType = table.policy.columns.get(name).copied().unwrap_or_default();
+            conn.execute(
+                "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
+                params![table.id.0, id.0, name, merge.as_str()],
+            )?;
+        }
+    }
+    set_meta(conn, "schema_version", version.0)
+}

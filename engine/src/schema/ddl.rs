@@ -1,0 +1,154 @@
+//! The statements of a `schema.sql`: checked one by one at genesis, run on every node.
+//!
+//! This version runs DDL once, in the origin's second segment of entries; later changes are refused
+//! where they are prepared, by the authorizer of the user connection.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use parking_lot::Mutex;
+use rusqlite::{
+    Batch, Connection,
+    fallible_iterator::FallibleIterator as _,
+    hooks::{AuthAction, AuthContext, Authorization},
+};
+
+use crate::{
+    entry::TableDeclaration,
+    error::GenesisError,
+    policy::TablePolicy,
+    schema::{self, enroll::is_reserved},
+};
+
+/// What genesis makes of a schema and its policies.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) statements: Vec<String>,
+    pub(crate) tables: Vec<TableDeclaration>,
+}
+
+/// Runs the schema in a scratch database and checks everything that can be wrong with it.
+pub(crate) fn plan(
+    script: &str,
+    policies: &BTreeMap<String, TablePolicy>,
+) -> Result<Plan, GenesisError> {
+    let scratch_error = |error| GenesisError::Statement { statement: String::new(), error };
+    let mut scratch = Connection::open_in_memory().map_err(scratch_error)?;
+    scratch.pragma_update(None, "foreign_keys", false).map_err(scratch_error)?;
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let gate = Arc::clone(&seen);
+    scratch
+        .authorizer(Some(move |context: AuthContext<'_>| gate.lock().judge(&context)))
+        .map_err(scratch_error)?;
+    let statements = run_all(&scratch, script, &seen)?;
+    scratch.authorizer(None::<fn(AuthContext<'_>) -> Authorization>).map_err(scratch_error)?;
+
+    let tables = schema::declarations(&scratch, policies).map_err(scratch_error)?;
+    for name in policies.keys() {
+        if !tables.iter().any(|table| table.name.eq_ignore_ascii_case(name)) {
+            return Err(GenesisError::NoSuchTable(name.clone()));
+        }
+    }
+    let refusals = schema::check(&scratch, &tables).map_err(scratch_error)?;
+    if refusals.is_empty() {
+        Ok(Plan { statements, tables })
+    } else {
+        Err(GenesisError::Refused(refusals))
+    }
+}
+
+fn run_all(
+    scratch: &Connection,
+    script: &str,
+    seen: &Mutex<Seen>,
+) -> Result<Vec<String>, GenesisError> {
+    let mut statements = Vec::new();
+    let mut batch = Batch::new(scratch, script);
+    loop {
+        *seen.lock() = Seen::default();
+        let next = batch.next();
+        let verdict = std::mem::take(&mut *seen.lock());
+        let failed = |error: rusqlite::Error, statement: String| match verdict.refused {
+            Some(what) => GenesisError::Unsupported { what, statement },
+            None => GenesisError::Statement { statement, error },
+        };
+        let mut statement = match next {
+            Ok(None) => return Ok(statements),
+            Ok(Some(statement)) => statement,
+            Err(error) => return Err(failed(error, after(&statements))),
+        };
+        let text = statement.expanded_sql().unwrap_or_default();
+        if verdict.creates_table && verdict.selects {
+            let what = "CREATE TABLE AS SELECT";
+            return Err(GenesisError::Unsupported { what, statement: text });
+        }
+        statement.raw_execute().map_err(|error| failed(error, text.clone()))?;
+        statements.push(text);
+    }
+}
+
+/// Where a statement that cannot even be prepared stands.
+fn after(statements: &[String]) -> String {
+    match statements.last() {
+        None => "the first statement".to_owned(),
+        Some(last) => format!("the statement after: {last}"),
+    }
+}
+
+/// What the authorizer has seen of one statement.
+#[derive(Debug, Default)]
+struct Seen {
+    creates_table: bool,
+    selects: bool,
+    refused: Option<&'static str>,
+}
+
+impl Seen {
+    fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
+        let what = match context.action {
+            AuthAction::CreateTable { table_name: name }
+            | AuthAction::CreateView { view_name: name }
+            | AuthAction::CreateIndex { index_name: name, .. }
+            | AuthAction::CreateTrigger { trigger_name: name, .. } => {
+                self.creates_table |= matches!(context.action, AuthAction::CreateTable { .. });
+                // SQLite asks for the indexes it makes itself, under its own reserved names.
+                let own_index = matches!(context.action, AuthAction::CreateIndex { .. });
+                if is_reserved(name) && !(own_index && !name.starts_with("littoral")) {
+                    Some("a name beginning with littoral_ or sqlite_")
+                } else {
+                    None
+                }
+            }
+            AuthAction::Select => {
+                self.selects = true;
+                None
+            }
+            AuthAction::Insert { table_name }
+            | AuthAction::Update { table_name, .. }
+            | AuthAction::Delete { table_name } => {
+                // Bookkeeping of the CREATE statements; rows of user tables are written later.
+                (!table_name.starts_with("sqlite_")).then_some("a statement that writes rows")
+            }
+            AuthAction::Read { .. }
+            | AuthAction::Function { .. }
+            | AuthAction::Recursive
+            | AuthAction::Reindex { .. } => None,
+            AuthAction::CreateVtable { .. } => Some("CREATE VIRTUAL TABLE"),
+            AuthAction::CreateTempTable { .. }
+            | AuthAction::CreateTempView { .. }
+            | AuthAction::CreateTempIndex { .. }
+            | AuthAction::CreateTempTrigger { .. } => Some("a temporary object"),
+            AuthAction::Pragma { .. } => Some("PRAGMA"),
+            AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => {
+                Some("a transaction of its own (the schema is one transaction already)")
+            }
+            _ => Some("a statement other than CREATE TABLE, INDEX, VIEW or TRIGGER"),
+        };
+        match what {
+            None => Authorization::Allow,
+            Some(what) => {
+                self.refused.get_or_insert(what);
+                Authorization::Deny
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! [`Status`]: what a replica knows of itself and its peers, for people, metrics and tests.
+
+use std::time::Duration;
+
+use crate::{
+    driver::Identity,
+    entry::Member,
+    id::{AuthorId, Lsn, NodeId, PeerId, SchemaVersion},
+    policy::TablePolicy,
+    version::VersionVector,
+};
+
+/// A picture of one replica at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Who it is.
+    pub identity: Identity,
+    /// What its entries are signed with, once its `Join` was applied.
+    pub author: Option<AuthorId>,
+    /// The node that is origin, as the control register says; `None` before it is known.
+    pub origin: Option<NodeId>,
+    /// Position of the newest entry in its log.
+    pub applied: Lsn,
+    /// Position up to which the log is on stable storage.
+    pub durable: Lsn,
+    /// Which entries it has applied.
+    pub vector: VersionVector,
+    /// The members, in author order.
+    pub members: Vec<Member>,
+    /// The version of the schema, 0 before there is one.
+    pub schema: SchemaVersion,
+    /// The replicated tables and their policies, by name.
+    pub tables: Vec<(String, TablePolicy)>,
+    /// Its links.
+    pub peers: Vec<PeerStatus>,
+    /// Rows that a concurrent write may still meet.
+    pub contested_rows: u64,
+    /// Counts since the file was opened.
+    pub counts: Counts,
+    /// Why storage is failing, if it is.
+    pub storage_error: Option<String>,
+    /// Why the replica has stopped its links or its writes, if it has.
+    pub halted: Option<String>,
+}
+
+/// A picture of one link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerStatus {
+    /// Its number.
+    pub peer: PeerId,
+    /// The node at the other end.
+    pub node: NodeId,
+    /// Whether the handshake is complete.
+    pub streaming: bool,
+    /// Which entries the peer has said to hold durably.
+    pub acknowledged: VersionVector,
+    /// How many of our entries it has not acknowledged.
+    pub behind: u64,
+    /// The last measured round trip, keep-alive to answer.
+    pub round_trip: Option<Duration>,
+    /// Bytes of frames sent.
+    pub bytes_sent: u64,
+    /// Bytes of frames received.
+    pub bytes_received: u64,
+}
+
+/// Counts since the file was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Write jobs committed.
+    pub jobs_committed: u64,
+    /// Write jobs refused or failed.
+    pub jobs_failed: u64,
+    /// SQLite transactions that committed local jobs.
+    pub groups: u64,
+    /// Entries written here.
+    pub entries_authored: u64,
+    /// Entries of other authors applied.
+    pub entries_applied: u64,
+    /// Entries that arrived although they were applied before.
+    pub entries_duplicate: u64,
+    /// Row operations of other authors applied.
+    pub rows_applied: u64,
+    /// Concurrent values discarded; the newest are in `littoral_conflicts`.
+    pub conflicts: u64,
+    /// Links closed because the peer broke the protocol.
+    pub links_refused: u64,
+}

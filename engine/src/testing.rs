@@ -1,0 +1,85 @@
+//! Bugs that can be planted at run time, to prove that the simulator finds them.
+//!
+//! Nothing outside tests and the simulator ever plants one. Without the feature `testing`,
+//! [`planted`] is a constant and the compiler removes the checks.
+//!
+//! One bug is planted per process, for all replicas in it.
+
+/// A mistake the engine makes on purpose while it is planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Bug {
+    /// No bug.
+    None = 0,
+    /// Entries are sent before they are on stable storage.
+    SendUnsynced,
+    /// A counter's new value is captured instead of its increment.
+    CounterAbsolute,
+    /// The write that arrives last wins, whatever its stamp.
+    TiesByArrival,
+    /// An update brings a deleted row's clocks back to life.
+    UpdateRevives,
+    /// An insert over a tombstone stays in the deleted epoch.
+    EpochKept,
+    /// After a reconnect a sender leaves out the first entry the receiver lacks.
+    SkipOnReconnect,
+    /// A receiver applies increments again that it has applied before.
+    CounterReapplied,
+    /// A write is answered although its transaction was rolled back.
+    AnswerBeforeCommit,
+    /// Rows of a failed statement stay in the entry.
+    FailedStatementKept,
+    /// After a restart stamps follow the wall clock alone.
+    HlcForgotten,
+    /// A causal overwrite is told from a concurrent one by its stamp alone.
+    PrevIgnored,
+    /// A delete is taken to have seen everything in the row.
+    SawIgnored,
+    /// A link keeps its place in the log by position, and not by what the receiver has.
+    RelayForgotten,
+    /// Clocks of entries applied before the restart are lost.
+    ClocksNotReplayed,
+}
+
+impl Bug {
+    /// Every bug, in the order in which `selftest` plants them.
+    pub const ALL: [Self; 14] = [
+        Self::SendUnsynced,
+        Self::CounterAbsolute,
+        Self::TiesByArrival,
+        Self::UpdateRevives,
+        Self::EpochKept,
+        Self::SkipOnReconnect,
+        Self::CounterReapplied,
+        Self::AnswerBeforeCommit,
+        Self::FailedStatementKept,
+        Self::HlcForgotten,
+        Self::PrevIgnored,
+        Self::SawIgnored,
+        Self::RelayForgotten,
+        Self::ClocksNotReplayed,
+    ];
+}
+
+#[cfg(feature = "testing")]
+static PLANTED: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+
+/// Makes every replica of this process make the mistake `bug`, until another is planted.
+#[cfg(feature = "testing")]
+pub fn plant(bug: Bug) {
+    PLANTED.store(bug as u8, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether `bug` is planted.
+#[cfg(feature = "testing")]
+pub(crate) fn planted(bug: Bug) -> bool {
+    PLANTED.load(std::sync::atomic::Ordering::Relaxed) == bug as u8
+}
+
+/// Whether `bug` is planted.
+#[cfg(not(feature = "testing"))]
+pub(crate) const fn planted(bug: Bug) -> bool {
+    let _ = bug;
+    false
+}

@@ -1,0 +1,488 @@
+//! Replicas in one loop, exchanging frames until neither has more to say: no sockets, no clock.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use littoral::{
+    Channel, CloseCode, ClusterId, ColumnType, Committed, Event, Genesis, Identity, Incarnation,
+    Input, Instant, NodeId, Now, Output, PeerId, Replica, TablePolicy, Ticket, WallTime,
+    WriteError, WriteTx, Writers,
+};
+
+const SCHEMA: &str = "
+    CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, item TEXT, note TEXT, qty INTEGER NOT NULL DEFAULT 0);
+    CREATE TABLE orders(id INTEGER PRIMARY KEY, code TEXT NOT NULL UNIQUE, total REAL);
+    CREATE TABLE lines(
+      id INTEGER PRIMARY KEY, orders INTEGER NOT NULL REFERENCES orders(id) ON DELETE CASCADE
+      DEFERRABLE INITIALLY DEFERRED, qty INTEGER CHECK (qty > 0));
+";
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    names: Vec<NodeId>,
+    replicas: Vec<Option<Replica>>,
+    links: BTreeMap<(usize, PeerId), (usize, PeerId)>,
+    next_peer: u64,
+    now: Now,
+    done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
+    closed: Vec<(usize, CloseCode)>,
+    events: Vec<(usize, Event)>,
+}
+
+impl Cluster {
+    fn new(nodes: usize) -> Self {
+        let names: Vec<NodeId> =
+            (0..nodes).map(|i| NodeId::new(&format!("n{i}")).unwrap()).collect();
+        let mut cluster = Self {
+            dir: tempfile::tempdir().unwrap(),
+            names,
+            replicas: (0..nodes).map(|_| None).collect(),
+            links: BTreeMap::new(),
+            next_peer: 1,
+            now: Now { mono: Instant(1_000_000_000), wall: WallTime(1_700_000_000_000) },
+            done: BTreeMap::new(),
+            closed: Vec::new(),
+            events: Vec::new(),
+        };
+        for node in 0..nodes {
+            cluster.open(node);
+        }
+        cluster
+    }
+
+    fn identity(&self, node: usize) -> Identity {
+        Identity {
+            cluster: ClusterId(7),
+            node: self.names[node].clone(),
+            incarnation: Incarnation(100 + node as u128),
+        }
+    }
+
+    fn path(&self, node: usize) -> std::path::PathBuf {
+        self.dir.path().join(format!("{node}.sqlite"))
+    }
+
+    fn open(&mut self, node: usize) {
+        let counter = [("qty".to_owned(), ColumnType::Counter)];
+        let cart = TablePolicy {
+            writers: Writers::Any,
+            columns: counter.into(),
+            ..TablePolicy::default()
+        };
+        let mut builder = Replica::builder(self.identity(node)).verify_capture();
+        if node == 0 {
+            builder = builder.genesis(Genesis {
+                members: (0..self.names.len())
+                    .map(|n| (self.names[n].clone(), Incarnation(100 + n as u128)))
+                    .collect(),
+                schema: SCHEMA.to_owned(),
+                policies: [("cart".to_owned(), cart)].into(),
+            });
+        }
+        self.replicas[node] = Some(builder.open(&self.path(node), self.now, 0).unwrap());
+    }
+
+    fn link(&mut self, a: usize, b: usize) {
+        let (x, y) = (PeerId(self.next_peer), PeerId(self.next_peer + 1));
+        self.next_peer += 2;
+        self.links.insert((a, x), (b, y));
+        self.links.insert((b, y), (a, x));
+        let (name_a, name_b) = (self.names[a].clone(), self.names[b].clone());
+        // Both ends of a link are there before a frame arrives at either.
+        let now = self.now;
+        self.replica(a).handle(now, Input::PeerUp { peer: x, node: name_b });
+        self.replica(b).handle(now, Input::PeerUp { peer: y, node: name_a });
+        self.drain(a);
+        self.drain(b);
+    }
+
+    fn cut(&mut self) {
+        for ((node, peer), _) in std::mem::take(&mut self.links) {
+            self.handle(node, Input::PeerDown { peer });
+        }
+    }
+
+    fn replica(&mut self, node: usize) -> &mut Replica {
+        self.replicas[node].as_mut().unwrap()
+    }
+
+    fn handle(&mut self, node: usize, input: Input) {
+        let now = self.now;
+        self.replica(node).handle(now, input);
+        self.drain(node);
+    }
+
+    /// Delivers depth first, which is one order of many.
+    fn drain(&mut self, node: usize) {
+        loop {
+            match self.replica(node).poll() {
+                Output::WakeAt(at) => {
+                    if at.is_some_and(|at| at <= self.now.mono) {
+                        continue;
+                    }
+                    return;
+                }
+                Output::Send { peer, channel, bytes } => {
+                    if let Some(&(to, at)) = self.links.get(&(node, peer)) {
+                        self.handle(to, Input::Frame { peer: at, channel, bytes });
+                    }
+                }
+                Output::Close { peer, code, .. } => {
+                    self.closed.push((node, code));
+                    if let Some((to, at)) = self.links.remove(&(node, peer)) {
+                        self.links.remove(&(to, at));
+                        self.handle(to, Input::PeerDown { peer: at });
+                    }
+                }
+                Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
+                Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
+                Output::Done { ticket, result } => {
+                    self.done.insert((node, ticket), result);
+                }
+                Output::Event(event) => self.events.push((node, event)),
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..10 {
+            self.now.mono = Instant(self.now.mono.0 + 25_000_000);
+            self.now.wall = WallTime(self.now.wall.0 + 25);
+            for node in 0..self.replicas.len() {
+                self.handle(node, Input::Wake);
+            }
+        }
+    }
+
+    fn try_write(
+        &mut self,
+        node: usize,
+        job: impl FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send + 'static,
+    ) -> Result<Committed, WriteError> {
+        let now = self.now;
+        let ticket = self.replica(node).write(now, Box::new(job));
+        self.drain(node);
+        self.done.remove(&(node, ticket)).unwrap()
+    }
+
+    fn write(&mut self, node: usize, sql: &'static str) {
+        self.try_write(node, |tx| tx.execute_batch(sql)).unwrap();
+    }
+
+    fn rows(&mut self, node: usize, sql: &str) -> Vec<String> {
+        let reader = self.replica(node).db().reader().unwrap();
+        let mut statement = reader.connection().prepare(sql).unwrap();
+        let columns = statement.column_count();
+        let rows = statement.query_map([], |row| {
+            let cells: Vec<String> = (0..columns)
+                .map(|i| match row.get_ref(i).unwrap() {
+                    rusqlite::types::ValueRef::Null => "null".to_owned(),
+                    rusqlite::types::ValueRef::Integer(n) => n.to_string(),
+                    rusqlite::types::ValueRef::Real(r) => format!("{r:?}"),
+                    rusqlite::types::ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),
+                    rusqlite::types::ValueRef::Blob(b) => format!("{b:x?}"),
+                })
+                .collect();
+            Ok(cells.join("|"))
+        });
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    fn assert_equal(&mut self) {
+        let digests: Vec<_> = (0..self.replicas.len())
+            .map(|node| self.replica(node).db().reader().unwrap().digest().unwrap())
+            .collect();
+        for digest in &digests {
+            assert_eq!(digest, &digests[0]);
+        }
+    }
+}
+
+fn linked(nodes: usize) -> Cluster {
+    let mut cluster = Cluster::new(nodes);
+    for node in 1..nodes {
+        cluster.link(node, node - 1);
+    }
+    cluster.settle();
+    cluster
+}
+
+#[test]
+fn schema_and_members_reach_an_empty_edge_through_a_relay() {
+    let mut cluster = linked(3);
+    let status = cluster.replica(2).status();
+    assert_eq!(status.members.len(), 3);
+    assert_eq!(status.tables.len(), 3);
+    assert_eq!(status.origin, Some(NodeId::new("n0").unwrap()));
+    assert_eq!(status.applied, status.durable);
+    cluster.write(2, "INSERT INTO cart VALUES('a', 'apple', NULL, 1)");
+    cluster.settle();
+    assert_eq!(cluster.rows(0, "SELECT * FROM cart"), ["a|apple|null|1"]);
+    cluster.assert_equal();
+}
+
+#[test]
+fn concurrent_writes_merge_column_by_column_and_counters_add_up() {
+    let mut cluster = linked(3);
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 10)");
+    cluster.settle();
+    cluster.cut();
+    cluster.write(1, "UPDATE cart SET item = 'pear', qty = qty + 5");
+    cluster.write(2, "UPDATE cart SET note = 'ripe', qty = qty - 3");
+    cluster.link(1, 0);
+    cluster.link(2, 0);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(0, "SELECT * FROM cart"), ["a|pear|ripe|12"]);
+    assert!(cluster.rows(0, "SELECT * FROM littoral_conflicts").is_empty());
+}
+
+#[test]
+fn the_later_of_two_concurrent_assignments_wins_and_the_other_is_listed() {
+    let mut cluster = linked(2);
+    cluster.write(1, "INSERT INTO cart(id, item) VALUES('a', 'apple')");
+    cluster.settle();
+    cluster.cut();
+    cluster.write(0, "UPDATE cart SET item = 'first'");
+    cluster.now.wall = WallTime(cluster.now.wall.0 + 50);
+    cluster.write(1, "UPDATE cart SET item = 'second'");
+    cluster.link(1, 0);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(0, "SELECT item FROM cart"), ["second"]);
+    let conflict = "SELECT rule, \"table\", \"column\", \"row\", kept, kept_by, lost, lost_by \
+                    FROM littoral_conflicts";
+    let expected = ["last writer wins|cart|item|[\"a\"]|second|n1|first|n0"];
+    assert_eq!(cluster.rows(0, conflict), expected);
+    assert_eq!(cluster.rows(1, conflict), expected);
+    cluster.write(0, "UPDATE cart SET item = 'causal'");
+    cluster.settle();
+    assert_eq!(cluster.rows(1, "SELECT count(*) FROM littoral_conflicts"), ["1"]);
+}
+
+#[test]
+fn delete_wins_over_a_concurrent_update_and_an_insert_after_it_begins_anew() {
+    let mut cluster = linked(3);
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 10)");
+    cluster.settle();
+    cluster.cut();
+    cluster.write(1, "DELETE FROM cart");
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'anew', NULL, 1)");
+    cluster.now.wall = WallTime(cluster.now.wall.0 + 50);
+    cluster.write(2, "UPDATE cart SET note = 'late', qty = 99");
+    cluster.link(1, 0);
+    cluster.link(2, 0);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(2, "SELECT * FROM cart"), ["a|anew|null|1"]);
+    assert_eq!(
+        cluster.rows(2, "SELECT rule, lost FROM littoral_conflicts"),
+        ["delete wins|late"],
+        "the author of the update sees its value discarded"
+    );
+}
+
+#[test]
+fn concurrent_inserts_of_one_key_merge_and_sum_their_counters() {
+    let mut cluster = linked(3);
+    cluster.cut();
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', NULL, 2)");
+    cluster.write(2, "INSERT INTO cart VALUES('a', 'pear', 'n', 3)");
+    cluster.link(1, 0);
+    cluster.link(2, 0);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(0, "SELECT qty FROM cart"), ["5"]);
+}
+
+#[test]
+fn what_failed_statements_and_savepoints_undo_is_not_captured() {
+    let mut cluster = linked(2);
+    let committed = cluster
+        .try_write(0, |tx| {
+            tx.execute("INSERT INTO orders VALUES(1, 'a', 1)", [])?;
+            let many = "INSERT INTO orders VALUES(2, 'b', 1), (3, 'a', 1)";
+            assert!(tx.execute(many, []).is_err(), "one of the rows breaks UNIQUE");
+            let kept = "INSERT OR FAIL INTO orders VALUES(4, 'd', 1), (5, 'a', 1)";
+            assert!(tx.execute(kept, []).is_err(), "the row before the failure stays");
+            tx.execute_batch(
+                "SAVEPOINT s; INSERT INTO orders VALUES(6, 'f', 1); UPDATE orders SET total = 2; \
+                 ROLLBACK TO s; RELEASE s; INSERT OR REPLACE INTO orders VALUES(7, 'd', 3);",
+            )
+        })
+        .unwrap();
+    assert!(committed.dot.is_some());
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(1, "SELECT * FROM orders"), ["1|a|1.0", "7|d|3.0"]);
+}
+
+#[test]
+fn unique_values_may_be_exchanged_within_one_transaction() {
+    let mut cluster = linked(2);
+    cluster.write(0, "INSERT INTO orders VALUES(1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
+    cluster.write(
+        0,
+        "UPDATE orders SET code = 'x' WHERE id = 1; UPDATE orders SET code = 'a' WHERE id = 2; \
+         UPDATE orders SET code = 'b' WHERE id = 1; DELETE FROM orders WHERE id = 3; \
+         INSERT INTO orders VALUES(0, 'c', 0)",
+    );
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(1, "SELECT id, code FROM orders ORDER BY id"), ["0|c", "1|b", "2|a"]);
+}
+
+#[test]
+fn a_cascade_is_captured_and_a_deferred_violation_fails_its_own_job_only() {
+    let mut cluster = linked(2);
+    let now = cluster.now;
+    let jobs = [
+        "INSERT INTO orders VALUES(1, 'a', 1); INSERT INTO lines VALUES(1, 1, 2)",
+        "INSERT INTO lines VALUES(2, 99, 2)",
+        "INSERT INTO orders VALUES(2, 'b', 1)",
+        "DELETE FROM orders WHERE id = 1",
+    ];
+    let tickets = jobs.map(|sql| {
+        cluster.replica(0).write(now, Box::new(move |tx: &mut WriteTx<'_>| tx.execute_batch(sql)))
+    });
+    cluster.drain(0);
+    let ended = tickets.map(|ticket| cluster.done.remove(&(0, ticket)).unwrap());
+    assert!(ended[0].is_ok() && ended[2].is_ok() && ended[3].is_ok());
+    let message = ended[1].as_ref().unwrap_err().to_string();
+    assert_eq!(message, "FOREIGN KEY constraint failed");
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(1, "SELECT id FROM orders"), ["2"]);
+    assert!(cluster.rows(1, "SELECT * FROM lines").is_empty());
+    assert_eq!(cluster.replica(0).status().counts.groups, 1);
+}
+
+#[test]
+fn a_statement_that_rolls_the_group_back_fails_alone() {
+    let mut cluster = linked(2);
+    let now = cluster.now;
+    cluster.write(0, "INSERT INTO orders VALUES(1, 'a', 1)");
+    let jobs = [
+        "INSERT INTO orders VALUES(2, 'b', 1)",
+        "INSERT OR ROLLBACK INTO orders VALUES(3, 'a', 1)",
+        "INSERT INTO orders VALUES(4, 'd', 1)",
+    ];
+    let tickets = jobs.map(|sql| {
+        cluster.replica(0).write(now, Box::new(move |tx: &mut WriteTx<'_>| tx.execute_batch(sql)))
+    });
+    cluster.drain(0);
+    let ended = tickets.map(|ticket| cluster.done.remove(&(0, ticket)).unwrap().is_ok());
+    assert_eq!(ended, [true, false, true]);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(1, "SELECT id FROM orders"), ["1", "2", "4"]);
+}
+
+#[test]
+fn an_edge_is_told_what_it_cannot_do() {
+    let mut cluster = linked(2);
+    let mut refused = |sql: &'static str| {
+        cluster.try_write(1, move |tx| tx.execute_batch(sql)).unwrap_err().to_string()
+    };
+    assert!(refused("INSERT INTO orders VALUES(1, 'a', 1)").contains("written at the origin only"));
+    assert!(refused("CREATE TABLE t(x)").contains("fixes the schema at init"));
+    assert!(refused("BEGIN").contains("BEGIN is not available"));
+    assert!(refused("COMMIT").contains("COMMIT is not available"));
+    assert!(refused("ATTACH ':memory:' AS x").contains("ATTACH"));
+    assert!(refused("VACUUM").contains("VACUUM"));
+    assert!(refused("PRAGMA foreign_keys = off").contains("PRAGMA foreign_keys"));
+    assert!(refused("DELETE FROM littoral_log").contains("littoral_log"));
+    assert!(refused("/*littoral*/ SELECT 1").contains("comment"));
+    assert!(refused("INSERT INTO cart VALUES('a', 1, 2, 'many')").contains("64-bit"));
+    assert!(refused("CREATE TEMP TABLE t(x)").contains("temporary"));
+}
+
+#[test]
+fn a_node_that_has_not_joined_refuses_to_write() {
+    let mut cluster = Cluster::new(2);
+    let error = cluster.try_write(1, |tx| tx.execute_batch("SELECT 1")).unwrap_err();
+    assert!(matches!(error, WriteError::NotAMember) && error.is_retryable());
+}
+
+#[test]
+fn a_restarted_replica_goes_on_where_it_was() {
+    let mut cluster = linked(2);
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 10)");
+    cluster.settle();
+    cluster.cut();
+    cluster.write(1, "UPDATE cart SET item = 'mine'");
+    cluster.write(0, "UPDATE cart SET note = 'yours', qty = qty + 1");
+    for node in [0, 1] {
+        cluster.replicas[node] = None;
+        cluster.open(node);
+    }
+    cluster.write(1, "UPDATE cart SET qty = qty + 1");
+    cluster.link(0, 1);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(0, "SELECT * FROM cart"), ["a|mine|yours|12"]);
+}
+
+#[test]
+fn a_peer_that_talks_nonsense_loses_its_link_and_nothing_else_happens() {
+    let mut cluster = linked(2);
+    for (channel, bytes) in [
+        (Channel::Control, vec![1, 0, 0, 0, 1, 99]),
+        (Channel::Control, vec![]),
+        (Channel::Entries, vec![4, 0, 0, 0, 2, 3, 1, 2, 3]),
+        (Channel::Entries, vec![2, 0, 0, 0, 3, 200, 9]),
+    ] {
+        let &(node, peer) = cluster.links.keys().next().unwrap();
+        cluster.closed.clear();
+        cluster.handle(node, Input::Frame { peer, channel, bytes });
+        assert_eq!(cluster.closed, [(node, CloseCode::Malformed)]);
+        cluster.link(0, 1);
+        cluster.settle();
+    }
+    cluster.write(0, "INSERT INTO orders VALUES(1, 'a', 1)");
+    cluster.settle();
+    cluster.assert_equal();
+}
+
+#[test]
+fn an_old_copy_of_a_file_is_recognised_and_stops_writing() {
+    let mut cluster = linked(2);
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 10)");
+    cluster.settle();
+    cluster.cut();
+    let replica = cluster.replicas[1].take().unwrap();
+    replica.close(cluster.now).1.unwrap();
+    let path = cluster.path(1);
+    std::fs::copy(&path, path.with_extension("old")).unwrap();
+    cluster.open(1);
+    cluster.write(1, "UPDATE cart SET item = 'lost'");
+    cluster.link(1, 0);
+    cluster.settle();
+    cluster.cut();
+    cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
+    std::fs::rename(path.with_extension("old"), &path).unwrap();
+    cluster.open(1);
+    cluster.link(1, 0);
+    cluster.settle();
+    let error = cluster.try_write(1, |tx| tx.execute_batch("DELETE FROM cart")).unwrap_err();
+    assert!(error.to_string().contains("old copy"), "{error}");
+}
+
+#[test]
+fn the_results_of_a_job_come_out_through_what_it_captures() {
+    let mut cluster = linked(2);
+    let found = Arc::new(Mutex::new(String::new()));
+    let place = Arc::clone(&found);
+    cluster
+        .try_write(1, move |tx| {
+            tx.execute("INSERT INTO cart(id, item) VALUES(?1, ?2)", ["k", "kiwi"])?;
+            let item =
+                tx.query_row("SELECT item FROM cart WHERE id = ?", ["k"], |row| row.get(0))?;
+            *place.lock().unwrap() = item;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(*found.lock().unwrap(), "kiwi");
+}
