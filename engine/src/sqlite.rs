@@ -48,13 +48,13 @@ pub(crate) struct Untold(pub(crate) c_int);
 
 impl<'e> RowEvent<'e> {
     /// The value before an update or a delete.
-    pub(crate) fn old(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+    pub(crate) fn before(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
         // SAFETY: `self` exists only within the hook's call, where SQLite allows this.
         unsafe { self.value(column, ffi::sqlite3_preupdate_old) }
     }
 
     /// The value after an insert or an update.
-    pub(crate) fn new(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+    pub(crate) fn after(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
         // SAFETY: as above.
         unsafe { self.value(column, ffi::sqlite3_preupdate_new) }
     }

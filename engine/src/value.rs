@@ -193,7 +193,7 @@ impl<'a> ByteReader<'a> {
                 let header = header - CELL_BYTES;
                 let len = usize::try_from(header / 2).map_err(|_| DecodeError::Range)?;
                 let bytes = self.bytes(len)?;
-                if header % 2 == 0 { ValueRef::Text(bytes) } else { ValueRef::Blob(bytes) }
+                if header.is_multiple_of(2) { ValueRef::Text(bytes) } else { ValueRef::Blob(bytes) }
             }
             _ => return Err(DecodeError::Unknown("cell class")),
         })
@@ -246,7 +246,7 @@ pub(crate) fn put_key_part(out: &mut Vec<u8>, value: ValueRef<'_>) -> Result<(),
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked before")]
 pub(crate) fn integral(r: f64) -> Option<i64> {
     const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
-    (r >= -TWO_TO_63 && r < TWO_TO_63 && r.fract() == 0.0).then_some(r as i64)
+    ((-TWO_TO_63..TWO_TO_63).contains(&r) && r.fract() == 0.0).then_some(r as i64)
 }
 
 fn put_key_integer(out: &mut Vec<u8>, n: i64) {

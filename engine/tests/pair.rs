@@ -1,5 +1,7 @@
 //! Replicas in one loop, exchanging frames until neither has more to say: no sockets, no clock.
 
+#![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},

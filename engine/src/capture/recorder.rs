@@ -219,8 +219,8 @@ impl Recorder {
             });
         }
         match event.change {
-            Change::Insert => self.whole_row(index, table, Change::Insert, &|c| event.new(c)),
-            Change::Delete => self.whole_row(index, table, Change::Delete, &|c| event.old(c)),
+            Change::Insert => self.whole_row(index, table, Change::Insert, &|c| event.after(c)),
+            Change::Delete => self.whole_row(index, table, Change::Delete, &|c| event.before(c)),
             Change::Update => self.update(index, table, event),
         }
     }
@@ -250,21 +250,21 @@ impl Recorder {
     ) -> Result<(), Untellable> {
         let key_changed = table.key.iter().try_fold(false, |changed, column| {
             let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = event.old(column.position).map_err(untold)?;
-            let new = event.new(column.position).map_err(untold)?;
+            let old = event.before(column.position).map_err(untold)?;
+            let new = event.after(column.position).map_err(untold)?;
             Ok(changed || old != new)
         })?;
         if key_changed {
             // Another key is another row.
-            self.whole_row(index, table, Change::Delete, &|c| event.old(c))?;
-            return self.whole_row(index, table, Change::Insert, &|c| event.new(c));
+            self.whole_row(index, table, Change::Delete, &|c| event.before(c))?;
+            return self.whole_row(index, table, Change::Insert, &|c| event.after(c));
         }
-        let key = self.key(table, &|c| event.old(c))?;
+        let key = self.key(table, &|c| event.before(c))?;
         let start = self.arena.len();
         for (place, column) in table.cells.iter().enumerate() {
             let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = with_affinity(event.old(column.position).map_err(untold)?, column.real);
-            let new = with_affinity(event.new(column.position).map_err(untold)?, column.real);
+            let old = with_affinity(event.before(column.position).map_err(untold)?, column.real);
+            let new = with_affinity(event.after(column.position).map_err(untold)?, column.real);
             if !same(old, new) {
                 put_varint(&mut self.arena, place as u64);
                 put_cell(&mut self.arena, old);

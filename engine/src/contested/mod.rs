@@ -31,7 +31,15 @@ use crate::{
 pub(crate) struct Contested {
     tables: BTreeMap<TableId, BTreeMap<Box<[u8]>, RowClock>>,
     rows: u64,
-    undo: Option<Vec<(TableId, Box<[u8]>, Option<RowClock>)>>,
+    undo: Option<Vec<Undo>>,
+}
+
+/// What a row's clocks were before a change; `None` for a row that had none.
+#[derive(Debug)]
+struct Undo {
+    table: TableId,
+    key: Box<[u8]>,
+    before: Option<RowClock>,
 }
 
 /// The clocks of one row.
@@ -153,7 +161,7 @@ impl Contested {
 
     /// Takes the changes since [`Contested::mark`] back.
     pub(crate) fn undo(&mut self) {
-        for (table, key, before) in self.undo.take().into_iter().flatten().rev() {
+        for Undo { table, key, before } in self.undo.take().into_iter().flatten().rev() {
             let rows = self.tables.entry(table).or_default();
             let changed = match before {
                 Some(clock) => rows.insert(key, clock).is_none(),
@@ -181,13 +189,17 @@ impl Contested {
         let clock = match rows.get_mut(op.key) {
             Some(clock) => {
                 if let Some(undo) = &mut self.undo {
-                    undo.push((op.table, op.key.into(), Some(clock.clone())));
+                    undo.push(Undo {
+                        table: op.table,
+                        key: op.key.into(),
+                        before: Some(clock.clone()),
+                    });
                 }
                 clock
             }
             None => {
                 if let Some(undo) = &mut self.undo {
-                    undo.push((op.table, op.key.into(), None));
+                    undo.push(Undo { table: op.table, key: op.key.into(), before: None });
                 }
                 self.rows += 1;
                 if op.kind == RowOpKind::Insert {

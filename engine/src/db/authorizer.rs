@@ -139,10 +139,15 @@ impl Gate {
     }
 
     fn write(&self, table: &str) -> Option<Denied> {
-        if table.eq_ignore_ascii_case("sqlite_master")
-            || table.eq_ignore_ascii_case("sqlite_schema")
-        {
-            return Some(Denied::SchemaChange("a change of the schema".to_owned()));
+        // Statements that change the schema write these before they name what they are.
+        match table.to_ascii_lowercase().as_str() {
+            "sqlite_master" | "sqlite_schema" => {
+                return Some(Denied::SchemaChange("a change of the schema".to_owned()));
+            }
+            "sqlite_temp_master" | "sqlite_temp_schema" => {
+                return Some(Denied::Forbidden("a temporary object".to_owned()));
+            }
+            _ => {}
         }
         let Some(place) = self.registry.position(table.as_bytes()) else {
             // A view is written by its INSTEAD OF triggers, whose own writes are judged in turn.

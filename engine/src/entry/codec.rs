@@ -236,11 +236,6 @@ impl RowsWriter {
     pub(crate) fn finish(&mut self) {
         self.end_run();
     }
-
-    #[cfg(test)]
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.out
-    }
 }
 
 const END_OF_RUN: u8 = 0;

@@ -144,7 +144,7 @@ impl Log {
             .filter(|(author, head)| vector.seq(*author) < head.seq)
             .filter_map(|(author, _)| self.before(author, vector.seq(author) + 1))
             .min()
-            .unwrap_or(self.tail.last.next())
+            .unwrap_or_else(|| self.tail.last.next())
     }
 
     fn before(&self, author: AuthorId, seq: Seq) -> Option<Lsn> {
@@ -162,7 +162,7 @@ impl Log {
         upto: Lsn,
         mut each: impl FnMut(Lsn, &Entry) -> bool,
     ) -> Result<(), LogError> {
-        let in_memory = self.recent.front().map_or(self.tail.last.next(), |(lsn, _)| *lsn);
+        let in_memory = self.recent.front().map_or_else(|| self.tail.last.next(), |(lsn, _)| *lsn);
         if from < in_memory {
             let mut statement = conn.prepare_cached(
                 "SELECT lsn, bytes FROM littoral_log WHERE lsn >= ? AND lsn < ? ORDER BY lsn",

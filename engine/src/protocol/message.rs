@@ -21,7 +21,7 @@ pub(crate) const FRAME_VERSION: u16 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) enum Message {
     /// The first message on a link, from both sides.
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// What the sender holds on stable storage.
     Ack(Vec<(u64, Seq)>),
     /// How many bytes of entries the sender has taken from this link since it began.

@@ -108,7 +108,7 @@ impl PeerSession {
             outbox: VecDeque::new(),
             is_reconnect: false,
         };
-        session.say(&Message::Hello(hello));
+        session.say(&Message::Hello(Box::new(hello)));
         session
     }
 
@@ -155,7 +155,7 @@ impl PeerSession {
     ) -> Result<Received, ProtocolError> {
         let streaming = self.is_streaming();
         match message {
-            Message::Hello(hello) if !streaming => return Ok(Received::Hello(Box::new(hello))),
+            Message::Hello(hello) if !streaming => return Ok(Received::Hello(hello)),
             _ if !streaming => {
                 return Err(ProtocolError::Malformed(
                     "another message before the hello".to_owned(),

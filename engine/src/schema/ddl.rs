@@ -112,7 +112,7 @@ impl Seen {
                 self.creates_table |= matches!(context.action, AuthAction::CreateTable { .. });
                 // SQLite asks for the indexes it makes itself, under its own reserved names.
                 let own_index = matches!(context.action, AuthAction::CreateIndex { .. });
-                if is_reserved(name) && !(own_index && !name.starts_with("littoral")) {
+                if is_reserved(name) && (!own_index || name.starts_with("littoral")) {
                     Some("a name beginning with littoral_ or sqlite_")
                 } else {
                     None
