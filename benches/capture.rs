@@ -73,22 +73,23 @@ fn in_transaction(plain: &Plain, run: impl FnOnce(&Plain)) {
 fn insert_plain(plain: &Plain, rows: &[ItemRow]) {
     let mut insert = plain.conn.prepare_cached(INSERT).expect("a statement");
     for r in rows {
-        insert
-            .execute(params![r.id, r.qty, r.price, r.name, r.note, r.data])
-            .expect("an insert");
+        insert.execute(params![r.id, r.qty, r.price, r.name, r.note, r.data]).expect("an insert");
     }
 }
 
 /// Every row by its key, through a reader and through a plain connection.
-fn read(node: &Node, plain: &Plain, rows: &[ItemRow]) -> (std::time::Duration, std::time::Duration) {
+fn read(
+    node: &Node,
+    plain: &Plain,
+    rows: &[ItemRow],
+) -> (std::time::Duration, std::time::Duration) {
     let reader = node.replica.db().reader().expect("a reader");
     let all = |conn: &rusqlite::Connection| {
         let mut select =
             conn.prepare_cached("SELECT qty, note FROM item WHERE id = ?").expect("a statement");
         for r in rows {
-            let found: (i64, String) = select
-                .query_row([&r.id], |row| Ok((row.get(0)?, row.get(1)?)))
-                .expect("the row");
+            let found: (i64, String) =
+                select.query_row([&r.id], |row| Ok((row.get(0)?, row.get(1)?))).expect("the row");
             assert_eq!(found.0, r.qty);
         }
     };

@@ -53,7 +53,14 @@ pub fn rows(count: usize) -> Vec<ItemRow> {
                 place.copy_from_slice(&word.to_le_bytes());
             }
             ItemRow {
-                id: format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", a >> 32, a & 0xffff, b >> 48, c & 0xffff, d >> 16),
+                id: format!(
+                    "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+                    a >> 32,
+                    a & 0xffff,
+                    b >> 48,
+                    c & 0xffff,
+                    d >> 16
+                ),
                 qty: i64::try_from(b % 1000).unwrap_or(0),
                 price: f64::from(u32::try_from(c % 100_000).unwrap_or(0)) / 100.0,
                 name: format!("name {:015x}", a >> 4),

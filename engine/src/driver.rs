@@ -157,6 +157,8 @@ pub enum CloseCode {
     Replaced = 9,
     /// The replica cannot go on without an operator.
     Halted = 10,
+    /// Storage fails at present; the link may be tried again.
+    Storage = 11,
 }
 
 impl CloseCode {

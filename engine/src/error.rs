@@ -222,6 +222,8 @@ pub(crate) enum ProtocolError {
     TimedOut,
     #[error("a newer link to the same node took over")]
     Replaced,
+    #[error("storage fails: {0}")]
+    Storage(#[from] rusqlite::Error),
     #[error("{0}")]
     Halted(String),
 }
@@ -239,6 +241,7 @@ impl ProtocolError {
             Self::LostState { .. } => CloseCode::LostState,
             Self::TimedOut => CloseCode::TimedOut,
             Self::Replaced => CloseCode::Replaced,
+            Self::Storage(_) => CloseCode::Storage,
             Self::Undecodable(_) | Self::Halted(_) => CloseCode::Halted,
         }
     }

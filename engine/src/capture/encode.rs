@@ -6,7 +6,7 @@ use crate::{
         Recorder,
         fold::{NetChange, NetRow, changes, split},
     },
-    contested::Contested,
+    contested::{ClockCursor, Contested},
     entry::{
         RowOpKind,
         codec::{Body, CellKind, RowsWriter},
@@ -29,7 +29,8 @@ pub(crate) fn encode(
     if recorder.is_empty() {
         return Ok(None);
     }
-    let mut encoder = Encoder { contested, writer: RowsWriter::default(), saw: Vec::new() };
+    let mut encoder =
+        Encoder { clocks: contested.cursor(), writer: RowsWriter::default(), saw: Vec::new() };
     let mut result = Ok(());
     recorder.net(|table, row| {
         if result.is_ok() {
@@ -42,7 +43,7 @@ pub(crate) fn encode(
         return Ok(None);
     }
     let mut body = Body::default();
-    body.push_rows(&encoder.writer);
+    body.push_rows(encoder.writer);
     if body.len() > MAX_ENTRY_BYTES {
         return Err(WriteError::EntryTooLarge { bytes: body.len(), max: MAX_ENTRY_BYTES });
     }
@@ -50,7 +51,7 @@ pub(crate) fn encode(
 }
 
 struct Encoder<'c> {
-    contested: &'c Contested,
+    clocks: ClockCursor<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
 }
@@ -61,7 +62,7 @@ impl Encoder<'_> {
             NetChange::Insert(cells) => self.insert(table, row.key, cells),
             NetChange::Update(cells) => self.update(table, row.key, cells),
             NetChange::Delete => {
-                let clock = self.contested.row(table.id, row.key);
+                let clock = self.clocks.row(table.id, row.key);
                 let epoch = clock.map_or(0, |clock| clock.epoch_for(RowOpKind::Delete));
                 self.saw.clear();
                 if let Some(clock) = clock {
@@ -75,7 +76,7 @@ impl Encoder<'_> {
     }
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
-        let clock = self.contested.row(table.id, key);
+        let clock = self.clocks.row(table.id, key);
         let epoch = clock.map_or(0, |clock| clock.epoch_for(RowOpKind::Insert));
         let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
         self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
@@ -93,7 +94,7 @@ impl Encoder<'_> {
     }
 
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
-        let clock = self.contested.row(table.id, key);
+        let clock = self.clocks.row(table.id, key);
         let epoch = clock.map_or(0, |clock| clock.epoch_for(RowOpKind::Update));
         let columns = changes(cells).map(|(place, _, _)| {
             let column = &table.cells[place];

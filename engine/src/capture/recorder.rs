@@ -1,6 +1,6 @@
 //! [`Recorder`]: row events in the order in which they happened, in one arena.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use rusqlite::Connection;
 
@@ -20,21 +20,31 @@ pub(crate) struct Recorder {
     arena: Vec<u8>,
     events: Vec<Event>,
     /// The table of the event before: most statements change rows of one table only.
-    table: Option<(Vec<u8>, Option<usize>)>,
+    table: Option<(Vec<u8>, Option<u32>)>,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
 }
 
-/// What happened to one row once.
-#[derive(Debug, Clone)]
+/// What happened to one row once. Key and cells stand one behind the other in the arena, events in the
+/// order in which they happened.
+#[derive(Debug, Clone, Copy)]
 struct Event {
-    /// Place in [`Registry::tables`].
-    table: usize,
-    change: Change,
-    key: Range<usize>,
+    key: usize,
     /// An insert's new cells, a delete's old ones, all of them; for an update the place of each cell
     /// that changed, its old and its new value.
-    cells: Range<usize>,
+    cells: usize,
+    end: usize,
+    /// Place in [`Registry::tables`].
+    table: u32,
+    change: Change,
+}
+
+/// An event among others to be sorted: carries the start of its key, which decides most comparisons
+/// without a look into the arena.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    prefix: u64,
+    event: Event,
 }
 
 /// A point to which the recorder can go back.
@@ -91,7 +101,7 @@ impl Recorder {
         self.events.truncate(mark.events);
         self.arena.truncate(mark.arena);
         for suspect in suspects {
-            let table = &registry.tables()[suspect.table];
+            let table = &registry.tables()[suspect.table as usize];
             let stored = read_row(conn, table, &suspect.key)?;
             self.push_difference(&suspect, stored.as_deref());
         }
@@ -99,12 +109,12 @@ impl Recorder {
     }
 
     fn suspects(&self, mark: Mark) -> Vec<Suspect> {
-        let mut rows: BTreeMap<(usize, &[u8]), Fold<'_>> = BTreeMap::new();
+        let mut rows: BTreeMap<(u32, &[u8]), Fold<'_>> = BTreeMap::new();
         for event in &self.events[mark.events..] {
-            let cells = self.registry.tables()[event.table].cells.len();
-            rows.entry((event.table, &self.arena[event.key.clone()]))
+            let cells = self.table_at(event).cells.len();
+            rows.entry((event.table, self.key_of(event)))
                 .or_insert_with(|| Fold::new(event.change, cells))
-                .add(event.change, &self.arena[event.cells.clone()]);
+                .add(event.change, self.cells_of(event));
         }
         rows.into_iter()
             .map(|((table, key), fold)| Suspect {
@@ -147,32 +157,69 @@ impl Recorder {
             Some(change) => self.events.push(Event {
                 table: suspect.table,
                 change,
-                key: key_start..cells_start,
-                cells: cells_start..self.arena.len(),
+                key: key_start,
+                cells: cells_start,
+                end: self.arena.len(),
             }),
         }
     }
 
+    /// The events by table and key, those of one key in the order in which they happened.
+    fn sorted(&self) -> Vec<Place> {
+        let mut order: Vec<Place> = self
+            .events
+            .iter()
+            .map(|event| {
+                let key = self.key_of(event);
+                let mut first = [0; 8];
+                let len = key.len().min(first.len());
+                first[..len].copy_from_slice(&key[..len]);
+                Place { prefix: u64::from_be_bytes(first), event: *event }
+            })
+            .collect();
+        order.sort_unstable_by(|a, b| {
+            (a.event.table, a.prefix)
+                .cmp(&(b.event.table, b.prefix))
+                .then_with(|| self.key_of(&a.event).cmp(self.key_of(&b.event)))
+                .then_with(|| a.event.key.cmp(&b.event.key))
+        });
+        order
+    }
+
+    fn key_of(&self, event: &Event) -> &[u8] {
+        &self.arena[event.key..event.cells]
+    }
+
+    fn cells_of(&self, event: &Event) -> &[u8] {
+        &self.arena[event.cells..event.end]
+    }
+
+    fn table_at(&self, event: &Event) -> &Table {
+        &self.registry.tables()[event.table as usize]
+    }
+
     /// Gives the net changes of the transaction, one per key, by table and key.
     pub(crate) fn net(&self, mut each: impl FnMut(&Table, NetRow<'_>)) {
-        let sort_key = |event: &Event| (event.table, &self.arena[event.key.clone()]);
-        let mut order: Vec<&Event> = self.events.iter().collect();
-        // Stable, so that events of one key stay in order; and fast where they are sorted already.
-        order.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+        let order = self.sorted();
         let mut folded = Vec::new();
         let mut rest = order.as_slice();
         while let Some(first) = rest.first() {
-            let (table, key) = sort_key(first);
-            let count = rest.iter().take_while(|event| sort_key(event) == (table, key)).count();
+            let key = self.key_of(&first.event);
+            let alike = |place: &&Place| {
+                place.prefix == first.prefix
+                    && place.event.table == first.event.table
+                    && self.key_of(&place.event) == key
+            };
+            let count = 1 + rest[1..].iter().take_while(alike).count();
             let (group, behind) = rest.split_at(count);
             rest = behind;
-            let table = &self.registry.tables()[table];
+            let table = self.table_at(&first.event);
             let change = match group {
-                [only] => Some((only.change, &self.arena[only.cells.clone()])),
+                [only] => Some((only.event.change, self.cells_of(&only.event))),
                 _ => {
-                    let mut fold = Fold::new(first.change, table.cells.len());
-                    for event in group {
-                        fold.add(event.change, &self.arena[event.cells.clone()]);
+                    let mut fold = Fold::new(first.event.change, table.cells.len());
+                    for Place { event, .. } in group {
+                        fold.add(event.change, self.cells_of(event));
                     }
                     folded.clear();
                     fold.net(&mut folded).map(|change| (change, folded.as_slice()))
@@ -195,11 +242,16 @@ impl Recorder {
         result
     }
 
-    fn table_of(&mut self, name: &[u8]) -> Option<usize> {
+    fn push(&mut self, table: u32, change: Change, key: usize, cells: usize) {
+        self.events.push(Event { key, cells, end: self.arena.len(), table, change });
+    }
+
+    fn table_of(&mut self, name: &[u8]) -> Option<u32> {
         match &self.table {
             Some((last, table)) if last == name => *table,
             _ => {
-                let table = self.registry.position(name);
+                let table =
+                    self.registry.position(name).and_then(|place| u32::try_from(place).ok());
                 self.table = Some((name.to_vec(), table));
                 table
             }
@@ -209,7 +261,7 @@ impl Recorder {
     fn record(
         &mut self,
         table: &Table,
-        index: usize,
+        index: u32,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
         if event.blob_write {
@@ -227,7 +279,7 @@ impl Recorder {
 
     fn whole_row<'e>(
         &mut self,
-        index: usize,
+        index: u32,
         table: &Table,
         change: Change,
         read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
@@ -238,13 +290,13 @@ impl Recorder {
             let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
             put_cell(&mut self.arena, with_affinity(value, column.real));
         }
-        self.events.push(Event { table: index, change, key, cells: start..self.arena.len() });
+        self.push(index, change, key, start);
         Ok(())
     }
 
     fn update(
         &mut self,
-        index: usize,
+        index: u32,
         table: &Table,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
@@ -272,10 +324,9 @@ impl Recorder {
             }
         }
         if self.arena.len() == start {
-            self.arena.truncate(key.start);
+            self.arena.truncate(key);
         } else {
-            let cells = start..self.arena.len();
-            self.events.push(Event { table: index, change: Change::Update, key, cells });
+            self.push(index, Change::Update, key, start);
         }
         Ok(())
     }
@@ -284,7 +335,7 @@ impl Recorder {
         &mut self,
         table: &Table,
         read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
-    ) -> Result<Range<usize>, Untellable> {
+    ) -> Result<usize, Untellable> {
         let start = self.arena.len();
         for column in &table.key {
             let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
@@ -303,7 +354,7 @@ impl Recorder {
                 what: "a key cannot be NULL".to_owned(),
             })?;
         }
-        Ok(start..self.arena.len())
+        Ok(start)
     }
 }
 
@@ -311,7 +362,7 @@ impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
         let registry = Arc::clone(&self.registry);
-        let table = &registry.tables()[index];
+        let table = &registry.tables()[index as usize];
         let start = self.mark();
         if let Err(Untellable { column, what }) = self.record(table, index, event) {
             self.events.truncate(start.events);
@@ -342,7 +393,7 @@ impl Untellable {
 
 /// A row that a failed statement may or may not have changed.
 struct Suspect {
-    table: usize,
+    table: u32,
     key: Vec<u8>,
     existed: bool,
     /// Cells as they were at the mark, where an event told.

@@ -16,7 +16,12 @@
 //! The rules are those of section 5 of the design and of its executable model; the row epoch is the
 //! causal length of Yu and Rostad, "A low-cost set CRDT based on causal lengths" (2020).
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, btree_map::Range},
+    iter::Peekable,
+    ops::Bound,
+};
 
 use crate::{
     entry::{Cell, CellWrite, RowOp, RowOpKind},
@@ -138,10 +143,44 @@ impl RowClock {
     }
 }
 
+/// Finds the clocks of rows that are asked for in ascending order, which is the order of an entry:
+/// mostly the next one is near.
+#[derive(Debug)]
+pub(crate) struct ClockCursor<'c> {
+    contested: &'c Contested,
+    table: Option<TableId>,
+    rest: Option<Peekable<Range<'c, Box<[u8]>, RowClock>>>,
+}
+
+impl<'c> ClockCursor<'c> {
+    /// The clocks of a row, if it has any. Any order gives the right answer.
+    pub(crate) fn row(&mut self, table: TableId, key: &[u8]) -> Option<&'c RowClock> {
+        /// After so many steps a search from the root is cheaper.
+        const STEPS: usize = 8;
+        if self.table == Some(table)
+            && let Some(rest) = &mut self.rest
+        {
+            for _ in 0..STEPS {
+                match rest.peek().map(|(next, clock)| (next.as_ref().cmp(key), *clock)) {
+                    None | Some((Ordering::Greater, _)) => break,
+                    Some((Ordering::Equal, clock)) => return Some(clock),
+                    Some((Ordering::Less, _)) => drop(rest.next()),
+                }
+            }
+        }
+        let rows = self.contested.tables.get(&table)?;
+        let mut rest = rows.range::<[u8], _>((Bound::Included(key), Bound::Unbounded)).peekable();
+        let found = rest.peek().filter(|(next, _)| ***next == *key).map(|(_, clock)| *clock);
+        self.table = Some(table);
+        self.rest = Some(rest);
+        found
+    }
+}
+
 impl Contested {
-    /// The clocks of a row, if it has any.
-    pub(crate) fn row(&self, table: TableId, key: &[u8]) -> Option<&RowClock> {
-        self.tables.get(&table)?.get(key)
+    /// Looks up rows by ascending table and key.
+    pub(crate) fn cursor(&self) -> ClockCursor<'_> {
+        ClockCursor { contested: self, table: None, rest: None }
     }
 
     /// How many rows have clocks.

@@ -39,16 +39,16 @@ const TAG_MEMBERSHIP: u64 = 38;
 /// The segments of an entry, encoded before its header is known.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Body {
-    bytes: Vec<u8>,
+    fields: Vec<(u64, Vec<u8>)>,
 }
 
 impl Body {
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
+        self.fields.iter().map(|(_, bytes)| bytes.len()).sum()
     }
 
-    pub(crate) fn push_rows(&mut self, rows: &RowsWriter) {
-        self.field(TAG_ROWS, &rows.out);
+    pub(crate) fn push_rows(&mut self, rows: RowsWriter) {
+        self.field(TAG_ROWS, rows.out);
     }
 
     pub(crate) fn push_ddl<'s>(&mut self, statements: impl Iterator<Item = &'s str>) {
@@ -56,7 +56,7 @@ impl Body {
         for statement in statements {
             put_prefixed(&mut field, statement.as_bytes());
         }
-        self.field(TAG_DDL, &field);
+        self.field(TAG_DDL, field);
     }
 
     pub(crate) fn push_policy(&mut self, tables: &[TableDeclaration]) {
@@ -66,7 +66,7 @@ impl Body {
             put_table(&mut one, table);
             put_prefixed(&mut field, &one);
         }
-        self.field(TAG_POLICY, &field);
+        self.field(TAG_POLICY, field);
     }
 
     pub(crate) fn push_join(&mut self, member: &Member) {
@@ -74,17 +74,16 @@ impl Body {
         put_author(&mut field, member.author);
         put_prefixed(&mut field, member.node.as_str().as_bytes());
         field.extend_from_slice(&member.incarnation.0.to_be_bytes());
-        self.field(TAG_MEMBERSHIP, &field);
+        self.field(TAG_MEMBERSHIP, field);
     }
 
-    fn field(&mut self, tag: u64, bytes: &[u8]) {
-        put_varint(&mut self.bytes, tag);
-        put_prefixed(&mut self.bytes, bytes);
+    fn field(&mut self, tag: u64, bytes: Vec<u8>) {
+        self.fields.push((tag, bytes));
     }
 
     /// Puts the header in front.
     pub(crate) fn into_entry(self, header: EntryHeader) -> Entry {
-        let mut out = Vec::with_capacity(self.bytes.len() + 96);
+        let mut out = Vec::with_capacity(self.len() + 128 + 16 * self.fields.len());
         out.push(FORMAT);
         let mut field = |tag: u64, write: &dyn Fn(&mut Vec<u8>)| {
             let mut bytes = Vec::with_capacity(32);
@@ -99,7 +98,10 @@ impl Body {
         }
         field(TAG_SCHEMA, &|b| put_varint(b, u64::from(header.schema.0)));
         field(TAG_UNDER, &|b| put_varint(b, header.under));
-        out.extend_from_slice(&self.bytes);
+        for (tag, bytes) in &self.fields {
+            put_varint(&mut out, *tag);
+            put_prefixed(&mut out, bytes);
+        }
         Entry { header, digest: Digest::of(&out), bytes: out.into() }
     }
 }
