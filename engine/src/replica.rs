@@ -661,10 +661,11 @@ impl Replica {
             }
             return Ok(());
         }
-        let ours: Option<Digest> = self
-            .log
-            .digest_of(self.writer.apply(), theirs)
-            .map_err(|error| ProtocolError::Halted(error.to_string()))?;
+        let ours: Option<Digest> =
+            self.log.digest_of(self.writer.apply(), theirs).map_err(|error| match error {
+                LogError::Sqlite(error) => ProtocolError::Storage(error),
+                LogError::Damaged { .. } => ProtocolError::Halted(error.to_string()),
+            })?;
         match ours {
             Some(digest) if !begins_with(&digest, prefix) => {
                 Err(ProtocolError::ForkedVector { dot: theirs })
@@ -675,9 +676,7 @@ impl Replica {
 
     /// Takes a newer version of the control register, and keeps it before anything follows from it.
     fn obey(&mut self, register: &Register) -> Result<(), ProtocolError> {
-        catalog::set_meta(self.writer.apply(), "register", register.encode()).map_err(|error| {
-            ProtocolError::Halted(format!("the register cannot be kept: {error}"))
-        })?;
+        catalog::set_meta(self.writer.apply(), "register", register.encode())?;
         self.register = Some(register.clone());
         self.writer.learn(&self.registry, self.is_origin());
         Ok(())
@@ -745,11 +744,16 @@ impl Replica {
 
     /// A peer broke the protocol, or its link has to end.
     fn refuse(&mut self, peer: PeerId, error: &ProtocolError) {
-        if matches!(error, ProtocolError::Undecodable(_)) {
-            self.halt(error.to_string());
-            return;
+        match error {
+            ProtocolError::Undecodable(_) => return self.halt(error.to_string()),
+            ProtocolError::Storage(failure) => self.storage_fails(failure.to_string()),
+            _ => {}
         }
-        if !matches!(error, ProtocolError::TimedOut | ProtocolError::Replaced) {
+        let theirs = !matches!(
+            error,
+            ProtocolError::TimedOut | ProtocolError::Replaced | ProtocolError::Storage(_)
+        );
+        if theirs {
             self.counts.links_refused += 1;
             tracing::warn!(node = %self.identity.node, peer = peer.0, %error, "link refused");
         }
