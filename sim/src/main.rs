@@ -1,1 +1,6 @@
+//! The deterministic simulator of littoral.
+
+mod chance;
+mod disk;
+
 fn main() {}
