@@ -1,6 +1,5 @@
-//! The deterministic simulator of littoral.
+//! The binary `littoral-sim`.
 
-mod chance;
-mod disk;
-
-fn main() {}
+fn main() -> std::process::ExitCode {
+    littoral_sim::main()
+}

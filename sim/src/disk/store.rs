@@ -413,7 +413,9 @@ impl Store {
     ) -> Result<(), Fault> {
         let file = self.handle(id).file;
         let taken = |handle: &Handle| {
-            slots.clone().any(|slot| handle.shm_exclusive[slot] || exclusive && handle.shm_shared[slot])
+            slots
+                .clone()
+                .any(|slot| handle.shm_exclusive[slot] || exclusive && handle.shm_shared[slot])
         };
         if self.others(id, file).any(taken) {
             return Err(Fault::Busy);
@@ -464,7 +466,11 @@ impl Store {
         let other = move |(at, handle): (usize, &'_ Option<Handle>)| {
             at != id && handle.as_ref().is_some_and(|handle| handle.file == file)
         };
-        self.handles.iter().enumerate().filter(move |(at, h)| other((*at, h))).filter_map(|(_, h)| h.as_ref())
+        self.handles
+            .iter()
+            .enumerate()
+            .filter(move |(at, h)| other((*at, h)))
+            .filter_map(|(_, h)| h.as_ref())
     }
 
     fn file(&self, index: usize) -> &File {

@@ -84,6 +84,11 @@ impl Session {
         unsafe { ffi::sqlite3_randomness(0, ptr::null_mut()) };
         Self { _turn: turn }
     }
+
+    /// Whether anybody has the turn.
+    pub(crate) fn is_running() -> bool {
+        TURN.try_lock().is_err()
+    }
 }
 
 /// Looks at or changes the disks of the present session.
@@ -206,7 +211,10 @@ unsafe extern "C" fn open(
     unsafe {
         match opened {
             Ok(handle) => {
-                file.write(OpenFile { base: ffi::sqlite3_file { pMethods: &raw const METHODS }, handle });
+                file.write(OpenFile {
+                    base: ffi::sqlite3_file { pMethods: &raw const METHODS },
+                    handle,
+                });
                 if !out_flags.is_null() {
                     *out_flags = flags;
                 }

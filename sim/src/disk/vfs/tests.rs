@@ -10,7 +10,9 @@ fn connect(machine: &str) -> Connection {
     let path = format!("/{machine}/test.db");
     let connection = Connection::open_with_flags_and_vfs(path, flags, NAME).unwrap();
     connection
-        .execute_batch("PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = normal")
+        .execute_batch(
+            "PRAGMA journal_mode = wal; PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = normal",
+        )
         .unwrap();
     connection
 }
