@@ -645,9 +645,10 @@ impl Cluster {
         let Some(engine) = machine.engine.take() else { return Ok(()) };
         let name = machine.name.clone();
         self.tally.stops += 1;
+        // What its readers have seen until now is what may be lost.
+        self.oracle.refresh(number, engine.reader.connection())?;
         if plan.stop == Stop::Clean {
             let closing = machine.clock.at(now);
-            self.oracle.refresh(number, engine.reader.connection())?;
             drop(engine.reader);
             let outputs = engine.replica.close(closing).map_err(unreadable(number))?;
             for output in outputs {
@@ -710,6 +711,12 @@ impl Cluster {
         let engine = match opened {
             Ok(engine) => engine,
             Err(_) if down => return self.stop_while_starting(number),
+            Err(_) if vfs::with(|store| store.is_full(&name)) => {
+                let life = self.machines[number].life;
+                vfs::with(|store| store.stop(&name));
+                self.schedule(self.now + 100 * MS, Event::Start { machine: number, life });
+                return Ok(());
+            }
             Err(error) => {
                 return broken(
                     Promise::Availability,

@@ -151,6 +151,11 @@ impl Store {
         self.drive(machine).full = full;
     }
 
+    /// Whether writes fail for want of space.
+    pub(crate) fn is_full(&self, machine: &str) -> bool {
+        self.drives.get(machine).is_some_and(|drive| drive.full)
+    }
+
     /// How often the machine's files were changed.
     pub(crate) fn changes(&self, machine: &str) -> u64 {
         self.drives.get(machine).map_or(0, |drive| drive.changes)
@@ -314,7 +319,7 @@ impl Store {
     pub(crate) fn write(&mut self, id: HandleId, offset: usize, bytes: &[u8]) -> Result<(), Fault> {
         let index = self.handle(id).file;
         self.change(index)?;
-        if self.drives.get(&self.file(index).machine).is_some_and(|drive| drive.full) {
+        if self.is_full(&self.file(index).machine) {
             return Err(Fault::Full);
         }
         let file = self.file_mut(index);

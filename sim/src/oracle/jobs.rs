@@ -12,7 +12,7 @@ use std::{
 use littoral::{Committed, Dot, WriteError};
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{Check, Promise, broken, unreadable};
+use super::{Check, Promise, broken, sights::has_schema, unreadable};
 use crate::workload::{Effects, JobId, PlannedJob};
 
 /// What became of a job.
@@ -234,6 +234,9 @@ fn no_ghost(machine: usize, id: JobId, ghost: i64, reader: &Connection) -> Check
 
 fn exists(machine: usize, reader: &Connection, sql: &str, id: i64) -> Check<bool> {
     let failed = unreadable(machine);
+    if !has_schema(reader).map_err(&failed)? {
+        return Ok(false);
+    }
     let mut query = reader.prepare_cached(sql).map_err(&failed)?;
     let found = query.query_row([id], |_| Ok(())).optional().map_err(&failed)?;
     Ok(found.is_some())
