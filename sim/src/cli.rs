@@ -102,7 +102,7 @@ struct ClusterArgs {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=16))]
     nodes: u64,
     /// How many simulated seconds clients write and faults happen.
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
     time: u64,
     /// Plant this bug in the engine.
     #[arg(long, hide = true)]
@@ -121,7 +121,7 @@ impl ClusterArgs {
     /// What must be repeated on the command line to get the same runs.
     fn repeat(&self) -> Vec<String> {
         let mut words = Vec::new();
-        for (flag, value, default) in [("--nodes", self.nodes, 5), ("--time", self.time, 15)] {
+        for (flag, value, default) in [("--nodes", self.nodes, 5), ("--time", self.time, 20)] {
             if value != default {
                 words.extend([flag.to_owned(), value.to_string()]);
             }

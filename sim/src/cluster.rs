@@ -39,7 +39,7 @@ const OUTPUTS_PER_DRAIN: u64 = 200_000;
 const EVENTS_PER_RUN: u64 = 4_000_000;
 
 /// After the faults have ended, everything settles within this time.
-const SETTLE_WITHIN: Nanos = 120 * SECOND;
+const SETTLE_WITHIN: Nanos = 300 * SECOND;
 
 /// How often it is looked whether everything has settled.
 const CHECK_EVERY: Nanos = 250 * MS;

@@ -95,7 +95,9 @@ struct Connection {
     cut: bool,
     /// By receiving end, then channel.
     queues: [[Queue; 2]; 2],
-    busy_until: [Nanos; 2],
+    /// By sending end, then channel: a long frame of entries does not hold up what is on control,
+    /// since a transport interleaves its streams.
+    busy_until: [[Nanos; 2]; 2],
     frames_sent: u64,
 }
 
@@ -195,7 +197,7 @@ impl Network {
             ends: [end(0), end(1)],
             cut: false,
             queues: Default::default(),
-            busy_until: [now; 2],
+            busy_until: [[now; 2]; 2],
             frames_sent: 0,
         };
         self.conns.insert(conn, connection);
@@ -237,9 +239,9 @@ impl Network {
         let link = &self.links[conn.link];
         let mut draw = self.chance.draw(Stream::Frame, port.conn, conn.frames_sent);
         conn.frames_sent += 1;
-        let started = conn.busy_until[port.end].max(now);
+        let started = conn.busy_until[port.end][channel_index(channel)].max(now);
         let sent = started + bytes.len() as u64 * SECOND / link.plan.bandwidth;
-        conn.busy_until[port.end] = sent;
+        conn.busy_until[port.end][channel_index(channel)] = sent;
         let queue = &mut conn.queues[to.end][channel_index(channel)];
         let arrives = (sent.max(link.blocked_until[port.end]) + link.plan.latency)
             .saturating_add(draw.between(0, link.plan.jitter))

@@ -1,6 +1,7 @@
 //! Plants each mistake that the engine can make on purpose, and looks whether the simulator finds it.
 //!
-//! A planted bug is the process's, so one is planted at a time. Without a bug the same seeds pass.
+//! A planted bug is the process's, so one is planted at a time. A seed counts only if it passes
+//! without the bug.
 
 use littoral::testing::{Bug, plant};
 
@@ -23,8 +24,13 @@ pub(crate) fn hunt(bug: Bug, first: u64, options: &Options, expired: impl Fn() -
     let mut hunt = Hunt { bug, seeds: 0, found: None };
     while hunt.found.is_none() && !expired() {
         let seed = first + hunt.seeds;
-        hunt.found = run_seed(seed, options).failure.map(|failure| (seed, failure));
         hunt.seeds += 1;
+        let Some(failure) = run_seed(seed, options).failure else { continue };
+        plant(Bug::None);
+        if run_seed(seed, options).failure.is_none() {
+            hunt.found = Some((seed, failure));
+        }
+        plant(bug);
     }
     plant(Bug::None);
     hunt

@@ -137,6 +137,8 @@ pub(crate) struct Habits {
     acts: Vec<(u64, Act)>,
     keys: u64,
     with_ledger: u64,
+    /// Per hundred values that may be anything.
+    large_values: u64,
 }
 
 impl Habits {
@@ -145,7 +147,12 @@ impl Habits {
         let mut acts: Vec<(u64, Act)> =
             ACTS.iter().map(|act| (*draw.pick(&[0, 1, 1, 2, 5]), *act)).collect();
         acts.push((1, Act::Update));
-        Self { acts, keys: draw.between(2, 9), with_ledger: draw.between(30, 90) }
+        Self {
+            acts,
+            keys: draw.between(2, 9),
+            with_ledger: draw.between(30, 90),
+            large_values: *draw.pick(&[0, 0, 0, 4]),
+        }
     }
 }
 
@@ -154,6 +161,7 @@ impl Habits {
 enum Act {
     Insert,
     InsertMany,
+    InsertCrowd,
     Update,
     UpdateSeveral,
     Count,
@@ -175,9 +183,10 @@ enum Act {
     Abort,
 }
 
-const ACTS: [Act; 21] = [
+const ACTS: [Act; 22] = [
     Act::Insert,
     Act::InsertMany,
+    Act::InsertCrowd,
     Act::Update,
     Act::UpdateSeveral,
     Act::Count,
@@ -343,6 +352,10 @@ impl Author<'_> {
     }
 
     fn anything(&mut self) -> Value {
+        if self.draw.percent(self.habits.large_values) {
+            let len = self.draw.spread(1000, 100_000);
+            return Value::Blob((0..len).map(|_| self.draw.word().to_le_bytes()[0]).collect());
+        }
         match self.draw.below(7) {
             0 => Value::Null,
             1 => Value::Integer(self.draw.word().cast_signed()),
@@ -405,6 +418,16 @@ impl Author<'_> {
                 let sql =
                     format!("INSERT {clause} INTO item (id, name) VALUES (?, ?), (?, ?), (?, ?)");
                 self.try_step(&sql, values);
+            }
+            Act::InsertCrowd => {
+                let values = vec![int(self.draw.spread(5, 120)), self.token()];
+                self.try_step(
+                    "INSERT OR REPLACE INTO item (id, name)
+                     WITH RECURSIVE crowd (n) AS
+                       (SELECT 1 UNION ALL SELECT n + 1 FROM crowd WHERE n < ?1)
+                     SELECT 1000 + n, ?2 FROM crowd",
+                    values,
+                );
             }
             Act::Update => {
                 let (token, key) = (self.token(), self.key());
@@ -590,7 +613,7 @@ impl Author<'_> {
                 let (own, token) = (int(self.id), self.token());
                 match self.draw.below(4) {
                     0 | 1 => {
-                        self.step("INSERT OR IGNORE INTO ghost VALUES (?, ?)", vec![own, token])
+                        self.step("INSERT OR IGNORE INTO ghost VALUES (?, ?)", vec![own, token]);
                     }
                     2 => self
                         .step("UPDATE ghost SET state = ? WHERE id >= ?", vec![token, int(other)]),

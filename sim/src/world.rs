@@ -23,7 +23,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 5, chaos: 15 * SECOND, trace: false }
+        Self { nodes: 5, chaos: 20 * SECOND, trace: false }
     }
 }
 
