@@ -26,7 +26,9 @@ use crate::{
     fault::{Fault, Stop},
     machine::{Machine, StopPlan, node},
     network::{Arrival, Network, Port, Whose},
-    oracle::{Check, Failure, Oracle, Promise, broken, convergence, jobs::JobCounts, unreadable},
+    oracle::{
+        Check, Failure, Oracle, Promise, broken, convergence, jobs::JobCounts, sights, unreadable,
+    },
     trace::Trace,
     workload::{JobId, PlannedJob},
     world::{Options, World},
@@ -387,13 +389,33 @@ impl Cluster {
         let next =
             self.now + draw.between(self.world.probe_every / 2, self.world.probe_every * 3 / 2);
         self.schedule(next, Event::Probe { machine: number, count: count + 1 });
+        let Some(engine) = &mut self.machines[number].engine else { return Ok(()) };
+        if let Some((reader, seen)) = engine.held.take()
+            && sights::log_length(number, reader.connection())? != seen
+        {
+            return broken(Promise::Atomicity, format!("a snapshot on m{number} changed"));
+        }
+        if draw.percent(self.world.long_readers)
+            && let Ok(reader) = engine.replica.db().reader()
+        {
+            reader.connection().execute_batch("BEGIN").map_err(unreadable(number))?;
+            let seen = sights::log_length(number, reader.connection())?;
+            engine.held = Some((reader, seen));
+        }
+        if draw.percent(self.world.checkpoints) {
+            let life = self.machines[number].life;
+            self.schedule(
+                self.now + draw.between(1, 20 * MS),
+                Event::Checkpoint { machine: number, life },
+            );
+        }
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let reader = engine.reader.connection();
         if draw.percent(20) {
             return self.oracle.compare(number, reader);
         }
         self.oracle.refresh(number, reader)?;
-        crate::oracle::sights::look(number, reader)
+        sights::look(number, reader)
     }
 
     // --- The engine's contract
@@ -647,9 +669,10 @@ impl Cluster {
         self.tally.stops += 1;
         // What its readers have seen until now is what may be lost.
         self.oracle.refresh(number, engine.reader.connection())?;
+        machine.durable_told = engine.replica.status().durable;
         if plan.stop == Stop::Clean {
             let closing = machine.clock.at(now);
-            drop(engine.reader);
+            drop((engine.held, engine.reader));
             let outputs = engine.replica.close(closing).map_err(unreadable(number))?;
             for output in outputs {
                 self.carry_out(number, output)?;
@@ -739,7 +762,17 @@ impl Cluster {
             }
         }
         if let Some(engine) = &self.machines[number].engine {
-            self.oracle.restarted(number, power_cut, engine.reader.connection())?;
+            let told = self.machines[number].durable_told;
+            let reader = engine.reader.connection();
+            if sights::log_length(number, reader)?.cast_unsigned() < told.0 {
+                return broken(
+                    Promise::Durability,
+                    format!(
+                        "m{number} called its log durable up to LSN {told}, and lost a part of that"
+                    ),
+                );
+            }
+            self.oracle.restarted(number, power_cut, reader)?;
         }
         if self.machines[number].stopping.is_some() {
             let life = self.machines[number].life;
@@ -908,7 +941,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let closing = self.machines[number].clock.at(self.now);
             if let Some(engine) = self.machines[number].engine.take() {
-                drop(engine.reader);
+                drop((engine.held, engine.reader));
                 engine.replica.close(closing).map_err(unreadable(number))?;
             }
             let path = self.machines[number].database();

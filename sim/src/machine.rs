@@ -22,6 +22,8 @@ use crate::{
 /// A running engine and a connection to look at its rows.
 #[derive(Debug)]
 pub(crate) struct Engine {
+    /// A reader in the middle of a transaction, and the length of the log that it saw.
+    pub(crate) held: Option<(Reader, i64)>,
     /// Declared before the replica, so that it is dropped first.
     pub(crate) reader: Reader,
     /// The shipped engine.
@@ -70,6 +72,8 @@ pub(crate) struct Machine {
     pub(crate) stopping: Option<StopPlan>,
     /// What the next start must know of the last stop.
     pub(crate) power_was_cut: bool,
+    /// What the replica called durable when it stopped.
+    pub(crate) durable_told: Lsn,
     /// The next sync fails.
     pub(crate) sync_fails: bool,
     /// The replica was told of a failed sync and may halt.
@@ -113,6 +117,7 @@ impl Machine {
             slow: (0, 0),
             stopping: None,
             power_was_cut: false,
+            durable_told: Lsn(0),
             sync_fails: false,
             may_halt: false,
             identity: Identity {
@@ -152,7 +157,7 @@ impl Machine {
         vfs::with(|store| store.wall_ms = now.wall.0);
         let replica = builder.open(&self.database(), now, seed)?;
         let reader = replica.db().reader()?;
-        Ok(Engine { reader, replica })
+        Ok(Engine { held: None, reader, replica })
     }
 
     /// How long the next sync takes.

@@ -88,6 +88,10 @@ pub(crate) struct World {
     pub(crate) faults: Vec<(Nanos, Fault)>,
     /// How long between two looks of the readers.
     pub(crate) probe_every: Nanos,
+    /// Per hundred looks: a WAL checkpoint that nobody has asked for.
+    pub(crate) checkpoints: u64,
+    /// Per hundred looks: a reader that keeps its snapshot until the next one.
+    pub(crate) long_readers: u64,
 }
 
 impl World {
@@ -118,6 +122,8 @@ impl World {
             habits,
             arrivals: arrivals(chance, options),
             faults,
+            checkpoints: *draw.pick(&[0, 20, 60]),
+            long_readers: *draw.pick(&[0, 0, 40]),
             probe_every: chance.draw(Stream::Probe, 0, 0).between(300 * MS, 1500 * MS),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use littoral::{AuthorId, ColumnId, TableId};
+use littoral::{AuthorId, ColumnId, TableId, limits::MAX_CONFLICTS};
 use rusqlite::Connection;
 
 use super::{
@@ -107,6 +107,10 @@ pub(crate) fn conflicts_follow_log(machine: usize, reader: &Connection, shadow: 
     if listed == due {
         return Ok(());
     }
+    if listed.len() as u64 >= MAX_CONFLICTS {
+        // The oldest have made room.
+        return Ok(());
+    }
     let unlisted = first_beyond(&due, &listed);
     let undue = first_beyond(&listed, &due);
     broken(
@@ -119,14 +123,15 @@ pub(crate) fn conflicts_follow_log(machine: usize, reader: &Connection, shadow: 
     )
 }
 
-/// The first element that sorted `these` have and sorted `those` lack.
+/// The first of sorted `these` that sorted `those` lack, each counted as often as it stands there.
 fn first_beyond<'c>(
     these: &'c [ShadowConflict],
     those: &[ShadowConflict],
 ) -> Option<&'c ShadowConflict> {
-    these.iter().find(|conflict| {
-        let count = |all: &[ShadowConflict]| all.iter().filter(|other| other == conflict).count();
-        count(these) > count(those)
+    let mut those = those.iter().peekable();
+    these.iter().find(|this| {
+        while those.next_if(|that| that < this).is_some() {}
+        those.next_if(|that| that == this).is_none()
     })
 }
 

@@ -30,3 +30,10 @@ pub(crate) fn has_schema(reader: &Connection) -> rusqlite::Result<bool> {
         .prepare_cached("SELECT count(*) FROM sqlite_schema WHERE name IN ('item', 'refund')")?;
     query.query_row([], |row| Ok(row.get::<_, i64>(0)? == 2))
 }
+
+/// How many entries the log holds, as a reader sees it.
+pub(crate) fn log_length(machine: usize, reader: &Connection) -> Check<i64> {
+    let failed = unreadable(machine);
+    let mut query = reader.prepare_cached("SELECT count(*) FROM littoral_log").map_err(&failed)?;
+    query.query_row([], |row| row.get(0)).map_err(&failed)
+}
