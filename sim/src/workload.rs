@@ -34,6 +34,8 @@ CREATE INDEX item_by_name ON item (name);
 CREATE TABLE cart (
   owner TEXT NOT NULL, sku TEXT NOT NULL, quantity INTEGER NOT NULL DEFAULT 1, label TEXT,
   PRIMARY KEY (owner, sku)) WITHOUT ROWID;
+CREATE TABLE loose (tag, k NOT NULL PRIMARY KEY, weight REAL, seen INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE scale (k REAL NOT NULL, part BLOB NOT NULL, v, PRIMARY KEY (part, k)) WITHOUT ROWID;
 CREATE TABLE echo (id INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE pair (id INTEGER PRIMARY KEY, token TEXT NOT NULL);
 CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0, memo TEXT);
@@ -77,9 +79,11 @@ const fn origin(name: &'static str) -> TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 11] = [
+pub(crate) const TABLES: [TableShape; 13] = [
     any("item", &["id"], &["stock", "sold"]),
     any("cart", &["owner", "sku"], &["quantity"]),
+    any("loose", &["k"], &["seen"]),
+    any("scale", &["part", "k"], &[]),
     any("echo", &["id"], &[]),
     any("pair", &["id"], &[]),
     any("account", &["id"], &["balance"]),
@@ -175,6 +179,8 @@ enum Act {
     BreakRule,
     CartAdd,
     CartChange,
+    Loose,
+    Scale,
     Pair,
     Transfer,
     Ghost,
@@ -183,7 +189,7 @@ enum Act {
     Abort,
 }
 
-const ACTS: [Act; 22] = [
+const ACTS: [Act; 24] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -200,6 +206,8 @@ const ACTS: [Act; 22] = [
     Act::BreakRule,
     Act::CartAdd,
     Act::CartChange,
+    Act::Loose,
+    Act::Scale,
     Act::Pair,
     Act::Transfer,
     Act::Ghost,
@@ -582,6 +590,54 @@ impl Author<'_> {
                     self.try_step("INSERT INTO cart (owner, sku, label) VALUES (?, ?, ?)", values);
                 }
             },
+            Act::Loose => {
+                let (key, value, number) = (self.loose_key(), self.anything(), self.number());
+                match self.draw.below(6) {
+                    0 => self.try_step(
+                        "INSERT INTO loose VALUES (?2, ?1, ?3, ?3)",
+                        vec![key, value, number],
+                    ),
+                    1 => self.try_step(
+                        "INSERT INTO loose (k, tag) VALUES (?, ?) ON CONFLICT (k) DO UPDATE
+                         SET tag = excluded.tag, seen = seen + 1",
+                        vec![key, value],
+                    ),
+                    2 => {
+                        self.try_step("REPLACE INTO loose (k, tag) VALUES (?, ?)", vec![key, value])
+                    }
+                    3 => {
+                        let other = self.loose_key();
+                        self.try_step(
+                            "UPDATE OR REPLACE loose SET k = ? WHERE k = ?",
+                            vec![other, key],
+                        );
+                    }
+                    4 => self.step("DELETE FROM loose WHERE k = ?", vec![key]),
+                    _ => self.try_step(
+                        "UPDATE loose SET seen = seen + ?, weight = ? WHERE k <> ?",
+                        vec![number.clone(), number, key],
+                    ),
+                }
+            }
+            Act::Scale => {
+                let key = Value::Real(*self.draw.pick(&[0.0, -0.0, 1.0, 0.1, -2.5, 4e18, 1e19]));
+                let part =
+                    Value::Blob(self.draw.pick(&[&b""[..], b"\0", b"\0\xff", b"p"]).to_vec());
+                let value = self.anything();
+                match self.draw.below(4) {
+                    0 => {
+                        self.try_step("INSERT INTO scale VALUES (?, ?, ?)", vec![key, part, value])
+                    }
+                    1 => {
+                        self.try_step("REPLACE INTO scale VALUES (?, ?, ?)", vec![key, part, value])
+                    }
+                    2 => self.try_step(
+                        "UPDATE scale SET k = k * 2, v = ?2 WHERE part = ?1",
+                        vec![part, value],
+                    ),
+                    _ => self.step("DELETE FROM scale WHERE k = ? AND part = ?", vec![key, part]),
+                }
+            }
             Act::Pair => {
                 let (first, token) = (2 * self.draw.below(3), self.token());
                 if self.draw.percent(15) {
@@ -646,6 +702,22 @@ impl Author<'_> {
 
     fn owner(&mut self) -> Value {
         Value::Text((*self.draw.pick(&["ada", "bob", "cyd"])).to_owned())
+    }
+
+    /// A key of any class. The last one is refused: it is a REAL whose key would be an INTEGER's.
+    fn loose_key(&mut self) -> Value {
+        match self.draw.below(9) {
+            0 => Value::Integer(1),
+            1 => Value::Integer(i64::MIN),
+            2 => Value::Integer(self.draw.below(70_000).cast_signed() - 300),
+            3 => Value::Real(1.5),
+            4 => Value::Real(f64::NEG_INFINITY),
+            5 => Value::Text("1".to_owned()),
+            6 => Value::Blob(b"1".to_vec()),
+            7 => Value::Text("\0".to_owned()),
+            _ if self.draw.percent(20) => Value::Real(2.0),
+            _ => Value::Integer(2),
+        }
     }
 
     fn sku(&mut self) -> Value {
