@@ -376,7 +376,10 @@ impl Author<'_> {
         let (key, value, number) = (self.loose_key(), self.anything(), self.number());
         match self.draw.below(6) {
             0 => {
-                self.try_step("INSERT INTO loose VALUES (?2, ?1, ?3, ?3)", vec![key, value, number])
+                self.try_step(
+                    "INSERT INTO loose VALUES (?2, ?1, ?3, ?3)",
+                    vec![key, value, number],
+                );
             }
             1 => self.try_step(
                 "INSERT INTO loose (k, tag) VALUES (?, ?) ON CONFLICT (k) DO UPDATE
