@@ -466,9 +466,14 @@ impl Cluster {
                     format!("{peer:?} {code:?}: {reason}")
                 });
                 self.close_link(number, peer);
-                if !matches!(code, CloseCode::Shutdown | CloseCode::TimedOut | CloseCode::Replaced)
-                    && !self.machines[number].may_halt
-                {
+                let machine = &self.machines[number];
+                let excused = match code {
+                    CloseCode::Shutdown | CloseCode::TimedOut | CloseCode::Replaced => true,
+                    // Nothing can be kept until there is space again.
+                    CloseCode::Halted => vfs::with(|store| store.is_full(&machine.name)),
+                    _ => false,
+                };
+                if !excused && !machine.may_halt {
                     return broken(
                         Promise::Availability,
                         format!("m{number} closed an honest peer's link as {code:?}: {reason}"),

@@ -105,7 +105,10 @@ impl Cluster {
         if plan.stop == Stop::Clean {
             let closing = machine.clock.at(now);
             drop((engine.held, engine.reader));
-            let outputs = engine.replica.close(closing).map_err(unreadable(number))?;
+            let (outputs, closed) = engine.replica.close(closing);
+            if !vfs::with(|store| store.is_full(&name)) {
+                closed.map_err(unreadable(number))?;
+            }
             for output in outputs {
                 self.carry_out(number, output)?;
             }

@@ -148,7 +148,7 @@ impl Cluster {
             let closing = self.machines[number].clock.at(self.now);
             if let Some(engine) = self.machines[number].engine.take() {
                 drop((engine.held, engine.reader));
-                engine.replica.close(closing).map_err(unreadable(number))?;
+                engine.replica.close(closing).1.map_err(unreadable(number))?;
             }
             let path = self.machines[number].database();
             let failed = unreadable(number);
