@@ -4,9 +4,9 @@
 //! how the network and the disks behave and what goes wrong; oracles watch that every promise is
 //! kept. A failing seed is replayed by its number.
 //!
-//! Reading order: [`chance`] and [`clock`], what a run is made of; [`disk`] and [`network`], the world
-//! around the engine; [`world`], [`fault`] and [`workload`], what happens; [`machine`] and
-//! [`cluster`], who drives the engine; [`oracle`], what must hold; [`run`], [`selftest`] and [`cli`],
+//! Reading order: `chance` and `clock`, what a run is made of; `disk` and `network`, the world
+//! around the engine; `world`, `fault` and `workload`, what happens; `machine` and
+//! `cluster`, who drives the engine; `oracle`, what must hold; `run`, `selftest` and `cli`,
 //! how it is used.
 
 mod chance;
