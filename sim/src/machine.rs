@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use littoral::{
     ClusterId, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, Reader, Replica,
-    Synchronous, Ticket,
+    Synchronous, Ticket, VersionVector,
 };
 
 use crate::{
@@ -74,6 +74,8 @@ pub(crate) struct Machine {
     pub(crate) power_was_cut: bool,
     /// What the replica called durable when it stopped.
     pub(crate) durable_told: Lsn,
+    /// What it had acknowledged to its peers when it stopped, as far as they had heard.
+    pub(crate) acknowledged: VersionVector,
     /// The next sync fails.
     pub(crate) sync_fails: bool,
     /// The replica was told of a failed sync and may halt.
@@ -118,6 +120,7 @@ impl Machine {
             stopping: None,
             power_was_cut: false,
             durable_told: Lsn(0),
+            acknowledged: VersionVector::new(),
             sync_fails: false,
             may_halt: false,
             identity: Identity {

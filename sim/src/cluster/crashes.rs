@@ -3,13 +3,15 @@
 //! A machine that stops in the middle of something has its disk stopped first; what its process would
 //! still do on the way out is void.
 
+use littoral::VersionVector;
+
 use super::{Cluster, Event, PATIENCE};
 use crate::{
     chance::Stream,
     clock::{MS, Nanos},
     disk::vfs,
     fault::{Fault, Stop},
-    machine::StopPlan,
+    machine::{StopPlan, node},
     network::Whose,
     oracle::{Check, Promise, broken, sights, unreadable},
 };
@@ -102,6 +104,9 @@ impl Cluster {
         // What its readers have seen until now is what may be lost.
         self.oracle.refresh(number, engine.reader.connection())?;
         machine.durable_told = engine.replica.status().durable;
+        let acknowledged = self.heard_from(number);
+        let machine = &mut self.machines[number];
+        machine.acknowledged = acknowledged;
         if plan.stop == Stop::Clean {
             let closing = machine.clock.at(now);
             drop((engine.held, engine.reader));
@@ -208,6 +213,14 @@ impl Cluster {
                 );
             }
             self.oracle.restarted(number, power_cut, reader)?;
+            let logs = &self.oracle.logs;
+            let mut told = self.machines[number].acknowledged.iter();
+            if let Some(dot) = told.find(|dot| !logs.holds(number, *dot)) {
+                return broken(
+                    Promise::DurableFirst,
+                    format!("m{number} acknowledged {dot} to a peer, and lost it in a power cut"),
+                );
+            }
         }
         if self.machines[number].stopping.is_some() {
             let life = self.machines[number].life;
@@ -219,6 +232,18 @@ impl Cluster {
             }
         }
         self.drain(number)
+    }
+
+    /// What the others know to be durable at a machine.
+    fn heard_from(&self, number: usize) -> VersionVector {
+        let mut heard = VersionVector::new();
+        let name = node(number);
+        for engine in self.machines.iter().filter_map(|machine| machine.engine.as_ref()) {
+            for peer in engine.replica.status().peers.iter().filter(|peer| peer.node == name) {
+                heard.advance_all(&peer.acknowledged);
+            }
+        }
+        heard
     }
 
     /// The machine went down before its replica was open.
