@@ -1,1 +1,32 @@
-//! placeholder
+//! The deterministic simulator of littoral: the shipped engine in a cluster that exists in memory.
+//!
+//! A run is a function of its seed. The seed decides how many jobs are written where, what they do,
+//! how the network and the disks behave and what goes wrong; oracles watch that every promise is
+//! kept. A failing seed is replayed by its number.
+//!
+//! Reading order: `chance` and `clock`, what a run is made of; `disk` and `network`, the world
+//! around the engine; `world`, `fault` and `workload`, what happens; `machine` and
+//! `cluster`, who drives the engine; `oracle`, what must hold; `run`, `selftest` and `cli`,
+//! how it is used.
+
+mod chance;
+mod cli;
+mod clock;
+mod cluster;
+mod disk;
+mod fault;
+mod machine;
+mod network;
+mod oracle;
+mod run;
+mod selftest;
+mod trace;
+mod workload;
+mod world;
+
+use std::process::ExitCode;
+
+/// What the binary does: parses the command line, runs, and gives the exit code.
+pub fn main() -> ExitCode {
+    cli::main()
+}

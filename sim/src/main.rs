@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `littoral-sim`.
+
+fn main() -> std::process::ExitCode {
+    littoral_sim::main()
+}

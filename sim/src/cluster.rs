@@ -1,0 +1,588 @@
+//! [`Cluster`]: machines, network and clock, stepped by one event queue.
+//!
+//! ```text
+//!   world (from the seed): jobs, faults ─┐
+//!   network: frames, cuts ───────────────┼─► queue ─► event ─► Replica::handle ─► poll ─┐
+//!   machines: syncs, wake-ups, restarts ─┘     ▲                                        │
+//!                                              └───────── outputs become events ◄───────┘
+//! ```
+//!
+//! A run has three stages: chaos; then all faults end, and everything must settle; then every
+//! machine writes once more, which must succeed and settle too.
+//!
+//! Invariants:
+//! - every input is followed by a full drain; what a machine puts out after it has stopped is void;
+//! - time moves only from event to event; idle time costs nothing.
+
+mod crashes;
+mod ending;
+
+use std::collections::BTreeMap;
+
+use littoral::{Channel, CloseCode, Event as News, Input, Lsn, Output, WriteError};
+
+use crate::{
+    chance::{Chance, Stream},
+    clock::{MS, Nanos, SECOND},
+    disk::vfs,
+    fault::Stop,
+    machine::{Machine, StopPlan, node},
+    network::{Arrival, Network, Port},
+    oracle::{Check, Failure, Oracle, Promise, broken, jobs::JobCounts, sights, unreadable},
+    trace::Trace,
+    workload::{JobId, PlannedJob},
+    world::{Options, World},
+};
+
+/// A replica that gives more outputs than this after one input will never be quiet.
+const OUTPUTS_PER_DRAIN: u64 = 200_000;
+
+/// A run with more events than this is going in circles.
+const EVENTS_PER_RUN: u64 = 4_000_000;
+
+/// After the faults have ended, everything settles within this time.
+const SETTLE_WITHIN: Nanos = 300 * SECOND;
+
+/// How often it is looked whether everything has settled.
+const CHECK_EVERY: Nanos = 250 * MS;
+
+/// A machine that should stop in the middle of something, and does nothing, stops after this time.
+const PATIENCE: Nanos = 300 * MS;
+
+/// The numbers of the jobs of the last stage begin here.
+const MARKS: JobId = 900_000;
+
+/// Something that will happen.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Arrive { port: Port, channel: Channel },
+    LinkUp { port: Port },
+    LinkDown { port: Port },
+    Connect { link: usize },
+    Wake { machine: usize, life: u64 },
+    SyncEnd { machine: usize, life: u64, lsn: Lsn, mark: Option<u64> },
+    Checkpoint { machine: usize, life: u64 },
+    Jobs { arrival: usize },
+    Strike { fault: usize },
+    ForceStop { machine: usize, life: u64 },
+    Start { machine: usize, life: u64 },
+    SpaceReturns { machine: usize },
+    Probe { machine: usize, count: u64 },
+    Heal,
+    CheckSettled,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Chaos,
+    Settling { deadline: Nanos },
+    Marked { deadline: Nanos },
+    Over,
+}
+
+/// What a run that has kept all promises amounts to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// How the jobs ended.
+    pub(crate) jobs: JobCounts,
+    /// Conflicts listed at the origin in the end.
+    pub(crate) conflicts: u64,
+    /// How often machines stopped.
+    pub(crate) stops: u64,
+    /// Power cuts that took something.
+    pub(crate) losses: u64,
+    /// Connections made.
+    pub(crate) connections: u64,
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    chance: Chance,
+    options: Options,
+    world: World,
+    /// Dropped before the session, so that files are closed while there are disks.
+    machines: Vec<Machine>,
+    network: Network,
+    oracle: Oracle,
+    trace: Trace,
+    queue: BTreeMap<(Nanos, u64, u64), Event>,
+    queued: u64,
+    now: Nanos,
+    stage: Stage,
+    next_peer: u64,
+    tally: Tally,
+    _session: vfs::Session,
+}
+
+impl Cluster {
+    /// Prepares the run of a seed.
+    pub(crate) fn new(seed: u64, options: &Options) -> Self {
+        let chance = Chance::of(seed);
+        let session = vfs::Session::begin(&chance);
+        let world = World::of(&chance, options);
+        let machines: Vec<Machine> = world
+            .machines
+            .iter()
+            .enumerate()
+            .map(|(number, plan)| Machine::new(number, *plan, &chance))
+            .collect();
+        Self {
+            network: Network::new(chance.clone(), &world.links),
+            oracle: Oracle::new(machines.len()),
+            trace: Trace::new(options.trace),
+            queue: BTreeMap::new(),
+            queued: 0,
+            now: 0,
+            stage: Stage::Chaos,
+            next_peer: 1,
+            tally: Tally::default(),
+            options: *options,
+            chance,
+            world,
+            machines,
+            _session: session,
+        }
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// The first promise that is broken.
+    pub(crate) fn run(&mut self) -> Check {
+        self.describe_world();
+        for machine in 0..self.machines.len() {
+            let mut draw = self.chance.draw(Stream::Clock, machine as u64, 1);
+            let delay = if machine == 0 { 1 } else { draw.between(1, 2 * SECOND) };
+            self.schedule(delay, Event::Start { machine, life: 0 });
+            self.schedule(delay + self.world.probe_every, Event::Probe { machine, count: 0 });
+        }
+        for arrival in 0..self.world.arrivals.len() {
+            self.schedule(self.world.arrivals[arrival].at, Event::Jobs { arrival });
+        }
+        for fault in 0..self.world.faults.len() {
+            self.schedule(self.world.faults[fault].0, Event::Strike { fault });
+        }
+        self.schedule(self.options.chaos, Event::Heal);
+        let mut steps = 0;
+        while self.stage != Stage::Over {
+            let Some(((at, _, _), event)) = self.queue.pop_first() else {
+                return Err(Failure::NoProgress("nothing is left to happen".to_owned()));
+            };
+            self.now = at;
+            steps += 1;
+            if steps > EVENTS_PER_RUN {
+                return Err(Failure::NoProgress(format!(
+                    "{steps} events and no end: {}",
+                    self.waiting()
+                )));
+            }
+            self.step(event)?;
+        }
+        self.judge()
+    }
+
+    /// How long the run was, in virtual time.
+    pub(crate) const fn now(&self) -> Nanos {
+        self.now
+    }
+
+    /// How many events there were.
+    pub(crate) const fn events(&self) -> u64 {
+        self.trace.events()
+    }
+
+    /// The hash of all events and of all files.
+    pub(crate) fn hash(&self) -> String {
+        self.trace.hash(|hasher| vfs::with(|store| store.hash_into(hasher)))
+    }
+
+    /// What the run amounts to.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally {
+            jobs: self.oracle.jobs.counts(),
+            conflicts: self.oracle.logs.shadow(0).conflicts.len() as u64,
+            ..self.tally
+        }
+    }
+
+    fn describe_world(&mut self) {
+        let world = &self.world;
+        let text = format!(
+            "{} of {} machines, {} links, {} arrivals, {} faults; FULL on {:?}",
+            world.topology,
+            world.machines.len(),
+            world.links.len(),
+            world.arrivals.len(),
+            world.faults.len(),
+            world.machines.iter().map(|plan| plan.full).collect::<Vec<_>>()
+        );
+        self.trace.event(0, 0, "world", &[], text.as_bytes(), || text.clone());
+        if self.trace.is_printing() {
+            for link in &world.links {
+                self.trace.event(0, link.ends[0], "link", &[], &[], || format!("{link:?}"));
+            }
+        }
+    }
+
+    fn schedule(&mut self, at: Nanos, event: Event) {
+        self.queued += 1;
+        let tie = self.chance.draw(Stream::Tie, 0, self.queued).word();
+        self.queue.insert((at, tie, self.queued), event);
+    }
+
+    fn note(&mut self, machine: usize, kind: &'static str, text: impl FnOnce() -> String) {
+        self.trace.event(self.now, machine, kind, &[], &[], text);
+    }
+
+    // --- Events
+
+    fn step(&mut self, event: Event) -> Check {
+        match event {
+            Event::Arrive { port, channel } => match self.network.arrive(self.now, port, channel) {
+                Arrival::Gone => Ok(()),
+                Arrival::Later(at) => {
+                    self.schedule(at, Event::Arrive { port, channel });
+                    Ok(())
+                }
+                Arrival::Frame { machine, peer, bytes } => {
+                    self.trace.event(self.now, machine, "frame", &[peer.0], &bytes, || {
+                        format!("{} bytes of {channel:?} on {peer:?}", bytes.len())
+                    });
+                    self.handle(machine, Input::Frame { peer, channel, bytes })
+                }
+            },
+            Event::LinkUp { port } => {
+                let Some(other) = self.network.opposite(port) else { return Ok(()) };
+                let Some((machine, peer)) = self.network.open(port) else { return Ok(()) };
+                self.trace.event(self.now, machine, "up", &[peer.0], &[], || {
+                    format!("{peer:?} to m{other}")
+                });
+                self.handle(machine, Input::PeerUp { peer, node: node(other) })
+            }
+            Event::LinkDown { port } => {
+                let link = self.network.link_of(port.conn);
+                let known = self.network.notice(port);
+                if let Some(link) = link {
+                    self.reconnect(link);
+                }
+                let Some((machine, peer)) = known else { return Ok(()) };
+                self.trace.event(self.now, machine, "down", &[peer.0], &[], || format!("{peer:?}"));
+                self.handle(machine, Input::PeerDown { peer })
+            }
+            Event::Connect { link } => {
+                self.connect(link);
+                Ok(())
+            }
+            Event::Wake { machine, life } => {
+                let due = self.machines[machine].wake_at.is_some_and(|at| at <= self.now);
+                if self.machines[machine].life != life || !due {
+                    return Ok(());
+                }
+                self.machines[machine].wake_at = None;
+                self.handle(machine, Input::Wake)
+            }
+            Event::SyncEnd { machine, life, lsn, mark } => self.end_sync(machine, life, lsn, mark),
+            Event::Checkpoint { machine, life } => self.checkpoint(machine, life),
+            Event::Jobs { arrival } => self.submit(arrival),
+            Event::Strike { fault } => {
+                let (_, fault) = self.world.faults[fault].clone();
+                self.strike(fault)
+            }
+            Event::ForceStop { machine, life } => {
+                if self.machines[machine].life == life && self.machines[machine].stopping.is_some()
+                {
+                    return self.stop(machine);
+                }
+                Ok(())
+            }
+            Event::Start { machine, life } => {
+                if self.machines[machine].life == life && self.machines[machine].engine.is_none() {
+                    return self.start(machine);
+                }
+                Ok(())
+            }
+            Event::SpaceReturns { machine } => {
+                vfs::with(|store| store.set_full(&self.machines[machine].name, false));
+                Ok(())
+            }
+            Event::Probe { machine, count } => self.probe(machine, count),
+            Event::Heal => self.heal(),
+            Event::CheckSettled => self.check_settled(),
+        }
+    }
+
+    fn submit(&mut self, arrival: usize) -> Check {
+        let arrival = self.world.arrivals[arrival];
+        let jobs: Vec<(JobId, PlannedJob)> = (arrival.first..arrival.first + arrival.count)
+            .map(|id| (id, PlannedJob::draw(&self.chance, &self.world.habits, id, arrival.machine)))
+            .collect();
+        self.write(arrival.machine, jobs)
+    }
+
+    fn write(&mut self, number: usize, jobs: Vec<(JobId, PlannedJob)>) -> Check {
+        let machine = &mut self.machines[number];
+        let Some(engine) = &mut machine.engine else { return Ok(()) };
+        let now = machine.clock.at(self.now);
+        for (id, job) in jobs {
+            self.oracle.jobs.queued(id, number, machine.plan.full, &job);
+            self.trace
+                .event(self.now, number, "job", &[id], &[], || format!("{id}: {}", job.describe()));
+            let ticket = engine.replica.write(now, job.into_job());
+            machine.tickets.insert(ticket, id);
+        }
+        self.drain(number)
+    }
+
+    fn end_sync(&mut self, number: usize, life: u64, lsn: Lsn, mark: Option<u64>) -> Check {
+        let machine = &mut self.machines[number];
+        if machine.life != life || machine.engine.is_none() {
+            return Ok(());
+        }
+        machine.syncing = false;
+        if std::mem::take(&mut machine.sync_fails) {
+            machine.may_halt = true;
+            let plan =
+                StopPlan { stop: Stop::PowerCut, down: 200 * MS, again_after: None, clock: None };
+            machine.stopping = Some(plan);
+            self.schedule(self.now + PATIENCE, Event::ForceStop { machine: number, life });
+            self.note(number, "sync", || "fails".to_owned());
+            return self.handle(number, Input::SyncFailed("input/output error".to_owned()));
+        }
+        if let Some(mark) = mark {
+            vfs::with(|store| store.end_sync(&machine.wal(), mark));
+        }
+        self.trace.event(self.now, number, "synced", &[lsn.0], &[], || format!("LSN {lsn}"));
+        self.handle(number, Input::Synced(lsn))?;
+        self.begin_sync(number);
+        Ok(())
+    }
+
+    fn begin_sync(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        if machine.syncing || machine.engine.is_none() {
+            return;
+        }
+        let Some(lsn) = machine.sync_wanted.take() else { return };
+        machine.syncing = true;
+        machine.syncs += 1;
+        let length = machine.sync_length(self.now, &self.chance, number as u64);
+        let mark = vfs::with(|store| store.begin_sync(&machine.wal()));
+        let life = machine.life;
+        self.schedule(self.now + length, Event::SyncEnd { machine: number, life, lsn, mark });
+    }
+
+    fn checkpoint(&mut self, number: usize, life: u64) -> Check {
+        let machine = &self.machines[number];
+        let Some(engine) = machine.engine.as_ref().filter(|_| machine.life == life) else {
+            return Ok(());
+        };
+        let result = engine.replica.db().wal_checkpoint();
+        let down = vfs::with(|store| store.is_down(&machine.name));
+        let text = format!("{:?}", result.is_ok());
+        self.note(number, "checkpt", || text);
+        if down { self.stop(number) } else { Ok(()) }
+    }
+
+    fn probe(&mut self, number: usize, count: u64) -> Check {
+        let mut draw = self.chance.draw(Stream::Probe, number as u64, count + 1);
+        let next =
+            self.now + draw.between(self.world.probe_every / 2, self.world.probe_every * 3 / 2);
+        self.schedule(next, Event::Probe { machine: number, count: count + 1 });
+        let Some(engine) = &mut self.machines[number].engine else { return Ok(()) };
+        if let Some((reader, seen)) = engine.held.take()
+            && sights::log_length(number, reader.connection())? != seen
+        {
+            return broken(Promise::Atomicity, format!("a snapshot on m{number} changed"));
+        }
+        if draw.percent(self.world.long_readers)
+            && let Ok(reader) = engine.replica.db().reader()
+        {
+            reader.connection().execute_batch("BEGIN").map_err(unreadable(number))?;
+            let seen = sights::log_length(number, reader.connection())?;
+            engine.held = Some((reader, seen));
+        }
+        if draw.percent(self.world.checkpoints) {
+            let life = self.machines[number].life;
+            self.schedule(
+                self.now + draw.between(1, 20 * MS),
+                Event::Checkpoint { machine: number, life },
+            );
+        }
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let reader = engine.reader.connection();
+        if draw.percent(20) {
+            return self.oracle.compare(number, reader);
+        }
+        self.oracle.refresh(number, reader)?;
+        sights::look(number, reader)
+    }
+
+    // --- The engine's contract
+
+    fn handle(&mut self, number: usize, input: Input) -> Check {
+        let machine = &mut self.machines[number];
+        let Some(engine) = &mut machine.engine else { return Ok(()) };
+        let now = machine.clock.at(self.now);
+        vfs::with(|store| store.wall_ms = now.wall.0);
+        engine.replica.handle(now, input);
+        self.drain(number)
+    }
+
+    fn drain(&mut self, number: usize) -> Check {
+        for _ in 0..OUTPUTS_PER_DRAIN {
+            let machine = &mut self.machines[number];
+            let Some(engine) = &mut machine.engine else { return Ok(()) };
+            let wall = machine.clock.at(self.now).wall;
+            vfs::with(|store| store.wall_ms = wall.0);
+            let output = engine.replica.poll();
+            if vfs::with(|store| store.is_down(&machine.name)) {
+                return self.stop(number);
+            }
+            if !self.carry_out(number, output)? {
+                return Ok(());
+            }
+        }
+        Err(Failure::NoProgress(format!(
+            "m{number} has given {OUTPUTS_PER_DRAIN} outputs without becoming quiet"
+        )))
+    }
+
+    /// Returns whether more outputs may follow.
+    fn carry_out(&mut self, number: usize, output: Output) -> Check<bool> {
+        let life = self.machines[number].life;
+        match output {
+            Output::Send { peer, channel, bytes } => {
+                self.trace.event(self.now, number, "send", &[peer.0], &bytes, || {
+                    format!("{} bytes of {channel:?} on {peer:?}", bytes.len())
+                });
+                if let Some((port, at)) = self.network.send(self.now, number, peer, channel, bytes)
+                {
+                    self.schedule(at, Event::Arrive { port, channel });
+                }
+            }
+            Output::Close { peer, code, reason } => {
+                self.trace.event(self.now, number, "close", &[peer.0], reason.as_bytes(), || {
+                    format!("{peer:?} {code:?}: {reason}")
+                });
+                self.close_link(number, peer);
+                let machine = &self.machines[number];
+                let excused = match code {
+                    CloseCode::Shutdown | CloseCode::TimedOut | CloseCode::Replaced => true,
+                    // Nothing can be kept until there is space again.
+                    CloseCode::Halted => vfs::with(|store| store.is_full(&machine.name)),
+                    _ => false,
+                };
+                if !excused && !machine.may_halt {
+                    return broken(
+                        Promise::Availability,
+                        format!("m{number} closed an honest peer's link as {code:?}: {reason}"),
+                    );
+                }
+            }
+            Output::Sync(lsn) => {
+                let wanted = &mut self.machines[number].sync_wanted;
+                *wanted = (*wanted).max(Some(lsn));
+                self.begin_sync(number);
+            }
+            Output::WalCheckpoint => {
+                let mut draw = self.chance.draw(Stream::Disk, number as u64, self.queued << 8);
+                let at = self.now + draw.between(1, 50 * MS);
+                self.schedule(at, Event::Checkpoint { machine: number, life });
+            }
+            Output::Done { ticket, result } => {
+                let Some(id) = self.machines[number].tickets.remove(&ticket) else {
+                    return broken(
+                        Promise::Answers,
+                        format!("m{number} answers {ticket:?}, which is not open"),
+                    );
+                };
+                let text = match &result {
+                    Ok(committed) => format!("{id}: {committed:?}"),
+                    Err(error) => format!("{id}: {error}"),
+                };
+                self.trace
+                    .event(self.now, number, "answer", &[id], text.as_bytes(), || text.clone());
+                if let Err(WriteError::Unavailable(why)) = &result
+                    && matches!(self.stage, Stage::Marked { .. })
+                {
+                    return broken(
+                        Promise::Availability,
+                        format!("m{number} cannot write after all faults have ended: {why}"),
+                    );
+                }
+                let Some(engine) = &self.machines[number].engine else { return Ok(false) };
+                self.oracle.jobs.answered(id, &result, engine.reader.connection())?;
+            }
+            Output::Event(news) => {
+                let text = format!("{news:?}");
+                self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
+                if let News::Halted(why) = news
+                    && !self.machines[number].may_halt
+                {
+                    return broken(Promise::Availability, format!("m{number} halted: {why}"));
+                }
+            }
+            Output::WakeAt(at) => {
+                if let Some(at) = at {
+                    let at = at.0.max(self.now + 1);
+                    let machine = &mut self.machines[number];
+                    if machine.wake_at.is_none_or(|due| due > at || due <= self.now) {
+                        machine.wake_at = Some(at);
+                        self.schedule(at, Event::Wake { machine: number, life });
+                    }
+                }
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    // --- Links
+
+    fn close_link(&mut self, number: usize, peer: littoral::PeerId) {
+        if let Some((port, at)) = self.network.close(self.now, number, peer) {
+            if let Some(link) = self.network.link_of(port.conn) {
+                self.reconnect(link);
+            }
+            self.schedule(at, Event::LinkDown { port });
+        }
+        for link in 0..self.network.links.len() {
+            if self.network.links[link].plan.ends.contains(&number)
+                && !self.network.is_connected(link)
+            {
+                self.reconnect(link);
+            }
+        }
+    }
+
+    fn reconnect(&mut self, link: usize) {
+        let state = &mut self.network.links[link];
+        if state.connecting {
+            return;
+        }
+        state.connecting = true;
+        state.attempts += 1;
+        let mut draw = self.chance.draw(Stream::Connect, 1 << 32 | link as u64, state.attempts);
+        let at = state.down_until.max(self.now) + draw.between(MS, 500 * MS);
+        self.schedule(at, Event::Connect { link });
+    }
+
+    fn connect(&mut self, link: usize) {
+        let state = &mut self.network.links[link];
+        state.connecting = false;
+        if state.down_until > self.now {
+            return self.reconnect(link);
+        }
+        let up = state.plan.ends.iter().all(|end| self.machines[*end].engine.is_some());
+        if !up || self.network.is_connected(link) {
+            return;
+        }
+        let peers = [self.next_peer, self.next_peer + 1].map(littoral::PeerId);
+        self.next_peer += 2;
+        self.tally.connections += 1;
+        for (port, at) in self.network.connect(self.now, link, peers) {
+            self.schedule(at, Event::LinkUp { port });
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The end of a run: faults end, everything settles, and everybody is judged.
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, Stage};
+use crate::{
+    disk::vfs,
+    oracle::{Check, Failure, Promise, broken, convergence, unreadable},
+    workload::PlannedJob,
+};
+
+impl Cluster {
+    pub(super) fn heal(&mut self) -> Check {
+        self.note(0, "heal", String::new);
+        self.stage = Stage::Settling { deadline: self.now + SETTLE_WITHIN };
+        self.network.heal();
+        for number in 0..self.machines.len() {
+            let name = self.machines[number].name.clone();
+            vfs::with(|store| store.set_full(&name, false));
+            let machine = &mut self.machines[number];
+            machine.slow = (0, 0);
+            machine.sync_fails = false;
+            if machine.engine.is_some() && machine.stopping.is_some() {
+                self.stop(number)?;
+                self.machines[number].stopping = None;
+            } else {
+                machine.stopping = None;
+            }
+        }
+        for link in 0..self.world.links.len() {
+            if !self.network.is_connected(link) {
+                self.reconnect(link);
+            }
+        }
+        self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
+        Ok(())
+    }
+
+    pub(super) fn check_settled(&mut self) -> Check {
+        let deadline = match self.stage {
+            Stage::Settling { deadline } | Stage::Marked { deadline } => deadline,
+            Stage::Chaos | Stage::Over => return Ok(()),
+        };
+        if !self.is_settled() {
+            if self.now > deadline {
+                return Err(Failure::NoProgress(self.waiting()));
+            }
+            self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
+            return Ok(());
+        }
+        self.note(0, "settled", String::new);
+        if matches!(self.stage, Stage::Marked { .. }) {
+            self.stage = Stage::Over;
+            return Ok(());
+        }
+        self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
+        for number in 0..self.machines.len() {
+            let id = MARKS + number as u64;
+            let mark = PlannedJob::mark(&self.chance, &self.world.habits, id, number);
+            self.write(number, vec![(id, mark)])?;
+        }
+        self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
+        Ok(())
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        let mut vectors = Vec::new();
+        for machine in &self.machines {
+            let Some(engine) = &machine.engine else { return false };
+            let status = engine.replica.status();
+            if status.applied != status.durable || status.author.is_none() {
+                return false;
+            }
+            if !machine.tickets.is_empty() {
+                return false;
+            }
+            vectors.push(status.vector);
+        }
+        vectors.windows(2).all(|pair| pair[0] == pair[1])
+    }
+
+    /// Who waits for what.
+    pub(super) fn waiting(&self) -> String {
+        let machines: Vec<String> = self
+            .machines
+            .iter()
+            .map(|machine| {
+                let Some(engine) = &machine.engine else {
+                    return format!("{} is down", machine.name);
+                };
+                let status = engine.replica.status();
+                let peers: Vec<String> = status
+                    .peers
+                    .iter()
+                    .map(|peer| {
+                        let state = if peer.streaming { "streaming" } else { "handshake" };
+                        format!("{} {state}, behind {}", peer.node, peer.behind)
+                    })
+                    .collect();
+                format!(
+                    "{}: vector {}, durable {} of {}, {} jobs open, links: {}{}",
+                    machine.name,
+                    status.vector,
+                    status.durable,
+                    status.applied,
+                    machine.tickets.len(),
+                    peers.join("; "),
+                    status.halted.map_or_else(String::new, |why| format!(", halted: {why}"))
+                )
+            })
+            .collect();
+        machines.join(" | ")
+    }
+
+    /// Everything is quiet: now everybody must hold the same, and all that was promised.
+    pub(super) fn judge(&mut self) -> Check {
+        for number in 0..self.machines.len() {
+            let Some(engine) = &self.machines[number].engine else { continue };
+            self.oracle.compare(number, engine.reader.connection())?;
+        }
+        let Some(first) = &self.machines[0].engine else { return Ok(()) };
+        let digest = first.reader.digest().map_err(unreadable(0))?;
+        for (number, machine) in self.machines.iter().enumerate() {
+            let Some(engine) = &machine.engine else { continue };
+            let reader = engine.reader.connection();
+            let logs = &self.oracle.logs;
+            convergence::same_rows(
+                [0, number],
+                [first.reader.connection(), reader],
+                logs.shadow(0),
+            )?;
+            if engine.reader.digest().map_err(unreadable(number))? != digest {
+                return broken(
+                    Promise::Convergence,
+                    format!("m0 and m{number} hold the same rows, but their digests differ"),
+                );
+            }
+            self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
+            if matches!(self.stage, Stage::Over) && !logs.shadow(number).heads().is_empty() {
+                self.oracle.jobs.judge_mark(MARKS + number as u64)?;
+            }
+        }
+        self.close_all()
+    }
+
+    pub(super) fn close_all(&mut self) -> Check {
+        for number in 0..self.machines.len() {
+            let closing = self.machines[number].clock.at(self.now);
+            if let Some(engine) = self.machines[number].engine.take() {
+                drop((engine.held, engine.reader));
+                engine.replica.close(closing).1.map_err(unreadable(number))?;
+            }
+            let path = self.machines[number].database();
+            let failed = unreadable(number);
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+            let plain =
+                Connection::open_with_flags_and_vfs(path, flags, vfs::NAME).map_err(&failed)?;
+            let verdict: String =
+                plain.query_row("PRAGMA integrity_check", [], |row| row.get(0)).map_err(&failed)?;
+            if verdict != "ok" {
+                return broken(
+                    Promise::Availability,
+                    format!("the file of m{number} is damaged: {verdict}"),
+                );
+            }
+            let orphans: i64 = plain
+                .query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))
+                .map_err(&failed)?;
+            if orphans != 0 {
+                return broken(Promise::Atomicity, format!("m{number} holds {orphans} orphans"));
+            }
+        }
+        Ok(())
+    }
+}

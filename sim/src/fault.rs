@@ -1,0 +1,187 @@
+//! [`Fault`]: what goes wrong in a run, and the schedule of it, drawn from the seed.
+//!
+//! Every seed allows only some kinds of faults, so that one kind does not always hide another. All
+//! of them are faults that the engine promises to survive without losing anything it has promised.
+
+use crate::{
+    chance::{Chance, Draw, Stream},
+    clock::{MS, Nanos, SECOND, WallClock},
+    world::Options,
+};
+
+/// How a machine stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    /// The process ends in good order.
+    Clean,
+    /// The process is killed; the disk keeps what was written.
+    Kill,
+    /// The power fails; the disk keeps what was synced, and what chance adds.
+    PowerCut,
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// A machine stops and starts again.
+    Crash {
+        /// Which one.
+        machine: usize,
+        /// How.
+        stop: Stop,
+        /// In the middle of what it does next: before the change to its disk after this many more.
+        after_changes: Option<u64>,
+        /// How long it is down.
+        down: Nanos,
+        /// It stops again while it starts, before the change after this many more.
+        again_after: Option<u64>,
+        /// Its wall clock is another one afterwards.
+        clock: Option<WallClock>,
+    },
+    /// A connection is cut, and the link stays down for a while.
+    Cut {
+        /// Which link.
+        link: usize,
+        /// How long.
+        down: Nanos,
+    },
+    /// One direction of a link stands still.
+    Block {
+        /// Which link.
+        link: usize,
+        /// Which end is not heard.
+        from: usize,
+        /// How long.
+        length: Nanos,
+    },
+    /// Links between two groups of machines are cut, or stand still in both directions.
+    Partition {
+        /// Whether each machine is in the first group.
+        group: Vec<bool>,
+        /// How long.
+        length: Nanos,
+        /// Connections stay up but carry nothing.
+        silent: bool,
+    },
+    /// A wall clock jumps.
+    ClockJump {
+        /// Whose.
+        machine: usize,
+        /// To this.
+        clock: WallClock,
+    },
+    /// Writes fail for want of space.
+    DiskFull {
+        /// Whose.
+        machine: usize,
+        /// How long.
+        length: Nanos,
+    },
+    /// Syncs take longer.
+    SlowDisk {
+        /// Whose.
+        machine: usize,
+        /// How long a sync takes.
+        sync: Nanos,
+        /// How long it lasts.
+        length: Nanos,
+    },
+    /// The next sync of the WAL fails: the replica stops, and its machine starts again.
+    SyncFails {
+        /// Whose.
+        machine: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Clean,
+    Kill,
+    PowerCut,
+    Cut,
+    Block,
+    Partition,
+    ClockJump,
+    DiskFull,
+    SlowDisk,
+    SyncFails,
+}
+
+/// Everything that will go wrong, by time.
+pub(crate) fn schedule(chance: &Chance, options: &Options, links: usize) -> Vec<(Nanos, Fault)> {
+    let mut swarm = chance.draw(Stream::Fault, 0, 0);
+    if swarm.percent(6) {
+        return Vec::new();
+    }
+    let kinds: Vec<(u64, Kind)> = [
+        (1, Kind::Clean),
+        (3, Kind::Kill),
+        (4, Kind::PowerCut),
+        (4, Kind::Cut),
+        (2, Kind::Block),
+        (2, Kind::Partition),
+        (2, Kind::ClockJump),
+        (1, Kind::DiskFull),
+        (1, Kind::SlowDisk),
+        (1, Kind::SyncFails),
+    ]
+    .into_iter()
+    .filter(|_| swarm.percent(65))
+    .collect();
+    if kinds.is_empty() {
+        return Vec::new();
+    }
+    let gap = swarm.spread(200 * MS, 4 * SECOND);
+    let mut faults = Vec::new();
+    let mut at = 0;
+    for index in 0.. {
+        let mut draw = chance.draw(Stream::Fault, 1, index);
+        at += draw.between(1, 2 * gap);
+        if at >= options.chaos {
+            break;
+        }
+        let kind = *draw.weighted(&kinds);
+        faults.push((at, one(kind, options.nodes, links, &mut draw)));
+    }
+    faults
+}
+
+fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
+    let machine = draw.index(nodes);
+    let crash = |stop, draw: &mut Draw| Fault::Crash {
+        machine,
+        stop,
+        after_changes: (stop != Stop::Clean && draw.percent(50)).then(|| draw.spread(1, 40) - 1),
+        down: if draw.percent(70) {
+            draw.spread(MS, 500 * MS)
+        } else {
+            draw.between(0, 6 * SECOND)
+        },
+        again_after: (stop != Stop::Clean && draw.percent(10)).then(|| draw.spread(1, 30) - 1),
+        clock: draw.percent(50).then(|| WallClock::draw(draw)),
+    };
+    match kind {
+        Kind::Clean => crash(Stop::Clean, draw),
+        Kind::Kill => crash(Stop::Kill, draw),
+        Kind::PowerCut => crash(Stop::PowerCut, draw),
+        Kind::Cut => Fault::Cut { link: draw.index(links), down: draw.spread(MS, 5 * SECOND) },
+        Kind::Block => Fault::Block {
+            link: draw.index(links),
+            from: draw.index(2),
+            length: draw.spread(50 * MS, 15 * SECOND),
+        },
+        Kind::Partition => Fault::Partition {
+            group: (0..nodes).map(|_| draw.percent(50)).collect(),
+            length: draw.spread(200 * MS, 8 * SECOND),
+            silent: draw.percent(50),
+        },
+        Kind::ClockJump => Fault::ClockJump { machine, clock: WallClock::draw(draw) },
+        Kind::DiskFull => Fault::DiskFull { machine, length: draw.spread(10 * MS, 2 * SECOND) },
+        Kind::SlowDisk => Fault::SlowDisk {
+            machine,
+            sync: draw.between(100 * MS, 2 * SECOND),
+            length: draw.between(SECOND, 5 * SECOND),
+        },
+        Kind::SyncFails => Fault::SyncFails { machine },
+    }
+}

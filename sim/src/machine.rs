@@ -1,0 +1,173 @@
+//! [`Machine`]: one simulated node: a `Replica`, its disk, its clock, and what it owes its driver.
+//!
+//! A machine keeps nothing over a crash but its disk; [`cluster`](crate::cluster) decides when it
+//! crashes and starts.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use littoral::{
+    ClusterId, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, Reader, Replica,
+    Synchronous, Ticket, VersionVector,
+};
+
+use crate::{
+    chance::{Chance, Stream},
+    clock::{Nanos, WallClock},
+    disk::vfs,
+    fault::Stop,
+    workload::{self, JobId},
+    world::MachinePlan,
+};
+
+/// A running engine and a connection to look at its rows.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    /// A reader in the middle of a transaction, and the length of the log that it saw.
+    pub(crate) held: Option<(Reader, i64)>,
+    /// Declared before the replica, so that it is dropped first.
+    pub(crate) reader: Reader,
+    /// The shipped engine.
+    pub(crate) replica: Replica,
+}
+
+/// How a machine that is about to stop will stop, and start again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StopPlan {
+    /// How it stops.
+    pub(crate) stop: Stop,
+    /// How long it stays down.
+    pub(crate) down: Nanos,
+    /// It stops again while it starts, before the change to its disk after this many more.
+    pub(crate) again_after: Option<u64>,
+    /// Its wall clock is another one afterwards.
+    pub(crate) clock: Option<WallClock>,
+}
+
+/// One simulated node.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// `m` and its number: the node's name and the beginning of its files' paths.
+    pub(crate) name: String,
+    /// What it is made of.
+    pub(crate) plan: MachinePlan,
+    /// Its wall clock.
+    pub(crate) clock: WallClock,
+    /// Counts its starts; events of an earlier life are void.
+    pub(crate) life: u64,
+    /// `None` while it is down.
+    pub(crate) engine: Option<Engine>,
+    /// Jobs without an answer.
+    pub(crate) tickets: BTreeMap<Ticket, JobId>,
+    /// Whether a sync of the WAL is under way.
+    pub(crate) syncing: bool,
+    /// The next sync will answer this.
+    pub(crate) sync_wanted: Option<Lsn>,
+    /// Syncs begun, over all lives.
+    pub(crate) syncs: u64,
+    /// When the next wake-up is due.
+    pub(crate) wake_at: Option<Nanos>,
+    /// The disk is slow until then, and how long a sync takes.
+    pub(crate) slow: (Nanos, Nanos),
+    /// It stops soon.
+    pub(crate) stopping: Option<StopPlan>,
+    /// What the next start must know of the last stop.
+    pub(crate) power_was_cut: bool,
+    /// What the replica called durable when it stopped.
+    pub(crate) durable_told: Lsn,
+    /// What it had acknowledged to its peers when it stopped, as far as they had heard.
+    pub(crate) acknowledged: VersionVector,
+    /// The next sync fails.
+    pub(crate) sync_fails: bool,
+    /// The replica was told of a failed sync and may halt.
+    pub(crate) may_halt: bool,
+    identity: Identity,
+}
+
+const CLUSTER: ClusterId = ClusterId(0x6c69_7474_6f72_616c);
+
+fn incarnation(machine: usize) -> Incarnation {
+    Incarnation(0x1000 + machine as u128)
+}
+
+/// The name of a machine.
+pub(crate) fn node(machine: usize) -> NodeId {
+    NodeId::new(&format!("m{machine}")).expect("a letter and digits")
+}
+
+fn genesis(machines: usize) -> Genesis {
+    Genesis {
+        members: (0..machines).map(|machine| (node(machine), incarnation(machine))).collect(),
+        schema: workload::SCHEMA.to_owned(),
+        policies: workload::policies(),
+    }
+}
+
+impl Machine {
+    /// A machine that was never started.
+    pub(crate) fn new(number: usize, plan: MachinePlan, chance: &Chance) -> Self {
+        Self {
+            name: format!("m{number}"),
+            plan,
+            clock: WallClock::draw(&mut chance.draw(Stream::Clock, number as u64, 0)),
+            life: 0,
+            engine: None,
+            tickets: BTreeMap::new(),
+            syncing: false,
+            sync_wanted: None,
+            syncs: 0,
+            wake_at: None,
+            slow: (0, 0),
+            stopping: None,
+            power_was_cut: false,
+            durable_told: Lsn(0),
+            acknowledged: VersionVector::new(),
+            sync_fails: false,
+            may_halt: false,
+            identity: Identity {
+                cluster: CLUSTER,
+                node: node(number),
+                incarnation: incarnation(number),
+            },
+        }
+    }
+
+    /// The path of the database.
+    pub(crate) fn database(&self) -> PathBuf {
+        PathBuf::from(format!("/{}/replica.db", self.name))
+    }
+
+    /// The path of its WAL.
+    pub(crate) fn wal(&self) -> String {
+        format!("/{}/replica.db-wal", self.name)
+    }
+
+    /// Opens the replica. `origin_of` is the number of machines, at the origin.
+    pub(crate) fn open(
+        &self,
+        now: Nanos,
+        origin_of: Option<usize>,
+        seed: u64,
+    ) -> Result<Engine, OpenError> {
+        let synchronous = if self.plan.full { Synchronous::Full } else { Synchronous::Normal };
+        let mut builder = Replica::builder(self.identity.clone())
+            .vfs(vfs::NAME)
+            .synchronous(synchronous)
+            .verify_capture();
+        if let Some(machines) = origin_of {
+            builder = builder.genesis(genesis(machines));
+        }
+        let now = self.clock.at(now);
+        vfs::with(|store| store.wall_ms = now.wall.0);
+        let replica = builder.open(&self.database(), now, seed)?;
+        let reader = replica.db().reader()?;
+        Ok(Engine { held: None, reader, replica })
+    }
+
+    /// How long the next sync takes.
+    pub(crate) fn sync_length(&self, now: Nanos, chance: &Chance, number: u64) -> Nanos {
+        let mut draw = chance.draw(Stream::Disk, number, self.syncs);
+        let (slow_until, slow_sync) = self.slow;
+        let most = if now < slow_until { slow_sync } else { self.plan.sync };
+        draw.between(most / 20 + 1, most + 1)
+    }
+}

@@ -1,0 +1,197 @@
+//! Rows and conflicts follow from the log, and in the end all machines hold the same.
+
+use std::collections::BTreeMap;
+
+use littoral::{AuthorId, ColumnId, TableId, limits::MAX_CONFLICTS};
+use rusqlite::Connection;
+
+use super::{
+    Check, Promise, broken,
+    shadow::{Held, Shadow, ShadowConflict, ShadowTable, encode_key},
+    sights::has_schema,
+    unreadable,
+};
+use crate::workload::TABLES;
+
+type Rows = BTreeMap<Vec<u8>, BTreeMap<ColumnId, Held>>;
+
+/// The rows of a machine are those that its log leads to.
+pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
+    let failed = unreadable(machine);
+    if !has_schema(reader).map_err(&failed)? {
+        return Ok(());
+    }
+    if shadow.tables.len() != TABLES.len() {
+        return broken(
+            Promise::Merge,
+            format!("m{machine} declares {} tables of {}", shadow.tables.len(), TABLES.len()),
+        );
+    }
+    for (id, table) in &shadow.tables {
+        let stored = read_table(machine, reader, table)?;
+        let expected: BTreeMap<&Vec<u8>, _> = shadow.rows_of(*id).collect();
+        for (key, cells) in &stored {
+            match expected.get(key) {
+                Some(due) if *due == cells => {}
+                due => {
+                    return broken(
+                        Promise::Merge,
+                        format!(
+                            "m{machine}, table {}, key {key:02x?}: stored {cells:?}, the log leads to {due:?}",
+                            table.name
+                        ),
+                    );
+                }
+            }
+        }
+        if let Some((key, cells)) = expected.iter().find(|(key, _)| !stored.contains_key(**key)) {
+            return broken(
+                Promise::Merge,
+                format!(
+                    "m{machine}, table {}, key {key:02x?}: missing, the log leads to {cells:?}",
+                    table.name
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check<Rows> {
+    let failed = unreadable(machine);
+    let Some(shape) = TABLES.iter().find(|shape| shape.name == table.name) else {
+        return broken(
+            Promise::Merge,
+            format!("m{machine} declares an unknown table {}", table.name),
+        );
+    };
+    let columns: Vec<(ColumnId, &str)> =
+        table.columns.iter().map(|(id, (name, _))| (*id, name.as_str())).collect();
+    let names: Vec<&str> = columns.iter().map(|(_, name)| *name).collect();
+    let sql = format!("SELECT {} FROM {}", names.join(", "), table.name);
+    let mut query = reader.prepare_cached(&sql).map_err(&failed)?;
+    let mut rows = query.query([]).map_err(&failed)?;
+    let mut found = Rows::new();
+    while let Some(row) = rows.next().map_err(&failed)? {
+        let mut values = BTreeMap::new();
+        for (place, (_, name)) in columns.iter().enumerate() {
+            values.insert(*name, Held::from(row.get_ref(place).map_err(&failed)?));
+        }
+        let parts: Option<Vec<&Held>> = shape.key.iter().map(|name| values.get(name)).collect();
+        let key = match parts.ok_or_else(|| "a key column is missing".to_owned()) {
+            Ok(parts) => encode_key(parts.into_iter()),
+            Err(what) => Err(what),
+        };
+        let key = match key {
+            Ok(key) => key,
+            Err(what) => {
+                return broken(Promise::Merge, format!("m{machine}, {}: {what}", table.name));
+            }
+        };
+        let cells = columns
+            .iter()
+            .filter(|(_, name)| !shape.key.contains(name))
+            .map(|(id, name)| (*id, values.remove(name).unwrap_or_default()))
+            .collect();
+        found.insert(key, cells);
+    }
+    Ok(found)
+}
+
+/// The conflicts that a machine lists are those that its log leads to.
+pub(crate) fn conflicts_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
+    let mut listed = read_conflicts(machine, reader)?;
+    let mut due = shadow.conflicts.clone();
+    listed.sort();
+    due.sort();
+    if listed == due {
+        return Ok(());
+    }
+    if listed.len() as u64 >= MAX_CONFLICTS {
+        // The oldest have made room.
+        return Ok(());
+    }
+    let unlisted = first_beyond(&due, &listed);
+    let undue = first_beyond(&listed, &due);
+    broken(
+        Promise::Conflicts,
+        format!(
+            "m{machine} lists {} conflicts, its log leads to {}; not listed: {unlisted:?}; listed in vain: {undue:?}",
+            listed.len(),
+            due.len()
+        ),
+    )
+}
+
+/// The first of sorted `these` that sorted `those` lack, each counted as often as it stands there.
+fn first_beyond<'c>(
+    these: &'c [ShadowConflict],
+    those: &[ShadowConflict],
+) -> Option<&'c ShadowConflict> {
+    let mut those = those.iter().peekable();
+    these.iter().find(|this| {
+        while those.next_if(|that| that < this).is_some() {}
+        those.next_if(|that| that == this).is_none()
+    })
+}
+
+fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConflict>> {
+    let failed = unreadable(machine);
+    let mut query = reader
+        .prepare_cached(
+            "SELECT table_id, key, column_id, rule = 'delete wins', kept_author, kept_seq, kept,
+             lost_author, lost_seq, lost FROM littoral_conflicts",
+        )
+        .map_err(&failed)?;
+    let dot = |author: Option<i64>, seq: Option<i64>| {
+        let name = |(author, seq): (i64, i64)| {
+            (AuthorId::from_u64(author.cast_unsigned()), seq.cast_unsigned())
+        };
+        author.zip(seq).map(name)
+    };
+    let rows = query
+        .query_map([], |row| {
+            Ok(ShadowConflict {
+                table: row.get(0)?,
+                key: row.get(1)?,
+                column: row.get(2)?,
+                by_delete: row.get(3)?,
+                kept: dot(row.get(4)?, row.get(5)?),
+                kept_value: row.get_ref(6)?.into(),
+                lost: dot(row.get(7)?, row.get(8)?),
+                lost_value: row.get_ref(9)?.into(),
+            })
+        })
+        .map_err(&failed)?;
+    rows.collect::<Result<_, _>>().map_err(&failed)
+}
+
+/// Two machines hold the same rows in every table.
+pub(crate) fn same_rows(machines: [usize; 2], readers: [&Connection; 2], shadow: &Shadow) -> Check {
+    for (id, table) in &shadow.tables {
+        let [one, other] = [0, 1].map(|side| read_table(machines[side], readers[side], table));
+        let (one, other) = (one?, other?);
+        if one != other {
+            return broken(Promise::Convergence, difference(machines, *id, table, &one, &other));
+        }
+    }
+    Ok(())
+}
+
+fn difference(
+    [a, b]: [usize; 2],
+    id: TableId,
+    table: &ShadowTable,
+    one: &Rows,
+    other: &Rows,
+) -> String {
+    let differing = one.keys().chain(other.keys()).find(|key| one.get(*key) != other.get(*key));
+    let key = differing.cloned().unwrap_or_default();
+    format!(
+        "table {} ({}), key {key:02x?}: m{a} holds {:?}, m{b} holds {:?}",
+        table.name,
+        id.0,
+        one.get(&key),
+        other.get(&key)
+    )
+}

@@ -1,0 +1,199 @@
+//! [`Logs`]: what stands in every machine's log, and who holds which entry.
+//!
+//! Invariants that are checked here:
+//! - one dot names one entry, wherever it is found;
+//! - a log loses nothing but its newest part, and that only in a power cut;
+//! - of what an author's own log loses, no other machine holds anything.
+
+use std::collections::BTreeMap;
+
+use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq};
+use rusqlite::Connection;
+
+use super::{Check, Promise, broken, shadow::Shadow, unreadable};
+
+/// Which machines hold an entry.
+#[derive(Clone, Copy, Debug)]
+struct Holders {
+    digest: Digest,
+    machines: u64,
+}
+
+/// One machine's log as it was last read.
+#[derive(Debug, Default)]
+struct Book {
+    /// By LSN, from 1.
+    entries: Vec<(Dot, Digest)>,
+    shadow: Shadow,
+}
+
+/// All logs.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    books: Vec<Book>,
+    entries: BTreeMap<(AuthorId, Seq), Holders>,
+    authors: BTreeMap<AuthorId, usize>,
+}
+
+impl Logs {
+    /// Empty logs.
+    pub(crate) fn new(machines: usize) -> Self {
+        let books = (0..machines).map(|_| Book::default()).collect();
+        let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
+        Self { books, entries: BTreeMap::new(), authors }
+    }
+
+    /// What the machine's log leads to.
+    pub(crate) fn shadow(&self, machine: usize) -> &Shadow {
+        &self.books[machine].shadow
+    }
+
+    /// Whether the machine's log holds an entry.
+    pub(crate) fn holds(&self, machine: usize, dot: Dot) -> bool {
+        self.shadow(machine).heads().get(&dot.author).is_some_and(|head| head.seq >= dot.seq)
+    }
+
+    /// Takes what is new in a machine's log.
+    pub(crate) fn refresh(&mut self, machine: usize, reader: &Connection) -> Check {
+        let known = self.books[machine].entries.len();
+        let failed = unreadable(machine);
+        let mut query = reader
+            .prepare_cached(
+                "SELECT lsn, author, seq, bytes FROM littoral_log WHERE lsn > ? ORDER BY lsn",
+            )
+            .map_err(&failed)?;
+        let mut rows = query.query([count_of(known)]).map_err(&failed)?;
+        while let Some(row) = rows.next().map_err(&failed)? {
+            let lsn: i64 = row.get(0).map_err(&failed)?;
+            let author: i64 = row.get(1).map_err(&failed)?;
+            let seq: i64 = row.get(2).map_err(&failed)?;
+            let bytes = row.get_ref(3).map_err(&failed)?;
+            let bytes = bytes.as_blob().unwrap_or_default();
+            let entry = match Entry::decode(bytes) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    return broken(
+                        Promise::Causality,
+                        format!(
+                            "m{machine} holds an entry at LSN {lsn} that does not decode: {error}"
+                        ),
+                    );
+                }
+            };
+            let columns = Dot {
+                author: AuthorId::from_u64(author.cast_unsigned()),
+                seq: seq.cast_unsigned(),
+            };
+            if columns != entry.header.dot || lsn != count_of(self.books[machine].entries.len()) + 1
+            {
+                return broken(
+                    Promise::Causality,
+                    format!(
+                        "m{machine} holds {columns} at LSN {lsn}, which is {} at place {}",
+                        entry.header.dot,
+                        self.books[machine].entries.len() + 1
+                    ),
+                );
+            }
+            self.take(machine, &entry)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, machine: usize, entry: &Entry) -> Check {
+        let dot = entry.header.dot;
+        for segment in entry.segments() {
+            if let Ok(Segment::Membership(Membership::Join(member))) = segment
+                && let Some(number) = machine_number(member.node.as_str())
+            {
+                self.authors.insert(member.author, number);
+            }
+        }
+        let holders = self
+            .entries
+            .entry((dot.author, dot.seq))
+            .or_insert(Holders { digest: entry.digest, machines: 0 });
+        if holders.digest != entry.digest {
+            return broken(
+                Promise::DurableFirst,
+                format!(
+                    "m{machine} holds another entry as {dot} than machines {}: its author's log forked",
+                    machine_list(holders.machines)
+                ),
+            );
+        }
+        holders.machines |= 1 << machine;
+        let own = self.authors.get(&dot.author) == Some(&machine);
+        let book = &mut self.books[machine];
+        book.entries.push((dot, entry.digest));
+        book.shadow.apply(entry, own).or_else(|what| {
+            let promise = if own { Promise::Merge } else { Promise::Causality };
+            let whose = if own { "its own" } else { "a received" };
+            broken(
+                promise,
+                format!("m{machine} took {whose} entry {dot} that breaks a rule: {what}"),
+            )
+        })
+    }
+
+    /// A machine has started again. Returns the entries of its own that it has lost.
+    pub(crate) fn reopened(
+        &mut self,
+        machine: usize,
+        power_cut: bool,
+        reader: &Connection,
+    ) -> Check<Vec<Dot>> {
+        let failed = unreadable(machine);
+        let left: Option<i64> = reader
+            .query_row("SELECT max(lsn) FROM littoral_log", [], |row| row.get(0))
+            .map_err(&failed)?;
+        let left = usize::try_from(left.unwrap_or(0)).expect("LSNs begin at 1");
+        let known = self.books[machine].entries.len();
+        if left >= known {
+            return Ok(Vec::new());
+        }
+        if !power_cut {
+            return broken(
+                Promise::Durability,
+                format!("m{machine} lost its log from LSN {} on without a power cut", left + 1),
+            );
+        }
+        let lost = self.books[machine].entries.split_off(left);
+        self.books[machine] = Book::default();
+        let mut own = Vec::new();
+        for (dot, _) in lost {
+            let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else { continue };
+            holders.machines &= !(1 << machine);
+            if self.authors.get(&dot.author) != Some(&machine) {
+                continue;
+            }
+            if holders.machines != 0 {
+                return broken(
+                    Promise::DurableFirst,
+                    format!(
+                        "a power cut took {dot} from its author m{machine}, but machines {} hold it",
+                        machine_list(holders.machines)
+                    ),
+                );
+            }
+            self.entries.remove(&(dot.author, dot.seq));
+            own.push(dot);
+        }
+        self.refresh(machine, reader)?;
+        Ok(own)
+    }
+}
+
+fn count_of(entries: usize) -> i64 {
+    i64::try_from(entries).expect("a log that fits into memory")
+}
+
+fn machine_number(node: &str) -> Option<usize> {
+    node.strip_prefix('m')?.parse().ok()
+}
+
+fn machine_list(machines: u64) -> String {
+    let names: Vec<String> =
+        (0..64).filter(|bit| machines >> bit & 1 == 1).map(|bit| format!("m{bit}")).collect();
+    names.join(", ")
+}

@@ -1,0 +1,152 @@
+//! [`Oracle`]: watches every machine and says when a promise is broken.
+//!
+//! It reads what any application could read, and the log; it trusts nothing that the engine says of
+//! itself. Each promise has its file:
+//!
+//! - [`logs`]: logs are causal and never fork, and only what is durable leaves a machine;
+//! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
+//! - [`jobs`]: what was answered is true and stays true;
+//! - [`sights`]: readers see whole transactions;
+//! - [`convergence`]: in the end everybody holds the same.
+
+pub(crate) mod convergence;
+pub(crate) mod jobs;
+pub(crate) mod logs;
+pub(crate) mod shadow;
+pub(crate) mod sights;
+
+use std::fmt;
+
+use rusqlite::Connection;
+
+use self::{jobs::Jobs, logs::Logs};
+
+/// How a run can fail.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Failure {
+    /// A promise was broken.
+    Broken {
+        /// Which one.
+        promise: Promise,
+        /// How.
+        what: String,
+    },
+    /// The engine, or the simulator, panicked.
+    Crash(String),
+    /// What must happen in the end does not.
+    NoProgress(String),
+}
+
+/// What the engine promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Promise {
+    /// Replicas that have applied the same entries hold the same rows.
+    Convergence,
+    /// An answered write survives what its machine promised that it survives.
+    Durability,
+    /// Only what is on stable storage leaves a machine.
+    DurableFirst,
+    /// Entries are ordered as they caused each other, and no author's sequence forks.
+    Causality,
+    /// Rows are what the merge rules make of the entries.
+    Merge,
+    /// Discarded concurrent values are listed, and only these.
+    Conflicts,
+    /// Counters are the sums of their increments, deleted rows stay deleted.
+    Exactness,
+    /// A transaction is visible whole or not at all.
+    Atomicity,
+    /// Answers are true.
+    Answers,
+    /// A run is a function of its seed.
+    Determinism,
+    /// A file opens after any crash, and a healthy replica goes on.
+    Availability,
+}
+
+impl fmt::Display for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Convergence => "convergence",
+            Self::Durability => "durability",
+            Self::DurableFirst => "durable before sent",
+            Self::Causality => "causality",
+            Self::Merge => "merge",
+            Self::Conflicts => "conflicts",
+            Self::Exactness => "exactness",
+            Self::Atomicity => "atomicity",
+            Self::Answers => "answers",
+            Self::Determinism => "determinism",
+            Self::Availability => "availability",
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken { promise, what } => write!(f, "broken promise ({promise}): {what}"),
+            Self::Crash(what) => write!(f, "crash: {what}"),
+            Self::NoProgress(what) => write!(f, "no progress: {what}"),
+        }
+    }
+}
+
+/// The verdict of one check.
+pub(crate) type Check<T = ()> = Result<T, Failure>;
+
+/// A broken promise.
+pub(crate) fn broken<T>(promise: Promise, what: impl Into<String>) -> Check<T> {
+    Err(Failure::Broken { promise, what: what.into() })
+}
+
+/// A query of the oracle's own failed: the file is not readable.
+pub(crate) fn unreadable(machine: usize) -> impl Fn(rusqlite::Error) -> Failure {
+    move |error| Failure::Broken {
+        promise: Promise::Availability,
+        what: format!("m{machine} cannot be read: {error}"),
+    }
+}
+
+/// Everything that is watched.
+#[derive(Debug)]
+pub(crate) struct Oracle {
+    /// What stands in the logs.
+    pub(crate) logs: Logs,
+    /// What was asked and answered.
+    pub(crate) jobs: Jobs,
+}
+
+impl Oracle {
+    /// Begins to watch.
+    pub(crate) fn new(machines: usize) -> Self {
+        Self { logs: Logs::new(machines), jobs: Jobs::default() }
+    }
+
+    /// Takes what is new in a machine's log.
+    pub(crate) fn refresh(&mut self, machine: usize, reader: &Connection) -> Check {
+        self.logs.refresh(machine, reader)
+    }
+
+    /// Looks at a machine as a reader would, and compares its rows with the shadow's.
+    pub(crate) fn compare(&mut self, machine: usize, reader: &Connection) -> Check {
+        self.refresh(machine, reader)?;
+        sights::look(machine, reader)?;
+        convergence::rows_follow_log(machine, reader, self.logs.shadow(machine))?;
+        convergence::conflicts_follow_log(machine, reader, self.logs.shadow(machine))
+    }
+
+    /// A machine has started again: finds out what its log has lost, and whether that was allowed.
+    pub(crate) fn restarted(
+        &mut self,
+        machine: usize,
+        power_cut: bool,
+        reader: &Connection,
+    ) -> Check {
+        let lost = self.logs.reopened(machine, power_cut, reader)?;
+        for dot in lost {
+            self.jobs.lost(dot)?;
+        }
+        self.refresh(machine, reader)
+    }
+}

@@ -1,0 +1,65 @@
+//! [`Trace`]: every event of a run, hashed, and on demand a line of text each.
+//!
+//! Two runs of one seed are the same run exactly if their hashes are equal.
+
+/// What is hashed, and printed if asked for.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    hasher: blake3::Hasher,
+    events: u64,
+    printing: bool,
+}
+
+impl Trace {
+    /// An empty trace; `printing` writes each event to standard error.
+    pub(crate) fn new(printing: bool) -> Self {
+        Self { hasher: blake3::Hasher::new(), events: 0, printing }
+    }
+
+    /// Takes an event: when (nanoseconds), on which machine, of what kind, and what else defines it.
+    pub(crate) fn event(
+        &mut self,
+        at: u64,
+        machine: usize,
+        kind: &'static str,
+        fields: &[u64],
+        bytes: &[u8],
+        text: impl FnOnce() -> String,
+    ) {
+        self.events += 1;
+        self.hasher.update(kind.as_bytes());
+        self.hasher.update(&at.to_le_bytes());
+        self.hasher.update(&(machine as u64).to_le_bytes());
+        for field in fields {
+            self.hasher.update(&field.to_le_bytes());
+        }
+        self.hasher.update(&(bytes.len() as u64).to_le_bytes());
+        self.hasher.update(bytes);
+        if self.printing {
+            print_line(at, machine, kind, &text());
+        }
+    }
+
+    /// How many events there were.
+    pub(crate) const fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Whether lines are printed.
+    pub(crate) const fn is_printing(&self) -> bool {
+        self.printing
+    }
+
+    /// The hash of everything so far, and of what `more` adds.
+    pub(crate) fn hash(&self, more: impl FnOnce(&mut blake3::Hasher)) -> String {
+        let mut hasher = self.hasher.clone();
+        more(&mut hasher);
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the trace is asked for on the command line")]
+fn print_line(at: u64, machine: usize, kind: &str, text: &str) {
+    let (seconds, micros) = (at / 1_000_000_000, at % 1_000_000_000 / 1000);
+    eprintln!("{seconds:4}.{micros:06}  m{machine}  {kind:<9} {text}");
+}

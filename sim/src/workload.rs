@@ -1,0 +1,330 @@
+//! The schema that every run uses, and the jobs that clients write.
+//!
+//! A job is a function of the seed and its number. Most of what it does collides with what others
+//! do: few keys, all kinds of statements, some of which fail. Beside that, jobs keep promises that a
+//! reader can check on any machine at any time, without knowing how the engine works:
+//!
+//! - the two rows of a pair in `pair` hold the same token, or both are missing;
+//! - the balances in `account` sum to zero;
+//! - every `tally` equals the sum of its rows in `ledger`; a job writes its own number there;
+//! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted.
+
+mod author;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use littoral::{ColumnType, Job, TablePolicy, WriteError, WriteTx, Writers};
+use rusqlite::{params_from_iter, types::Value};
+
+use self::author::Author;
+use crate::chance::{Chance, Draw, Stream};
+
+/// Numbers jobs across the cluster; it is the job's key in `ledger`.
+pub(crate) type JobId = u64;
+
+/// The number of the first job.
+pub(crate) const FIRST_JOB: JobId = 1;
+
+/// What `schema.sql` would hold.
+pub(crate) const SCHEMA: &str = "
+CREATE TABLE item (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL CHECK (length(name) < 30), note,
+  price REAL, stock INTEGER NOT NULL DEFAULT 0, sold INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX item_by_name ON item (name);
+CREATE TABLE cart (
+  owner TEXT NOT NULL, sku TEXT NOT NULL, quantity INTEGER NOT NULL DEFAULT 1, label TEXT,
+  PRIMARY KEY (owner, sku)) WITHOUT ROWID;
+CREATE TABLE loose (tag, k NOT NULL PRIMARY KEY, weight REAL, seen INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE scale (k REAL NOT NULL, part BLOB NOT NULL, v, PRIMARY KEY (part, k)) WITHOUT ROWID;
+CREATE TABLE echo (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE pair (id INTEGER PRIMARY KEY, token TEXT NOT NULL);
+CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0, memo TEXT);
+CREATE TABLE ledger (id INTEGER PRIMARY KEY, tally INTEGER NOT NULL, amount INTEGER NOT NULL);
+CREATE TABLE tally (id INTEGER PRIMARY KEY, total INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE ghost (id INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE holder (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, grade INTEGER);
+CREATE TABLE purchase (
+  id INTEGER PRIMARY KEY, total INTEGER CHECK (total >= 0),
+  holder INTEGER NOT NULL REFERENCES holder (id) ON DELETE CASCADE ON UPDATE CASCADE);
+CREATE TABLE refund (
+  id INTEGER PRIMARY KEY,
+  purchase INTEGER NOT NULL REFERENCES purchase (id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TRIGGER item_guard BEFORE INSERT ON item WHEN new.name = 'forbidden'
+BEGIN SELECT raise(ABORT, 'forbidden'); END;
+CREATE TRIGGER item_echo AFTER UPDATE OF name ON item
+BEGIN INSERT INTO echo VALUES (new.id, new.name) ON CONFLICT (id) DO UPDATE SET name = new.name; END;
+";
+
+/// A replicated table as the oracles read it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableShape {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Its primary key.
+    pub(crate) key: &'static [&'static str],
+    /// Its counters; `None` if only the origin writes it.
+    pub(crate) counters: Option<&'static [&'static str]>,
+}
+
+const fn any(
+    name: &'static str,
+    key: &'static [&'static str],
+    counters: &'static [&'static str],
+) -> TableShape {
+    TableShape { name, key, counters: Some(counters) }
+}
+
+const fn origin(name: &'static str) -> TableShape {
+    TableShape { name, key: &["id"], counters: None }
+}
+
+/// Every replicated table of [`SCHEMA`].
+pub(crate) const TABLES: [TableShape; 13] = [
+    any("item", &["id"], &["stock", "sold"]),
+    any("cart", &["owner", "sku"], &["quantity"]),
+    any("loose", &["k"], &["seen"]),
+    any("scale", &["part", "k"], &[]),
+    any("echo", &["id"], &[]),
+    any("pair", &["id"], &[]),
+    any("account", &["id"], &["balance"]),
+    any("ledger", &["id"], &[]),
+    any("tally", &["id"], &["total"]),
+    any("ghost", &["id"], &[]),
+    origin("holder"),
+    origin("purchase"),
+    origin("refund"),
+];
+
+/// The policies that belong to [`SCHEMA`].
+pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
+    TABLES
+        .iter()
+        .map(|table| {
+            let mut policy = TablePolicy::default();
+            if let Some(counters) = table.counters {
+                policy.writers = Writers::Any;
+                policy.explicit_key = table.key == ["id"];
+                policy.columns =
+                    counters.iter().map(|name| ((*name).to_owned(), ColumnType::Counter)).collect();
+            }
+            (table.name.to_owned(), policy)
+        })
+        .collect()
+}
+
+/// Queries that count what no reader may ever see, each with what it means.
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 5] = [
+    (
+        "half of a transaction on a pair",
+        "SELECT count(*) FROM pair a LEFT JOIN pair b ON b.id = a.id + 1 - 2 * (a.id % 2)
+         WHERE b.token IS NOT a.token",
+    ),
+    ("money out of nothing", "SELECT coalesce(sum(balance), 0) FROM account"),
+    (
+        "a counter that differs from its increments",
+        "SELECT count(*) FROM (SELECT tally, sum(amount) AS due FROM ledger GROUP BY tally)
+         LEFT JOIN tally ON tally.id = tally WHERE total IS NOT due",
+    ),
+    (
+        "a purchase without its holder",
+        "SELECT count(*) FROM purchase WHERE holder NOT IN (SELECT id FROM holder)",
+    ),
+    (
+        "a refund without its purchase",
+        "SELECT count(*) FROM refund WHERE purchase NOT IN (SELECT id FROM purchase)",
+    ),
+];
+
+/// How one seed's clients differ from another's.
+#[derive(Clone, Debug)]
+pub(crate) struct Habits {
+    acts: Vec<(u64, Act)>,
+    keys: u64,
+    with_ledger: u64,
+    /// Per hundred values that may be anything.
+    large_values: u64,
+}
+
+impl Habits {
+    /// Draws what clients like to do.
+    pub(crate) fn draw(draw: &mut Draw) -> Self {
+        let mut acts: Vec<(u64, Act)> =
+            ACTS.iter().map(|act| (*draw.pick(&[0, 1, 1, 2, 5]), *act)).collect();
+        acts.push((1, Act::Update));
+        Self {
+            acts,
+            keys: draw.between(2, 9),
+            with_ledger: draw.between(30, 90),
+            large_values: *draw.pick(&[0, 0, 0, 4]),
+        }
+    }
+}
+
+/// One thing that a job does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Act {
+    Insert,
+    InsertMany,
+    InsertCrowd,
+    Update,
+    UpdateSeveral,
+    Count,
+    Delete,
+    DeleteSeveral,
+    DeleteAndInsert,
+    Replace,
+    Upsert,
+    Rekey,
+    NothingAfterAll,
+    BreakRule,
+    CartAdd,
+    CartChange,
+    Loose,
+    Scale,
+    Pair,
+    Transfer,
+    Ghost,
+    Savepoint,
+    Origin,
+    Abort,
+}
+
+const ACTS: [Act; 24] = [
+    Act::Insert,
+    Act::InsertMany,
+    Act::InsertCrowd,
+    Act::Update,
+    Act::UpdateSeveral,
+    Act::Count,
+    Act::Delete,
+    Act::DeleteSeveral,
+    Act::DeleteAndInsert,
+    Act::Replace,
+    Act::Upsert,
+    Act::Rekey,
+    Act::NothingAfterAll,
+    Act::BreakRule,
+    Act::CartAdd,
+    Act::CartChange,
+    Act::Loose,
+    Act::Scale,
+    Act::Pair,
+    Act::Transfer,
+    Act::Ghost,
+    Act::Savepoint,
+    Act::Origin,
+    Act::Abort,
+];
+
+/// One statement of a job.
+#[derive(Clone, Debug)]
+struct Step {
+    sql: String,
+    values: Vec<Value>,
+    /// The job goes on if the statement fails.
+    tolerant: bool,
+    /// The ghost that it deletes, if there is one.
+    ghost: Option<i64>,
+}
+
+/// What a job did in its last execution.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Effects {
+    /// Rows of `ghost` that it deleted.
+    pub(crate) ghosts_deleted: Vec<i64>,
+}
+
+/// A job before it is queued.
+#[derive(Debug)]
+pub(crate) struct PlannedJob {
+    steps: Vec<Step>,
+    aborts: bool,
+    /// Whether it inserts its number into `ledger`.
+    pub(crate) in_ledger: bool,
+    /// Filled each time the job runs.
+    pub(crate) effects: Arc<Mutex<Effects>>,
+}
+
+impl PlannedJob {
+    /// The job of a number, as the client at `machine` writes it.
+    pub(crate) fn draw(chance: &Chance, habits: &Habits, id: JobId, machine: usize) -> Self {
+        let mut draw = chance.draw(Stream::Job, machine as u64, id);
+        let mut author = Author { draw: &mut draw, habits, id, machine, steps: Vec::new() };
+        let mut aborts = false;
+        let in_ledger = author.draw.percent(habits.with_ledger);
+        let ledger_first = author.draw.percent(50);
+        if in_ledger && ledger_first {
+            author.ledger();
+        }
+        for _ in 0..author.draw.between(1, 5) {
+            let act = *author.draw.weighted(&habits.acts);
+            aborts |= act == Act::Abort && author.draw.percent(20);
+            author.act(act, 0);
+        }
+        if in_ledger && !ledger_first {
+            author.ledger();
+        }
+        let steps = author.steps;
+        Self { steps, aborts, in_ledger, effects: Arc::default() }
+    }
+
+    /// A job that only writes its number, and must succeed on any healthy member.
+    pub(crate) fn mark(chance: &Chance, habits: &Habits, id: JobId, machine: usize) -> Self {
+        let mut draw = chance.draw(Stream::Job, machine as u64, id);
+        let mut author = Author { draw: &mut draw, habits, id, machine, steps: Vec::new() };
+        author.ledger();
+        let steps = author.steps;
+        Self { steps, aborts: false, in_ledger: true, effects: Arc::default() }
+    }
+
+    /// What the job does, for people.
+    pub(crate) fn describe(&self) -> String {
+        let steps: Vec<String> = self
+            .steps
+            .iter()
+            .map(|step| {
+                let values: Vec<String> = step.values.iter().map(describe_value).collect();
+                format!("{} [{}]", step.sql, values.join(", "))
+            })
+            .collect();
+        format!("{}{}", steps.join("; "), if self.aborts { "; gives up" } else { "" })
+    }
+
+    /// The closure that the engine runs.
+    pub(crate) fn into_job(self) -> Job {
+        Box::new(move |tx| {
+            let effects = self.run(tx)?;
+            *self.effects.lock().unwrap_or_else(PoisonError::into_inner) = effects;
+            if self.aborts {
+                Err(WriteError::Aborted("the client gave up".to_owned()))
+            } else {
+                Ok(())
+            }
+        })
+    }
+
+    fn run(&self, tx: &mut WriteTx<'_>) -> Result<Effects, WriteError> {
+        let mut effects = Effects::default();
+        for step in &self.steps {
+            match tx.execute(&step.sql, params_from_iter(&step.values)) {
+                Ok(changed) => effects.ghosts_deleted.extend(step.ghost.filter(|_| changed > 0)),
+                Err(_) if step.tolerant => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(effects)
+    }
+}
+
+fn describe_value(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".to_owned(),
+        Value::Integer(n) => n.to_string(),
+        Value::Real(r) => r.to_string(),
+        Value::Text(text) => format!("'{text}'"),
+        Value::Blob(bytes) => format!("{} bytes", bytes.len()),
+    }
+}
