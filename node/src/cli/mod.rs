@@ -1,0 +1,3 @@
+//! draft
+/// draft
+pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
