@@ -150,7 +150,7 @@ impl Config {
     /// Tells which file, key and value are wrong, and what is allowed.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read(path)?;
-        let directory = path.parent().unwrap_or(Path::new(""));
+        let directory = path.parent().unwrap_or_else(|| Path::new(""));
         Self::parse(&text, path, directory)
     }
 
@@ -160,8 +160,10 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path, directory: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text)
-            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
+        let raw: RawConfig = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })?;
         let identity = raw.node.identity()?;
         let genesis = match raw.genesis {
             Some(genesis) => Some(genesis.resolve(&identity, raw.tables, directory)?),
@@ -191,7 +193,18 @@ impl Config {
 /// # Errors
 /// As [`Config::load`].
 pub fn load_policies(path: &Path) -> Result<BTreeMap<String, TablePolicy>, ConfigError> {
-    let raw: RawPolicies = toml::from_str(&read(path)?)
+    parse_policies(&read(path)?, path)
+}
+
+/// Parses the text of a file that holds only `[tables.NAME]` sections; `path` is for errors.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn parse_policies(
+    text: &str,
+    path: &Path,
+) -> Result<BTreeMap<String, TablePolicy>, ConfigError> {
+    let raw: RawPolicies = toml::from_str(text)
         .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
     resolve_tables(raw.tables)
 }

@@ -8,9 +8,9 @@
 
 #![forbid(unsafe_code)]
 
-pub mod config;
 mod cli;
 mod clock;
+pub mod config;
 mod http;
 mod node;
 pub mod pki;

@@ -1,6 +1,9 @@
 //! [`Node`]: starts every part in order, and stops them in reverse.
 
-use std::{net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use tracing::info;
 

@@ -37,7 +37,11 @@ struct Peer {
 fn page(status: &Status) -> String {
     let mut page = Page::default();
     let counts = &status.counts;
-    page.gauge("littoral_ready", "Whether writes are accepted", u64::from(not_ready(status).is_none()));
+    page.gauge(
+        "littoral_ready",
+        "Whether writes are accepted",
+        u64::from(not_ready(status).is_none()),
+    );
     page.gauge("littoral_applied_lsn", "Newest position in the log", status.applied.0);
     page.gauge("littoral_durable_lsn", "Position up to which the log is on disk", status.durable.0);
     page.gauge("littoral_members", "Members of the cluster", count(status.members.len()));
@@ -55,7 +59,11 @@ fn page(status: &Status) -> String {
         ("littoral_entries_duplicate_total", "Entries that came twice", counts.entries_duplicate),
         ("littoral_rows_applied_total", "Row operations of others applied", counts.rows_applied),
         ("littoral_conflicts_total", "Concurrent values discarded", counts.conflicts),
-        ("littoral_links_refused_total", "Links closed for a broken protocol", counts.links_refused),
+        (
+            "littoral_links_refused_total",
+            "Links closed for a broken protocol",
+            counts.links_refused,
+        ),
     ] {
         page.metric(name, help, "counter");
         page.line(name, "", value);
@@ -69,7 +77,9 @@ fn page(status: &Status) -> String {
         peer.sent += link.bytes_sent;
         peer.received += link.bytes_received;
     }
-    page.peers("littoral_peer_streaming", "Links that stream", "gauge", &peers, |p| Some(p.streaming));
+    page.peers("littoral_peer_streaming", "Links that stream", "gauge", &peers, |p| {
+        Some(p.streaming)
+    });
     page.peers(
         "littoral_peer_behind_entries",
         "Entries the peer has not acknowledged",

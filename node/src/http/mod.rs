@@ -36,6 +36,7 @@ use axum::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tracing::{debug, error, warn};
 
+pub(crate) use self::hrana::statements;
 use crate::{
     config::{Http, is_loopback},
     runtime::NodeHandle,
@@ -155,8 +156,10 @@ fn check_local(headers: &HeaderMap) -> Result<(), &'static str> {
     if let Some(host) = text(header::HOST)
         && !names_this_machine(host)
     {
-        return Err("the Host header is neither localhost nor an IP address: names could be pointed \
-             here by anybody");
+        return Err(
+            "the Host header is neither localhost nor an IP address: names could be pointed \
+             here by anybody",
+        );
     }
     if let Some(origin) = text(header::ORIGIN)
         && !origin.split_once("://").is_some_and(|(_, host)| is_local_origin(host))

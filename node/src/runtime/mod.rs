@@ -29,8 +29,8 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
 
 pub use self::readers::ReadError;
-use self::{readers::ReaderPool, replica_thread::ReplicaThread, storage_threads::StorageThreads};
 pub(crate) use self::replica_thread::{Event, EventSender, LinkOutbox};
+use self::{readers::ReaderPool, replica_thread::ReplicaThread, storage_threads::StorageThreads};
 use crate::{clock::Clock, config::Config};
 
 /// How many pieces of news a slow listener may fall behind before it misses some.

@@ -27,8 +27,8 @@ use tokio::{
 };
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-pub use self::tls::TlsError;
 use self::link::{Role, run_link};
+pub use self::tls::TlsError;
 use crate::{
     config::{Dial, Links, Tls},
     pki,

@@ -99,8 +99,8 @@ fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError
 }
 
 fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let public = pki::others_may_read(path)
-        .map_err(|error| TlsError::Read { path: path.clone(), error })?;
+    let public =
+        pki::others_may_read(path).map_err(|error| TlsError::Read { path: path.clone(), error })?;
     if public {
         return Err(TlsError::KeyNotPrivate(path.clone()));
     }

@@ -111,11 +111,13 @@ mod tests {
     #[test]
     fn sqlite_errors_have_the_codes_that_clients_test() {
         let connection = rusqlite::Connection::open_in_memory().unwrap();
-        connection.execute_batch("CREATE TABLE t (a PRIMARY KEY); INSERT INTO t VALUES (1)").unwrap();
+        connection
+            .execute_batch("CREATE TABLE t (a PRIMARY KEY); INSERT INTO t VALUES (1)")
+            .unwrap();
         for (sql, code, extended) in [
             ("INSERT INTO t VALUES (1)", "SQLITE_CONSTRAINT", Some("SQLITE_CONSTRAINT_PRIMARYKEY")),
             ("SELEC 1", "SQL_PARSE_ERROR", None),
-            ("SELECT nothing FROM t", "SQL_INPUT_ERROR", None),
+            ("SELECT missing FROM t", "SQL_INPUT_ERROR", None),
             ("SELECT * FROM nowhere", "SQLITE_ERROR", None),
         ] {
             let error = connection.execute(sql, ()).unwrap_err();

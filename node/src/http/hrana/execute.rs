@@ -255,8 +255,7 @@ impl Run<'_> {
             .write(move |tx| {
                 *last_run.lock() = None;
                 let mut session = WriteSession { tx, failure: None };
-                let Ok(ran) =
-                    run_region(&mut session, &program, &region, prior.clone(), false)
+                let Ok(ran) = run_region(&mut session, &program, &region, prior.clone(), false)
                 else {
                     return Err(WriteError::Aborted(never_ran().message));
                 };
@@ -513,11 +512,11 @@ struct WriteSession<'a, 'tx> {
 }
 
 impl WriteSession<'_, '_> {
-    fn try_run(
+    fn run_prepared(
         &mut self,
         statement: &Statement,
         rows: &mut Rows<'_>,
-    ) -> Result<StmtResult, WriteError> {
+    ) -> Result<(Vec<Column>, bool), WriteError> {
         let mut prepared = self.tx.prepare(&statement.sql)?;
         check_count(prepared.parameter_count(), statement)?;
         for (index, value) in statement.arguments.iter().enumerate() {
@@ -530,7 +529,15 @@ impl WriteSession<'_, '_> {
             .collect();
         let reads = prepared.readonly();
         prepared.run(|row| Ok(rows.take(row, cols.len())?))?;
-        drop(prepared);
+        Ok((cols, reads))
+    }
+
+    fn try_run(
+        &mut self,
+        statement: &Statement,
+        rows: &mut Rows<'_>,
+    ) -> Result<StmtResult, WriteError> {
+        let (cols, reads) = self.run_prepared(statement, rows)?;
         let affected_row_count = if reads { 0 } else { self.tx.changes() };
         // Other statements leave the last insert's rowid standing, which may be another client's.
         let inserts = statement.verb == Verb::Insert && affected_row_count > 0;

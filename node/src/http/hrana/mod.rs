@@ -20,6 +20,7 @@ use axum::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+pub(crate) use self::sql::statements;
 use self::{
     execute::Outcome,
     program::{BadRequest, Program},

@@ -389,8 +389,8 @@ mod tests {
     #[test]
     fn scripts_stop_at_their_first_error_and_at_transaction_words() {
         let program = plan(
-            r#"[{"type":"sequence","sql":"INSERT INTO t VALUES (1); INSERT INTO t VALUES (2);
-                 BEGIN; DELETE FROM t; COMMIT"},{"type":"execute","stmt":{"sql":"SELECT 1"}}]"#,
+            r#"[{"type":"sequence","sql":"INSERT INTO t VALUES (1); DELETE FROM t; BEGIN; DELETE FROM u; COMMIT"},
+                {"type":"execute","stmt":{"sql":"SELECT 1"}}]"#,
         )
         .unwrap();
         assert_eq!(program.steps.len(), 6);
