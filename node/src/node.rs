@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tracing::info;
+use tracing::{info, warn};
 
 pub use crate::runtime::StopError;
 use crate::{
@@ -72,14 +72,22 @@ impl Node {
         let runtime = tokio::task::spawn_blocking(move || Runtime::start(&config))
             .await
             .map_err(|_| StartError::Panicked)??;
-        let events = runtime.handle().events().clone();
-        let transport = Transport::start(&links, &tls, identity.cluster, events)?;
-        let listen = transport
-            .local_address()
-            .map_err(|error| TransportError::Bind { address: links.listen, error })?;
+        let transport = match Transport::start(
+            &links,
+            &tls,
+            identity.cluster,
+            runtime.handle().events().clone(),
+        ) {
+            Ok(transport) => transport,
+            Err(error) => return Err(undo(runtime, None, error.into()).await),
+        };
+        let listen = transport.address();
         let http = match http {
-            Some(config) => Some(HttpServer::start(&config, runtime.handle().clone()).await?),
             None => None,
+            Some(config) => match HttpServer::start(&config, runtime.handle().clone()).await {
+                Ok(server) => Some(server),
+                Err(error) => return Err(undo(runtime, Some(transport), error.into()).await),
+            },
         };
         info!(node = %identity.node, links = %listen, "started");
         Ok(Self { http, transport, runtime, links: listen, database })
@@ -134,4 +142,18 @@ impl Node {
         transport.stop().await;
         stopped
     }
+}
+
+/// Stops what had started when something else could not, and gives back why it could not.
+async fn undo(runtime: Runtime, transport: Option<Transport>, why: StartError) -> StartError {
+    if let Some(transport) = &transport {
+        transport.stop_linking();
+    }
+    if let Err(error) = runtime.stop().await {
+        warn!(%error, "stopping after a failed start");
+    }
+    if let Some(transport) = transport {
+        transport.stop().await;
+    }
+    why
 }

@@ -240,6 +240,25 @@ async fn cursors_answer_line_by_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn older_clients_send_one_statement_or_batch() {
+    let (_cluster, node) = origin().await;
+    let body = json!({ "stmt": { "sql": "SELECT 1 AS a" } }).to_string();
+    let (status, _, body) = http(&node, "POST /v1/execute HTTP/1.1", &body).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &answer["result"]["rows"][0][0]["value"]), (200, &json!("1")));
+    let body = json!({ "stmt": { "sql": "SELECT * FROM nowhere" } }).to_string();
+    let (status, _, body) = http(&node, "POST /v1/execute HTTP/1.1", &body).await;
+    assert!(status == 400 && body.contains("SQLITE_ERROR"), "{status} {body}");
+    let steps = json!([step("BEGIN", Value::Null), step("SELECT 1", ok(0)), step("COMMIT", ok(1))]);
+    let body = json!({ "batch": { "steps": steps } }).to_string();
+    let (status, _, body) = http(&node, "POST /v1/batch HTTP/1.1", &body).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(answer["result"]["step_errors"], json!([null, null, null]));
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_get_a_body_that_says_why() {
     let (_cluster, node) = origin().await;
     let post = "POST /v2/pipeline HTTP/1.1";

@@ -3,6 +3,7 @@
 //! | path | what |
 //! | --- | --- |
 //! | `POST /v2/pipeline`, `/v3/pipeline`, `/v3/cursor` | SQL, as libSQL clients speak it |
+//! | `POST /v1/execute`, `/v1/batch` | the same for older clients |
 //! | `GET /v2`, `/v3` | version probes of those clients |
 //! | `GET /health` | the process answers |
 //! | `GET /ready` | the node can do its work, or 503 and why not |
@@ -124,6 +125,8 @@ fn router(config: &Http, state: ServerState) -> Router {
         .route("/v2/pipeline", post(hrana::pipeline))
         .route("/v3/pipeline", post(hrana::pipeline))
         .route("/v3/cursor", post(hrana::cursor))
+        .route("/v1/execute", post(hrana::execute_once))
+        .route("/v1/batch", post(hrana::batch_once))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/status", get(status::status))

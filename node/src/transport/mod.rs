@@ -8,9 +8,9 @@ mod link;
 mod tls;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,13 +19,14 @@ use std::{
 };
 
 use littoral::{ClusterId, NodeId, PeerId};
+use parking_lot::Mutex;
 use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, Incoming, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, timeout},
 };
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, debug, info_span, warn};
 
 use self::link::{Role, run_link};
 pub use self::tls::TlsError;
@@ -45,6 +46,8 @@ const LINK_PROVED: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes that strangers may have under way at once.
 const HANDSHAKES_MAX: usize = 64;
+/// Refused addresses and reasons remembered, so that each is logged once.
+const REFUSALS_KNOWN: usize = 256;
 /// QUIC gives a silent connection up after this long; the engine's keep-alives come every second and
 /// its own timeout is shorter.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -74,6 +77,7 @@ pub enum TransportError {
 #[derive(Debug)]
 pub(crate) struct Transport {
     shared: Arc<Shared>,
+    address: SocketAddr,
 }
 
 #[derive(Debug)]
@@ -86,6 +90,8 @@ struct Shared {
     /// How many links are up to each node.
     links: watch::Sender<BTreeMap<NodeId, usize>>,
     mode: watch::Sender<Mode>,
+    /// Whose connections were refused, and why.
+    refusals: Mutex<BTreeSet<(IpAddr, String)>>,
 }
 
 /// Whether links are made.
@@ -113,6 +119,10 @@ impl Transport {
         let endpoint = Endpoint::server(server, links.listen)
             .map_err(|error| TransportError::Bind { address: links.listen, error })?;
 
+        let address = endpoint
+            .local_addr()
+            .map_err(|error| TransportError::Bind { address: links.listen, error })?;
+
         let shared = Arc::new(Shared {
             endpoint,
             cluster,
@@ -121,9 +131,10 @@ impl Transport {
             next_peer: AtomicU64::new(1),
             links: watch::Sender::new(BTreeMap::new()),
             mode: watch::Sender::new(Mode::Open),
+            refusals: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&shared).accept());
-        let this = Self { shared };
+        let this = Self { shared, address };
         for dial in &links.dial {
             this.dial(dial.clone());
         }
@@ -131,8 +142,8 @@ impl Transport {
     }
 
     /// The address on which links are accepted.
-    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
-        self.shared.endpoint.local_addr()
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Dials a node whenever no link to it is up, until the transport stops.
@@ -218,7 +229,8 @@ impl Shared {
                 continue;
             };
             let shared = Arc::clone(&self);
-            let span = info_span!("accept", address = %incoming.remote_address());
+            let address = incoming.remote_address();
+            let span = info_span!("accept", %address);
             tokio::spawn(
                 async move {
                     let linked = shared.welcome(incoming).await;
@@ -227,7 +239,7 @@ impl Shared {
                         Ok((connection, node)) => {
                             run_link(&shared, connection, node, Role::Accepter).await;
                         }
-                        Err(why) => info!(why, "a connection was refused"),
+                        Err(why) => shared.log_refusal(address, why),
                     }
                 }
                 .instrument(span),
@@ -318,6 +330,16 @@ impl Shared {
             .await
             .map_err(|_| "no answer in time".to_owned())
             .flatten()
+    }
+
+    /// Whoever knocks again and again is logged once.
+    fn log_refusal(&self, address: SocketAddr, why: String) {
+        let mut known = self.refusals.lock();
+        if known.len() < REFUSALS_KNOWN && known.insert((address.ip(), why.clone())) {
+            warn!(why, "a connection was refused");
+        } else {
+            debug!(why, "a connection was refused again");
+        }
     }
 
     /// Waits for a mode. The sender lives in `self`, so the wait cannot fail.

@@ -18,13 +18,16 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::sql::statements;
 use self::{
     execute::Outcome,
     program::{BadRequest, Program},
-    wire::{CursorEntry, CursorRequest, HranaError, PipelineRequest, PipelineResponse},
+    wire::{
+        Batch, CursorEntry, CursorRequest, HranaError, PipelineRequest, PipelineResponse, Stmt,
+        StreamRequest, StreamResponse, StreamResult,
+    },
 };
 use super::ServerState;
 use crate::runtime::NodeHandle;
@@ -55,6 +58,53 @@ pub(super) async fn cursor(State(state): State<ServerState>, body: Bytes) -> Res
     match run_cursor(&state.node, &body).await {
         Ok(lines) => ([(header::CONTENT_TYPE, "text/plain")], lines).into_response(),
         Err(error) => bad_request(error),
+    }
+}
+
+/// `POST /v1/execute`: one statement, whose failure is the request's.
+pub(super) async fn execute_once(State(state): State<ServerState>, body: Bytes) -> Response {
+    #[derive(Deserialize)]
+    struct Request {
+        stmt: Stmt,
+    }
+    let plan = parse(&body)
+        .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
+    answer_once(&state.node, plan).await
+}
+
+/// `POST /v1/batch`: one batch, whose steps fail for themselves.
+pub(super) async fn batch_once(State(state): State<ServerState>, body: Bytes) -> Response {
+    #[derive(Deserialize)]
+    struct Request {
+        batch: Batch,
+    }
+    let plan = parse(&body)
+        .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
+    answer_once(&state.node, plan).await
+}
+
+async fn answer_once(
+    node: &NodeHandle,
+    requests: Result<Vec<StreamRequest>, BadRequest>,
+) -> Response {
+    #[derive(Serialize)]
+    struct Body<T> {
+        result: T,
+    }
+    let program = match requests.and_then(Program::plan) {
+        Ok(program) => Arc::new(program),
+        Err(error) => return bad_request(error),
+    };
+    let outcomes = execute::execute(node, &program).await;
+    match execute::answer(&program, outcomes).into_iter().next() {
+        Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
+            json(StatusCode::OK, &Body { result })
+        }
+        Some(StreamResult::Ok { response: StreamResponse::Batch { result } }) => {
+            json(StatusCode::OK, &Body { result })
+        }
+        Some(StreamResult::Error { error }) => bad_request(BadRequest(error)),
+        _ => bad_request(BadRequest::new("LITTORAL_UNAVAILABLE", "there is no answer")),
     }
 }
 
