@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     sql::{self, Parameters, Verb},
-    wire::{Batch, Condition, HranaError, SqlText, Stmt, StreamRequest, Value},
+    wire::{Batch, Condition, HranaError, NamedArg, SqlText, Stmt, StreamRequest, Value},
 };
 
 /// Statements stored by one pipeline at most.
@@ -137,7 +137,8 @@ impl Program {
             StreamRequest::Sequence(text) => {
                 let script = resolve(text, stored)?;
                 for (i, sql) in sql::statements(&script).into_iter().enumerate() {
-                    let action = match Statement::new(sql.to_owned(), &[], &[], false) {
+                    let action = match Statement::new(sql.to_owned(), Vec::new(), Vec::new(), false)
+                    {
                         Ok(statement) => Action::Run(statement),
                         Err(error) => Action::Fail(error),
                     };
@@ -275,11 +276,10 @@ fn resolve(text: SqlText, stored: &BTreeMap<i64, String>) -> Result<String, BadR
 
 fn statement(stmt: Stmt, stored: &BTreeMap<i64, String>) -> Result<Action, BadRequest> {
     let sql = resolve(stmt.text, stored)?;
-    let named: Vec<(String, Value)> =
-        stmt.named_args.unwrap_or_default().into_iter().map(|arg| (arg.name, arg.value)).collect();
     let planned = single(&sql).and_then(|sql| {
-        let args = stmt.args.unwrap_or_default();
-        Statement::new(sql, &args, &named, stmt.want_rows.unwrap_or(true))
+        let positional = stmt.args.unwrap_or_default();
+        let named = stmt.named_args.unwrap_or_default();
+        Statement::new(sql, positional, named, stmt.want_rows.unwrap_or(true))
     });
     Ok(match planned {
         Ok(statement) => Action::Run(statement),
@@ -305,8 +305,8 @@ fn single(sql: &str) -> Result<String, HranaError> {
 impl Statement {
     fn new(
         sql: String,
-        positional: &[Value],
-        named: &[(String, Value)],
+        positional: Vec<Value>,
+        named: Vec<NamedArg>,
         want_rows: bool,
     ) -> Result<Self, HranaError> {
         let invalid = |message: String| HranaError::new("ARGS_INVALID", message);
@@ -320,13 +320,13 @@ impl Statement {
         }
         let mut arguments: Vec<Option<Value>> = vec![None; parameters.count()];
         for (slot, value) in arguments.iter_mut().zip(positional) {
-            *slot = Some(value.clone());
+            *slot = Some(value);
         }
-        for (name, value) in named {
-            let Some(index) = parameters.index_of(name) else {
+        for NamedArg { name, value } in named {
+            let Some(index) = parameters.index_of(&name) else {
                 return Err(invalid(format!("the statement has no parameter named {name:?}")));
             };
-            arguments[index] = Some(value.clone());
+            arguments[index] = Some(value);
         }
         for (index, argument) in arguments.iter().enumerate() {
             if argument.is_none() && parameters.is_used(index) {
