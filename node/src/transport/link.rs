@@ -69,10 +69,17 @@ pub(super) async fn run_link(
         )
     };
     let receive = async {
-        tokio::try_join!(
+        let received = tokio::try_join!(
             receive_frames(&shared.events, peer, Channel::Control, streams.control.1),
             receive_frames(&shared.events, peer, Channel::Entries, streams.entries.1),
-        )
+        );
+        if let Err(end) = received {
+            return end;
+        }
+        // The peer is closing the link and about to say why, or it answers to our own closing, which
+        // is to end first.
+        let _ = timeout(GOODBYE_TIMEOUT, connection.closed()).await;
+        End::Lost("the peer ended its streams".to_owned())
     };
     let end = tokio::select! {
         sent = send => match sent {
@@ -80,14 +87,7 @@ pub(super) async fn run_link(
             Ok(_) => End::Closed,
             Err(error) => End::Lost(error.to_string()),
         },
-        received = receive => match received {
-            Ok(_) => {
-                // It is closing the link, and is about to say why.
-                let _ = timeout(GOODBYE_TIMEOUT, connection.closed()).await;
-                End::Lost("the peer ended its streams".to_owned())
-            }
-            Err(end) => end,
-        },
+        end = receive => end,
         () = shared.until(Mode::Suspended) => End::Suspended,
     };
     match end {
