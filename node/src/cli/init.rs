@@ -337,7 +337,7 @@ fn genesis_section(genesis: &Genesis) -> String {
     for (table, policy) in &genesis.policies {
         text += &format!(
             "\n[tables.{}]\npolicy = \"{}\"\nwriters = \"{}\"\n",
-            quoted(table),
+            key(table),
             policy.consistency,
             policy.writers
         );
@@ -345,10 +345,16 @@ fn genesis_section(genesis: &Genesis) -> String {
             text += "key = \"explicit\"\n";
         }
         for (column, kind) in policy.columns.iter().filter(|(_, kind)| **kind != ColumnType::Lww) {
-            text += &format!("columns.{} = \"{kind}\"\n", quoted(column));
+            text += &format!("columns.{} = \"{kind}\"\n", key(column));
         }
     }
     text
+}
+
+/// Text as a key of TOML, bare where that is possible.
+fn key(text: &str) -> String {
+    let bare = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if bare && !text.is_empty() { text.to_owned() } else { quoted(text) }
 }
 
 /// Text as a basic string of TOML, which differs from JSON's in one character.
