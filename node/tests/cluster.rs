@@ -60,12 +60,18 @@ async fn nodes_that_dial_each_other_settle_on_one_link() {
     let nodes = cluster.start().await;
     nodes[0].dial(dial_to(&nodes[1]));
     write(&nodes[1], "INSERT INTO counters (name, n) VALUES ('c', 1)").await.unwrap();
+    let link = async || {
+        let peers = nodes[0].handle().status().await.unwrap().peers;
+        (peers.len() == 1 && peers[0].streaming).then(|| peers[0].peer)
+    };
+    until("a link to stream", async || link().await.is_some()).await;
+    let first = link().await;
     nodes[1].suspend_links();
     nodes[1].resume_links();
     converge(&nodes).await;
-    until("one link to stream", async || {
-        let peers = nodes[0].handle().status().await.unwrap().peers;
-        peers.len() == 1 && peers[0].streaming
+    until("another link to stream, and it alone", async || {
+        let now = link().await;
+        now.is_some() && now != first
     })
     .await;
     stop(nodes).await;

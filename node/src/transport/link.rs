@@ -39,6 +39,11 @@ pub(super) async fn run_link(
     node: NodeId,
     role: Role,
 ) {
+    let mut suspensions = shared.suspensions.subscribe();
+    if *shared.mode.borrow() != Mode::Open {
+        close(&connection, CloseCode::Shutdown, "links are suspended");
+        return;
+    }
     let streams = match role {
         Role::Dialer => open_streams(&connection).await,
         Role::Accepter => accept_streams(&connection).await,
@@ -88,7 +93,7 @@ pub(super) async fn run_link(
             Err(error) => End::Lost(error.to_string()),
         },
         end = receive => end,
-        () = shared.until(Mode::Suspended) => End::Suspended,
+        _ = suspensions.changed() => End::Suspended,
     };
     match end {
         End::Closed => {

@@ -56,6 +56,10 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// How long stopping waits for links to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long stopping waits for QUIC to send the last packets of connections closed before. Those to a
+/// peer that never answered would drain for seconds, to no end.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// Why the endpoint could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -90,6 +94,8 @@ struct Shared {
     /// How many links are up to each node.
     links: watch::Sender<BTreeMap<NodeId, usize>>,
     mode: watch::Sender<Mode>,
+    /// Counts suspensions, so that a link hears of one that is over already.
+    suspensions: watch::Sender<u64>,
     /// Whose connections were refused, and why.
     refusals: Mutex<BTreeSet<(IpAddr, String)>>,
 }
@@ -131,6 +137,7 @@ impl Transport {
             next_peer: AtomicU64::new(1),
             links: watch::Sender::new(BTreeMap::new()),
             mode: watch::Sender::new(Mode::Open),
+            suspensions: watch::Sender::new(0),
             refusals: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&shared).accept());
@@ -154,13 +161,16 @@ impl Transport {
 
     /// Drops all links without a word, and makes and accepts none until [`Transport::resume`].
     pub(crate) fn suspend(&self) {
-        self.shared.mode.send_if_modified(|mode| {
+        let suspended = self.shared.mode.send_if_modified(|mode| {
             let open = *mode == Mode::Open;
             if open {
                 *mode = Mode::Suspended;
             }
             open
         });
+        if suspended {
+            self.shared.suspensions.send_modify(|count| *count += 1);
+        }
     }
 
     /// Ends a suspension.
@@ -187,8 +197,8 @@ impl Transport {
             warn!("links did not close in time");
         }
         self.shared.endpoint.close(VarInt::from_u32(0), b"shutdown");
-        if timeout(GOODBYE_TIMEOUT, self.shared.endpoint.wait_idle()).await.is_err() {
-            debug!("peers did not acknowledge that the endpoint closed");
+        if timeout(DRAIN_TIMEOUT, self.shared.endpoint.wait_idle()).await.is_err() {
+            debug!("some connections were still draining when the endpoint was left");
         }
     }
 }

@@ -321,8 +321,8 @@ impl Report {
             ],
         )?;
         say(
-            "Three nodes in one process on one machine: this is what the software costs, with real \
-             disk syncs, QUIC and TLS, and without a network's distance.",
+            "Three nodes in one process on one machine: what the software costs, with QUIC, TLS and syncs \
+             to the disk of the temporary directory, and without a network's distance.",
         )
     }
 
