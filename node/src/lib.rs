@@ -1,1 +1,25 @@
-//! placeholder
+//! A littoral replica as a process: QUIC links to other nodes, the libSQL remote protocol over HTTP,
+//! and the `littoral` command.
+//!
+//! The engine, crate [`littoral`], decides everything and touches nothing; this crate does the IO.
+//! Read `runtime` first, which drives the engine, then `transport`, `http`, and last `cli`.
+//!
+//! [`Node::start`] runs a node within a process, as `littoral serve` does and as tests do.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod clock;
+pub mod config;
+mod http;
+mod node;
+pub mod pki;
+mod runtime;
+mod transport;
+
+pub use cli::main;
+pub use config::Config;
+pub use http::HttpError;
+pub use node::{Node, StartError, StopError};
+pub use runtime::{NodeHandle, ReadError, RuntimeError};
+pub use transport::{TlsError, TransportError};

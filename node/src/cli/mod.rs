@@ -1,0 +1,203 @@
+//! The commands and their shared rules: data goes to stdout, logs to stderr; an error ends with a line
+//! `hint:` where something can be done about it; whatever a script may read has `--json`.
+
+mod client;
+mod demo;
+mod init;
+mod serve;
+mod sql;
+mod status;
+mod table;
+
+use std::{
+    fmt,
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use crate::{config::ConfigError, node::StartError, runtime::RuntimeError, transport::TlsError};
+
+/// Edge data replication for SQLite: one file per node, a consistency policy per table.
+#[derive(Debug, Parser)]
+#[command(name = "littoral", version)]
+struct Cli {
+    /// Log more; twice for everything.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a cluster: one directory for each node, and the certificate authority.
+    Init(init::Init),
+    /// Run a node until SIGINT or SIGTERM.
+    Serve(serve::Serve),
+    /// Run SQL on a node.
+    Sql(sql::Sql),
+    /// Show what a node knows of itself and its peers.
+    Status(status::Show),
+    /// Watch three nodes replicate real data, part, and merge.
+    Demo(demo::Demo),
+}
+
+/// Runs the command that the process's arguments ask for.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(&cli);
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If stderr is gone there is nobody left to tell.
+            let _ = report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    if let Command::Init(init) = command {
+        return init.run();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("littoral-io")
+        .build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Init(init) => init.run(),
+            Command::Serve(serve) => serve.run().await,
+            Command::Sql(sql) => sql.run().await,
+            Command::Status(show) => show.run().await,
+            Command::Demo(demo) => demo.run().await,
+        }
+    })
+}
+
+fn start_logging(cli: &Cli) {
+    let serving = matches!(cli.command, Command::Serve(_));
+    let level = match (cli.verbose, serving) {
+        (0, false) => LevelFilter::ERROR,
+        (0, true) => LevelFilter::INFO,
+        (1, _) => LevelFilter::DEBUG,
+        (2.., _) => LevelFilter::TRACE,
+    };
+    let targets = Targets::new()
+        .with_target("littoral", level)
+        .with_target("littoral_node", level)
+        .with_default(if cli.verbose > 1 { LevelFilter::DEBUG } else { LevelFilter::WARN });
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    tracing_subscriber::registry().with(layer).with(targets).init();
+}
+
+/// Writes a line of output. A reader who has seen enough, as `head` has, ends the command quietly.
+fn say(line: impl fmt::Display) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(ReaderGone))
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Whoever read our output has closed it.
+#[derive(Debug, thiserror::Error)]
+#[error("the output was closed")]
+struct ReaderGone;
+
+fn report(error: &anyhow::Error) -> io::Result<()> {
+    if error.is::<ReaderGone>() {
+        return Ok(());
+    }
+    let mut stderr = io::stderr().lock();
+    writeln!(stderr, "error: {error:#}")?;
+    match hint(error) {
+        Some(hint) => writeln!(stderr, "hint: {hint}"),
+        None => Ok(()),
+    }
+}
+
+/// What to do about an error, if that is not in its text.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(Hinted { hint, .. }) = error.downcast_ref() {
+        return Some(hint.clone());
+    }
+    let hint = match (error.downcast_ref::<ConfigError>(), error.downcast_ref::<StartError>()) {
+        (Some(ConfigError::Read { .. }), _) => {
+            "`littoral init` makes a directory with a configuration for each node"
+        }
+        (Some(ConfigError::Syntax { .. }), _) => {
+            "the file that `littoral init` wrote shows the settings there are"
+        }
+        (_, Some(StartError::Runtime(RuntimeError::InUse(_)))) => {
+            "stop the other process, or give this node a directory of its own"
+        }
+        (_, Some(StartError::Transport(crate::TransportError::Bind { .. })))
+        | (_, Some(StartError::Http(_))) => {
+            "is the node running already? port 0 lets the system choose a free one"
+        }
+        (
+            _,
+            Some(StartError::Transport(crate::TransportError::Tls(TlsError::KeyNotPrivate(_)))),
+        ) => "chmod 600 the file",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// An error that knows what can be done about it.
+#[derive(Debug)]
+struct Hinted {
+    error: anyhow::Error,
+    hint: String,
+}
+
+impl fmt::Display for Hinted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+trait OrHint<T> {
+    /// Says what can be done about an error.
+    fn or_hint(self, hint: &str) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrHint<T> for Result<T, E> {
+    fn or_hint(self, hint: &str) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            anyhow::Error::new(Hinted { error: error.into(), hint: hint.to_owned() })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn hints_survive_being_wrapped() {
+        let error = Err::<(), _>(anyhow::anyhow!("it broke")).or_hint("mend it").unwrap_err();
+        assert_eq!(error.to_string(), "it broke");
+        assert_eq!(hint(&error.context("while trying")).as_deref(), Some("mend it"));
+    }
+}

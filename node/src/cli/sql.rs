@@ -1,0 +1,147 @@
+//! `littoral sql`: runs SQL on a node, over the same protocol as any client.
+
+use std::io::Read as _;
+
+use anyhow::{anyhow, bail};
+use clap::Args;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::{OrHint as _, client::Target, say, table};
+use crate::http::statements;
+
+/// Runs SQL on a node. Statements between BEGIN and COMMIT are one transaction; without them each
+/// stands for itself. The first error ends it.
+#[derive(Debug, Args)]
+pub(super) struct Sql {
+    #[command(flatten)]
+    target: Target,
+    /// The SQL; read from stdin if left out.
+    #[arg(short, long)]
+    command: Option<String>,
+    /// Print one JSON array per statement that returns columns.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Sql {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let script = match &self.command {
+            Some(sql) => sql.clone(),
+            None => {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text)?;
+                text
+            }
+        };
+        let texts = statements(&script);
+        if texts.is_empty() {
+            bail!("there is no statement");
+        }
+        let steps: Vec<Value> = texts
+            .iter()
+            .enumerate()
+            .map(|(i, sql)| {
+                let condition = i.checked_sub(1).map(|step| json!({ "type": "ok", "step": step }));
+                json!({ "condition": condition, "stmt": { "sql": sql } })
+            })
+            .collect();
+        let body = json!({ "requests": [
+            { "type": "batch", "batch": { "steps": steps } },
+            { "type": "close" },
+        ]});
+        let (status, answer) = self.target.ask(Method::POST, "/v3/pipeline", Some(&body)).await?;
+        if !status.is_success() {
+            bail!("the node answered {status}: {}", text(&answer["message"]));
+        }
+        let batch = &answer["results"][0];
+        if batch["type"] == "error" {
+            return failure(&batch["error"], &script);
+        }
+        let result = &batch["response"]["result"];
+        for (i, sql) in texts.iter().enumerate() {
+            let error = &result["step_errors"][i];
+            if !error.is_null() {
+                return failure(error, sql);
+            }
+            let rows = &result["step_results"][i];
+            if !rows.is_null() {
+                self.print(rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&self, result: &Value) -> anyhow::Result<()> {
+        let columns: Vec<String> = list(&result["cols"]).map(|col| text(&col["name"])).collect();
+        if columns.is_empty() {
+            let changed = result["affected_row_count"].as_u64().unwrap_or_default();
+            if changed > 0 && !self.json {
+                say(format_args!("{changed} row{} changed", if changed == 1 { "" } else { "s" }))?;
+            }
+            return Ok(());
+        }
+        if self.json {
+            let rows: Vec<Value> = list(&result["rows"])
+                .map(|row| {
+                    let values = list(row).map(plain);
+                    Value::Object(columns.iter().cloned().zip(values).collect())
+                })
+                .collect();
+            return say(Value::Array(rows));
+        }
+        let rows: Vec<Vec<String>> =
+            list(&result["rows"]).map(|row| list(row).map(shown).collect()).collect();
+        for line in table::lines(&columns, &rows) {
+            say(line)?;
+        }
+        Ok(())
+    }
+}
+
+fn failure(error: &Value, sql: &str) -> anyhow::Result<()> {
+    let code = text(&error["code"]);
+    let failed = anyhow!("{code}: {}\n  in: {sql}", text(&error["message"]));
+    match code.as_str() {
+        "LITTORAL_ORIGIN_ONLY" => {
+            Err(failed).or_hint("run it at the origin; `littoral status` names it")
+        }
+        "LITTORAL_NOT_A_MEMBER" => {
+            Err(failed).or_hint("is the origin running, and dialed by this node?")
+        }
+        _ => Err(failed),
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// A value of the protocol as plain JSON. Integers beyond 2^53 stay exact as text.
+fn plain(value: &Value) -> Value {
+    match value["type"].as_str() {
+        Some("integer") => {
+            let number = value["value"].as_str().and_then(|digits| digits.parse::<i64>().ok());
+            match number {
+                Some(n) if n.unsigned_abs() <= 1 << 53 => json!(n),
+                _ => value["value"].clone(),
+            }
+        }
+        Some("float" | "text") => value["value"].clone(),
+        Some("blob") => json!({ "base64": value["base64"] }),
+        _ => Value::Null,
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value["type"].as_str() {
+        Some("integer" | "text") => text(&value["value"]),
+        Some("float") => value["value"].to_string(),
+        Some("blob") => format!("base64:{}", text(&value["base64"])),
+        _ => "NULL".to_owned(),
+    }
+}

@@ -1,0 +1,641 @@
+//! One TOML file turned into [`Config`]: parsed once into types that cannot be wrong later.
+//!
+//! Paths in the file are relative to the directory that holds it. Unknown keys are errors, and so
+//! are values out of bounds: the error names key, value and what is allowed.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use littoral::{
+    ClusterId, ColumnType, Consistency, Genesis, Identity, Incarnation, NodeId, Synchronous,
+    TablePolicy, Writers,
+};
+use serde::Deserialize;
+
+/// Everything a node needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who the node is.
+    pub identity: Identity,
+    /// The SQLite file. Its directory must exist.
+    pub database: PathBuf,
+    /// Links to other nodes.
+    pub links: Links,
+    /// Certificate and key.
+    pub tls: Tls,
+    /// The HTTP server; `None` for a node that serves no clients.
+    pub http: Option<Http>,
+    /// How the database is used.
+    pub storage: Storage,
+    /// What the cluster begins with: at the first origin only, and used only while the file is empty.
+    pub genesis: Option<Genesis>,
+}
+
+/// Links to other nodes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Links {
+    /// Where links are accepted; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Nodes to dial, and to dial again whenever no link to them is up.
+    pub dial: Vec<Dial>,
+}
+
+/// A node to dial.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Dial {
+    /// Its name, which its certificate must carry.
+    pub node: NodeId,
+    /// `HOST:PORT`, resolved anew at every attempt.
+    pub address: String,
+}
+
+/// Certificate and key, as PEM files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tls {
+    /// The certificate of the cluster's authority.
+    pub ca: PathBuf,
+    /// The node's certificate.
+    pub certificate: PathBuf,
+    /// The node's private key; nobody but its owner may be able to read the file.
+    pub key: PathBuf,
+}
+
+/// The HTTP server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Http {
+    /// Where clients connect; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Whether addresses other than loopback may be served although clients are not authenticated.
+    pub allow_unauthenticated: bool,
+    /// The largest request body.
+    pub max_body_bytes: usize,
+}
+
+/// How the database is used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Storage {
+    /// When an answered commit is durable.
+    pub synchronous: Synchronous,
+    /// Read-only connections at most.
+    pub readers: usize,
+}
+
+impl Http {
+    /// The default of `max_body_bytes`.
+    pub const DEFAULT_MAX_BODY_BYTES: usize = 32 << 20;
+    const MAX_BODY_BYTES_BOUNDS: (i64, i64) = (64 << 10, 1 << 30);
+}
+
+impl Storage {
+    /// The default of `readers`.
+    pub const DEFAULT_READERS: usize = 8;
+    const READERS_BOUNDS: (i64, i64) = (1, 256);
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { synchronous: Synchronous::Full, readers: Self::DEFAULT_READERS }
+    }
+}
+
+/// Why a configuration was refused. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file is not TOML, or has a key that is not known, or a value of the wrong type.
+    #[error("{}: {error}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        error: Box<toml::de::Error>,
+    },
+    /// A value is not among those allowed.
+    #[error("{key} = {value}: expected {expected}")]
+    Value {
+        /// The key, with the sections it is in.
+        key: String,
+        /// What the file says.
+        value: String,
+        /// What it may say.
+        expected: String,
+    },
+    /// Two settings contradict each other.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+impl ConfigError {
+    fn value(key: impl Into<String>, value: impl ToString, expected: impl Into<String>) -> Self {
+        Self::Value { key: key.into(), value: value.to_string(), expected: expected.into() }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// Tells which file, key and value are wrong, and what is allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = read(path)?;
+        let directory = path.parent().unwrap_or_else(|| Path::new(""));
+        Self::parse(&text, path, directory)
+    }
+
+    /// Parses the text of a configuration file; `path` is for errors, `directory` what relative paths
+    /// are relative to.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path, directory: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.to_owned(),
+            error: Box::new(error),
+        })?;
+        let identity = raw.node.identity()?;
+        let genesis = match raw.genesis {
+            Some(genesis) => Some(genesis.resolve(&identity, raw.tables, directory)?),
+            None if raw.tables.is_empty() => None,
+            None => {
+                return Err(ConfigError::Contradiction(
+                    "[tables] without [genesis]: policies are part of what the origin begins the \
+                     cluster with, other nodes receive them"
+                        .to_owned(),
+                ));
+            }
+        };
+        Ok(Self {
+            database: directory.join(raw.node.data),
+            links: raw.links.resolve(&identity.node)?,
+            tls: raw.tls.resolve(directory),
+            http: raw.http.map(RawHttp::resolve).transpose()?,
+            storage: raw.storage.unwrap_or_default().resolve()?,
+            identity,
+            genesis,
+        })
+    }
+}
+
+/// Reads a file that holds only `[tables.NAME]` sections.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn load_policies(path: &Path) -> Result<BTreeMap<String, TablePolicy>, ConfigError> {
+    parse_policies(&read(path)?, path)
+}
+
+/// Parses the text of a file that holds only `[tables.NAME]` sections; `path` is for errors.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn parse_policies(
+    text: &str,
+    path: &Path,
+) -> Result<BTreeMap<String, TablePolicy>, ConfigError> {
+    let raw: RawPolicies = toml::from_str(text)
+        .map_err(|error| ConfigError::Syntax { path: path.to_owned(), error: Box::new(error) })?;
+    resolve_tables(raw.tables)
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })
+}
+
+// --- The file as it is written.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    node: RawNode,
+    links: RawLinks,
+    tls: RawTls,
+    http: Option<RawHttp>,
+    storage: Option<RawStorage>,
+    genesis: Option<RawGenesis>,
+    #[serde(default)]
+    tables: BTreeMap<String, RawTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPolicies {
+    #[serde(default)]
+    tables: BTreeMap<String, RawTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    name: String,
+    cluster: String,
+    incarnation: String,
+    #[serde(default = "default_database")]
+    data: PathBuf,
+}
+
+fn default_database() -> PathBuf {
+    PathBuf::from("data.sqlite")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLinks {
+    listen: String,
+    #[serde(default)]
+    dial: Vec<RawDial>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDial {
+    node: String,
+    address: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTls {
+    ca: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHttp {
+    listen: String,
+    #[serde(default)]
+    allow_unauthenticated: bool,
+    max_body_bytes: Option<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawStorage {
+    synchronous: Option<String>,
+    readers: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGenesis {
+    schema: PathBuf,
+    members: Vec<RawMember>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMember {
+    node: String,
+    incarnation: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTable {
+    policy: Option<String>,
+    writers: Option<String>,
+    key: Option<String>,
+    #[serde(default)]
+    columns: BTreeMap<String, String>,
+}
+
+// --- From what is written to what is meant.
+
+impl RawNode {
+    fn identity(&self) -> Result<Identity, ConfigError> {
+        Ok(Identity {
+            cluster: ClusterId(hex128("node.cluster", &self.cluster)?),
+            node: node_name("node.name", &self.name)?,
+            incarnation: Incarnation(hex128("node.incarnation", &self.incarnation)?),
+        })
+    }
+}
+
+impl RawLinks {
+    fn resolve(self, me: &NodeId) -> Result<Links, ConfigError> {
+        let dial = self.dial.into_iter().map(|dial| dial.resolve(me)).collect::<Result<_, _>>()?;
+        Ok(Links { listen: socket_address("links.listen", &self.listen)?, dial })
+    }
+}
+
+impl RawDial {
+    fn resolve(self, me: &NodeId) -> Result<Dial, ConfigError> {
+        let node = node_name("links.dial.node", &self.node)?;
+        if node == *me {
+            return Err(ConfigError::value("links.dial.node", node, "the name of another node"));
+        }
+        let well_formed = self.address.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+        if !well_formed {
+            return Err(ConfigError::value(
+                "links.dial.address",
+                quoted(&self.address),
+                "HOST:PORT with a port from 1 to 65535",
+            ));
+        }
+        Ok(Dial { node, address: self.address })
+    }
+}
+
+impl RawTls {
+    fn resolve(self, directory: &Path) -> Tls {
+        Tls {
+            ca: directory.join(self.ca),
+            certificate: directory.join(self.certificate),
+            key: directory.join(self.key),
+        }
+    }
+}
+
+impl RawHttp {
+    fn resolve(self) -> Result<Http, ConfigError> {
+        let listen = socket_address("http.listen", &self.listen)?;
+        if !is_loopback(listen.ip()) && !self.allow_unauthenticated {
+            return Err(ConfigError::Contradiction(format!(
+                "http.listen = {listen} is not a loopback address, and this version does not \
+                 authenticate clients: whoever reaches the port could read and write everything. \
+                 Listen on 127.0.0.1, or set http.allow_unauthenticated = true where the network \
+                 itself keeps strangers out"
+            )));
+        }
+        let max_body_bytes = match self.max_body_bytes {
+            None => Http::DEFAULT_MAX_BODY_BYTES,
+            Some(n) => bounded("http.max_body_bytes", n, Http::MAX_BODY_BYTES_BOUNDS)?,
+        };
+        Ok(Http { listen, allow_unauthenticated: self.allow_unauthenticated, max_body_bytes })
+    }
+}
+
+impl RawStorage {
+    fn resolve(self) -> Result<Storage, ConfigError> {
+        let synchronous = match self.synchronous.as_deref() {
+            None | Some("full") => Synchronous::Full,
+            Some("normal") => Synchronous::Normal,
+            Some(other) => {
+                return Err(ConfigError::value(
+                    "storage.synchronous",
+                    quoted(other),
+                    "\"full\" or \"normal\"",
+                ));
+            }
+        };
+        let readers = match self.readers {
+            None => Storage::DEFAULT_READERS,
+            Some(n) => bounded("storage.readers", n, Storage::READERS_BOUNDS)?,
+        };
+        Ok(Storage { synchronous, readers })
+    }
+}
+
+impl RawGenesis {
+    fn resolve(
+        self,
+        me: &Identity,
+        tables: BTreeMap<String, RawTable>,
+        directory: &Path,
+    ) -> Result<Genesis, ConfigError> {
+        let mut members: Vec<(NodeId, Incarnation)> = Vec::new();
+        for member in self.members {
+            let node = node_name("genesis.members.node", &member.node)?;
+            let incarnation = hex128("genesis.members.incarnation", &member.incarnation)?;
+            if members.iter().any(|(known, _)| *known == node) {
+                return Err(ConfigError::value("genesis.members.node", node, "each node once"));
+            }
+            members.push((node, Incarnation(incarnation)));
+        }
+        if members.first() != Some(&(me.node.clone(), me.incarnation)) {
+            return Err(ConfigError::Contradiction(format!(
+                "genesis.members must begin with the origin, which is this node: {} with \
+                 incarnation {}",
+                me.node, me.incarnation
+            )));
+        }
+        let schema = read(&directory.join(self.schema))?;
+        Ok(Genesis { members, schema, policies: resolve_tables(tables)? })
+    }
+}
+
+fn resolve_tables(
+    tables: BTreeMap<String, RawTable>,
+) -> Result<BTreeMap<String, TablePolicy>, ConfigError> {
+    tables
+        .into_iter()
+        .map(|(name, table)| {
+            let policy = table.resolve(&name)?;
+            Ok((name, policy))
+        })
+        .collect()
+}
+
+impl RawTable {
+    fn resolve(self, table: &str) -> Result<TablePolicy, ConfigError> {
+        let consistency = word::<Consistency>(table, "policy", self.policy.as_deref())?;
+        let writers = word::<Writers>(table, "writers", self.writers.as_deref())?;
+        let explicit_key = match self.key.as_deref() {
+            None => false,
+            Some("explicit") => true,
+            Some(other) => {
+                let key = format!("tables.{table}.key");
+                return Err(ConfigError::value(key, quoted(other), "\"explicit\", or no such key"));
+            }
+        };
+        if consistency == Consistency::OriginStrong && writers == Writers::Any {
+            return Err(ConfigError::Contradiction(format!(
+                "tables.{table}: policy = \"origin-strong\" means that only the origin writes, \
+                 which writers = \"any\" contradicts"
+            )));
+        }
+        let columns: BTreeMap<String, ColumnType> = self
+            .columns
+            .into_iter()
+            .map(|(column, kind)| {
+                let key = format!("columns.{column}");
+                Ok((column, word::<ColumnType>(table, &key, Some(&kind))?))
+            })
+            .collect::<Result<_, ConfigError>>()?;
+        if writers == Writers::Origin && columns.values().any(|kind| *kind != ColumnType::Lww) {
+            return Err(ConfigError::Contradiction(format!(
+                "tables.{table}: merge types of columns mean something only with writers = \"any\""
+            )));
+        }
+        Ok(TablePolicy { consistency, writers, explicit_key, columns })
+    }
+}
+
+/// A word of a table's section, or its type's default if it is left out.
+fn word<T>(table: &str, key: &str, word: Option<&str>) -> Result<T, ConfigError>
+where
+    T: std::str::FromStr<Err = littoral::UnknownWord> + Default,
+{
+    let Some(word) = word else { return Ok(T::default()) };
+    word.parse().map_err(|error: littoral::UnknownWord| {
+        // The error already says what is expected; the key says where.
+        ConfigError::value(format!("tables.{table}.{key}"), quoted(word), error.to_string())
+    })
+}
+
+pub(crate) fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+fn node_name(key: &str, name: &str) -> Result<NodeId, ConfigError> {
+    NodeId::new(name).map_err(|_| {
+        ConfigError::value(
+            key,
+            quoted(name),
+            "1 to 32 lowercase letters, digits and hyphens, beginning with a letter",
+        )
+    })
+}
+
+fn hex128(key: &str, text: &str) -> Result<u128, ConfigError> {
+    let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    match u128::from_str_radix(text, 16) {
+        Ok(number) if digits => Ok(number),
+        _ => Err(ConfigError::value(key, quoted(text), "32 hexadecimal digits, as `init` wrote")),
+    }
+}
+
+fn socket_address(key: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|_| {
+        ConfigError::value(key, quoted(text), "IP:PORT, for example \"127.0.0.1:4400\"")
+    })
+}
+
+fn bounded(key: &str, n: i64, (least, most): (i64, i64)) -> Result<usize, ConfigError> {
+    match usize::try_from(n) {
+        Ok(size) if (least..=most).contains(&n) => Ok(size),
+        _ => Err(ConfigError::value(key, n, format!("{least} to {most}"))),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EDGE: &str = r#"
+        [node]
+        name = "edge1"
+        cluster = "000102030405060708090a0b0c0d0e0f"
+        incarnation = "ffffffffffffffffffffffffffffffff"
+
+        [links]
+        listen = "127.0.0.1:0"
+        dial = [{ node = "origin", address = "localhost:4400" }]
+
+        [tls]
+        ca = "ca.pem"
+        certificate = "node.pem"
+        key = "node.key"
+    "#;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("littoral.toml"), Path::new("/srv/edge1"))
+    }
+
+    fn error(extra: &str) -> String {
+        parse(&format!("{EDGE}\n{extra}")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_edge_needs_only_identity_links_and_tls() {
+        let config = parse(EDGE).unwrap();
+        assert_eq!(config.identity.node.as_str(), "edge1");
+        assert_eq!(config.database, Path::new("/srv/edge1/data.sqlite"));
+        assert_eq!(config.tls.key, Path::new("/srv/edge1/node.key"));
+        assert_eq!(config.links.dial[0].address, "localhost:4400");
+        assert_eq!(config.storage, Storage::default());
+        assert!(config.http.is_none() && config.genesis.is_none());
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let message = error("[http]\nlisten = \"127.0.0.1:0\"\nport = 1");
+        assert!(message.contains("port") && message.contains("listen"), "{message}");
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named_with_their_bounds() {
+        let message = error("[http]\nlisten = \"127.0.0.1:0\"\nmax_body_bytes = 3");
+        assert_eq!(message, "http.max_body_bytes = 3: expected 65536 to 1073741824");
+        let message = error("[storage]\nreaders = 0");
+        assert_eq!(message, "storage.readers = 0: expected 1 to 256");
+        let message = error("[storage]\nsynchronous = \"off\"");
+        assert!(message.contains("storage.synchronous = \"off\""), "{message}");
+    }
+
+    #[test]
+    fn clients_from_outside_need_the_word_of_the_owner() {
+        let message = error("[http]\nlisten = \"0.0.0.0:80\"");
+        assert!(message.contains("allow_unauthenticated"), "{message}");
+        let config = "[http]\nlisten = \"0.0.0.0:80\"\nallow_unauthenticated = true";
+        assert!(parse(&format!("{EDGE}\n{config}")).unwrap().http.is_some());
+    }
+
+    #[test]
+    fn bad_names_numbers_and_addresses_are_refused() {
+        for (good, bad) in [
+            ("\"edge1\"", "\"Edge 1\""),
+            ("000102030405060708090a0b0c0d0e0f", "00"),
+            ("ffffffffffffffffffffffffffffffff", "+fffffffffffffffffffffffffffffff"),
+            ("127.0.0.1:0", "localhost:0"),
+            ("localhost:4400", "localhost"),
+            ("localhost:4400", "localhost:0"),
+            ("\"origin\"", "\"edge1\""),
+        ] {
+            let text = EDGE.replacen(good, bad, 1);
+            assert!(matches!(parse(&text), Err(ConfigError::Value { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn policies_belong_to_the_origin() {
+        assert!(error("[tables.carts]\nwriters = \"any\"").contains("[genesis]"));
+    }
+
+    #[test]
+    fn policies_are_read_word_by_word() {
+        let raw: RawPolicies = toml::from_str(
+            "[tables.stock]\npolicy = \"eventual\"\nwriters = \"any\"\nkey = \"explicit\"\n\
+             columns.quantity = \"counter\"",
+        )
+        .unwrap();
+        let policies = resolve_tables(raw.tables).unwrap();
+        let stock = &policies["stock"];
+        assert_eq!(stock.consistency, Consistency::Eventual);
+        assert_eq!(stock.writers, Writers::Any);
+        assert!(stock.explicit_key);
+        assert_eq!(stock.columns["quantity"], ColumnType::Counter);
+    }
+
+    #[test]
+    fn contradicting_policies_are_refused() {
+        for text in [
+            "[tables.t]\npolicy = \"origin-strong\"\nwriters = \"any\"",
+            "[tables.t]\ncolumns.n = \"counter\"",
+            "[tables.t]\nwriters = \"everybody\"",
+            "[tables.t]\nkey = \"implicit\"",
+        ] {
+            let raw: RawPolicies = toml::from_str(text).unwrap();
+            assert!(resolve_tables(raw.tables).is_err(), "{text}");
+        }
+    }
+}

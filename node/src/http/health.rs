@@ -1,0 +1,41 @@
+//! Whether the process answers, and whether the node can do its work.
+
+use axum::{extract::State, http::StatusCode, response::Response};
+use littoral::Status;
+use serde_json::json;
+
+use super::{ServerState, hrana};
+
+/// `GET /health`: always 200, as long as anything answers.
+pub(super) async fn health() -> &'static str {
+    "ok"
+}
+
+/// `GET /ready`: 503 and the reason while the node cannot accept writes.
+pub(super) async fn ready(State(state): State<ServerState>) -> Response {
+    let reason = match state.node.status().await {
+        Some(status) => not_ready(&status),
+        None => Some("the replica has ended".to_owned()),
+    };
+    match reason {
+        None => hrana::json(StatusCode::OK, &json!({ "ready": true })),
+        Some(reason) => {
+            let body = json!({ "ready": false, "reason": reason });
+            hrana::json(StatusCode::SERVICE_UNAVAILABLE, &body)
+        }
+    }
+}
+
+/// Why the node cannot do its work, if it cannot.
+pub(super) fn not_ready(status: &Status) -> Option<String> {
+    if let Some(why) = &status.halted {
+        return Some(format!("halted: {why}"));
+    }
+    if let Some(why) = &status.storage_error {
+        return Some(format!("storage fails: {why}"));
+    }
+    status
+        .author
+        .is_none()
+        .then(|| "not a member yet: no link to the cluster has brought this node's Join".to_owned())
+}

@@ -1,0 +1,152 @@
+//! `GET /metrics`: the status as a Prometheus page.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use axum::{
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use littoral::Status;
+
+use super::{ServerState, health::not_ready, hrana};
+
+pub(super) async fn metrics(State(state): State<ServerState>) -> Response {
+    match state.node.status().await {
+        Some(status) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page(&status)).into_response()
+        }
+        None => hrana::failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "LITTORAL_UNAVAILABLE",
+            "the replica has ended",
+        ),
+    }
+}
+
+/// Of all links to one node.
+#[derive(Default)]
+struct Peer {
+    streaming: u64,
+    behind: u64,
+    round_trip: Option<f64>,
+    sent: u64,
+    received: u64,
+}
+
+fn page(status: &Status) -> String {
+    let mut page = Page::default();
+    let counts = &status.counts;
+    page.gauge(
+        "littoral_ready",
+        "Whether writes are accepted",
+        u64::from(not_ready(status).is_none()),
+    );
+    page.gauge("littoral_applied_lsn", "Newest position in the log", status.applied.0);
+    page.gauge("littoral_durable_lsn", "Position up to which the log is on disk", status.durable.0);
+    page.gauge("littoral_members", "Members of the cluster", count(status.members.len()));
+    page.gauge(
+        "littoral_contested_rows",
+        "Rows that a concurrent write may still meet",
+        status.contested_rows,
+    );
+    for (name, help, value) in [
+        ("littoral_jobs_committed_total", "Write jobs committed", counts.jobs_committed),
+        ("littoral_jobs_failed_total", "Write jobs refused or failed", counts.jobs_failed),
+        ("littoral_groups_total", "SQLite transactions of local jobs", counts.groups),
+        ("littoral_entries_authored_total", "Entries written here", counts.entries_authored),
+        ("littoral_entries_applied_total", "Entries of others applied", counts.entries_applied),
+        ("littoral_entries_duplicate_total", "Entries that came twice", counts.entries_duplicate),
+        ("littoral_rows_applied_total", "Row operations of others applied", counts.rows_applied),
+        ("littoral_conflicts_total", "Concurrent values discarded", counts.conflicts),
+        (
+            "littoral_links_refused_total",
+            "Links closed for a broken protocol",
+            counts.links_refused,
+        ),
+    ] {
+        page.metric(name, help, "counter");
+        page.line(name, "", value);
+    }
+    let mut peers: BTreeMap<&str, Peer> = BTreeMap::new();
+    for link in &status.peers {
+        let peer = peers.entry(link.node.as_str()).or_default();
+        peer.streaming += u64::from(link.streaming);
+        peer.behind = peer.behind.max(link.behind);
+        peer.round_trip = link.round_trip.map(|d| d.as_secs_f64()).or(peer.round_trip);
+        peer.sent += link.bytes_sent;
+        peer.received += link.bytes_received;
+    }
+    page.peers("littoral_peer_streaming", "Links that stream", "gauge", &peers, |p| {
+        Some(p.streaming)
+    });
+    page.peers(
+        "littoral_peer_behind_entries",
+        "Entries the peer has not acknowledged",
+        "gauge",
+        &peers,
+        |p| Some(p.behind),
+    );
+    page.peers(
+        "littoral_peer_round_trip_seconds",
+        "Last measured round trip",
+        "gauge",
+        &peers,
+        |p| p.round_trip,
+    );
+    page.peers(
+        "littoral_peer_sent_bytes",
+        "Bytes of frames sent on the links that are up",
+        "gauge",
+        &peers,
+        |p| Some(p.sent),
+    );
+    page.peers(
+        "littoral_peer_received_bytes",
+        "Bytes of frames received on the links that are up",
+        "gauge",
+        &peers,
+        |p| Some(p.received),
+    );
+    page.0
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn metric(&mut self, name: &str, help: &str, kind: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}.\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = writeln!(self.0, "{name}{labels} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.metric(name, help, "gauge");
+        self.line(name, "", value);
+    }
+
+    fn peers<V: std::fmt::Display>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: &str,
+        peers: &BTreeMap<&str, Peer>,
+        value: impl Fn(&Peer) -> Option<V>,
+    ) {
+        self.metric(name, help, kind);
+        for (node, peer) in peers {
+            if let Some(value) = value(peer) {
+                // Node names are made of letters, digits and hyphens: nothing to escape.
+                self.line(name, &format!("{{node=\"{node}\"}}"), value);
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `GET /status`: what the node knows of itself and its peers, as JSON.
+
+use std::collections::BTreeMap;
+
+use axum::{extract::State, http::StatusCode, response::Response};
+use littoral::{Status, VersionVector};
+use serde_json::{Value, json};
+
+use super::{ServerState, health::not_ready, hrana};
+
+pub(super) async fn status(State(state): State<ServerState>) -> Response {
+    match state.node.status().await {
+        Some(status) => hrana::json(StatusCode::OK, &to_json(&status)),
+        None => hrana::failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "LITTORAL_UNAVAILABLE",
+            "the replica has ended",
+        ),
+    }
+}
+
+fn to_json(status: &Status) -> Value {
+    let not_ready = not_ready(status);
+    json!({
+        "node": status.identity.node.as_str(),
+        "incarnation": status.identity.incarnation.to_string(),
+        "cluster": status.identity.cluster.to_string(),
+        "author": status.author.map(|author| author.to_string()),
+        "origin": status.origin.as_ref().map(|node| node.as_str()),
+        "ready": not_ready.is_none(),
+        "not_ready": not_ready,
+        "applied": status.applied.0,
+        "durable": status.durable.0,
+        "vector": vector(&status.vector),
+        "schema": status.schema.0,
+        "members": status.members.iter().map(|member| json!({
+            "node": member.node.as_str(),
+            "incarnation": member.incarnation.to_string(),
+            "author": member.author.to_string(),
+        })).collect::<Vec<_>>(),
+        "tables": status.tables.iter().map(|(name, policy)| json!({
+            "name": name,
+            "policy": policy.consistency.as_str(),
+            "writers": policy.writers.as_str(),
+            "columns": policy.columns.iter()
+                .map(|(column, kind)| (column.clone(), kind.as_str()))
+                .collect::<BTreeMap<_, _>>(),
+        })).collect::<Vec<_>>(),
+        "peers": status.peers.iter().map(|peer| json!({
+            "node": peer.node.as_str(),
+            "link": peer.peer.0,
+            "streaming": peer.streaming,
+            "behind": peer.behind,
+            "acknowledged": vector(&peer.acknowledged),
+            "round_trip_us": peer.round_trip.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            "bytes_sent": peer.bytes_sent,
+            "bytes_received": peer.bytes_received,
+        })).collect::<Vec<_>>(),
+        "contested_rows": status.contested_rows,
+        "counts": {
+            "jobs_committed": status.counts.jobs_committed,
+            "jobs_failed": status.counts.jobs_failed,
+            "groups": status.counts.groups,
+            "entries_authored": status.counts.entries_authored,
+            "entries_applied": status.counts.entries_applied,
+            "entries_duplicate": status.counts.entries_duplicate,
+            "rows_applied": status.counts.rows_applied,
+            "conflicts": status.counts.conflicts,
+            "links_refused": status.counts.links_refused,
+        },
+        "storage_error": status.storage_error,
+        "halted": status.halted,
+    })
+}
+
+fn vector(vector: &VersionVector) -> BTreeMap<String, u64> {
+    vector.iter().map(|dot| (dot.author.to_string(), dot.seq)).collect()
+}

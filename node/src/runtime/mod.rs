@@ -1,0 +1,283 @@
+//! The event loop: one closed set of events in, effects out.
+//!
+//! ```text
+//!   HTTP, CLI, tests ─ NodeHandle ─┬─ writes ──►┌────────────────┐── frames ──► link tasks
+//!                                  │            │ replica thread │── syncs ───► WAL sync thread
+//!   link tasks ─────── frames ─────┼───────────►│ owns `Replica` │── copies ──► checkpoint thread
+//!   WAL sync thread ── synced ─────┘            └────────────────┘── answers ─► who waits for them
+//!   NodeHandle ─ reads ──► reader pool (blocking threads)
+//! ```
+//!
+//! Only the replica thread decides anything; everything else carries bytes and waits.
+
+mod readers;
+mod replica_thread;
+mod storage_threads;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use littoral::{
+    Committed, Db, Event as News, Identity, OpenError, Reader, Replica, Status, WriteError, WriteTx,
+};
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, oneshot, watch};
+
+pub use self::readers::ReadError;
+pub(crate) use self::replica_thread::{Event, EventSender, LinkOutbox};
+use self::{readers::ReaderPool, replica_thread::ReplicaThread, storage_threads::StorageThreads};
+use crate::{clock::Clock, config::Config};
+
+/// How many pieces of news a slow listener may fall behind before it misses some.
+const NEWS_KEPT: usize = 4096;
+
+/// Why a node could not start its replica.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// Another process uses the same database.
+    #[error("{} is in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// A file or a thread could not be made.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// The database could not be opened.
+    #[error("cannot open {}: {error}", path.display())]
+    Open {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        error: OpenError,
+    },
+}
+
+/// Reads and writes on a running node. Cheap to clone; it stays valid, and answers with errors, after
+/// the node has stopped.
+#[derive(Clone)]
+pub struct NodeHandle {
+    identity: Arc<Identity>,
+    events: EventSender,
+    readers: Arc<ReaderPool>,
+    news: broadcast::Sender<News>,
+    ended: watch::Receiver<()>,
+}
+
+impl fmt::Debug for NodeHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeHandle").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl NodeHandle {
+    /// Who the node is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Runs a write job in one transaction, and waits until it is committed and as durable as the node
+    /// is configured. Jobs that wait together are committed together, each as if alone.
+    ///
+    /// The job may run twice, when the group it was in is lost; only its last run counts.
+    ///
+    /// # Errors
+    /// Nothing of the job was written. [`WriteError::is_retryable`] tells whether to try again.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        mut job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
+    ) -> Result<(T, Committed), WriteError> {
+        let slot = Arc::new(Mutex::new(None));
+        let result = Arc::clone(&slot);
+        let (done, answer) = oneshot::channel();
+        let job = Box::new(move |tx: &mut WriteTx<'_>| {
+            *result.lock() = None;
+            *result.lock() = Some(job(tx)?);
+            Ok(())
+        });
+        self.events.send(Event::Write { job, done }).map_err(|_| stopping())?;
+        let committed = answer.await.map_err(|_| stopping())??;
+        let value = slot.lock().take().ok_or_else(stopping)?;
+        Ok((value, committed))
+    }
+
+    /// Runs `work` with a read-only connection on a blocking thread. Dropping the future interrupts a
+    /// query that is still running.
+    ///
+    /// # Errors
+    /// If there is no connection to be had, or the query ran for too long.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.readers.read(work).await
+    }
+
+    /// A picture of the replica, or `None` after the node has stopped.
+    pub async fn status(&self) -> Option<Status> {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(Event::Status(reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// News of the replica from now on.
+    pub fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
+
+    /// Waits until the replica has ended, by [`Node::stop`](crate::Node::stop) or by a failure.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+
+    pub(crate) fn events(&self) -> &EventSender {
+        &self.events
+    }
+}
+
+fn stopping() -> WriteError {
+    WriteError::Unavailable("the node is stopping".to_owned())
+}
+
+/// The replica's threads.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    handle: NodeHandle,
+    replica: JoinHandle<()>,
+    storage: StorageThreads,
+    _stop: StopOnDrop,
+    /// Holds the lock on the directory as long as the threads run.
+    _lock: std::fs::File,
+}
+
+impl Runtime {
+    /// Opens the replica and starts its threads. Blocks on the disk.
+    pub(crate) fn start(config: &Config) -> Result<Self, RuntimeError> {
+        let lock = lock_beside(&config.database)?;
+        let clock = Clock::start();
+        let replica = open(config, clock)?;
+        let db: Db = replica.db().clone();
+
+        let (events, inbox) = mpsc::channel();
+        let (news, _) = broadcast::channel(NEWS_KEPT);
+        let (alive, ended) = watch::channel(());
+        let storage = StorageThreads::start(&db, &config.database, events.clone())
+            .map_err(|error| io_error("cannot start a storage thread", error))?;
+        let thread = ReplicaThread::new(replica, clock, inbox, storage.requests(), news.clone());
+        let replica = std::thread::Builder::new()
+            .name("littoral-replica".to_owned())
+            .spawn(move || {
+                thread.run();
+                drop(alive);
+            })
+            .map_err(|error| io_error("cannot start the replica thread", error))?;
+
+        let stop = StopOnDrop(events.clone());
+        let handle = NodeHandle {
+            identity: Arc::new(config.identity.clone()),
+            events,
+            readers: Arc::new(ReaderPool::new(db, config.storage.readers)),
+            news,
+            ended,
+        };
+        Ok(Self { handle, replica, storage, _stop: stop, _lock: lock })
+    }
+
+    pub(crate) fn handle(&self) -> &NodeHandle {
+        &self.handle
+    }
+
+    /// Closes all links and the database. Writes that wait are refused, reads that run are waited for.
+    pub(crate) async fn stop(self) -> Result<(), StopError> {
+        self.handle.readers.close().await;
+        let (reply, answer) = oneshot::channel();
+        let closed = match self.handle.events.send(Event::Stop(reply)) {
+            Ok(()) => answer.await.map_err(|_| StopError::Panicked)?.map_err(StopError::Sqlite),
+            Err(_) => Err(StopError::Panicked),
+        };
+        let Self { replica, storage, .. } = self;
+        let threads = tokio::task::spawn_blocking(move || {
+            storage.join();
+            replica.join()
+        });
+        match threads.await {
+            Ok(Ok(())) => closed,
+            Ok(Err(_)) | Err(_) => Err(StopError::Panicked),
+        }
+    }
+}
+
+/// Ends the threads of a runtime that is dropped without being stopped.
+#[derive(Debug)]
+struct StopOnDrop(EventSender);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        let (reply, _) = oneshot::channel();
+        // An error says that the replica has ended already.
+        let _ = self.0.send(Event::Stop(reply));
+    }
+}
+
+/// Why a node did not stop in good order. Everything that was answered is as durable as promised all
+/// the same.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopError {
+    /// SQLite could not close the database.
+    #[error("closing the database: {0}")]
+    Sqlite(rusqlite::Error),
+    /// The replica thread had ended before, by a bug.
+    #[error("the replica thread had panicked; its log says where")]
+    Panicked,
+}
+
+fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
+    let mut builder =
+        Replica::builder(config.identity.clone()).synchronous(config.storage.synchronous);
+    if let Some(genesis) = &config.genesis {
+        builder = builder.genesis(genesis.clone());
+    }
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed)
+        .map_err(|error| io_error("cannot draw a seed", io::Error::other(error)))?;
+    builder
+        .open(&config.database, clock.now(), u64::from_le_bytes(seed))
+        .map_err(|error| RuntimeError::Open { path: config.database.clone(), error })
+}
+
+/// Keeps a second process off the database: two replicas of one identity would fork its log.
+fn lock_beside(database: &Path) -> Result<std::fs::File, RuntimeError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| io_error(&format!("cannot open {}", path.display()), error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(RuntimeError::InUse(database.to_owned())),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(io_error(&format!("cannot lock {}", path.display()), error))
+        }
+    }
+}
+
+fn io_error(what: &str, error: io::Error) -> RuntimeError {
+    RuntimeError::Io { what: what.to_owned(), error }
+}
+
+/// How long a single read may run.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,0 +1,139 @@
+//! A pool of read-only connections, used from blocking threads.
+//!
+//! Invariants: a connection has at most one user; one that was left in a transaction, or whose user
+//! panicked, is not used again; a query whose caller has gone away is interrupted, and only that one.
+
+use std::{sync::Arc, time::Duration};
+
+use littoral::{Db, Reader};
+use parking_lot::Mutex;
+use rusqlite::InterruptHandle;
+use tokio::sync::Semaphore;
+
+use super::READ_TIMEOUT;
+
+/// How long `close` waits for reads that run.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a read was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// SQLite could not open a connection.
+    #[error("cannot open a connection: {0}")]
+    Open(rusqlite::Error),
+    /// It ran for too long and was interrupted.
+    #[error("the read was interrupted after {} s", READ_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The work panicked.
+    #[error("the read failed by a bug; the log says where")]
+    Panicked,
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+#[derive(Debug)]
+pub(crate) struct ReaderPool {
+    db: Db,
+    idle: Arc<Mutex<Vec<Reader>>>,
+    permits: Arc<Semaphore>,
+    limit: u32,
+}
+
+impl ReaderPool {
+    pub(crate) fn new(db: Db, limit: usize) -> Self {
+        Self {
+            db,
+            idle: Arc::default(),
+            permits: Arc::new(Semaphore::new(limit)),
+            limit: u32::try_from(limit).unwrap_or(u32::MAX),
+        }
+    }
+
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let permit =
+            Arc::clone(&self.permits).acquire_owned().await.map_err(|_| ReadError::Stopping)?;
+        let db = self.db.clone();
+        let idle = Arc::clone(&self.idle);
+        let running = Arc::new(Running::default());
+        let guard = InterruptOnDrop(Arc::clone(&running));
+        let task = tokio::task::spawn_blocking(move || {
+            let pooled = idle.lock().pop();
+            let reader = match pooled {
+                Some(reader) => reader,
+                None => db.reader().map_err(ReadError::Open)?,
+            };
+            // A caller who left before this began gets no answer, so none is made.
+            let wanted = running.begin(reader.connection().get_interrupt_handle());
+            let result = wanted.then(|| work(&reader));
+            running.end();
+            if reader.connection().is_autocommit() {
+                idle.lock().push(reader);
+            }
+            drop(permit);
+            result.ok_or(ReadError::TimedOut)
+        });
+        let result = tokio::time::timeout(READ_TIMEOUT, task).await;
+        drop(guard);
+        match result {
+            Err(_) => Err(ReadError::TimedOut),
+            Ok(Err(_)) => Err(ReadError::Panicked),
+            Ok(Ok(result)) => result,
+        }
+    }
+
+    /// Refuses new reads, waits for those that run, and closes all connections.
+    pub(crate) async fn close(&self) {
+        let all = self.permits.acquire_many(self.limit);
+        if let Ok(Ok(all)) = tokio::time::timeout(CLOSE_TIMEOUT, all).await {
+            all.forget();
+        }
+        self.permits.close();
+        self.idle.lock().clear();
+    }
+}
+
+/// The query that runs for one caller, if it does.
+#[derive(Default)]
+struct Running(Mutex<State>);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    NotBegun,
+    Running(InterruptHandle),
+    Over,
+}
+
+impl Running {
+    /// Whether the caller is still there.
+    fn begin(&self, handle: InterruptHandle) -> bool {
+        let mut state = self.0.lock();
+        let wanted = matches!(*state, State::NotBegun);
+        if wanted {
+            *state = State::Running(handle);
+        }
+        wanted
+    }
+
+    /// From here on the connection may get another user, whom nothing may interrupt.
+    fn end(&self) {
+        *self.0.lock() = State::Over;
+    }
+}
+
+struct InterruptOnDrop(Arc<Running>);
+
+impl Drop for InterruptOnDrop {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock();
+        if let State::Running(handle) = &*state {
+            handle.interrupt();
+        }
+        *state = State::Over;
+    }
+}

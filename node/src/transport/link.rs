@@ -1,0 +1,275 @@
+//! One task per link: frames from QUIC to events, and from the replica's outbox back to QUIC.
+//!
+//! The dialer opens two bidirectional streams and begins each with one byte, its tag; from there on
+//! both directions of both streams carry frames. The task decides nothing: what a frame means, and
+//! when a link is too slow or too silent, is the engine's business.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use littoral::{Channel, CloseCode, FRAME_HEADER_BYTES, Input, NodeId, PeerId, frame_length};
+use quinn::{Connection, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+use tracing::{debug, info};
+
+use super::{GOODBYE_TIMEOUT, HANDSHAKE_TIMEOUT, Mode, Shared};
+use crate::runtime::{Event, EventSender, LinkOutbox};
+
+/// Frames of one stream that may wait for the replica.
+const FRAMES_WAITING: usize = 64;
+/// Frames handed to QUIC together at most.
+const SEND_BATCH: usize = 64;
+/// A frame's memory is taken in steps of this size as its bytes arrive, whatever its header claims.
+const RECEIVE_STEP: usize = 256 << 10;
+
+/// Who dialed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    Dialer,
+    Accepter,
+}
+
+/// Carries frames until either side closes the link.
+pub(super) async fn run_link(
+    shared: &Arc<Shared>,
+    connection: Connection,
+    node: NodeId,
+    role: Role,
+) {
+    let mut suspensions = shared.suspensions.subscribe();
+    if *shared.mode.borrow() != Mode::Open {
+        close(&connection, CloseCode::Shutdown, "links are suspended");
+        return;
+    }
+    let streams = match role {
+        Role::Dialer => open_streams(&connection).await,
+        Role::Accepter => accept_streams(&connection).await,
+    };
+    let streams = match streams {
+        Ok(streams) => streams,
+        Err(why) => {
+            info!(%node, why, "no link was made");
+            close(&connection, CloseCode::Malformed, &why);
+            return;
+        }
+    };
+    let _counted = Counted::new(Arc::clone(shared), node.clone());
+    let peer = shared.next_peer();
+    let (control, control_frames) = mpsc::unbounded_channel();
+    let (entries, entry_frames) = mpsc::unbounded_channel();
+    let closing = Arc::new(OnceLock::new());
+    let outbox = LinkOutbox { control, entries, closing: Arc::clone(&closing) };
+    if shared.events.send(Event::LinkUp { peer, node: node.clone(), outbox }).is_err() {
+        close(&connection, CloseCode::Shutdown, "the node is stopping");
+        return;
+    }
+
+    let send = async {
+        tokio::try_join!(
+            send_frames(streams.control.0, control_frames),
+            send_frames(streams.entries.0, entry_frames),
+        )
+    };
+    let receive = async {
+        let received = tokio::try_join!(
+            receive_frames(&shared.events, peer, Channel::Control, streams.control.1),
+            receive_frames(&shared.events, peer, Channel::Entries, streams.entries.1),
+        );
+        if let Err(end) = received {
+            return end;
+        }
+        // The peer is closing the link and about to say why, or it answers to our own closing, which
+        // is to end first.
+        let _ = timeout(GOODBYE_TIMEOUT, connection.closed()).await;
+        End::Lost("the peer ended its streams".to_owned())
+    };
+    let end = tokio::select! {
+        sent = send => match sent {
+            // Both queues ended, so the replica has closed the link, and said why.
+            Ok(_) => End::Closed,
+            Err(error) => End::Lost(error.to_string()),
+        },
+        end = receive => end,
+        _ = suspensions.changed() => End::Suspended,
+    };
+    match end {
+        End::Closed => {
+            let (code, reason) = closing
+                .get()
+                .map_or((CloseCode::Shutdown, "shutdown"), |(code, why)| (*code, why.as_str()));
+            debug!(peer = peer.0, %node, ?code, reason, "link closed");
+            close(&connection, code, reason);
+            return;
+        }
+        End::Broken(why) => {
+            info!(peer = peer.0, %node, why, "link closed: the peer broke the framing");
+            close(&connection, CloseCode::Malformed, &why);
+        }
+        End::Suspended => {
+            debug!(peer = peer.0, %node, "link dropped");
+            close(&connection, CloseCode::Shutdown, "links are suspended");
+        }
+        End::Lost(why) => {
+            // What the peer said when it closed is better to know than which stream noticed it first.
+            let why = connection.close_reason().map_or(why, |reason| reason.to_string());
+            info!(peer = peer.0, %node, why, "link lost");
+            close(&connection, CloseCode::Shutdown, "link lost");
+        }
+    }
+    // An error says that the replica has ended, and its links with it.
+    let _ = shared.events.send(Event::Input(Input::PeerDown { peer }));
+}
+
+/// How a link ends.
+enum End {
+    /// The replica closed it, and what it had sent before is delivered.
+    Closed,
+    /// The connection is gone.
+    Lost(String),
+    /// The peer sent what is no frame.
+    Broken(String),
+    /// The operator suspended links.
+    Suspended,
+}
+
+struct Streams {
+    control: (SendStream, RecvStream),
+    entries: (SendStream, RecvStream),
+}
+
+const fn tag(channel: Channel) -> u8 {
+    match channel {
+        Channel::Control => 0,
+        Channel::Entries => 1,
+    }
+}
+
+async fn open_streams(connection: &Connection) -> Result<Streams, String> {
+    let open = async |channel| {
+        let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
+        send.write_all(&[tag(channel)]).await.map_err(|e| e.to_string())?;
+        // Acknowledgements overtake entries where both wait.
+        let priority = i32::from(channel == Channel::Control);
+        send.set_priority(priority).map_err(|e| e.to_string())?;
+        Ok::<_, String>((send, receive))
+    };
+    let both = async { Ok((open(Channel::Control).await?, open(Channel::Entries).await?)) };
+    let (control, entries) = in_time(both).await?;
+    Ok(Streams { control, entries })
+}
+
+async fn accept_streams(connection: &Connection) -> Result<Streams, String> {
+    let accept = async || {
+        let (send, mut receive) = connection.accept_bi().await.map_err(|e| e.to_string())?;
+        let mut tag = [0];
+        receive.read_exact(&mut tag).await.map_err(|e| e.to_string())?;
+        Ok::<_, String>((tag[0], (send, receive)))
+    };
+    let both = async { Ok((accept().await?, accept().await?)) };
+    let ((first_tag, first), (second_tag, second)) = in_time(both).await?;
+    let (control, entries) = match (first_tag, second_tag) {
+        (0, 1) => (first, second),
+        (1, 0) => (second, first),
+        tags => return Err(format!("the streams have tags {tags:?}, expected 0 and 1")),
+    };
+    control.0.set_priority(1).map_err(|e| e.to_string())?;
+    Ok(Streams { control, entries })
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    timeout(HANDSHAKE_TIMEOUT, work)
+        .await
+        .map_err(|_| "the streams were not opened in time".to_owned())
+        .flatten()
+}
+
+/// Sends until the replica drops the outbox, then waits until the peer has it all.
+async fn send_frames(
+    mut stream: SendStream,
+    mut frames: mpsc::UnboundedReceiver<Bytes>,
+) -> Result<(), WriteError> {
+    let mut batch = Vec::with_capacity(SEND_BATCH);
+    while frames.recv_many(&mut batch, SEND_BATCH).await > 0 {
+        stream.write_all_chunks(&mut batch).await?;
+        batch.clear();
+    }
+    if stream.finish().is_ok() && timeout(GOODBYE_TIMEOUT, stream.stopped()).await.is_err() {
+        debug!("the peer did not acknowledge the end of a stream");
+    }
+    Ok(())
+}
+
+async fn receive_frames(
+    events: &EventSender,
+    peer: PeerId,
+    channel: Channel,
+    mut stream: RecvStream,
+) -> Result<(), End> {
+    let waiting = Arc::new(Semaphore::new(FRAMES_WAITING));
+    loop {
+        let mut header = [0; FRAME_HEADER_BYTES];
+        match stream.read_exact(&mut header).await {
+            Ok(()) => {}
+            Err(ReadExactError::FinishedEarly(0)) => return Ok(()),
+            Err(error) => return Err(End::Lost(error.to_string())),
+        }
+        let length = frame_length(channel, header).map_err(|e| End::Broken(e.to_string()))?;
+        let bytes = receive_body(&mut stream, header, length).await?;
+        let Ok(permit) = Arc::clone(&waiting).acquire_owned().await else { return Ok(()) };
+        let frame = Event::Frame { peer, channel, bytes, permit };
+        if events.send(frame).is_err() {
+            return Err(End::Lost("the node is stopping".to_owned()));
+        }
+    }
+}
+
+async fn receive_body(
+    stream: &mut RecvStream,
+    header: [u8; FRAME_HEADER_BYTES],
+    length: usize,
+) -> Result<Vec<u8>, End> {
+    let mut bytes = Vec::with_capacity(FRAME_HEADER_BYTES + length.min(RECEIVE_STEP));
+    bytes.extend_from_slice(&header);
+    let whole = FRAME_HEADER_BYTES + length;
+    while bytes.len() < whole {
+        match stream.read_chunk(whole - bytes.len(), true).await {
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
+            Ok(None) => return Err(End::Lost("the stream ended within a frame".to_owned())),
+            Err(error) => return Err(End::Lost(error.to_string())),
+        }
+    }
+    Ok(bytes)
+}
+
+fn close(connection: &Connection, code: CloseCode, reason: &str) {
+    connection.close(VarInt::from_u32(code.to_u32()), reason.as_bytes());
+}
+
+/// Counts a link as up, for dialers and for who waits until all are closed.
+struct Counted {
+    shared: Arc<Shared>,
+    node: NodeId,
+}
+
+impl Counted {
+    fn new(shared: Arc<Shared>, node: NodeId) -> Self {
+        shared.links.send_modify(|links| *links.entry(node.clone()).or_default() += 1);
+        Self { shared, node }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.links.send_modify(|links| {
+            if let Some(count) = links.get_mut(&self.node) {
+                *count -= 1;
+                if *count == 0 {
+                    links.remove(&self.node);
+                }
+            }
+        });
+    }
+}

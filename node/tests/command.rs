@@ -1,0 +1,170 @@
+//! The `littoral` command as a process: what it prints, and how it ends.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+const SCHEMA: &str =
+    "CREATE TABLE stock (item TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);
+    CREATE TABLE orders (id INTEGER PRIMARY KEY, item TEXT);";
+
+fn littoral(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_littoral"))
+        .args(arguments)
+        .current_dir(directory)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn succeed(directory: &Path, arguments: &[&str]) -> String {
+    let output = littoral(directory, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn fail(directory: &Path, arguments: &[&str]) -> String {
+    let output = littoral(directory, arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output.stderr));
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+fn init(directory: &Path) {
+    fs::write(directory.join("schema.sql"), SCHEMA).unwrap();
+    let table = "stock:writers=any,n=counter";
+    succeed(
+        directory,
+        &[
+            "init",
+            "cluster",
+            "--schema",
+            "schema.sql",
+            "--table",
+            table,
+            "--nodes",
+            "origin,edge1",
+            "--listen-base",
+            "0",
+        ],
+    );
+}
+
+/// A served node; killed if a test fails before it is stopped.
+struct Served {
+    child: Child,
+    links: String,
+    http: String,
+}
+
+impl Served {
+    fn start(directory: &Path, node: &str, more: &[&str]) -> Self {
+        let config = format!("cluster/{node}/littoral.toml");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_littoral"))
+            .args(["serve", "--json", "--config", &config])
+            .args(more)
+            .current_dir(directory)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let addresses: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(addresses["node"], node);
+        let address = |key: &str| addresses[key].as_str().unwrap().to_owned();
+        Self { child, links: address("links"), http: address("http") }
+    }
+
+    fn stop(mut self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn init_refuses_to_overwrite_and_refuses_what_cannot_replicate() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let again = ["init", "cluster", "--schema", "schema.sql", "--nodes", "origin,edge1"];
+    let message = fail(home.path(), &again);
+    assert!(message.contains("exists already") && message.contains("hint:"), "{message}");
+
+    fs::write(home.path().join("bad.sql"), "CREATE TABLE t (a TEXT PRIMARY KEY, b UNIQUE);")
+        .unwrap();
+    let bad = ["init", "other", "--schema", "bad.sql", "--table", "t:writers=any", "--nodes", "a"];
+    let message = fail(home.path(), &bad);
+    assert!(message.contains("cannot replicate") && message.contains('t'), "{message}");
+    let left: Vec<_> = fs::read_dir(home.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !["cluster", "schema.sql", "bad.sql"].contains(&name.as_str()))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn nodes_are_served_asked_and_stopped() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let origin = Served::start(home.path(), "origin", &[]);
+    let dial = format!("origin={}", origin.links);
+    let edge = Served::start(home.path(), "edge1", &["--dial", &dial]);
+
+    let status = || -> Value {
+        let shown = succeed(home.path(), &["status", "--url", &edge.http, "--json"]);
+        serde_json::from_str(&shown).unwrap()
+    };
+    let began = std::time::Instant::now();
+    while status()["ready"] != true {
+        assert!(began.elapsed().as_secs() < 30, "{}", status());
+    }
+    let sql = "BEGIN; INSERT INTO stock VALUES ('pen', 1); UPDATE stock SET n = n + 1; COMMIT;
+               SELECT * FROM stock";
+    let rows = succeed(home.path(), &["sql", "--url", &edge.http, "--json", "-c", sql]);
+    let rows: Value = serde_json::from_str(rows.trim()).unwrap();
+    assert_eq!(rows, serde_json::json!([{ "item": "pen", "n": 2 }]));
+    let table = succeed(home.path(), &["sql", "--url", &edge.http, "-c", "SELECT * FROM stock"]);
+    assert_eq!(table, "item  n\n────  ─\npen   2\n");
+
+    let sql = "INSERT INTO orders VALUES (1, 'pen')";
+    let message = fail(home.path(), &["sql", "--url", &edge.http, "-c", sql]);
+    assert!(message.contains("LITTORAL_ORIGIN_ONLY") && message.contains("hint:"), "{message}");
+    succeed(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
+
+    edge.stop();
+    origin.stop();
+    let config = "cluster/origin/littoral.toml";
+    let message = fail(home.path(), &["status", "--config", config]);
+    assert!(message.contains("hint:"), "{message}");
+}
+
+#[test]
+fn a_wrong_configuration_is_explained() {
+    let home = tempfile::tempdir().unwrap();
+    let message = fail(home.path(), &["serve", "--config", "missing.toml"]);
+    assert!(message.contains("missing.toml") && message.contains("hint:"), "{message}");
+    init(home.path());
+    let path = home.path().join("cluster/edge1/littoral.toml");
+    let text = fs::read_to_string(&path).unwrap().replace("[storage]", "[storage]\nreader = 3");
+    fs::write(&path, text).unwrap();
+    let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
+    assert!(message.contains("reader") && message.contains("readers"), "{message}");
+}
