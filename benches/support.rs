@@ -12,16 +12,41 @@ use littoral::{
 };
 use rusqlite::Connection;
 
-/// The table of every bench: a key of 36 characters and one column of each common kind.
-pub const SCHEMA: &str = "CREATE TABLE item(
-  id TEXT PRIMARY KEY NOT NULL, qty INTEGER, price REAL, name TEXT, note TEXT, data BLOB)";
+/// What kind of key the bench table has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// INTEGER PRIMARY KEY, given in ascending order.
+    Integer,
+    /// TEXT of 36 characters, in random order.
+    Text,
+}
 
-/// Inserts row `?1` of [`Rows`].
-pub const INSERT: &str = "INSERT INTO item VALUES(?1, ?2, ?3, ?4, ?5, ?6)";
+impl Key {
+    /// For the names of figures.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer-key",
+            Self::Text => "text-key",
+        }
+    }
+
+    /// The table of every bench: a key, and one column of each common kind.
+    fn schema(self) -> String {
+        let key = match self {
+            Self::Integer => "INTEGER PRIMARY KEY",
+            Self::Text => "TEXT PRIMARY KEY NOT NULL",
+        };
+        format!(
+            "CREATE TABLE item(id {key}, qty INTEGER, price REAL, name TEXT, note TEXT, data BLOB)"
+        )
+    }
+}
 
 /// One row of the bench table.
 #[derive(Debug, Clone)]
 pub struct ItemRow {
+    /// Ascending.
+    pub number: i64,
     /// 36 characters, in random order.
     pub id: String,
     /// A small integer.
@@ -45,14 +70,16 @@ pub fn rows(count: usize) -> Vec<ItemRow> {
         state ^= state << 17;
         state
     };
-    (0..count)
-        .map(|_| {
+    (1..)
+        .take(count)
+        .map(|number| {
             let (a, b, c, d) = (next(), next(), next(), next());
             let mut data = [0; 32];
             for (place, word) in data.chunks_exact_mut(8).zip([a, b, c, d]) {
                 place.copy_from_slice(&word.to_le_bytes());
             }
             ItemRow {
+                number,
                 id: format!(
                     "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
                     a >> 32,
@@ -81,20 +108,24 @@ pub struct Plain {
 
 impl Plain {
     /// In a temporary directory.
-    pub fn new() -> Self {
+    pub fn new(key: Key) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let conn = Connection::open(dir.path().join("plain.sqlite")).expect("a database");
         conn.execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; {SCHEMA}"
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; {}",
+            key.schema()
         ))
         .expect("the schema");
         Self { conn, _dir: dir }
     }
 }
 
-impl Default for Plain {
-    fn default() -> Self {
-        Self::new()
+impl Plain {
+    /// Copies the WAL into the file, so that what is timed next begins with an empty one.
+    pub fn checkpoint(&self) {
+        self.conn
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            .expect("a checkpoint");
     }
 }
 
@@ -109,17 +140,21 @@ pub struct Node {
 
 impl Node {
     /// In a temporary directory, at `synchronous = NORMAL`.
-    pub fn new() -> Self {
+    pub fn new(key: Key) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let identity = Identity {
             cluster: ClusterId(1),
             node: NodeId::new("bench").expect("a node name"),
             incarnation: Incarnation(1),
         };
-        let policy = TablePolicy { writers: Writers::Any, ..TablePolicy::default() };
+        let policy = TablePolicy {
+            writers: Writers::Any,
+            explicit_key: key == Key::Integer,
+            ..TablePolicy::default()
+        };
         let genesis = Genesis {
             members: vec![(identity.node.clone(), identity.incarnation)],
-            schema: SCHEMA.to_owned(),
+            schema: key.schema(),
             policies: [("item".to_owned(), policy)].into(),
         };
         let path: PathBuf = dir.path().join("node.sqlite");
@@ -129,6 +164,11 @@ impl Node {
             .open(&path, Now::default(), 0)
             .expect("a replica");
         Self { replica, start: Instant::now(), _dir: dir }
+    }
+
+    /// As [`Plain::checkpoint`].
+    pub fn checkpoint(&self) {
+        self.replica.db().wal_checkpoint().expect("a checkpoint");
     }
 
     /// Runs one job and drains the replica; syncs are answered at once, as for the plain database.
@@ -150,12 +190,6 @@ impl Node {
                 Output::Send { .. } | Output::Close { .. } => unreachable!("there are no links"),
             }
         }
-    }
-}
-
-impl Default for Node {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -88,8 +88,10 @@ unsafe fn value_ref<'v>(value: *mut ffi::sqlite3_value) -> ValueRef<'v> {
             ffi::SQLITE_INTEGER => ValueRef::Integer(ffi::sqlite3_value_int64(value)),
             ffi::SQLITE_FLOAT => ValueRef::Real(ffi::sqlite3_value_double(value)),
             ffi::SQLITE_TEXT => {
-                let start = ffi::sqlite3_value_text(value);
-                ValueRef::Text(bytes(start, ffi::sqlite3_value_bytes(value)))
+                // As a blob: asked for text, SQLite copies the value to put a zero behind it. The
+                // engine's files are in UTF-8, so no conversion is missed.
+                let start = ffi::sqlite3_value_blob(value);
+                ValueRef::Text(bytes(start.cast(), ffi::sqlite3_value_bytes(value)))
             }
             ffi::SQLITE_BLOB => {
                 let start = ffi::sqlite3_value_blob(value);

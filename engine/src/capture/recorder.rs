@@ -1,6 +1,6 @@
 //! [`Recorder`]: row events in the order in which they happened, in one arena.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, cell::Cell, collections::BTreeMap, sync::Arc};
 
 use rusqlite::Connection;
 
@@ -17,12 +17,18 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Recorder {
     registry: Arc<Registry>,
-    arena: Vec<u8>,
-    events: Vec<Event>,
+    tape: Tape,
     /// The table of the event before: most statements change rows of one table only.
     table: Option<(Vec<u8>, Option<u32>)>,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
+}
+
+/// The events, and the bytes they refer to.
+#[derive(Debug, Default)]
+struct Tape {
+    arena: Vec<u8>,
+    events: Vec<Event>,
 }
 
 /// What happened to one row once. Key and cells stand one behind the other in the arena, events in the
@@ -37,6 +43,16 @@ struct Event {
     /// Place in [`Registry::tables`].
     table: u32,
     change: Change,
+}
+
+impl Event {
+    fn key_in<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        &arena[self.key..self.cells]
+    }
+
+    fn cells_in<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        &arena[self.cells..self.end]
+    }
 }
 
 /// An event among others to be sorted: carries the start of its key, which decides most comparisons
@@ -56,12 +72,12 @@ pub(crate) struct Mark {
 
 impl Recorder {
     pub(crate) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, arena: Vec::new(), events: Vec::new(), table: None, refused: None }
+        Self { registry, tape: Tape::default(), table: None, refused: None }
     }
 
     /// Begins to capture under another schema. Nothing may be captured at that moment.
     pub(crate) fn set_registry(&mut self, registry: Arc<Registry>) {
-        debug_assert!(self.events.is_empty(), "the schema changes between transactions");
+        debug_assert!(self.tape.events.is_empty(), "the schema changes between transactions");
         self.registry = registry;
         self.table = None;
     }
@@ -70,19 +86,19 @@ impl Recorder {
     pub(crate) fn clear(&mut self) {
         /// What one huge transaction left behind is not kept for ever.
         const KEPT_BYTES: usize = 16 << 20;
-        self.arena.clear();
-        self.arena.shrink_to(KEPT_BYTES);
-        self.events.clear();
-        self.events.shrink_to(KEPT_BYTES / size_of::<Event>());
+        self.tape.arena.clear();
+        self.tape.arena.shrink_to(KEPT_BYTES);
+        self.tape.events.clear();
+        self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
         self.refused = None;
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        Mark { events: self.events.len(), arena: self.arena.len() }
+        self.tape.mark()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.events.is_empty()
+        self.tape.events.is_empty()
     }
 
     /// The first value that cannot be replicated, if one was captured.
@@ -93,13 +109,12 @@ impl Recorder {
     /// After a statement failed or was rolled back: reads every row captured since `mark` again, and
     /// keeps exactly what the file now holds.
     pub(crate) fn reread(&mut self, mark: Mark, conn: &Connection) -> rusqlite::Result<()> {
-        if self.events.len() == mark.events || planted(Bug::FailedStatementKept) {
+        if self.tape.events.len() == mark.events || planted(Bug::FailedStatementKept) {
             return Ok(());
         }
         let registry = Arc::clone(&self.registry);
         let suspects = self.suspects(mark);
-        self.events.truncate(mark.events);
-        self.arena.truncate(mark.arena);
+        self.tape.back_to(mark);
         for suspect in suspects {
             let table = &registry.tables()[suspect.table as usize];
             let stored = read_row(conn, table, &suspect.key)?;
@@ -110,11 +125,11 @@ impl Recorder {
 
     fn suspects(&self, mark: Mark) -> Vec<Suspect> {
         let mut rows: BTreeMap<(u32, &[u8]), Fold<'_>> = BTreeMap::new();
-        for event in &self.events[mark.events..] {
+        for event in &self.tape.events[mark.events..] {
             let cells = self.table_at(event).cells.len();
-            rows.entry((event.table, self.key_of(event)))
+            rows.entry((event.table, event.key_in(&self.tape.arena)))
                 .or_insert_with(|| Fold::new(event.change, cells))
-                .add(event.change, self.cells_of(event));
+                .add(event.change, event.cells_in(&self.tape.arena));
         }
         rows.into_iter()
             .map(|((table, key), fold)| Suspect {
@@ -127,50 +142,56 @@ impl Recorder {
     }
 
     fn push_difference(&mut self, suspect: &Suspect, stored: Option<&[Vec<u8>]>) {
-        let key_start = self.arena.len();
-        self.arena.extend_from_slice(&suspect.key);
-        let cells_start = self.arena.len();
+        let key_start = self.tape.arena.len();
+        self.tape.arena.extend_from_slice(&suspect.key);
+        let cells_start = self.tape.arena.len();
         let change = match (suspect.existed, stored) {
             (false, None) => None,
             (false, Some(stored)) => {
-                stored.iter().for_each(|cell| self.arena.extend_from_slice(cell));
+                stored.iter().for_each(|cell| self.tape.arena.extend_from_slice(cell));
                 Some(Change::Insert)
             }
             (true, None) => {
                 // A row that is gone was deleted by one of the events, which told all its cells.
-                suspect.old.iter().flatten().for_each(|cell| self.arena.extend_from_slice(cell));
+                suspect
+                    .old
+                    .iter()
+                    .flatten()
+                    .for_each(|cell| self.tape.arena.extend_from_slice(cell));
                 Some(Change::Delete)
             }
             (true, Some(stored)) => {
                 for (place, (old, new)) in suspect.old.iter().zip(stored).enumerate() {
                     if let Some(old) = old.as_ref().filter(|old| *old != new) {
-                        put_varint(&mut self.arena, place as u64);
-                        self.arena.extend_from_slice(old);
-                        self.arena.extend_from_slice(new);
+                        put_varint(&mut self.tape.arena, place as u64);
+                        self.tape.arena.extend_from_slice(old);
+                        self.tape.arena.extend_from_slice(new);
                     }
                 }
-                (self.arena.len() > cells_start).then_some(Change::Update)
+                (self.tape.arena.len() > cells_start).then_some(Change::Update)
             }
         };
         match change {
-            None => self.arena.truncate(key_start),
-            Some(change) => self.events.push(Event {
+            None => self.tape.arena.truncate(key_start),
+            Some(change) => self.tape.events.push(Event {
                 table: suspect.table,
                 change,
                 key: key_start,
                 cells: cells_start,
-                end: self.arena.len(),
+                end: self.tape.arena.len(),
             }),
         }
     }
 
-    /// The events by table and key, those of one key in the order in which they happened.
-    fn sorted(&self) -> Vec<Place> {
+    /// The events by table and key, those of one key in the order in which they happened, and the
+    /// bytes they refer to.
+    fn sorted(&self) -> (Vec<Place>, Cow<'_, [u8]>) {
         let mut order: Vec<Place> = self
+            .tape
             .events
             .iter()
             .map(|event| {
-                let key = self.key_of(event);
+                let key = event.key_in(&self.tape.arena);
                 let mut first = [0; 8];
                 let len = key.len().min(first.len());
                 first[..len].copy_from_slice(&key[..len]);
@@ -180,18 +201,25 @@ impl Recorder {
         order.sort_unstable_by(|a, b| {
             (a.event.table, a.prefix)
                 .cmp(&(b.event.table, b.prefix))
-                .then_with(|| self.key_of(&a.event).cmp(self.key_of(&b.event)))
+                .then_with(|| {
+                    a.event.key_in(&self.tape.arena).cmp(b.event.key_in(&self.tape.arena))
+                })
                 .then_with(|| a.event.key.cmp(&b.event.key))
         });
-        order
-    }
-
-    fn key_of(&self, event: &Event) -> &[u8] {
-        &self.arena[event.key..event.cells]
-    }
-
-    fn cells_of(&self, event: &Event) -> &[u8] {
-        &self.arena[event.cells..event.end]
+        if order.is_sorted_by_key(|place| place.event.key) {
+            return (order, Cow::Borrowed(&self.tape.arena));
+        }
+        // The bytes in the new order: copied in one go, cache misses overlap; met one by one while
+        // rows are encoded, they would not.
+        let mut bytes = Vec::with_capacity(self.tape.arena.len());
+        for Place { event, .. } in &mut order {
+            let start = bytes.len();
+            bytes.extend_from_slice(&self.tape.arena[event.key..event.end]);
+            event.cells = start + (event.cells - event.key);
+            event.key = start;
+            event.end = bytes.len();
+        }
+        (order, Cow::Owned(bytes))
     }
 
     fn table_at(&self, event: &Event) -> &Table {
@@ -200,26 +228,26 @@ impl Recorder {
 
     /// Gives the net changes of the transaction, one per key, by table and key.
     pub(crate) fn net(&self, mut each: impl FnMut(&Table, NetRow<'_>)) {
-        let order = self.sorted();
+        let (order, bytes) = self.sorted();
         let mut folded = Vec::new();
         let mut rest = order.as_slice();
         while let Some(first) = rest.first() {
-            let key = self.key_of(&first.event);
+            let key = first.event.key_in(&bytes);
             let alike = |place: &&Place| {
                 place.prefix == first.prefix
                     && place.event.table == first.event.table
-                    && self.key_of(&place.event) == key
+                    && place.event.key_in(&bytes) == key
             };
             let count = 1 + rest[1..].iter().take_while(alike).count();
             let (group, behind) = rest.split_at(count);
             rest = behind;
             let table = self.table_at(&first.event);
             let change = match group {
-                [only] => Some((only.event.change, self.cells_of(&only.event))),
+                [only] => Some((only.event.change, only.event.cells_in(&bytes))),
                 _ => {
                     let mut fold = Fold::new(first.event.change, table.cells.len());
                     for Place { event, .. } in group {
-                        fold.add(event.change, self.cells_of(event));
+                        fold.add(event.change, event.cells_in(&bytes));
                     }
                     folded.clear();
                     fold.net(&mut folded).map(|change| (change, folded.as_slice()))
@@ -242,10 +270,6 @@ impl Recorder {
         result
     }
 
-    fn push(&mut self, table: u32, change: Change, key: usize, cells: usize) {
-        self.events.push(Event { key, cells, end: self.arena.len(), table, change });
-    }
-
     fn table_of(&mut self, name: &[u8]) -> Option<u32> {
         match &self.table {
             Some((last, table)) if last == name => *table,
@@ -256,6 +280,21 @@ impl Recorder {
                 table
             }
         }
+    }
+}
+
+impl Tape {
+    fn mark(&self) -> Mark {
+        Mark { events: self.events.len(), arena: self.arena.len() }
+    }
+
+    fn back_to(&mut self, mark: Mark) {
+        self.events.truncate(mark.events);
+        self.arena.truncate(mark.arena);
+    }
+
+    fn push(&mut self, table: u32, change: Change, key: usize, cells: usize) {
+        self.events.push(Event { key, cells, end: self.arena.len(), table, change });
     }
 
     fn record(
@@ -300,18 +339,18 @@ impl Recorder {
         table: &Table,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
-        let key_changed = table.key.iter().try_fold(false, |changed, column| {
-            let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = event.before(column.position).map_err(untold)?;
-            let new = event.after(column.position).map_err(untold)?;
-            Ok(changed || old != new)
+        let key_changed = Cell::new(false);
+        let key = self.key(table, &|column| {
+            let before = event.before(column)?;
+            key_changed.set(key_changed.get() || event.after(column)? != before);
+            Ok(before)
         })?;
-        if key_changed {
+        if key_changed.get() {
             // Another key is another row.
+            self.arena.truncate(key);
             self.whole_row(index, table, Change::Delete, &|c| event.before(c))?;
             return self.whole_row(index, table, Change::Insert, &|c| event.after(c));
         }
-        let key = self.key(table, &|c| event.before(c))?;
         let start = self.arena.len();
         for (place, column) in table.cells.iter().enumerate() {
             let untold = |e| Untellable::sqlite(&column.name, e);
@@ -361,12 +400,10 @@ impl Recorder {
 impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
-        let registry = Arc::clone(&self.registry);
-        let table = &registry.tables()[index as usize];
-        let start = self.mark();
-        if let Err(Untellable { column, what }) = self.record(table, index, event) {
-            self.events.truncate(start.events);
-            self.arena.truncate(start.arena);
+        let table = &self.registry.tables()[index as usize];
+        let start = self.tape.mark();
+        if let Err(Untellable { column, what }) = self.tape.record(table, index, event) {
+            self.tape.back_to(start);
             self.refused.get_or_insert_with(|| WriteError::Value {
                 table: table.name.clone(),
                 column: column.unwrap_or_default(),

@@ -23,6 +23,10 @@ use std::{
     ops::Bound,
 };
 
+mod key;
+
+use key::RowKey;
+
 use crate::{
     entry::{Cell, CellWrite, RowOp, RowOpKind},
     hlc::Stamp,
@@ -34,7 +38,7 @@ use crate::{
 /// All contested clocks of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct Contested {
-    tables: BTreeMap<TableId, BTreeMap<Box<[u8]>, RowClock>>,
+    tables: BTreeMap<TableId, BTreeMap<RowKey, RowClock>>,
     rows: u64,
     undo: Option<Vec<Undo>>,
 }
@@ -43,7 +47,7 @@ pub(crate) struct Contested {
 #[derive(Debug)]
 struct Undo {
     table: TableId,
-    key: Box<[u8]>,
+    key: RowKey,
     before: Option<RowClock>,
 }
 
@@ -54,7 +58,31 @@ pub(crate) struct RowClock {
     dead: bool,
     /// The insert that wrote every column up to an id; single cells may be newer.
     base: Option<(Stamp, ColumnId)>,
-    cells: Vec<(ColumnId, Stamp)>,
+    cells: CellClocks,
+}
+
+/// The stamps of single cells: most often one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct CellClocks {
+    first: Option<(ColumnId, Stamp)>,
+    more: Vec<(ColumnId, Stamp)>,
+}
+
+impl CellClocks {
+    fn iter(&self) -> impl Iterator<Item = &(ColumnId, Stamp)> {
+        self.first.iter().chain(&self.more)
+    }
+
+    fn set(&mut self, column: ColumnId, stamp: Stamp) {
+        let Some(first) = &mut self.first else {
+            self.first = Some((column, stamp));
+            return;
+        };
+        match std::iter::once(first).chain(&mut self.more).find(|(id, _)| *id == column) {
+            Some((_, held)) => *held = stamp,
+            None => self.more.push((column, stamp)),
+        }
+    }
 }
 
 /// What of an operation takes effect.
@@ -110,14 +138,11 @@ impl RowClock {
     }
 
     fn assign(&mut self, column: ColumnId, stamp: Stamp) {
-        match self.cells.iter_mut().find(|(id, _)| *id == column) {
-            Some((_, held)) => *held = stamp,
-            None => self.cells.push((column, stamp)),
-        }
+        self.cells.set(column, stamp);
     }
 
     fn begin(&mut self, epoch: u32) {
-        *self = Self { epoch, dead: false, base: None, cells: Vec::new() };
+        *self = Self { epoch, dead: false, base: None, cells: CellClocks::default() };
     }
 
     /// The epoch that a local write to the row names; `insert` begins a new one over a tombstone.
@@ -149,7 +174,7 @@ impl RowClock {
 pub(crate) struct ClockCursor<'c> {
     contested: &'c Contested,
     table: Option<TableId>,
-    rest: Option<Peekable<Range<'c, Box<[u8]>, RowClock>>>,
+    rest: Option<Peekable<Range<'c, RowKey, RowClock>>>,
 }
 
 impl<'c> ClockCursor<'c> {
@@ -161,7 +186,7 @@ impl<'c> ClockCursor<'c> {
             && let Some(rest) = &mut self.rest
         {
             for _ in 0..STEPS {
-                match rest.peek().map(|(next, clock)| (next.as_ref().cmp(key), *clock)) {
+                match rest.peek().map(|(next, clock)| (next.as_bytes().cmp(key), *clock)) {
                     None | Some((Ordering::Greater, _)) => break,
                     Some((Ordering::Equal, clock)) => return Some(clock),
                     Some((Ordering::Less, _)) => drop(rest.next()),
@@ -170,7 +195,7 @@ impl<'c> ClockCursor<'c> {
         }
         let rows = self.contested.tables.get(&table)?;
         let mut rest = rows.range::<[u8], _>((Bound::Included(key), Bound::Unbounded)).peekable();
-        let found = rest.peek().filter(|(next, _)| ***next == *key).map(|(_, clock)| *clock);
+        let found = rest.peek().filter(|(next, _)| next.as_bytes() == key).map(|(_, clock)| *clock);
         self.table = Some(table);
         self.rest = Some(rest);
         found
@@ -230,7 +255,7 @@ impl Contested {
                 if let Some(undo) = &mut self.undo {
                     undo.push(Undo {
                         table: op.table,
-                        key: op.key.into(),
+                        key: RowKey::new(op.key),
                         before: Some(clock.clone()),
                     });
                 }
@@ -238,13 +263,13 @@ impl Contested {
             }
             None => {
                 if let Some(undo) = &mut self.undo {
-                    undo.push(Undo { table: op.table, key: op.key.into(), before: None });
+                    undo.push(Undo { table: op.table, key: RowKey::new(op.key), before: None });
                 }
                 self.rows += 1;
                 if op.kind == RowOpKind::Insert {
                     return first_insert(rows, op, stamp, effects);
                 }
-                rows.entry(op.key.into()).or_default()
+                rows.entry(RowKey::new(op.key)).or_default()
             }
         };
         match op.kind {
@@ -276,7 +301,7 @@ impl Contested {
 
 /// The common case: nobody has written the row before, one clock serves all its columns.
 fn first_insert(
-    rows: &mut BTreeMap<Box<[u8]>, RowClock>,
+    rows: &mut BTreeMap<RowKey, RowClock>,
     op: &RowOp<'_>,
     stamp: Stamp,
     effects: &mut Effects,
@@ -286,9 +311,9 @@ fn first_insert(
         epoch: op.epoch,
         dead: false,
         base: upto.map(|column| (stamp, column)),
-        cells: Vec::new(),
+        cells: CellClocks::default(),
     };
-    rows.insert(op.key.into(), clock);
+    rows.insert(RowKey::new(op.key), clock);
     effects.wins.resize(op.cells.len(), true);
     Verdict::Merge
 }
