@@ -6,12 +6,13 @@ use crate::{
         Recorder,
         fold::{NetChange, NetRow, changes, split},
     },
-    contested::{ClockCursor, Contested},
+    contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind,
         codec::{Body, CellKind, RowsWriter},
     },
     error::WriteError,
+    hlc::Stamp,
     limits::MAX_ENTRY_BYTES,
     policy::ColumnType,
     schema::{Column, Table},
@@ -20,17 +21,26 @@ use crate::{
     version::Dot,
 };
 
-/// Writes down what `recorder` holds, as seen by a replica with these clocks; `None` if it comes to
-/// nothing.
+/// What a transaction becomes.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) body: Body,
+    /// The clocks to install once it has committed.
+    pub(crate) clocks: ClockChanges,
+}
+
+/// Writes down what `recorder` holds, as seen by a replica with these clocks, for the entry with this
+/// stamp; `None` if it comes to nothing.
 pub(crate) fn encode(
     recorder: &Recorder,
     contested: &Contested,
-) -> Result<Option<Body>, WriteError> {
-    if recorder.is_empty() {
-        return Ok(None);
-    }
-    let mut encoder =
-        Encoder { clocks: contested.cursor(), writer: RowsWriter::default(), saw: Vec::new() };
+    stamp: Stamp,
+) -> Result<Option<Encoded>, WriteError> {
+    let mut encoder = Encoder {
+        clocks: LocalWrites::new(contested, stamp),
+        writer: RowsWriter::default(),
+        saw: Vec::new(),
+    };
     let mut result = Ok(());
     recorder.net(|table, row| {
         if result.is_ok() {
@@ -47,11 +57,11 @@ pub(crate) fn encode(
     if body.len() > MAX_ENTRY_BYTES {
         return Err(WriteError::EntryTooLarge { bytes: body.len(), max: MAX_ENTRY_BYTES });
     }
-    Ok(Some(body))
+    Ok(Some(Encoded { body, clocks: encoder.clocks.finish() }))
 }
 
 struct Encoder<'c> {
-    clocks: ClockCursor<'c>,
+    clocks: LocalWrites<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
 }
@@ -62,12 +72,12 @@ impl Encoder<'_> {
             NetChange::Insert(cells) => self.insert(table, row.key, cells),
             NetChange::Update(cells) => self.update(table, row.key, cells),
             NetChange::Delete => {
-                let clock = self.clocks.row(table.id, row.key);
-                let epoch = clock.map_or(0, |clock| clock.epoch_for(RowOpKind::Delete));
                 self.saw.clear();
-                if let Some(clock) = clock {
-                    clock.seen(&mut self.saw);
-                }
+                let epoch = if table.is_multi_writer() {
+                    self.clocks.delete(table.id, row.key, &mut self.saw)
+                } else {
+                    0
+                };
                 self.writer.row(table.id, RowOpKind::Delete, [].into_iter(), row.key, epoch);
                 self.writer.saw(&self.saw);
                 Ok(())
@@ -76,8 +86,12 @@ impl Encoder<'_> {
     }
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
-        let clock = self.clocks.row(table.id, key);
-        let epoch = clock.map_or(0, |clock| clock.epoch_for(RowOpKind::Insert));
+        let epoch = if table.is_multi_writer() {
+            let upto = table.cells.last().map(|column| column.id);
+            self.clocks.insert(table.id, key, upto)
+        } else {
+            0
+        };
         let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
         self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
         if table.assigned.len() == table.cells.len() {
@@ -94,8 +108,13 @@ impl Encoder<'_> {
     }
 
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
-        let clock = self.clocks.row(table.id, key);
-        let epoch = clock.map_or(0, |clock| clock.epoch_for(RowOpKind::Update));
+        let stamp = self.clocks.stamp();
+        let (epoch, mut clock) = if table.is_multi_writer() {
+            let (epoch, clock) = self.clocks.update(table.id, key);
+            (epoch, Some(clock))
+        } else {
+            (0, None)
+        };
         let columns = changes(cells).map(|(place, _, _)| {
             let column = &table.cells[place];
             (column.id, cell_kind(column))
@@ -105,7 +124,8 @@ impl Encoder<'_> {
             let column = &table.cells[place];
             match cell_kind(column) {
                 CellKind::Assign => {
-                    self.writer.previous(clock.and_then(|clock| clock.previous(column.id)));
+                    let previous = clock.as_mut().and_then(|c| c.overwrite(column.id, stamp));
+                    self.writer.previous(previous);
                     self.writer.encoded(new);
                 }
                 CellKind::Add => {

@@ -13,5 +13,5 @@ mod encode;
 mod fold;
 mod recorder;
 
-pub(crate) use encode::encode;
+pub(crate) use encode::{Encoded, encode};
 pub(crate) use recorder::{Mark, Recorder};

@@ -24,8 +24,10 @@ use std::{
 };
 
 mod key;
+mod local;
 
 use key::RowKey;
+pub(crate) use local::{ClockChanges, LocalWrites};
 
 use crate::{
     entry::{Cell, CellWrite, RowOp, RowOpKind},

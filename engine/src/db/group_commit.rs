@@ -5,8 +5,8 @@
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
 use crate::{
-    capture::encode,
-    contested::{Contested, Effects},
+    capture::{Encoded, encode},
+    contested::{ClockChanges, Contested, Effects},
     db::{
         tx::{WriteTx, transaction_gone},
         writer::Writer,
@@ -67,6 +67,12 @@ pub(crate) struct Local<'r> {
     pub(crate) wall: WallTime,
 }
 
+/// What a job wrote, once its transaction commits.
+struct Written {
+    dot: Dot,
+    clocks: ClockChanges,
+}
+
 /// The transaction of a group is gone; nothing of it was written.
 struct GroupLost;
 
@@ -91,16 +97,18 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
-        let result = self.run_job(queued, local).and_then(|dot| {
+        let result = self.run_job(queued, local).and_then(|written| {
             self.command("/*littoral*/ COMMIT")?;
-            Ok(dot)
+            Ok(written)
         });
         self.user().sink().clear();
         match result {
-            Ok(dot) => {
-                for (_, entry) in local.log.keep() {
-                    remember_own(local.contested, local.registry, &entry);
-                }
+            Ok(written) => {
+                local.log.keep();
+                let dot = written.map(|Written { dot, clocks }| {
+                    local.contested.install(clocks);
+                    dot
+                });
                 Ok(Committed { dot, lsn: local.log.last() })
             }
             Err(error) => {
@@ -154,13 +162,16 @@ impl Writer {
             if self.user().is_autocommit() {
                 return Err(GroupLost);
             }
-            if result.is_err() {
-                self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
-            } else if let Some((_, entry)) = local.log.newest_fresh()
-                && result.as_ref().is_ok_and(|dot| *dot == Some(entry.header.dot))
-            {
-                remember_own(local.contested, local.registry, entry);
-            }
+            let result = match result {
+                Ok(written) => Ok(written.map(|Written { dot, clocks }| {
+                    local.contested.install(clocks);
+                    dot
+                })),
+                Err(error) => {
+                    self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
+                    Err(error)
+                }
+            };
             self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
             let lsn = local.log.last();
             let result = result.map(|dot| Committed { dot, lsn });
@@ -175,7 +186,7 @@ impl Writer {
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-    ) -> Result<Option<Dot>, WriteError> {
+    ) -> Result<Option<Written>, WriteError> {
         (queued.job)(&mut WriteTx::new(self))?;
         if self.user().is_autocommit() {
             return Err(transaction_gone());
@@ -189,18 +200,21 @@ impl Writer {
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
             self.as_engine(|conn| self.user().sink().verify(conn))?;
         }
-        let Some(body) = encode(&self.user().sink(), local.contested)? else { return Ok(None) };
+        if self.user().sink().is_empty() {
+            return Ok(None);
+        }
         let head = local.log.head(local.author);
-        let dot = Dot { author: local.author, seq: head.seq + 1 };
-        let entry = body.into_entry(EntryHeader {
-            dot,
+        let header = EntryHeader {
+            dot: Dot { author: local.author, seq: head.seq + 1 },
             hlc: local.hlc.tick(local.wall),
             previous: head.digest,
             schema: local.registry.version,
             under: 0,
-        });
-        self.as_engine(|conn| local.log.append(conn, entry))?;
-        Ok(Some(dot))
+        };
+        let encoded = encode(&self.user().sink(), local.contested, header.stamp())?;
+        let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
+        self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
+        Ok(Some(Written { dot: header.dot, clocks }))
     }
 }
 
@@ -221,11 +235,6 @@ pub(crate) fn remember(
         }
     }
     Ok(())
-}
-
-/// [`remember`], for an entry that this node has just encoded.
-fn remember_own(contested: &mut Contested, registry: &Registry, entry: &Entry) {
-    remember(contested, registry, entry).expect("an entry decodes as it was encoded");
 }
 
 fn deferred_violation() -> WriteError {

@@ -118,11 +118,6 @@ impl Log {
         kept
     }
 
-    /// What was appended last, and is not kept yet.
-    pub(crate) fn newest_fresh(&self) -> Option<&(Lsn, Entry)> {
-        self.fresh.last()
-    }
-
     /// What was appended is rolled back.
     pub(crate) fn undo(&mut self) {
         self.fresh.clear();
