@@ -123,11 +123,12 @@ pub enum Event {
         /// How many.
         entries: u64,
     },
-    /// Storage fails; local writes are refused and applying is tried again.
+    /// Storage fails: local writes fail as long as it does, and applying is tried again.
     StorageFailed(String),
     /// Storage works again.
     StorageRecovered,
-    /// The replica has stopped its links, or all writing, and says why. Only an operator helps.
+    /// The replica has stopped its links, and after a loss of state or a failed sync all writing too.
+    /// Only an operator helps.
     Halted(String),
 }
 

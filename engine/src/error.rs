@@ -218,6 +218,8 @@ pub(crate) enum ProtocolError {
     Undecodable(String),
     #[error("entries of author {0}, whose join is not in the log before them")]
     UnknownAuthor(AuthorId),
+    #[error("more entries than the credit allows")]
+    TooMuch,
     #[error("nothing heard for too long")]
     TimedOut,
     #[error("a newer link to the same node took over")]
@@ -232,7 +234,7 @@ impl ProtocolError {
     /// What the peer is told.
     pub(crate) const fn code(&self) -> CloseCode {
         match self {
-            Self::Malformed(_) => CloseCode::Malformed,
+            Self::Malformed(_) | Self::TooMuch => CloseCode::Malformed,
             Self::Incompatible(_) => CloseCode::Incompatible,
             Self::WrongCluster(_) => CloseCode::WrongCluster,
             Self::WrongNode { .. } | Self::LinkedToSelf => CloseCode::WrongNode,

@@ -24,7 +24,12 @@ impl Hlc {
         WallTime(self.0 >> 16)
     }
 
+    /// The latest wall clock time that a timestamp may carry, in milliseconds: in the year 6429.
+    /// Later ones are refused on links, so that there is always a greater timestamp.
+    pub(crate) const LATEST: WallTime = WallTime((1 << 47) - 1);
+
     const fn at(wall: WallTime) -> Self {
+        let wall = if wall.0 > Self::LATEST.0 { Self::LATEST } else { wall };
         Self(wall.0 << 16)
     }
 }
@@ -103,6 +108,14 @@ mod tests {
         let mut clock = HlcClock::default();
         clock.observe(Hlc::at(WallTime(5000)));
         assert!(clock.tick(WallTime(1000)) > Hlc::at(WallTime(5000)));
+    }
+
+    #[test]
+    fn a_wall_clock_beyond_the_latest_time_does_not_overflow() {
+        let mut clock = HlcClock::default();
+        let first = clock.tick(WallTime(u64::MAX));
+        assert_eq!(first.wall(), Hlc::LATEST);
+        assert!(clock.tick(WallTime(u64::MAX)) > first);
     }
 
     #[test]

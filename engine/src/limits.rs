@@ -19,6 +19,10 @@ pub const MAX_CONTROL_FRAME_BYTES: usize = 1 << 20;
 /// single larger entry is sent alone.
 pub const CREDIT_WINDOW_BYTES: u64 = 8 << 20;
 
+/// Bytes of entries one link may have waiting to be applied: what its credit allows, and a single
+/// larger entry. A peer that sends more is cut off.
+pub const UNAPPLIED_BYTES_MAX: u64 = CREDIT_WINDOW_BYTES + MAX_ENTRY_BYTES as u64;
+
 /// Entries are collected into one frame up to this many bytes, when they are waiting anyway.
 pub const ENTRIES_FRAME_BYTES: usize = 256 << 10;
 

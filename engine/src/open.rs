@@ -83,12 +83,17 @@ impl Builder {
         let file = Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone() });
         let mut conn =
             file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-        configure(&conn)?;
-        conn.pragma_update(None, "synchronous", "FULL")?;
-        match catalog::exists(&conn)? {
-            None => self.create(&mut conn, now)?,
+        let ours = catalog::exists(&conn)?;
+        match ours {
+            None => {}
             Some(true) => check_identity(&conn, &self.identity)?,
             Some(false) => return Err(OpenError::ForeignFile),
+        }
+        // Nothing was changed up to here.
+        configure(&conn)?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        if ours.is_none() {
+            self.create(&mut conn, now)?;
         }
         // A commit at FULL, so that all the file holds is on stable storage from here on, the
         // directory's entry for the WAL included.
@@ -96,8 +101,12 @@ impl Builder {
         catalog::set_meta(&conn, "opened", opened + 1)?;
 
         let registry = Arc::new(Registry::load(&conn)?);
-        let register =
-            catalog::meta::<Vec<u8>>(&conn, "register")?.and_then(|bytes| Register::decode(&bytes));
+        let register = catalog::meta::<Vec<u8>>(&conn, "register")?
+            .map(|bytes| {
+                let what = "the control register does not decode".to_owned();
+                Register::decode(&bytes).ok_or(OpenError::DamagedLog { lsn: 0, what })
+            })
+            .transpose()?;
         let mut contested = Contested::default();
         let log = Log::open(&conn, |entry| {
             if planted(Bug::ClocksNotReplayed) {

@@ -33,10 +33,7 @@ use crate::{
     error::{ApplyError, ProtocolError, WriteError},
     hlc::HlcClock,
     id::{AuthorId, Lsn, NodeId, PeerId, SchemaVersion, Ticket},
-    limits::{
-        APPLY_BATCH_BYTES, CREDIT_WINDOW_BYTES, GROUP_JOBS, KEEP_ALIVE, MAX_ENTRY_BYTES,
-        STORAGE_RETRY,
-    },
+    limits::{APPLY_BATCH_BYTES, GROUP_JOBS, KEEP_ALIVE, STORAGE_RETRY, UNAPPLIED_BYTES_MAX},
     log::{Log, LogError},
     merge::apply::{Applier, Tally},
     open::Builder,
@@ -81,6 +78,8 @@ pub struct Replica {
     applied_in_drain: bool,
     storage: Storage,
     halted: Option<String>,
+    /// What halted the replica stops local writes too.
+    writes_stopped: bool,
     counts: Counts,
 }
 
@@ -179,6 +178,7 @@ impl Replica {
             applied_in_drain: false,
             storage: Storage::default(),
             halted: None,
+            writes_stopped: false,
             counts: Counts::default(),
         }
     }
@@ -207,10 +207,7 @@ impl Replica {
                 }
             }
             Input::Synced(lsn) => self.durable.reached(lsn),
-            Input::SyncFailed(error) => self.halt(format!(
-                "the WAL could not be synced ({error}); what the disk holds is only known after the \
-                 file is opened again"
-            )),
+            Input::SyncFailed(error) => self.sync_failed(&error),
             Input::Wake => {}
         }
     }
@@ -236,6 +233,12 @@ impl Replica {
     /// The file, for readers.
     pub fn db(&self) -> &Db {
         &self.db
+    }
+
+    /// Stops the statement that a write job is running, from any thread: it fails with
+    /// `SQLITE_INTERRUPT`, and the job with it unless it goes on. Jobs of the same group run again.
+    pub fn interrupt_handle(&self) -> rusqlite::InterruptHandle {
+        self.writer.user().get_interrupt_handle()
     }
 
     /// What the replica knows of itself and its peers.
@@ -292,9 +295,9 @@ impl Replica {
         let rest = self.jobs.split_off(self.jobs.len().min(GROUP_JOBS));
         let mut jobs = mem::replace(&mut self.jobs, rest);
         let refused = match (self.author, &self.halted) {
-            (_, Some(why)) => Some(WriteError::Unavailable(why.clone())),
-            (None, None) => Some(WriteError::NotAMember),
-            (Some(_), None) => None,
+            (_, Some(why)) if self.writes_stopped => Some(WriteError::Unavailable(why.clone())),
+            (None, _) => Some(WriteError::NotAMember),
+            (Some(_), _) => None,
         };
         let answers = match (self.author, refused) {
             (Some(author), None) => self.commit(author, &mut jobs),
@@ -351,6 +354,13 @@ impl Replica {
         if let Some(error) = failure {
             self.storage_fails(error);
         }
+        let lost = answers.iter().find_map(|answer| match &answer.result {
+            Err(WriteError::Sqlite(error)) if is_sync_failure(error) => Some(error.to_string()),
+            _ => None,
+        });
+        if let Some(error) = lost {
+            self.sync_failed(&error);
+        }
         answers
     }
 
@@ -403,7 +413,7 @@ impl Replica {
                         }
                         self.storage_fails(error.to_string());
                     }
-                    error => self.halt(error.to_string()),
+                    error => self.stop_links(error.to_string()),
                 }
             }
         }
@@ -475,6 +485,9 @@ impl Replica {
         if dot.seq <= head.seq {
             let forked = dot.seq == head.seq && entry.digest != head.digest;
             return if forked { Err(ProtocolError::ForkedVector { dot }) } else { Ok(false) };
+        }
+        if Some(dot.author) == self.author {
+            return Err(ProtocolError::LostState { theirs: dot, ours: head.seq });
         }
         let expected = Dot { author: dot.author, seq: head.seq + 1 };
         if dot != expected {
@@ -579,6 +592,11 @@ impl Replica {
             && let Some(author) = self.author
         {
             self.outputs.push_back(Output::Event(Event::Joined(author)));
+            let head = self.log.head(author);
+            let known = self.sessions.values().map(|session| session.known_of(author)).max();
+            if let Some(seq) = known.filter(|seq| *seq > head.seq) {
+                self.lost_state(Dot { author, seq });
+            }
         }
         if entries > 0 {
             let lsn = self.log.last();
@@ -616,8 +634,8 @@ impl Replica {
     fn queue(&mut self, peer: PeerId, entries: Vec<Entry>) -> Result<(), ProtocolError> {
         let incoming = self.incoming.entry(peer).or_default();
         entries.into_iter().for_each(|entry| incoming.put(entry));
-        if incoming.bytes > CREDIT_WINDOW_BYTES + MAX_ENTRY_BYTES as u64 {
-            return Err(ProtocolError::Malformed("more entries than the credit allows".to_owned()));
+        if incoming.bytes > UNAPPLIED_BYTES_MAX {
+            return Err(ProtocolError::TooMuch);
         }
         Ok(())
     }
@@ -649,14 +667,10 @@ impl Replica {
     }
 
     /// Compares the newest entry that a peer has of an author with ours.
-    fn compare(&mut self, theirs: Dot, prefix: [u8; 8]) -> Result<(), ProtocolError> {
+    fn compare(&self, theirs: Dot, prefix: [u8; 8]) -> Result<(), ProtocolError> {
         let Head { seq, .. } = self.log.head(theirs.author);
         if theirs.seq > seq {
             if Some(theirs.author) == self.author {
-                self.halt(format!(
-                    "a peer has entry {theirs} of this node, which itself has only {seq}: the file is \
-                     an old copy. Start the node again with an empty directory and a new incarnation"
-                ));
                 return Err(ProtocolError::LostState { theirs, ours: seq });
             }
             return Ok(());
@@ -676,6 +690,12 @@ impl Replica {
 
     /// Takes a newer version of the control register, and keeps it before anything follows from it.
     fn obey(&mut self, register: &Register) -> Result<(), ProtocolError> {
+        if register.version > 0 || register.origin_author() != AuthorId::FIRST {
+            return Err(ProtocolError::Incompatible(format!(
+                "version {} of the control register; this node knows only the first",
+                register.version
+            )));
+        }
         catalog::set_meta(self.writer.apply(), "register", register.encode())?;
         self.register = Some(register.clone());
         self.writer.learn(&self.registry, self.is_origin());
@@ -745,7 +765,11 @@ impl Replica {
     /// A peer broke the protocol, or its link has to end.
     fn refuse(&mut self, peer: PeerId, error: &ProtocolError) {
         match error {
-            ProtocolError::Undecodable(_) => return self.halt(error.to_string()),
+            ProtocolError::Undecodable(_) => return self.stop_links(error.to_string()),
+            ProtocolError::LostState { theirs, .. } => {
+                self.close_link(peer, error.code(), error.to_string());
+                return self.lost_state(*theirs);
+            }
             ProtocolError::Storage(failure) => self.storage_fails(failure.to_string()),
             _ => {}
         }
@@ -810,8 +834,30 @@ impl Replica {
         }
     }
 
+    fn sync_failed(&mut self, error: &str) {
+        self.halt(format!(
+            "the WAL could not be synced ({error}); what the disk holds is only known after the file is \
+             opened again"
+        ));
+    }
+
+    /// Others have entries of this node that it has not: the file is an old copy, or was lost.
+    fn lost_state(&mut self, theirs: Dot) {
+        let ours = self.log.head(theirs.author).seq;
+        self.halt(format!(
+            "a peer has entry {theirs} of this node, which itself has only {ours}: the file is an old \
+             copy, or was lost. Start the node again with an empty directory and a new incarnation"
+        ));
+    }
+
     /// Stops all links and all writing, for good: only an operator helps.
     fn halt(&mut self, why: String) {
+        self.writes_stopped = true;
+        self.stop_links(why);
+    }
+
+    /// Stops all links, for good; local writes go on.
+    fn stop_links(&mut self, why: String) {
         if self.halted.is_some() {
             return;
         }
@@ -852,6 +898,13 @@ impl Incoming {
         self.bytes -= entry.bytes.len() as u64;
         Some(entry)
     }
+}
+
+/// After a failed sync the pages count as written, and a later sync would seem to succeed.
+fn is_sync_failure(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
 }
 
 fn is_storage_failure(error: &rusqlite::Error) -> bool {

@@ -488,3 +488,30 @@ fn the_results_of_a_job_come_out_through_what_it_captures() {
         .unwrap();
     assert_eq!(*found.lock().unwrap(), "kiwi");
 }
+
+#[test]
+fn a_node_that_lost_its_file_is_recognised_before_it_writes() {
+    let mut cluster = linked(2);
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 10)");
+    cluster.settle();
+    cluster.cut();
+    cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
+    std::fs::remove_file(cluster.path(1)).unwrap();
+    cluster.open(1);
+    cluster.link(1, 0);
+    cluster.settle();
+    let error = cluster.try_write(1, |tx| tx.execute_batch("DELETE FROM cart")).unwrap_err();
+    assert!(error.to_string().contains("was lost"), "{error}");
+}
+
+#[test]
+fn a_counter_may_be_named_in_another_case() {
+    let schema = "CREATE TABLE t(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL)".to_owned();
+    let counter = [("QTY".to_owned(), ColumnType::Counter)];
+    let policy =
+        TablePolicy { writers: Writers::Any, columns: counter.into(), ..TablePolicy::default() };
+    let genesis =
+        Genesis { schema, policies: [("T".to_owned(), policy)].into(), ..Genesis::default() };
+    let tables = genesis.check().unwrap();
+    assert_eq!(tables[0].policy.columns["qty"], ColumnType::Counter);
+}

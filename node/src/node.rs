@@ -43,7 +43,7 @@ pub enum StartError {
 /// let (id, _) = node
 ///     .handle()
 ///     .write(|tx| {
-///         tx.execute("INSERT INTO notes VALUES (littoral_id(), 'hello')", ())?;
+///         tx.execute("INSERT INTO notes (text) VALUES ('hello')", ())?;
 ///         Ok(tx.last_insert_rowid())
 ///     })
 ///     .await?;

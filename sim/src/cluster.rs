@@ -470,7 +470,7 @@ impl Cluster {
                 let excused = match code {
                     CloseCode::Shutdown | CloseCode::TimedOut | CloseCode::Replaced => true,
                     // Nothing can be kept until there is space again.
-                    CloseCode::Halted => vfs::with(|store| store.is_full(&machine.name)),
+                    CloseCode::Storage => vfs::with(|store| store.is_full(&machine.name)),
                     _ => false,
                 };
                 if !excused && !machine.may_halt {

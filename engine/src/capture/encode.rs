@@ -9,7 +9,7 @@ use crate::{
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind,
-        codec::{Body, CellKind, RowsWriter},
+        codec::{Body, CellKind, HEADER_BYTES_MAX, RowsWriter},
     },
     error::WriteError,
     hlc::Stamp,
@@ -54,8 +54,9 @@ pub(crate) fn encode(
     }
     let mut body = Body::default();
     body.push_rows(encoder.writer);
-    if body.len() > MAX_ENTRY_BYTES {
-        return Err(WriteError::EntryTooLarge { bytes: body.len(), max: MAX_ENTRY_BYTES });
+    let bytes = body.len() + HEADER_BYTES_MAX;
+    if bytes > MAX_ENTRY_BYTES {
+        return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });
     }
     Ok(Some(Encoded { body, clocks: encoder.clocks.finish() }))
 }

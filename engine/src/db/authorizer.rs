@@ -6,6 +6,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperati
 
 use crate::{
     error::WriteError,
+    id::SchemaVersion,
     policy::Writers,
     schema::{Registry, catalog::PREFIX},
 };
@@ -150,9 +151,11 @@ impl Gate {
             _ => {}
         }
         let Some(place) = self.registry.position(table.as_bytes()) else {
-            // A view is written by its INSTEAD OF triggers, whose own writes are judged in turn.
+            // A view is written by its INSTEAD OF triggers, whose own writes are judged in turn. Tables
+            // come one entry before their policies, and are not captured until then.
             let reserved = is_ours(table) || table.starts_with("sqlite_");
-            return reserved.then(|| Denied::Forbidden(format!("writing to {table}")));
+            let early = self.registry.version == SchemaVersion::default();
+            return (reserved || early).then(|| Denied::Forbidden(format!("writing to {table}")));
         };
         let policy = &self.registry.tables()[place].policy;
         (policy.writers == Writers::Origin && !self.is_origin)

@@ -69,8 +69,17 @@ impl<'w> WriteTx<'w> {
             writer.user().prepare_cached(sql).map(Prepared::Cached)
         };
         let statement = prepared.map_err(|error| writer.gate().explain(error))?;
-        let savepoint = writer.gate().take_savepoint();
-        Ok(TxStatement { writer, savepoints: &mut self.savepoints, statement, savepoint })
+        let mut prepared = TxStatement {
+            writer,
+            savepoints: &mut self.savepoints,
+            savepoint: writer.gate().take_savepoint(),
+            statement,
+        };
+        // EXPLAIN names the savepoint too, and does nothing to it.
+        if prepared.statement().is_explain() != 0 {
+            prepared.savepoint = None;
+        }
+        Ok(prepared)
     }
 
     /// Runs one statement and drops the rows it returns; gives how many rows it changed.
@@ -94,7 +103,7 @@ impl<'w> WriteTx<'w> {
             writer.gate().forget();
             let next = batch.next().map_err(|error| writer.gate().explain(error))?;
             let Some(mut statement) = next else { return Ok(()) };
-            let savepoint = writer.gate().take_savepoint();
+            let savepoint = writer.gate().take_savepoint().filter(|_| statement.is_explain() == 0);
             run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()))?;
         }
     }

@@ -34,6 +34,9 @@ const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
 
+/// No entry's bytes outside its segments are more than this.
+pub(crate) const HEADER_BYTES_MAX: usize = 256;
+
 // --- Writing
 
 /// The segments of an entry, encoded before its header is known.
@@ -242,6 +245,9 @@ impl RowsWriter {
 
 const END_OF_RUN: u8 = 0;
 
+/// No row is deleted and inserted again that often; so that an epoch can always be counted up.
+const EPOCH_MAX: u32 = 1 << 30;
+
 // --- Reading
 
 /// Decodes an entry and computes its digest; checks the segments' framing, not their contents.
@@ -262,7 +268,11 @@ fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError
     if dot.seq == 0 || dot.author.counter == 0 || dot.author.term == 0 {
         return Err(DecodeError::Invalid("dot with a zero"));
     }
-    let hlc = read_whole(header_field(reader, TAG_HLC)?, ByteReader::array)?;
+    let hlc =
+        Hlc(u64::from_be_bytes(read_whole(header_field(reader, TAG_HLC)?, ByteReader::array)?));
+    if hlc.wall() > Hlc::LATEST {
+        return Err(DecodeError::Invalid("timestamp too far in the future"));
+    }
     let mut ahead = *reader;
     let previous = if ahead.varint()? == TAG_PREVIOUS {
         Digest(read_whole(header_field(reader, TAG_PREVIOUS)?, ByteReader::array)?)
@@ -276,13 +286,7 @@ fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError
     }
     let schema = read_whole(header_field(reader, TAG_SCHEMA)?, ByteReader::varint_u32)?;
     let under = read_whole(header_field(reader, TAG_UNDER)?, ByteReader::varint)?;
-    Ok(EntryHeader {
-        dot,
-        hlc: Hlc(u64::from_be_bytes(hlc)),
-        previous,
-        schema: SchemaVersion(schema),
-        under,
-    })
+    Ok(EntryHeader { dot, hlc, previous, schema: SchemaVersion(schema), under })
 }
 
 fn header_field<'a>(reader: &mut ByteReader<'a>, tag: u64) -> Result<&'a [u8], DecodeError> {
@@ -491,6 +495,9 @@ impl<'a> RowsReader<'a> {
             }
         };
         let epoch = self.reader.varint_u32()?;
+        if epoch > EPOCH_MAX {
+            return Err(DecodeError::Range);
+        }
         self.cells.clear();
         self.saw.clear();
         if kind == RowOpKind::Delete {

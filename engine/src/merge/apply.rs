@@ -296,7 +296,7 @@ fn update(
     op: &RowOp<'_>,
     wins: impl Fn(usize) -> bool,
 ) -> rusqlite::Result<()> {
-    let mut sql = format!("UPDATE {} SET ", quoted(&table.name));
+    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
     let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
     for cell in winning() {

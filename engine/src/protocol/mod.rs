@@ -25,8 +25,11 @@ use crate::{
     driver::{Channel, Identity},
     entry::{Entry, codec::FORMAT},
     error::ProtocolError,
-    id::{Lsn, NodeId, PeerId},
-    limits::{ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES},
+    id::{AuthorId, Lsn, NodeId, PeerId, Seq},
+    limits::{
+        ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES,
+        UNAPPLIED_BYTES_MAX,
+    },
     protocol::{
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
@@ -164,7 +167,7 @@ impl PeerSession {
             Message::Hello(_) => {
                 return Err(ProtocolError::Malformed("a second hello".to_owned()));
             }
-            Message::Ack(vector) => self.acknowledged.advance_all(&read_vector(&vector)),
+            Message::Ack(vector) => self.acknowledged = read_vector(&vector),
             Message::Credit(taken) => {
                 if taken < self.entry_bytes_credited || taken > self.entry_bytes_sent {
                     return Err(ProtocolError::Malformed("credit for bytes never sent".to_owned()));
@@ -190,12 +193,22 @@ impl PeerSession {
             return Ok(Vec::new());
         };
         let mut entries = Vec::new();
+        let mut bytes = 0;
         for frame in early {
             if let Payload::Entries(more) = decode_frame(Channel::Entries, &frame)? {
+                bytes += more.iter().map(|entry| entry.bytes.len() as u64).sum::<u64>();
+                if bytes > UNAPPLIED_BYTES_MAX {
+                    return Err(ProtocolError::TooMuch);
+                }
                 entries.extend(self.received(more));
             }
         }
         Ok(entries)
+    }
+
+    /// The newest entry of an author that the peer has, as far as is known.
+    pub(crate) fn known_of(&self, author: AuthorId) -> Seq {
+        self.known.seq(author)
     }
 
     /// An entry of the peer was applied, or dropped as known.

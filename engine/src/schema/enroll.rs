@@ -109,9 +109,18 @@ pub(crate) fn declarations(
             .find(|(table, _)| table.eq_ignore_ascii_case(&name))
             .map(|(_, policy)| policy.clone())
             .unwrap_or_default();
-        let columns = (1u32..)
+        let mut policy = policy;
+        let columns: Vec<(ColumnId, String)> = (1u32..)
             .zip(shape(conn, &name)?)
             .map(|(id, column)| (ColumnId(id), column.name))
+            .collect();
+        // From here on columns are named as the table names them; SQLite does not mind the case.
+        policy.columns = std::mem::take(&mut policy.columns)
+            .into_iter()
+            .map(|(named, merge)| {
+                let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
+                (column.map_or(named, |(_, name)| name.clone()), merge)
+            })
             .collect();
         tables.push(TableDeclaration { id: TableId(id), name, policy, columns });
     }

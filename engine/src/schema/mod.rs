@@ -65,7 +65,8 @@ pub(crate) struct Column {
 pub(crate) struct TableSql {
     /// All cells of the row with a key; `1` if the table has none.
     pub(crate) select: String,
-    /// A full row: key, then cells.
+    /// A full row: key, then cells. OR ABORT, whatever conflict clause the table declares: a merge
+    /// decides itself what a collision means.
     pub(crate) insert: String,
     /// The row with a key.
     pub(crate) delete: String,
@@ -194,7 +195,7 @@ impl TableSql {
                 if values.is_empty() { "1".to_owned() } else { values.join(", ") }
             ),
             insert: format!(
-                "INSERT INTO {table}({}) VALUES({})",
+                "INSERT OR ABORT INTO {table}({}) VALUES({})",
                 all.join(", "),
                 places.join(", ")
             ),
