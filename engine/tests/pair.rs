@@ -515,3 +515,71 @@ fn a_counter_may_be_named_in_another_case() {
     let tables = genesis.check().unwrap();
     assert_eq!(tables[0].policy.columns["qty"], ColumnType::Counter);
 }
+
+fn refusals(schema: &str, policies: &[(&str, TablePolicy)]) -> String {
+    let policies = policies.iter().map(|(name, policy)| ((*name).to_owned(), policy.clone()));
+    let genesis =
+        Genesis { schema: schema.to_owned(), policies: policies.collect(), ..Genesis::default() };
+    genesis.check().unwrap_err().to_string()
+}
+
+#[test]
+fn every_constraint_that_stands_in_the_way_is_named() {
+    let any = TablePolicy { writers: Writers::Any, ..TablePolicy::default() };
+    let counter = [("note".to_owned(), ColumnType::Counter)];
+    let counting = TablePolicy { columns: counter.into(), ..any.clone() };
+    let schema = "
+        CREATE TABLE a(id INTEGER PRIMARY KEY, code TEXT UNIQUE, note TEXT,
+          twice AS (code || code), parent TEXT REFERENCES b(id));
+        CREATE TABLE b(id TEXT PRIMARY KEY);
+        CREATE TABLE c(id INTEGER PRIMARY KEY AUTOINCREMENT);
+        CREATE TABLE d(x);
+        CREATE TABLE e(k TEXT COLLATE NOCASE NOT NULL, PRIMARY KEY(k COLLATE BINARY));
+        CREATE INDEX partly ON a(note) WHERE note > '';";
+    let message = refusals(schema, &[("a", counting), ("b", any)]);
+    for named in [
+        "UNIQUE (code)",
+        "foreign keys",
+        "table \"a\" has a foreign key to it",
+        "\"twice\" is generated",
+        "hands out its INTEGER PRIMARY KEY",
+        "\"note\" is a counter but not INTEGER NOT NULL",
+        "index \"partly\"",
+        "key column \"id\" may be NULL",
+        "AUTOINCREMENT",
+        "no primary key",
+        "COLLATE NOCASE",
+    ] {
+        assert!(message.contains(named), "{named:?} is missing in\n{message}");
+    }
+}
+
+#[test]
+fn what_a_schema_may_not_hold_is_named() {
+    for (schema, named) in [
+        ("CREATE TABLE t(id TEXT PRIMARY KEY NOT NULL); INSERT INTO t VALUES('a')", "writes rows"),
+        ("CREATE TABLE t AS SELECT 1 AS x", "AS SELECT"),
+        ("CREATE VIRTUAL TABLE t USING fts5(x)", "VIRTUAL"),
+        ("CREATE TEMP TABLE t(x)", "temporary"),
+        ("CREATE TABLE littoral_t(x)", "littoral_"),
+        ("PRAGMA journal_mode = DELETE", "PRAGMA"),
+        ("BEGIN", "transaction"),
+        ("CREATE TABLE (", "syntax error"),
+    ] {
+        let message = refusals(schema, &[]);
+        assert!(message.contains(named), "{schema}: {message}");
+    }
+}
+
+#[test]
+fn explaining_a_savepoint_does_nothing_to_it() {
+    let mut cluster = linked(2);
+    cluster.write(
+        0,
+        "SAVEPOINT x; INSERT INTO orders VALUES(1, 'ghost', 1); EXPLAIN RELEASE x; ROLLBACK TO x; \
+         EXPLAIN SAVEPOINT x; RELEASE x; INSERT INTO orders VALUES(2, 'b', 1)",
+    );
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(1, "SELECT code FROM orders"), ["b"]);
+}

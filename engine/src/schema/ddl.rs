@@ -76,7 +76,7 @@ fn run_all(
             Ok(Some(statement)) => statement,
             Err(error) => return Err(failed(error, after(&statements))),
         };
-        let text = statement.expanded_sql().unwrap_or_default();
+        let text = statement.expanded_sql().unwrap_or_default().trim().to_owned();
         if verdict.creates_table && verdict.selects {
             let what = "CREATE TABLE AS SELECT";
             return Err(GenesisError::Unsupported { what, statement: text });
@@ -110,13 +110,8 @@ impl Seen {
             | AuthAction::CreateIndex { index_name: name, .. }
             | AuthAction::CreateTrigger { trigger_name: name, .. } => {
                 self.creates_table |= matches!(context.action, AuthAction::CreateTable { .. });
-                // SQLite asks for the indexes it makes itself, under its own reserved names.
-                let own_index = matches!(context.action, AuthAction::CreateIndex { .. });
-                if is_reserved(name) && (!own_index || name.starts_with("littoral")) {
-                    Some("a name beginning with littoral_ or sqlite_")
-                } else {
-                    None
-                }
+                // Names beginning with sqlite_ are SQLite's own business: it refuses them itself.
+                is_reserved(name).then_some("a name beginning with littoral_")
             }
             AuthAction::Select => {
                 self.selects = true;

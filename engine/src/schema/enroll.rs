@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use crate::{
     entry::TableDeclaration,
@@ -194,13 +194,16 @@ fn any_table(
             "use stored columns as the PRIMARY KEY",
         );
     }
-    if is_autoincrement(conn, &table.name)? {
+    let counted = key.iter().try_fold(false, |counted, column| {
+        Ok::<_, rusqlite::Error>(counted || is_autoincrement(conn, &table.name, &column.name)?)
+    })?;
+    if counted {
         reasons.refuse(
             "it uses AUTOINCREMENT, whose counter does not replicate in this version".to_owned(),
             "leave AUTOINCREMENT out, or use a TEXT key",
         );
     }
-    for (column, collation) in key_collations(conn, &table.name)? {
+    for (column, collation) in key_collations(conn, &table.name, &key)? {
         reasons.refuse(
             format!("its key column {column:?} is compared with COLLATE {collation}"),
             "key columns must use the BINARY collation in this version",
@@ -334,38 +337,40 @@ fn without_rowid(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
     )
 }
 
-/// SQLite keeps no flag of it, but only AUTOINCREMENT makes a primary key that is a rowid with this
-/// keyword in the statement; the keyword is reserved, so quoting would be needed to use it otherwise.
-fn is_autoincrement(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
-    let sql: Option<String> = conn
-        .query_row(
-            "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?",
-            [table],
-            |row| row.get(0),
-        )
-        .optional()?;
-    let has_counter: bool = conn.query_row(
-        "SELECT EXISTS(SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_sequence')",
-        [],
-        |row| row.get(0),
-    )?;
-    Ok(has_counter && sql.is_some_and(|sql| sql.to_ascii_uppercase().contains("AUTOINCREMENT")))
+/// Whether SQLite hands out the key and never twice.
+fn is_autoincrement(conn: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
+    let (_, _, _, _, autoincrement) = conn.column_metadata(None, table, column)?;
+    Ok(autoincrement)
 }
 
-/// Columns of the primary key whose collation is not BINARY.
-fn key_collations(conn: &Connection, table: &str) -> rusqlite::Result<Vec<(String, String)>> {
-    conn.prepare(
-        "SELECT x.name, x.coll FROM pragma_index_list(?) l, pragma_index_xinfo(l.name) x \
-         WHERE l.origin = 'pk' AND x.key AND x.coll <> 'BINARY' ORDER BY x.seqno",
-    )?
-    .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
-    .collect()
+/// Key columns that are compared in another way than byte by byte, in the index of the key or by
+/// themselves.
+fn key_collations(
+    conn: &Connection,
+    table: &str,
+    key: &[&Shape],
+) -> rusqlite::Result<Vec<(String, String)>> {
+    let mut found: Vec<(String, String)> = conn
+        .prepare(
+            "SELECT x.name, x.coll FROM pragma_index_list(?) l, pragma_index_xinfo(l.name) x \
+             WHERE l.origin = 'pk' AND x.key AND x.coll <> 'BINARY' ORDER BY x.seqno",
+        )?
+        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for column in key {
+        let (_, collation, ..) = conn.column_metadata(None, table, column.name.as_str())?;
+        let collation = collation.map(|name| name.to_string_lossy().into_owned());
+        if let Some(collation) = collation.filter(|name| !name.eq_ignore_ascii_case("BINARY"))
+            && found.iter().all(|(name, _)| *name != column.name)
+        {
+            found.push((column.name.clone(), collation));
+        }
+    }
+    Ok(found)
 }
 
-/// Whether a name is one that only the engine or SQLite may use.
+/// Whether a name is one that only the engine may use.
 pub(crate) fn is_reserved(name: &str) -> bool {
-    let starts = |prefix: &str| {
-        name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    };
-    starts(catalog::PREFIX) || starts("sqlite_")
+    let prefix = catalog::PREFIX;
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
