@@ -86,7 +86,7 @@ impl Body {
 
     /// Puts the header in front.
     pub(crate) fn into_entry(self, header: EntryHeader) -> Entry {
-        let mut out = Vec::with_capacity(self.len() + 128 + 16 * self.fields.len());
+        let mut out = Vec::with_capacity(HEADER_BYTES_MAX);
         out.push(FORMAT);
         let mut field = |tag: u64, write: &dyn Fn(&mut Vec<u8>)| {
             let mut bytes = Vec::with_capacity(32);
@@ -101,11 +101,24 @@ impl Body {
         }
         field(TAG_SCHEMA, &|b| put_varint(b, u64::from(header.schema.0)));
         field(TAG_UNDER, &|b| put_varint(b, header.under));
-        for (tag, bytes) in &self.fields {
-            put_varint(&mut out, *tag);
-            put_prefixed(&mut out, bytes);
-        }
-        Entry { header, digest: Digest::of(&out), bytes: out.into() }
+        let mut fields = self.fields.into_iter();
+        // Rows come alone, and may be many: the header is put before them where they lie.
+        let bytes = match (fields.next(), fields.as_slice()) {
+            (Some((tag, mut rows)), []) => {
+                put_varint(&mut out, tag);
+                put_varint(&mut out, rows.len() as u64);
+                rows.splice(0..0, out);
+                rows
+            }
+            (first, _) => {
+                for (tag, bytes) in first.into_iter().chain(fields) {
+                    put_varint(&mut out, tag);
+                    put_prefixed(&mut out, &bytes);
+                }
+                out
+            }
+        };
+        Entry { header, digest: Digest::of(&bytes), bytes: Arc::new(bytes) }
     }
 }
 
@@ -251,13 +264,13 @@ const EPOCH_MAX: u32 = 1 << 30;
 // --- Reading
 
 /// Decodes an entry and computes its digest; checks the segments' framing, not their contents.
-pub(crate) fn decode_entry(bytes: Arc<[u8]>) -> Result<Entry, DecodeError> {
+pub(crate) fn decode_entry(bytes: Vec<u8>) -> Result<Entry, DecodeError> {
     let mut reader = ByteReader::new(&bytes);
     let header = decode_header(&mut reader)?;
     for segment in (Segments { reader }) {
         segment?;
     }
-    Ok(Entry { header, digest: Digest::of(&bytes), bytes })
+    Ok(Entry { header, digest: Digest::of(&bytes), bytes: Arc::new(bytes) })
 }
 
 fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError> {

@@ -53,7 +53,7 @@ pub struct Entry {
     /// Hash of the bytes.
     pub digest: Digest,
     /// The encoding, shared between the log, the links and the appliers.
-    pub bytes: Arc<[u8]>,
+    pub bytes: Arc<Vec<u8>>,
 }
 
 /// A part of an entry; they take effect in order.

@@ -84,7 +84,7 @@ impl Log {
                 lsn.0.cast_signed(),
                 dot.author.to_u64().cast_signed(),
                 dot.seq.cast_signed(),
-                &*entry.bytes
+                entry.bytes.as_slice()
             ],
         )?;
         self.kept.get_or_insert_with(|| self.tail.clone());

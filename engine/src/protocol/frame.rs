@@ -3,8 +3,6 @@
 //! A frame is a header of five bytes, the little-endian length of what follows it and a kind, then the
 //! payload. Every bound is checked before anything is allocated. `docs/protocol.md` specifies it.
 
-use std::sync::Arc;
-
 use crate::{
     driver::Channel,
     entry::{Entry, codec::decode_entry},
@@ -146,7 +144,7 @@ fn entries(payload: &[u8]) -> Result<Vec<Entry>, ProtocolError> {
     let mut entries = Vec::new();
     while !reader.is_empty() {
         let bytes = reader.prefixed().map_err(|error| malformed(&error.to_string()))?;
-        let entry = decode_entry(Arc::from(bytes)).map_err(|error| match error {
+        let entry = decode_entry(bytes.to_vec()).map_err(|error| match error {
             // Written by a newer version: no peer can help.
             DecodeError::Unknown(_) => ProtocolError::Undecodable(error.to_string()),
             _ => malformed(&format!("entry: {error}")),
