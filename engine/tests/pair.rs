@@ -22,6 +22,7 @@ const SCHEMA: &str = "
 ";
 
 struct Cluster {
+    schema: &'static str,
     dir: tempfile::TempDir,
     names: Vec<NodeId>,
     replicas: Vec<Option<Replica>>,
@@ -35,9 +36,14 @@ struct Cluster {
 
 impl Cluster {
     fn new(nodes: usize) -> Self {
+        Self::with_schema(nodes, SCHEMA)
+    }
+
+    fn with_schema(nodes: usize, schema: &'static str) -> Self {
         let names: Vec<NodeId> =
             (0..nodes).map(|i| NodeId::new(&format!("n{i}")).unwrap()).collect();
         let mut cluster = Self {
+            schema,
             dir: tempfile::tempdir().unwrap(),
             names,
             replicas: (0..nodes).map(|_| None).collect(),
@@ -79,8 +85,11 @@ impl Cluster {
                 members: (0..self.names.len())
                     .map(|n| (self.names[n].clone(), Incarnation(100 + n as u128)))
                     .collect(),
-                schema: SCHEMA.to_owned(),
-                policies: [("cart".to_owned(), cart)].into(),
+                schema: self.schema.to_owned(),
+                policies: [("cart".to_owned(), cart)]
+                    .into_iter()
+                    .filter(|(table, _)| self.schema.contains(&format!("TABLE {table}(")))
+                    .collect(),
             });
         }
         self.replicas[node] = Some(builder.open(&self.path(node), self.now, 0).unwrap());
@@ -582,4 +591,43 @@ fn explaining_a_savepoint_does_nothing_to_it() {
     cluster.settle();
     cluster.assert_equal();
     assert_eq!(cluster.rows(1, "SELECT code FROM orders"), ["b"]);
+}
+
+#[test]
+fn what_triggers_upserts_and_foreign_key_actions_change_is_captured() {
+    let mut cluster = Cluster::with_schema(
+        2,
+        "CREATE TABLE parent(id TEXT PRIMARY KEY NOT NULL, name TEXT, seen INTEGER DEFAULT 0);
+         CREATE TABLE child(id INTEGER PRIMARY KEY, parent TEXT DEFAULT 'none', note TEXT,
+           FOREIGN KEY(parent) REFERENCES parent(id) ON UPDATE CASCADE ON DELETE SET NULL);
+         CREATE TABLE other(id INTEGER PRIMARY KEY, parent TEXT, note TEXT,
+           FOREIGN KEY(parent) REFERENCES parent(id) ON UPDATE SET DEFAULT);
+         CREATE VIEW names AS SELECT id, name FROM parent;
+         CREATE TRIGGER through_view INSTEAD OF UPDATE ON names BEGIN
+           UPDATE parent SET name = new.name WHERE id = old.id; END;
+         CREATE TRIGGER seen AFTER UPDATE OF name ON parent BEGIN
+           UPDATE parent SET seen = seen + 1 WHERE id = new.id;
+           UPDATE child SET note = new.name WHERE parent = new.id; END;",
+    );
+    cluster.link(0, 1);
+    cluster.settle();
+    cluster.write(0, "INSERT INTO parent(id, name) VALUES('a', 'x'), ('b', 'y'), ('c', 'z')");
+    cluster.write(0, "INSERT INTO child VALUES(1, 'a', ''), (2, 'b', ''), (3, 'c', '')");
+    cluster.write(0, "INSERT INTO other VALUES(1, 'a', '')");
+    // Each twice, so that the second time the statement is prepared already.
+    for _ in 0..2 {
+        for sql in [
+            "UPDATE parent SET name = name || '!'",
+            "UPDATE names SET name = name || '?' WHERE id = 'b'",
+            "INSERT INTO parent(id, name) VALUES('b', 'w') ON CONFLICT DO UPDATE SET name = 'v'",
+            "INSERT OR REPLACE INTO parent(id, name, seen) VALUES('b', 'r', 7)",
+            "UPDATE OR REPLACE parent SET id = id || '1' WHERE id LIKE 'a%'",
+            "DELETE FROM parent WHERE id = 'c'",
+            "UPDATE child SET id = id + 10 WHERE id < 10",
+        ] {
+            cluster.try_write(0, move |tx| tx.execute(sql, []).map(drop)).unwrap();
+            cluster.settle();
+            cluster.assert_equal();
+        }
+    }
 }

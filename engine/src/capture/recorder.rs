@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use crate::{
     capture::fold::{Fold, NetChange, NetRow, changes, split},
+    db::mask::{ChangeMask, Changeable},
     error::WriteError,
     schema::{Registry, Table, row::read_row},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
@@ -22,6 +23,10 @@ pub(crate) struct Recorder {
     table: Option<(Vec<u8>, Option<u32>)>,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
+    /// What the statement that runs can change; `None`: anything.
+    mask: Option<Arc<ChangeMask>>,
+    /// Compare all columns all the same, and panic if the mask leaves out one that changed.
+    verify_mask: bool,
 }
 
 /// The events, and the bytes they refer to.
@@ -43,6 +48,15 @@ struct Event {
     /// Place in [`Registry::tables`].
     table: u32,
     change: Change,
+}
+
+/// What is known of a row event before it is looked at.
+#[derive(Debug, Clone, Copy)]
+struct Scope {
+    /// The table's place in [`Registry::tables`].
+    index: u32,
+    changeable: Changeable,
+    verify: bool,
 }
 
 impl Event {
@@ -71,8 +85,15 @@ pub(crate) struct Mark {
 }
 
 impl Recorder {
-    pub(crate) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, tape: Tape::default(), table: None, refused: None }
+    pub(crate) fn new(registry: Arc<Registry>, verify_mask: bool) -> Self {
+        Self {
+            registry,
+            tape: Tape::default(),
+            table: None,
+            refused: None,
+            mask: None,
+            verify_mask,
+        }
     }
 
     /// Begins to capture under another schema. Nothing may be captured at that moment.
@@ -91,6 +112,11 @@ impl Recorder {
         self.tape.events.clear();
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
         self.refused = None;
+    }
+
+    /// Says what the statement that runs next can change.
+    pub(crate) fn set_mask(&mut self, mask: Option<Arc<ChangeMask>>) {
+        self.mask = mask;
     }
 
     pub(crate) fn mark(&self) -> Mark {
@@ -300,7 +326,7 @@ impl Tape {
     fn record(
         &mut self,
         table: &Table,
-        index: u32,
+        scope: Scope,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
         if event.blob_write {
@@ -310,9 +336,13 @@ impl Tape {
             });
         }
         match event.change {
-            Change::Insert => self.whole_row(index, table, Change::Insert, &|c| event.after(c)),
-            Change::Delete => self.whole_row(index, table, Change::Delete, &|c| event.before(c)),
-            Change::Update => self.update(index, table, event),
+            Change::Insert => {
+                self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c))
+            }
+            Change::Delete => {
+                self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))
+            }
+            Change::Update => self.update(scope, table, event),
         }
     }
 
@@ -335,7 +365,7 @@ impl Tape {
 
     fn update(
         &mut self,
-        index: u32,
+        scope: Scope,
         table: &Table,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
@@ -348,15 +378,24 @@ impl Tape {
         if key_changed.get() {
             // Another key is another row.
             self.arena.truncate(key);
-            self.whole_row(index, table, Change::Delete, &|c| event.before(c))?;
-            return self.whole_row(index, table, Change::Insert, &|c| event.after(c));
+            self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
+            return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
         }
         let start = self.arena.len();
         for (place, column) in table.cells.iter().enumerate() {
+            let can_change = scope.changeable.contains(place);
+            if !can_change && !scope.verify {
+                continue;
+            }
             let untold = |e| Untellable::sqlite(&column.name, e);
             let old = with_affinity(event.before(column.position).map_err(untold)?, column.real);
             let new = with_affinity(event.after(column.position).map_err(untold)?, column.real);
             if !same(old, new) {
+                assert!(
+                    can_change,
+                    "a statement changed {}.{} unannounced",
+                    table.name, column.name
+                );
                 put_varint(&mut self.arena, place as u64);
                 put_cell(&mut self.arena, old);
                 put_cell(&mut self.arena, new);
@@ -365,7 +404,7 @@ impl Tape {
         if self.arena.len() == start {
             self.arena.truncate(key);
         } else {
-            self.push(index, Change::Update, key, start);
+            self.push(scope.index, Change::Update, key, start);
         }
         Ok(())
     }
@@ -402,7 +441,9 @@ impl PreupdateSink for Recorder {
         let Some(index) = self.table_of(event.table) else { return };
         let table = &self.registry.tables()[index as usize];
         let start = self.tape.mark();
-        if let Err(Untellable { column, what }) = self.tape.record(table, index, event) {
+        let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));
+        let scope = Scope { index, changeable, verify: self.verify_mask };
+        if let Err(Untellable { column, what }) = self.tape.record(table, scope, event) {
             self.tape.back_to(start);
             self.refused.get_or_insert_with(|| WriteError::Value {
                 table: table.name.clone(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 
 use crate::{
+    db::mask::ChangeMask,
     error::WriteError,
     id::SchemaVersion,
     policy::Writers,
@@ -21,6 +22,11 @@ pub(crate) struct Gate {
     pub(crate) engine: bool,
     denied: Option<Denied>,
     savepoint: Option<Savepoint>,
+    /// SQLite has asked about the statement prepared last.
+    asked: bool,
+    mask: ChangeMask,
+    /// The mask of the statement that runs at the moment.
+    pub(crate) running: Option<Arc<ChangeMask>>,
 }
 
 /// Why the last statement was refused.
@@ -41,13 +47,30 @@ pub(crate) enum Savepoint {
 
 impl Gate {
     pub(crate) fn new(registry: Arc<Registry>, is_origin: bool) -> Self {
-        Self { registry, is_origin, engine: false, denied: None, savepoint: None }
+        Self {
+            registry,
+            is_origin,
+            engine: false,
+            denied: None,
+            savepoint: None,
+            asked: false,
+            mask: ChangeMask::default(),
+            running: None,
+        }
     }
 
     /// Before a statement is prepared.
     pub(crate) fn forget(&mut self) {
         self.denied = None;
         self.savepoint = None;
+        self.asked = false;
+        self.mask = ChangeMask::default();
+    }
+
+    /// What the statement prepared last can change; `None` if SQLite did not ask, because the statement
+    /// was prepared before.
+    pub(crate) fn take_mask(&mut self) -> Option<Arc<ChangeMask>> {
+        self.asked.then(|| Arc::new(std::mem::take(&mut self.mask)))
     }
 
     /// After a statement about a savepoint was prepared.
@@ -69,6 +92,12 @@ impl Gate {
     pub(crate) fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
         if self.engine {
             return Authorization::Allow;
+        }
+        self.asked = true;
+        if let Some(running) = &self.running {
+            running.set_all();
+        } else if let AuthAction::Update { table_name, column_name } = context.action {
+            self.mask.add(&self.registry, table_name, column_name);
         }
         match self.denial(context) {
             None => Authorization::Allow,

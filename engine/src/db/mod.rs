@@ -2,6 +2,7 @@
 
 pub(crate) mod authorizer;
 mod group_commit;
+pub(crate) mod mask;
 mod tx;
 pub(crate) mod writer;
 

@@ -3,13 +3,15 @@
 //! Every execution is bracketed by the recorder: a job may swallow the error of a statement and go on,
 //! and the entry still holds exactly what the file holds.
 
+use std::sync::Arc;
+
 use rusqlite::{
     Batch, CachedStatement, Params, Row, Statement, ToSql, fallible_iterator::FallibleIterator as _,
 };
 
 use crate::{
     capture::Mark,
-    db::{authorizer::Savepoint, writer::Writer},
+    db::{authorizer::Savepoint, mask::ChangeMask, writer::Writer},
     error::WriteError,
     schema::catalog::MARK,
 };
@@ -31,6 +33,7 @@ pub struct TxStatement<'t> {
     savepoints: &'t mut Vec<(String, Mark)>,
     statement: Prepared<'t>,
     savepoint: Option<Savepoint>,
+    mask: Option<Arc<ChangeMask>>,
 }
 
 impl std::fmt::Debug for Prepared<'_> {
@@ -69,12 +72,10 @@ impl<'w> WriteTx<'w> {
             writer.user().prepare_cached(sql).map(Prepared::Cached)
         };
         let statement = prepared.map_err(|error| writer.gate().explain(error))?;
-        let mut prepared = TxStatement {
-            writer,
-            savepoints: &mut self.savepoints,
-            savepoint: writer.gate().take_savepoint(),
-            statement,
-        };
+        let savepoint = writer.gate().take_savepoint();
+        let mask = writer.mask_of(sql);
+        let savepoints = &mut self.savepoints;
+        let mut prepared = TxStatement { writer, savepoints, savepoint, mask, statement };
         // EXPLAIN names the savepoint too, and does nothing to it.
         if prepared.statement().is_explain() != 0 {
             prepared.savepoint = None;
@@ -104,7 +105,12 @@ impl<'w> WriteTx<'w> {
             let next = batch.next().map_err(|error| writer.gate().explain(error))?;
             let Some(mut statement) = next else { return Ok(()) };
             let savepoint = writer.gate().take_savepoint().filter(|_| statement.is_explain() == 0);
-            run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()))?;
+            let mask = writer.gate().take_mask();
+            writer.running(mask.as_ref());
+            let ran =
+                run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()));
+            writer.running(None);
+            ran?;
         }
     }
 
@@ -212,7 +218,10 @@ impl TxStatement<'_> {
             Prepared::Cached(statement) => &mut **statement,
             Prepared::Once(statement) => statement,
         };
-        run(self.writer, self.savepoints, statement, self.savepoint.as_ref(), each)
+        self.writer.running(self.mask.as_ref());
+        let ran = run(self.writer, self.savepoints, statement, self.savepoint.as_ref(), each);
+        self.writer.running(None);
+        ran
     }
 
     fn statement(&self) -> &Statement<'_> {

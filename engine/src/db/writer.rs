@@ -11,7 +11,11 @@ use rusqlite::{Connection, OpenFlags, config::DbConfig, hooks::AuthContext};
 
 use crate::{
     capture::{Mark, Recorder},
-    db::{File, authorizer::Gate},
+    db::{
+        File,
+        authorizer::Gate,
+        mask::{ChangeMask, Masks},
+    },
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::Registry,
@@ -34,6 +38,7 @@ pub enum Synchronous {
 pub(crate) struct Writer {
     user: Hooked<Recorder>,
     gate: Arc<Mutex<Gate>>,
+    masks: Mutex<Masks>,
     apply: Connection,
     verify_capture: bool,
     /// Written to the WAL since a checkpoint was asked for.
@@ -72,8 +77,9 @@ impl Writer {
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         merge::apply::prepare_connection(&apply)?;
         Ok(Self {
-            user: Hooked::new(user, Recorder::new(Arc::clone(registry))),
+            user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
+            masks: Mutex::default(),
             apply,
             verify_capture,
             wal_pages: 0,
@@ -93,6 +99,24 @@ impl Writer {
         self.gate.lock()
     }
 
+    /// What the statement that was just prepared can change; `None` if that is not known.
+    pub(crate) fn mask_of(&self, sql: &str) -> Option<Arc<ChangeMask>> {
+        let mut masks = self.masks.lock();
+        match self.gate().take_mask() {
+            None => masks.get(sql.trim()),
+            Some(mask) => {
+                masks.keep(sql.trim(), &mask);
+                Some(mask)
+            }
+        }
+    }
+
+    /// Tells hook and authorizer which statement runs.
+    pub(crate) fn running(&self, mask: Option<&Arc<ChangeMask>>) {
+        self.gate().running = mask.cloned();
+        self.user.sink().set_mask(mask.cloned());
+    }
+
     pub(crate) fn verifies_capture(&self) -> bool {
         self.verify_capture
     }
@@ -106,6 +130,7 @@ impl Writer {
         self.user.sink().set_registry(Arc::clone(registry));
         // Statements prepared before were judged under what was known then.
         self.user.flush_prepared_statement_cache();
+        self.masks.lock().clear();
         self.apply.flush_prepared_statement_cache();
     }
 

@@ -1,0 +1,89 @@
+//! [`ChangeMask`]: the columns that a statement can change, as SQLite's authorizer names them when the
+//! statement is prepared, those of its triggers and foreign-key actions included.
+//!
+//! Reading a column's old and new value in the preupdate hook costs more than updating it. What a
+//! statement cannot change need not be compared.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::schema::Registry;
+
+/// The cells of each table that a statement can change. A cell beyond the 63rd counts as changeable.
+#[derive(Debug, Default)]
+pub(crate) struct ChangeMask {
+    tables: BTreeMap<u32, u64>,
+    /// Prepared again while it runs: what it can change now is not known here.
+    all: AtomicBool,
+}
+
+/// The cells from this one on share a bit that is always set.
+const LAST: usize = 63;
+
+impl ChangeMask {
+    /// Adds a column that the authorizer names.
+    pub(crate) fn add(&mut self, registry: &Registry, table: &str, column: &str) {
+        let Some(place) = registry.position(table.as_bytes()) else { return };
+        let cells = &registry.tables()[place].cells;
+        let cell = cells.iter().position(|cell| cell.name.eq_ignore_ascii_case(column));
+        if let (Some(cell), Ok(place)) = (cell, u32::try_from(place)) {
+            *self.tables.entry(place).or_default() |= 1 << cell.min(LAST);
+        }
+    }
+
+    /// Forgets what cannot change.
+    pub(crate) fn set_all(&self) {
+        self.all.store(true, Ordering::Relaxed);
+    }
+
+    /// The cells of the table at that place in the registry that can change.
+    pub(crate) fn of(&self, table: u32) -> Changeable {
+        if self.all.load(Ordering::Relaxed) {
+            return Changeable::ALL;
+        }
+        Changeable(self.tables.get(&table).copied().unwrap_or(0) | 1 << LAST)
+    }
+}
+
+/// The cells of one table that can change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Changeable(u64);
+
+impl Changeable {
+    pub(crate) const ALL: Self = Self(u64::MAX);
+
+    pub(crate) fn contains(self, cell: usize) -> bool {
+        self.0 >> cell.min(LAST) & 1 == 1
+    }
+}
+
+/// The masks of statements that the connection keeps prepared, by their text.
+#[derive(Debug, Default)]
+pub(crate) struct Masks {
+    by_sql: BTreeMap<String, Arc<ChangeMask>>,
+}
+
+impl Masks {
+    /// More than the connection keeps statements; beyond that all are forgotten, which costs time only.
+    const KEPT: usize = 4 * crate::limits::STATEMENT_CACHE;
+
+    pub(crate) fn get(&self, sql: &str) -> Option<Arc<ChangeMask>> {
+        self.by_sql.get(sql).cloned()
+    }
+
+    pub(crate) fn keep(&mut self, sql: &str, mask: &Arc<ChangeMask>) {
+        if self.by_sql.len() >= Self::KEPT {
+            self.clear();
+        }
+        self.by_sql.insert(sql.to_owned(), Arc::clone(mask));
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.by_sql.clear();
+    }
+}
