@@ -1,1 +1,5 @@
-fn main() {}
+//! The shipped `littoral` command, built where the tests of this package find it.
+
+fn main() -> std::process::ExitCode {
+    littoral_node::main()
+}

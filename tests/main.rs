@@ -1,1 +1,13 @@
+//! Real processes on real sockets and files, and what holds of the source as a whole.
+//!
+//! `harness` starts nodes and talks to them; the other modules are the tests, one promise each.
+#![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
+mod harness;
+
+mod convergence;
+mod crash_recovery;
+mod formats;
+mod hrana;
+mod simulator;
+mod tidy;

@@ -150,3 +150,6 @@ pub enum CellWrite<'r> {
     /// An increment of a counter, modulo 2^64.
     Add(i64),
 }
+
+#[cfg(test)]
+mod tests;

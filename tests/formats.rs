@@ -1,0 +1,218 @@
+//! The golden file of entries: bytes that were written once, and that every later version must read.
+//!
+//! The file was made from `docs/format.md`, not by the engine. When the format changes, a file is
+//! added for the new version; this one stays.
+
+use std::collections::BTreeMap;
+
+use littoral::{
+    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Entry, EntryHeader,
+    Hlc, Incarnation, Member, Membership, NodeId, RowOp, RowOpKind, RowsReader, SchemaVersion,
+    Segment, TableDeclaration, TableId, TablePolicy, ValueRef, Writers,
+};
+
+const GOLDEN: &str = include_str!("fixtures/entry-v1.hex");
+const MS: u64 = 1_700_000_000_000;
+
+/// The bytes and the digest of each entry in the file, by name.
+fn golden() -> BTreeMap<&'static str, (Vec<u8>, String)> {
+    let mut entries: BTreeMap<&str, (Vec<u8>, String)> = BTreeMap::new();
+    let mut name = "";
+    for line in GOLDEN.lines() {
+        let line = line.split('#').next().unwrap().trim();
+        if let Some(begun) = line.strip_prefix('[') {
+            name = begun.strip_suffix(']').unwrap();
+        } else if let Some(digest) = line.strip_prefix("digest ") {
+            entries.entry(name).or_default().1 = digest.to_owned();
+        } else {
+            let bytes = &mut entries.entry(name).or_default().0;
+            for place in (0..line.len()).step_by(2) {
+                bytes.push(u8::from_str_radix(&line[place..place + 2], 16).unwrap());
+            }
+        }
+    }
+    entries.remove("");
+    entries
+}
+
+fn entry(name: &str) -> Entry {
+    let (bytes, digest) = golden().remove(name).unwrap();
+    let entry = Entry::decode(&bytes).unwrap();
+    assert_eq!(entry.bytes[..], bytes);
+    assert_eq!(entry.digest, Digest::of(&bytes));
+    assert_eq!(entry.digest.to_string(), digest, "{name}");
+    entry
+}
+
+fn segments(entry: &Entry) -> Vec<Segment<'_>> {
+    entry.segments().map(Result::unwrap).collect()
+}
+
+fn dot(term: u32, counter: u32, seq: u64) -> Dot {
+    Dot { author: AuthorId { term, counter }, seq }
+}
+
+/// The digest 01, 02, 03 and so on.
+fn counted() -> Digest {
+    Digest(std::array::from_fn(|place| u8::try_from(place).unwrap() + 1))
+}
+
+/// The header of an entry of the first origin.
+fn header(seq: u64, hlc: u64, schema: u32) -> EntryHeader {
+    EntryHeader {
+        dot: dot(1, 1, seq),
+        hlc: Hlc(hlc),
+        previous: if seq == 1 { Digest::NONE } else { counted() },
+        schema: SchemaVersion(schema),
+        under: 0,
+    }
+}
+
+#[test]
+fn the_file_has_an_entry_for_each_kind_of_segment() {
+    let names: Vec<&str> = golden().into_keys().collect();
+    assert_eq!(names, ["ddl", "membership", "mixed", "policy", "rows"]);
+}
+
+#[test]
+fn membership_is_read() {
+    let entry = entry("membership");
+    assert_eq!(entry.header, header(1, MS << 16, 0));
+    let member = Member {
+        author: AuthorId { term: 2, counter: 300 },
+        node: NodeId::new("edge-1").unwrap(),
+        incarnation: Incarnation(0x0001_0203_0405_0607_0809_0A0B_0C0D_0E0F),
+    };
+    assert_eq!(segments(&entry), [Segment::Membership(Membership::Join(member))]);
+}
+
+#[test]
+fn ddl_is_read() {
+    let entry = entry("ddl");
+    assert_eq!(entry.header, header(2, (MS << 16) + 1, 0));
+    let statements = vec!["CREATE TABLE t(a)".to_owned(), "-- é".to_owned()];
+    assert_eq!(segments(&entry), [Segment::Ddl(statements)]);
+}
+
+#[test]
+fn policies_are_read() {
+    let entry = entry("policy");
+    assert_eq!(entry.header, header(3, (MS << 16) + 0xffff, 0));
+    let table = |id, name: &str, policy, columns: &[(u32, &str)]| TableDeclaration {
+        id: TableId(id),
+        name: name.to_owned(),
+        policy,
+        columns: columns.iter().map(|(id, name)| (ColumnId(*id), (*name).to_owned())).collect(),
+    };
+    let policy = |consistency, writers| TablePolicy {
+        consistency,
+        writers,
+        explicit_key: false,
+        columns: BTreeMap::new(),
+    };
+    let cart = TablePolicy {
+        explicit_key: true,
+        columns: [("qty".to_owned(), ColumnType::Counter)].into(),
+        ..policy(Consistency::ReadAfterWrite, Writers::Any)
+    };
+    let tables = vec![
+        table(1, "cart", cart, &[(1, "id"), (2, "note"), (200, "qty")]),
+        table(2, "news", policy(Consistency::Eventual, Writers::Origin), &[(1, "a")]),
+        table(70_000, "stock", policy(Consistency::OriginStrong, Writers::Origin), &[]),
+    ];
+    assert_eq!(segments(&entry), [Segment::Policy(tables)]);
+}
+
+#[test]
+fn rows_are_read() {
+    let entry = entry("rows");
+    assert_eq!(
+        entry.header,
+        EntryHeader {
+            dot: dot(2, 300, 129),
+            hlc: Hlc(((MS + 86_400_000) << 16) + 7),
+            previous: Digest(std::array::from_fn(|place| 0xe0 + u8::try_from(place).unwrap())),
+            schema: SchemaVersion(1),
+            under: 5,
+        }
+    );
+    let stamp = entry.header.stamp();
+    assert_eq!((stamp.hlc, stamp.dot()), (entry.header.hlc, entry.header.dot));
+    let segments = segments(&entry);
+    let [Segment::Rows(rows)] = segments[..] else { panic!("{segments:?}") };
+    let mut reader = RowsReader::new(rows);
+    let mut expect = |table, kind, key: &[u8], epoch, cells: &[Cell<'_>], saw: &[Dot]| {
+        let expected = RowOp { table: TableId(table), kind, key, epoch, cells, saw };
+        assert_eq!(reader.next().unwrap(), Some(expected));
+    };
+    let over = |column, value, previous| Cell {
+        column: ColumnId(column),
+        write: CellWrite::Assign { value, previous },
+    };
+    let assign = |column, value| over(column, value, None);
+    let add = |column, delta| Cell { column: ColumnId(column), write: CellWrite::Add(delta) };
+
+    let cells = [
+        assign(2, ValueRef::Text(b"hi")),
+        assign(3, ValueRef::Integer(-300)),
+        assign(4, ValueRef::Real(-0.0)),
+        assign(5, ValueRef::Blob(&[0, 0xff])),
+        assign(6, ValueRef::Null),
+        add(200, 3),
+    ];
+    expect(1, RowOpKind::Insert, b"\x30a\0", 0, &cells, &[]);
+    let cells = [
+        assign(2, ValueRef::Text(b"")),
+        assign(3, ValueRef::Integer(i64::MAX)),
+        assign(4, ValueRef::Real(0.1)),
+        assign(5, ValueRef::Blob(b"")),
+        assign(6, ValueRef::Text("ü".as_bytes())),
+        add(200, i64::MIN),
+    ];
+    expect(1, RowOpKind::Insert, b"\x13\xfd\x31\0\xff\0", 2, &cells, &[]);
+    let cells = [
+        over(2, ValueRef::Text(b"yo"), Some(dot(1, 1, 4))),
+        assign(3, ValueRef::Integer(7)),
+        add(200, -1),
+    ];
+    expect(1, RowOpKind::Update, b"\x14", 1, &cells, &[]);
+    expect(1, RowOpKind::Update, b"\x16\x01\0", 0, &[add(200, 64)], &[]);
+    let saw = [dot(1, 1, 4), dot(2, 300, 128)];
+    expect(70_000, RowOpKind::Delete, b"\x30a\0", 0, &[], &saw);
+    expect(70_000, RowOpKind::Delete, b"\x30b\0\xff\0", 1 << 30, &[], &[]);
+    assert_eq!(reader.next().unwrap(), None);
+}
+
+#[test]
+fn a_real_keeps_its_sign() {
+    let entry = entry("rows");
+    let segments = segments(&entry);
+    let [Segment::Rows(rows)] = segments[..] else { panic!("{segments:?}") };
+    let mut reader = RowsReader::new(rows);
+    let op = reader.next().unwrap().unwrap();
+    let CellWrite::Assign { value: ValueRef::Real(real), .. } = op.cells[2].write else {
+        panic!("{op:?}")
+    };
+    assert!(real == 0.0 && real.is_sign_negative());
+}
+
+#[test]
+fn segments_come_in_their_order_and_what_is_optional_is_passed_over() {
+    let entry = entry("mixed");
+    assert_eq!(entry.header, header(4, (MS + 1) << 16, 1));
+    assert_eq!(
+        segments(&entry),
+        [Segment::Ddl(vec!["a".to_owned()]), Segment::Rows(&[]), Segment::Ddl(Vec::new())]
+    );
+}
+
+#[test]
+fn an_entry_cut_short_is_refused_or_another() {
+    for (name, (bytes, digest)) in golden() {
+        for cut in 0..bytes.len() {
+            if let Ok(shorter) = Entry::decode(&bytes[..cut]) {
+                assert_ne!(shorter.digest.to_string(), digest, "{name} cut at {cut}");
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Clusters of `littoral serve` processes in a temporary directory.
+//!
+//! Every port is the system's choice. Nothing is waited for by sleeping: [`until`] asks again until a
+//! condition holds, and a test that loses its patience says what it waited for.
+
+mod http;
+mod rows;
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub(crate) use self::{
+    http::{Answer, Client},
+    rows::rows_of,
+};
+
+/// Longer than anything takes on a slow machine; a test that waits this long fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Asks again until a condition holds.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The directories of a cluster, removed with it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    home: TempDir,
+}
+
+impl Cluster {
+    /// Runs `littoral init`; the first of `nodes` is the origin.
+    pub(crate) fn init(schema: &str, tables: &[&str], nodes: &[&str]) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("schema.sql"), schema).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
+        command.current_dir(home.path());
+        command.args(["init", "cluster", "--schema", "schema.sql", "--listen-base", "0"]);
+        command.args(["--nodes", &nodes.join(",")]);
+        command.args(tables.iter().flat_map(|table| ["--table", table]));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self { home }
+    }
+
+    /// Runs `littoral serve` for a node, dialing others, and waits until it listens.
+    pub(crate) fn serve(&self, name: &str, dial: &[&Node]) -> Node {
+        let directory = self.home.path().join("cluster").join(name);
+        let log = self.home.path().join(format!("{name}.log"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
+        command.args(["serve", "--json", "--config"]).arg(directory.join("littoral.toml"));
+        for peer in dial {
+            command.args(["--dial", &format!("{}={}", peer.name, peer.links)]);
+        }
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let announced = serde_json::from_str::<Value>(&line).unwrap_or_else(|_| {
+            panic!("{name} did not start: {}", fs::read_to_string(&log).unwrap());
+        });
+        let address = |key: &str| announced[key].as_str().unwrap().to_owned();
+        let http = address("http").strip_prefix("http://").unwrap().parse().unwrap();
+        Node {
+            child,
+            name: name.to_owned(),
+            links: address("links"),
+            http,
+            database: directory.join("data.sqlite"),
+            log,
+        }
+    }
+
+    /// Serves all nodes, the edges dialing the origin, and waits until all are ready.
+    pub(crate) fn serve_star(&self, names: &[&str]) -> Vec<Node> {
+        let mut nodes: Vec<Node> = Vec::new();
+        for name in names {
+            let dial: Vec<&Node> = nodes.first().into_iter().collect();
+            let node = self.serve(name, &dial);
+            nodes.push(node);
+        }
+        nodes.iter().for_each(Node::until_ready);
+        nodes
+    }
+}
+
+/// A process that serves a node; killed if a test fails before it is stopped.
+#[derive(Debug)]
+pub(crate) struct Node {
+    child: Child,
+    pub(crate) name: String,
+    links: String,
+    http: SocketAddr,
+    database: PathBuf,
+    log: PathBuf,
+}
+
+impl Node {
+    /// The database file; to be read only, as the process has it open.
+    pub(crate) fn database(&self) -> &Path {
+        &self.database
+    }
+
+    /// A connection of its own.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.http).unwrap()
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        self.client().get("/status").unwrap().json()
+    }
+
+    pub(crate) fn until_ready(&self) {
+        until(&format!("{} to be ready", self.name), || {
+            self.client().get("/ready").unwrap().status == 200
+        });
+    }
+
+    /// Runs one transaction, which must succeed; gives the answer to its last statement.
+    pub(crate) fn run(&self, statements: &[&str]) -> Value {
+        let statements: Vec<Value> = statements.iter().map(|sql| json!({ "sql": sql })).collect();
+        let mut results = self.client().transaction(&statements).unwrap();
+        results.pop().unwrap()
+    }
+
+    /// Ends the process in good order.
+    pub(crate) fn stop(mut self) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{} ended with {status}", self.name);
+    }
+
+    /// Ends the process with SIGKILL: it does nothing more, wherever it is.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            tell(&format!("--- log of {}\n{log}", self.name));
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "shown with the failed test")]
+fn tell(text: &str) {
+    println!("{text}");
+}
+
+/// Stops nodes, the origin last.
+pub(crate) fn stop(nodes: Vec<Node>) {
+    nodes.into_iter().rev().for_each(Node::stop);
+}
+
+/// Waits until all nodes have applied the same entries, and checks that their files then hold the
+/// same rows. `tables` are SELECTs in key order.
+pub(crate) fn assert_converge(nodes: &[Node], tables: &[&str]) {
+    until("the nodes to have the same entries", || {
+        let vectors: Vec<Value> = nodes.iter().map(|node| node.status()["vector"].take()).collect();
+        vectors.iter().all(|vector| *vector == vectors[0])
+    });
+    for table in tables {
+        let expected = rows_of(nodes[0].database(), table);
+        for node in &nodes[1..] {
+            let rows = rows_of(node.database(), table);
+            assert_eq!(rows.len(), expected.len(), "rows at {} of {table}", node.name);
+            for (ours, theirs) in rows.iter().zip(&expected) {
+                assert_eq!(ours, theirs, "a row at {} of {table}", node.name);
+            }
+        }
+    }
+}
