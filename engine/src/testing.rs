@@ -1,7 +1,7 @@
 //! Bugs that can be planted at run time, to prove that the simulator finds them.
 //!
 //! Nothing outside tests and the simulator ever plants one. Without the feature `testing`,
-//! [`planted`] is a constant and the compiler removes the checks.
+//! `planted` is a constant and the compiler removes the checks.
 //!
 //! One bug is planted per process, for all replicas in it.
 

@@ -25,7 +25,7 @@ pub(crate) struct Gate {
     /// SQLite has asked about the statement prepared last.
     asked: bool,
     mask: ChangeMask,
-    /// The mask of the statement that runs at the moment.
+    /// The mask of the statement that runs, until the next one is prepared.
     pub(crate) running: Option<Arc<ChangeMask>>,
 }
 
@@ -65,6 +65,7 @@ impl Gate {
         self.savepoint = None;
         self.asked = false;
         self.mask = ChangeMask::default();
+        self.running = None;
     }
 
     /// What the statement prepared last can change; `None` if SQLite did not ask, because the statement

@@ -3,15 +3,13 @@
 //! Every execution is bracketed by the recorder: a job may swallow the error of a statement and go on,
 //! and the entry still holds exactly what the file holds.
 
-use std::sync::Arc;
-
 use rusqlite::{
     Batch, CachedStatement, Params, Row, Statement, ToSql, fallible_iterator::FallibleIterator as _,
 };
 
 use crate::{
     capture::Mark,
-    db::{authorizer::Savepoint, mask::ChangeMask, writer::Writer},
+    db::{authorizer::Savepoint, writer::Writer},
     error::WriteError,
     schema::catalog::MARK,
 };
@@ -33,7 +31,6 @@ pub struct TxStatement<'t> {
     savepoints: &'t mut Vec<(String, Mark)>,
     statement: Prepared<'t>,
     savepoint: Option<Savepoint>,
-    mask: Option<Arc<ChangeMask>>,
 }
 
 impl std::fmt::Debug for Prepared<'_> {
@@ -73,9 +70,10 @@ impl<'w> WriteTx<'w> {
         };
         let statement = prepared.map_err(|error| writer.gate().explain(error))?;
         let savepoint = writer.gate().take_savepoint();
-        let mask = writer.mask_of(sql);
+        // It is the only statement until the next one is prepared, so this is said once.
+        writer.announce(writer.mask_of(sql));
         let savepoints = &mut self.savepoints;
-        let mut prepared = TxStatement { writer, savepoints, savepoint, mask, statement };
+        let mut prepared = TxStatement { writer, savepoints, savepoint, statement };
         // EXPLAIN names the savepoint too, and does nothing to it.
         if prepared.statement().is_explain() != 0 {
             prepared.savepoint = None;
@@ -106,11 +104,8 @@ impl<'w> WriteTx<'w> {
             let Some(mut statement) = next else { return Ok(()) };
             let savepoint = writer.gate().take_savepoint().filter(|_| statement.is_explain() == 0);
             let mask = writer.gate().take_mask();
-            writer.running(mask.as_ref());
-            let ran =
-                run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()));
-            writer.running(None);
-            ran?;
+            writer.announce(mask);
+            run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()))?;
         }
     }
 
@@ -218,10 +213,7 @@ impl TxStatement<'_> {
             Prepared::Cached(statement) => &mut **statement,
             Prepared::Once(statement) => statement,
         };
-        self.writer.running(self.mask.as_ref());
-        let ran = run(self.writer, self.savepoints, statement, self.savepoint.as_ref(), each);
-        self.writer.running(None);
-        ran
+        run(self.writer, self.savepoints, statement, self.savepoint.as_ref(), each)
     }
 
     fn statement(&self) -> &Statement<'_> {

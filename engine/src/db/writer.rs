@@ -111,10 +111,10 @@ impl Writer {
         }
     }
 
-    /// Tells hook and authorizer which statement runs.
-    pub(crate) fn running(&self, mask: Option<&Arc<ChangeMask>>) {
-        self.gate().running = mask.cloned();
-        self.user.sink().set_mask(mask.cloned());
+    /// Tells hook and authorizer what the statement can change that runs from here on.
+    pub(crate) fn announce(&self, mask: Option<Arc<ChangeMask>>) {
+        self.gate().running.clone_from(&mask);
+        self.user.sink().set_mask(mask);
     }
 
     pub(crate) fn verifies_capture(&self) -> bool {
