@@ -327,3 +327,83 @@ impl Drop for Counted {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::TryRecvError, time::Duration};
+
+    use littoral::ClusterId;
+    use quinn::{ClientConfig, Endpoint, ServerConfig};
+
+    use super::*;
+    use crate::{
+        config::Tls,
+        pki::{self, Authority},
+        transport::tls,
+    };
+
+    /// A connection of a node to itself: what is sent on the first stream arrives on the second.
+    async fn loopback() -> (Connection, Connection) {
+        let home = tempfile::tempdir().unwrap();
+        let authority = Authority::create(ClusterId(1)).unwrap();
+        let node = NodeId::new("a").unwrap();
+        let issued = authority.issue(&node).unwrap();
+        let files = Tls {
+            ca: home.path().join("ca.pem"),
+            certificate: home.path().join("node.pem"),
+            key: home.path().join("node.key"),
+        };
+        std::fs::write(&files.ca, authority.certificate()).unwrap();
+        std::fs::write(&files.certificate, issued.certificate).unwrap();
+        pki::write_private(&files.key, &issued.key).unwrap();
+        let configs = tls::load(&files).unwrap();
+        let server = ServerConfig::with_crypto(configs.server);
+        let endpoint = Endpoint::server(server, ([127, 0, 0, 1], 0).into()).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        let name = pki::dns_name(&node, ClusterId(1));
+        let client = ClientConfig::new(configs.client);
+        let dialing = endpoint.connect_with(client, address, &name).unwrap();
+        let accepting = async { endpoint.accept().await.unwrap().await.unwrap() };
+        let (dialed, accepted) = tokio::join!(dialing, accepting);
+        (dialed.unwrap(), accepted)
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_sends_waits_outside_once_enough_waits_here() {
+        const BODY: usize = 16 << 20;
+        let (dialed, accepted) = loopback().await;
+        let sending = tokio::spawn(async move {
+            let (mut send, _receive) = dialed.open_bi().await.unwrap();
+            let mut frame = u32::try_from(BODY).unwrap().to_le_bytes().to_vec();
+            frame.push(2);
+            frame.resize(FRAME_HEADER_BYTES + BODY, 0);
+            while send.write_all(&frame).await.is_ok() {}
+        });
+        let (_send, receive) = accepted.accept_bi().await.unwrap();
+        let (events, inbox) = std::sync::mpsc::channel();
+        let receiving = tokio::spawn(async move {
+            receive_frames(&events, PeerId(1), Channel::Entries, receive).await.is_ok()
+        });
+        let mut waiting = Vec::new();
+        let take = async |waiting: &mut Vec<Event>, upto: usize| {
+            for _ in 0..2000 {
+                match inbox.try_recv() {
+                    Ok(event) => waiting.push(event),
+                    Err(TryRecvError::Empty) if waiting.len() < upto => {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(_) => break,
+                }
+            }
+            assert_eq!(waiting.len(), upto);
+        };
+        let most = ENTRIES_WAITING_BYTES / BODY;
+        take(&mut waiting, most).await;
+        sleep(Duration::from_millis(500)).await;
+        take(&mut waiting, most).await;
+        waiting.pop();
+        take(&mut waiting, most).await;
+        receiving.abort();
+        sending.abort();
+    }
+}
