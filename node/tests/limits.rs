@@ -93,6 +93,31 @@ async fn a_write_that_takes_too_long_is_interrupted_and_the_others_are_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn links_are_served_between_slow_jobs() {
+    let cluster = Cluster::new(&["origin", "edge1"]);
+    let nodes = cluster.start().await;
+    let link = nodes[1].handle().status().await.unwrap().peers[0].peer;
+    let slow = |name: &'static str| {
+        nodes[0].handle().write(move |tx| {
+            std::thread::sleep(Duration::from_secs(4));
+            tx.execute("INSERT INTO counters (name) VALUES (?1)", [name])
+        })
+    };
+    // Together they take longer than a peer waits for a sign of life.
+    let (a, b, c) = tokio::join!(slow("a"), slow("b"), slow("c"));
+    assert!(a.is_ok() && b.is_ok() && c.is_ok());
+    converge(&nodes).await;
+    for node in &nodes {
+        let peers = node.handle().status().await.unwrap().peers;
+        assert_eq!(peers.len(), 1);
+    }
+    let peers = nodes[1].handle().status().await.unwrap().peers;
+    assert_eq!(peers[0].peer, link, "the link was given up");
+    assert_eq!(nodes[0].handle().status().await.unwrap().counts.jobs_failed, 0);
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_many_short_statements_has_the_same_limit() {
     let (_cluster, node) = origin().await;
     let slow = format!("{ENDLESS} SELECT count(*) FROM (SELECT x FROM c LIMIT 300000)");
