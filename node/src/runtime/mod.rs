@@ -5,6 +5,8 @@
 //!                                  │            │ replica thread │── syncs ───► WAL sync thread
 //!   link tasks ─────── frames ─────┼───────────►│ owns `Replica` │── copies ──► checkpoint thread
 //!   WAL sync thread ── synced ─────┘            └────────────────┘── answers ─► who waits for them
+//!                                                       ▲
+//!                                   watchdog thread ────┘ interrupts a job that takes too long
 //!   NodeHandle ─ reads ──► reader pool (blocking threads)
 //! ```
 //!
@@ -13,6 +15,7 @@
 mod readers;
 mod replica_thread;
 mod storage_threads;
+mod writes;
 
 use std::{
     fmt, io,
@@ -29,8 +32,16 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
 
 pub use self::readers::ReadError;
-pub(crate) use self::replica_thread::{Event, EventSender, LinkOutbox};
-use self::{readers::ReaderPool, replica_thread::ReplicaThread, storage_threads::StorageThreads};
+use self::{
+    readers::ReaderPool,
+    replica_thread::ReplicaThread,
+    storage_threads::StorageThreads,
+    writes::{Watchdog, Write},
+};
+pub(crate) use self::{
+    replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
+    writes::{WRITE_TIME_LIMIT, out_of_time},
+};
 use crate::{clock::Clock, config::Config};
 
 /// How many pieces of news a slow listener may fall behind before it misses some.
@@ -89,10 +100,30 @@ impl NodeHandle {
     ///
     /// The job may run twice, when the group it was in is lost; only its last run counts.
     ///
+    /// It has no time limit, and the node does nothing else while it runs: peers give up a node that
+    /// says nothing for ten seconds.
+    ///
     /// # Errors
     /// Nothing of the job was written. [`WriteError::is_retryable`] tells whether to try again.
     pub async fn write<T: Send + 'static>(
         &self,
+        job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
+    ) -> Result<(T, Committed), WriteError> {
+        self.queue(None, job).await
+    }
+
+    /// As [`NodeHandle::write`]; a job that takes longer is interrupted, and fails.
+    pub(crate) async fn write_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
+    ) -> Result<(T, Committed), WriteError> {
+        self.queue(Some(limit), job).await
+    }
+
+    async fn queue<T: Send + 'static>(
+        &self,
+        limit: Option<Duration>,
         mut job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<(T, Committed), WriteError> {
         let slot = Arc::new(Mutex::new(None));
@@ -103,7 +134,8 @@ impl NodeHandle {
             *result.lock() = Some(job(tx)?);
             Ok(())
         });
-        self.events.send(Event::Write { job, done }).map_err(|_| stopping())?;
+        let write = Write::new(job, limit, done);
+        self.events.send(Event::Write(write)).map_err(|_| stopping())?;
         let committed = answer.await.map_err(|_| stopping())??;
         let value = slot.lock().take().ok_or_else(stopping)?;
         Ok((value, committed))
@@ -153,6 +185,7 @@ fn stopping() -> WriteError {
 pub(crate) struct Runtime {
     handle: NodeHandle,
     replica: JoinHandle<()>,
+    watchdog: JoinHandle<()>,
     storage: StorageThreads,
     _stop: StopOnDrop,
     /// Holds the lock on the directory as long as the threads run.
@@ -172,7 +205,10 @@ impl Runtime {
         let (alive, ended) = watch::channel(());
         let storage = StorageThreads::start(&db, &config.database, events.clone())
             .map_err(|error| io_error("cannot start a storage thread", error))?;
-        let thread = ReplicaThread::new(replica, clock, inbox, storage.requests(), news.clone());
+        let (dog, watchdog) = Watchdog::start_thread(replica.interrupt_handle())
+            .map_err(|error| io_error("cannot start the watchdog thread", error))?;
+        let thread =
+            ReplicaThread::new(replica, clock, inbox, storage.requests(), news.clone(), dog);
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())
             .spawn(move || {
@@ -189,7 +225,7 @@ impl Runtime {
             news,
             ended,
         };
-        Ok(Self { handle, replica, storage, _stop: stop, _lock: lock })
+        Ok(Self { handle, replica, watchdog, storage, _stop: stop, _lock: lock })
     }
 
     pub(crate) fn handle(&self) -> &NodeHandle {
@@ -204,10 +240,12 @@ impl Runtime {
             Ok(()) => answer.await.map_err(|_| StopError::Panicked)?.map_err(StopError::Sqlite),
             Err(_) => Err(StopError::Panicked),
         };
-        let Self { replica, storage, .. } = self;
+        let Self { replica, watchdog, storage, .. } = self;
         let threads = tokio::task::spawn_blocking(move || {
             storage.join();
-            replica.join()
+            let ended = replica.join();
+            // One that outlives a replica that panicked is left to wait for nothing.
+            if ended.is_ok() { watchdog.join() } else { ended }
         });
         match threads.await {
             Ok(Ok(())) => closed,

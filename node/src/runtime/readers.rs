@@ -1,7 +1,8 @@
 //! A pool of read-only connections, used from blocking threads.
 //!
 //! Invariants: a connection has at most one user; one that was left in a transaction, or whose user
-//! panicked, is not used again; a query whose caller has gone away is interrupted, and only that one.
+//! panicked, is not used again; work whose caller has gone away is interrupted until it ends, and only
+//! that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +15,9 @@ use super::READ_TIMEOUT;
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An interrupt that falls between two queries is lost, so it is repeated.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Why a read was not made.
 #[derive(Debug, thiserror::Error)]
@@ -124,16 +128,34 @@ impl Running {
     fn end(&self) {
         *self.0.lock() = State::Over;
     }
+
+    /// Interrupts the work if it runs, and keeps it from beginning; tells whether it runs.
+    fn abandon(&self) -> bool {
+        let mut state = self.0.lock();
+        if let State::Running(handle) = &*state {
+            handle.interrupt();
+            return true;
+        }
+        *state = State::Over;
+        false
+    }
 }
 
 struct InterruptOnDrop(Arc<Running>);
 
 impl Drop for InterruptOnDrop {
     fn drop(&mut self) {
-        let mut state = self.0.0.lock();
-        if let State::Running(handle) = &*state {
-            handle.interrupt();
+        if !self.0.abandon() {
+            return;
         }
-        *state = State::Over;
+        // Without a runtime the process is about to end.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let running = Arc::clone(&self.0);
+            runtime.spawn(async move {
+                while running.abandon() {
+                    tokio::time::sleep(INTERRUPT_AGAIN).await;
+                }
+            });
+        }
     }
 }

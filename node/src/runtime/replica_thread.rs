@@ -1,37 +1,57 @@
 //! The thread that owns the [`Replica`]; the rest of the node holds a channel to it.
 //!
-//! Everything it may be told is in [`Event`]. Whatever waits in the channel is taken together: all
-//! writes are queued first, so that they commit as one group, then every input is handled and drained.
+//! Everything it may be told is in [`Event`]. Whatever waits in the channel is taken together: first
+//! every input, so that no link is judged silent whose frames only wait here, and a drain; then all
+//! writes, so that they commit as one group, and another drain.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, OnceLock, mpsc},
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use littoral::{
-    Channel, CloseCode, Committed, Event as News, Input, Instant, Job, NodeId, Output, PeerId,
-    Replica, Status, Ticket, WriteError,
+    Channel, CloseCode, Event as News, Input, Instant, NodeId, Output, PeerId, Replica, Status,
+    Ticket, WriteTx,
+    limits::{CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES},
 };
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc as async_mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
-use super::storage_threads::StorageRequests;
+use super::{
+    storage_threads::StorageRequests,
+    writes::{Turn, Watchdog, Write},
+};
 use crate::clock::Clock;
 
-/// Events taken from the channel together at most, so that timers are not starved.
-const BATCH_EVENTS: usize = 1024;
+/// Events taken from the channel together at most, so that taking them ends. It is more than all
+/// links together have waiting after the longest drain, unless there are very many.
+const BATCH_EVENTS: usize = 1 << 16;
+
+/// What may wait to be sent on one link: entries as credit allows, or a single larger one, and as many
+/// control frames as only a peer that does not read lets pile up.
+#[expect(clippy::cast_possible_truncation, reason = "8 MiB fit")]
+pub(crate) const OUTBOX_BYTES_MAX: usize =
+    CREDIT_WINDOW_BYTES as usize + MAX_FRAME_BYTES + (8 << 20);
+
+/// What a frame that waits takes beside its bytes.
+const FRAME_COST: usize = 64;
 
 pub(crate) type EventSender = mpsc::Sender<Event>;
 
 /// Everything the replica thread can be told.
 pub(crate) enum Event {
     /// Queue a write job, and answer when it is done.
-    Write { job: Job, done: oneshot::Sender<Result<Committed, WriteError>> },
+    Write(Write),
     /// A link is up; its frames go to the outbox.
     LinkUp { peer: PeerId, node: NodeId, outbox: LinkOutbox },
-    /// A frame arrived; the permit bounds how many of one link wait here.
+    /// A frame arrived; the permit bounds how much of one link waits here.
     Frame { peer: PeerId, channel: Channel, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
     /// Anything else that the engine asks to be told.
     Input(Input),
@@ -47,6 +67,15 @@ pub(crate) struct LinkOutbox {
     pub(crate) control: async_mpsc::UnboundedSender<Bytes>,
     pub(crate) entries: async_mpsc::UnboundedSender<Bytes>,
     pub(crate) closing: Arc<OnceLock<(CloseCode, String)>>,
+    /// Bytes in both queues; the link's task takes off what it has handed to QUIC.
+    pub(crate) waiting: Arc<AtomicUsize>,
+    /// Dropped with the outbox. A message says that too much waits, and not to send it any more.
+    pub(crate) overflow: oneshot::Sender<()>,
+}
+
+/// What a frame counts in [`LinkOutbox::waiting`].
+pub(crate) fn frame_cost(frame: &Bytes) -> usize {
+    frame.len() + FRAME_COST
 }
 
 pub(crate) struct ReplicaThread {
@@ -55,6 +84,9 @@ pub(crate) struct ReplicaThread {
     inbox: mpsc::Receiver<Event>,
     effects: Effects,
     wake_at: Option<Instant>,
+    /// Writes that are not before the replica yet, oldest first.
+    writes: VecDeque<Write>,
+    watchdog: Watchdog,
 }
 
 impl ReplicaThread {
@@ -64,14 +96,23 @@ impl ReplicaThread {
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
+        watchdog: Watchdog,
     ) -> Self {
-        let effects = Effects { waiting: HashMap::new(), links: HashMap::new(), storage, news };
-        Self { replica, clock, inbox, effects, wake_at: None }
+        let effects = Effects {
+            waiting: HashMap::new(),
+            postponed: Vec::new(),
+            postponements: 0,
+            links: HashMap::new(),
+            storage,
+            news,
+        };
+        let writes = VecDeque::new();
+        Self { replica, clock, inbox, effects, wake_at: None, writes, watchdog }
     }
 
     /// Runs until it is told to stop, or until nobody is left who could tell it anything.
     pub(crate) fn run(mut self) {
-        self.input(Input::Wake);
+        self.wake();
         let mut batch = Vec::new();
         while let Some(first) = self.next_event() {
             batch.extend(first);
@@ -80,14 +121,20 @@ impl ReplicaThread {
             {
                 batch.push(event);
             }
-            if let Some(reply) = self.take(&mut batch) {
+            let stop = self.take(&mut batch);
+            self.run_writes();
+            if let Some(reply) = stop {
                 return self.stop(reply);
             }
         }
+        self.watchdog.end();
     }
 
     /// Waits for an event, or for the time to wake (`Some(None)`). `None` when all senders are gone.
     fn next_event(&mut self) -> Option<Option<Event>> {
+        if !self.writes.is_empty() {
+            return Some(None);
+        }
         let Some(wake_at) = self.wake_at else {
             return self.inbox.recv().ok().map(Some);
         };
@@ -99,34 +146,20 @@ impl ReplicaThread {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
         }
-        self.input(Input::Wake);
         Some(None)
     }
 
-    /// Handles a batch of events; returns whom to answer if one of them was to stop.
+    /// Handles a batch of events, its writes excepted, and drains once; returns whom to answer if one
+    /// of them was to stop.
     fn take(
         &mut self,
         batch: &mut Vec<Event>,
     ) -> Option<oneshot::Sender<Result<(), rusqlite::Error>>> {
-        let mut undrained = false;
-        let mut others = Vec::new();
+        let mut stop = None;
+        let mut asked = Vec::new();
         for event in batch.drain(..) {
             match event {
-                Event::Write { job, done } => {
-                    let ticket = self.replica.write(self.clock.now(), job);
-                    self.effects.waiting.insert(ticket, done);
-                    undrained = true;
-                }
-                other => others.push(other),
-            }
-        }
-        if undrained {
-            self.drain();
-        }
-        let mut stop = None;
-        for event in others {
-            match event {
-                Event::Write { .. } => {}
+                Event::Write(write) => self.writes.push_back(write),
                 Event::LinkUp { peer, node, outbox } => {
                     self.effects.links.insert(peer, outbox);
                     self.input(Input::PeerUp { peer, node });
@@ -141,18 +174,51 @@ impl ReplicaThread {
                     }
                     self.input(input);
                 }
-                Event::Status(reply) => {
-                    // Nobody waits any more if this fails, and nothing is lost.
-                    let _ = reply.send(self.replica.status());
-                }
+                Event::Status(reply) => asked.push(reply),
                 Event::Stop(reply) => stop = Some(reply),
             }
+        }
+        self.wake();
+        for reply in asked {
+            // Nobody waits any more if this fails, and nothing is lost.
+            let _ = reply.send(self.status());
         }
         stop
     }
 
+    /// Hands all writes to the replica, and drains. Those that did not begin in time come back.
+    fn run_writes(&mut self) {
+        if self.writes.is_empty() {
+            return;
+        }
+        let turn = Turn::begin(&self.watchdog);
+        let mut first = true;
+        for write in self.writes.drain(..) {
+            let write = Arc::new(Mutex::new(write));
+            let (theirs, turn) = (Arc::clone(&write), Arc::clone(&turn));
+            let job = move |tx: &mut WriteTx<'_>| theirs.lock().run(&turn, first, tx);
+            let ticket = self.replica.write(self.clock.now(), Box::new(job));
+            self.effects.waiting.insert(ticket, write);
+            first = false;
+        }
+        self.drain();
+        self.writes.extend(self.effects.postponed.drain(..));
+    }
+
+    fn status(&self) -> Status {
+        let mut status = self.replica.status();
+        // The engine takes a postponed job for a failed one.
+        let failed = &mut status.counts.jobs_failed;
+        *failed = failed.saturating_sub(self.effects.postponements);
+        status
+    }
+
     fn input(&mut self, input: Input) {
         self.replica.handle(self.clock.now(), input);
+    }
+
+    fn wake(&mut self) {
+        self.input(Input::Wake);
         self.drain();
     }
 
@@ -169,6 +235,7 @@ impl ReplicaThread {
     }
 
     fn stop(mut self, reply: oneshot::Sender<Result<(), rusqlite::Error>>) {
+        self.watchdog.end();
         let (outputs, closed) = self.replica.close(self.clock.now());
         for output in outputs {
             self.effects.carry_out(output);
@@ -184,7 +251,11 @@ impl ReplicaThread {
 
 /// Where outputs go.
 struct Effects {
-    waiting: HashMap<Ticket, oneshot::Sender<Result<Committed, WriteError>>>,
+    waiting: HashMap<Ticket, Arc<Mutex<Write>>>,
+    /// Writes of the drain under way that did not begin, in their order.
+    postponed: Vec<Write>,
+    /// How many there ever were.
+    postponements: u64,
     links: HashMap<PeerId, LinkOutbox>,
     storage: StorageRequests,
     news: broadcast::Sender<News>,
@@ -204,7 +275,13 @@ impl Effects {
             Output::Sync(lsn) => self.storage.sync(lsn),
             Output::WalCheckpoint => self.storage.checkpoint(),
             Output::Done { ticket, result } => {
-                if let Some(done) = self.waiting.remove(&ticket) {
+                // The replica has dropped its job, so this is the last that holds the write.
+                let write = self.waiting.remove(&ticket).and_then(Arc::into_inner);
+                let Some(mut write) = write.map(Mutex::into_inner) else { return };
+                if write.postponed && result.is_err() {
+                    self.postponed.push(write);
+                    self.postponements += 1;
+                } else if let Some(done) = write.done.take() {
                     // Whoever asked may have gone away; the write stands.
                     let _ = done.send(result);
                 }
@@ -218,14 +295,23 @@ impl Effects {
         }
     }
 
-    fn send(&self, peer: PeerId, channel: Channel, bytes: Vec<u8>) {
+    fn send(&mut self, peer: PeerId, channel: Channel, bytes: Vec<u8>) {
         let Some(outbox) = self.links.get(&peer) else { return };
+        let frame = Bytes::from(bytes);
+        let cost = frame_cost(&frame);
+        if outbox.waiting.fetch_add(cost, Ordering::Relaxed) + cost > OUTBOX_BYTES_MAX {
+            if let Some(outbox) = self.links.remove(&peer) {
+                // If the link's task has gone, its `PeerDown` is on the way; if not, it sends one.
+                let _ = outbox.overflow.send(());
+            }
+            return;
+        }
         let queue = match channel {
             Channel::Control => &outbox.control,
             Channel::Entries => &outbox.entries,
         };
         // If the link's task has gone, its `PeerDown` is on the way.
-        let _ = queue.send(Bytes::from(bytes));
+        let _ = queue.send(frame);
     }
 }
 
@@ -237,5 +323,43 @@ fn log(news: &News) {
         News::StorageFailed(why) => error!(why, "storage fails: local writes are refused"),
         News::StorageRecovered => warn!("storage works again"),
         News::Halted(why) => error!(why, "halted: an operator is needed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_whose_peer_does_not_read_is_given_up() {
+        let (control, _control) = async_mpsc::unbounded_channel();
+        let (entries, _entries) = async_mpsc::unbounded_channel();
+        let (overflow, mut overflowed) = oneshot::channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let outbox = LinkOutbox {
+            control,
+            entries,
+            closing: Arc::default(),
+            waiting: Arc::clone(&waiting),
+            overflow,
+        };
+        let mut effects = Effects {
+            waiting: HashMap::new(),
+            postponed: Vec::new(),
+            postponements: 0,
+            links: HashMap::from([(PeerId(1), outbox)]),
+            storage: StorageRequests::to_nobody(),
+            news: broadcast::channel(1).0,
+        };
+        let frame = vec![0; 1 << 20];
+        for _ in 0..100 {
+            effects.send(PeerId(1), Channel::Control, frame.clone());
+            if effects.links.is_empty() {
+                break;
+            }
+            assert!(waiting.load(Ordering::Relaxed) <= OUTBOX_BYTES_MAX);
+        }
+        assert!(effects.links.is_empty());
+        assert_eq!(overflowed.try_recv(), Ok(()));
     }
 }

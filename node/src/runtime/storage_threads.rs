@@ -64,6 +64,12 @@ impl StorageThreads {
 }
 
 impl StorageRequests {
+    /// Requests that nobody takes.
+    #[cfg(test)]
+    pub(crate) fn to_nobody() -> Self {
+        Self { syncs: mpsc::channel().0, checkpoints: mpsc::sync_channel(1).0 }
+    }
+
     /// Sync the WAL up to `lsn`, then tell the replica.
     pub(crate) fn sync(&self, lsn: Lsn) {
         if self.syncs.send(lsn).is_err() {

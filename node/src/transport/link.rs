@@ -4,26 +4,42 @@
 //! both directions of both streams carry frames. The task decides nothing: what a frame means, and
 //! when a link is too slow or too silent, is the engine's business.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
-use littoral::{Channel, CloseCode, FRAME_HEADER_BYTES, Input, NodeId, PeerId, frame_length};
+use littoral::{
+    Channel, CloseCode, FRAME_HEADER_BYTES, Input, NodeId, PeerId, frame_length,
+    limits::{CREDIT_WINDOW_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES},
+};
 use quinn::{Connection, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::{
-    sync::{Semaphore, mpsc},
-    time::timeout,
+    sync::{Semaphore, mpsc, oneshot},
+    time::{sleep, timeout},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
-use super::{GOODBYE_TIMEOUT, HANDSHAKE_TIMEOUT, Mode, Shared};
-use crate::runtime::{Event, EventSender, LinkOutbox};
+use super::{DELIVERY_TIMEOUT, GOODBYE_TIMEOUT, HANDSHAKE_TIMEOUT, Mode, Shared};
+use crate::runtime::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost};
 
-/// Frames of one stream that may wait for the replica.
-const FRAMES_WAITING: usize = 64;
+/// Bytes of entries that one link may have waiting for the replica, or be receiving: what credit
+/// allows its peer, and a single larger frame.
+const ENTRIES_WAITING_BYTES: usize = 72 << 20;
+/// The same for control frames.
+const CONTROL_WAITING_BYTES: usize = 8 << 20;
+/// A frame that waits counts for this much at least, which bounds how many do.
+const FRAME_COST_MIN: usize = 32 << 10;
 /// Frames handed to QUIC together at most.
 const SEND_BATCH: usize = 64;
 /// A frame's memory is taken in steps of this size as its bytes arrive, whatever its header claims.
 const RECEIVE_STEP: usize = 256 << 10;
+
+// A frame that fits into nothing would be waited for for ever.
+const _: () = assert!(ENTRIES_WAITING_BYTES >= MAX_FRAME_BYTES);
+const _: () = assert!(ENTRIES_WAITING_BYTES as u64 >= CREDIT_WINDOW_BYTES + (64 << 20));
+const _: () = assert!(CONTROL_WAITING_BYTES >= 2 * MAX_CONTROL_FRAME_BYTES);
 
 /// Who dialed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +77,15 @@ pub(super) async fn run_link(
     let (control, control_frames) = mpsc::unbounded_channel();
     let (entries, entry_frames) = mpsc::unbounded_channel();
     let closing = Arc::new(OnceLock::new());
-    let outbox = LinkOutbox { control, entries, closing: Arc::clone(&closing) };
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let (overflow, overflowed) = oneshot::channel();
+    let outbox = LinkOutbox {
+        control,
+        entries,
+        closing: Arc::clone(&closing),
+        waiting: Arc::clone(&waiting),
+        overflow,
+    };
     if shared.events.send(Event::LinkUp { peer, node: node.clone(), outbox }).is_err() {
         close(&connection, CloseCode::Shutdown, "the node is stopping");
         return;
@@ -69,8 +93,8 @@ pub(super) async fn run_link(
 
     let send = async {
         tokio::try_join!(
-            send_frames(streams.control.0, control_frames),
-            send_frames(streams.entries.0, entry_frames),
+            send_frames(streams.control.0, control_frames, &waiting),
+            send_frames(streams.entries.0, entry_frames, &waiting),
         )
     };
     let receive = async {
@@ -93,6 +117,7 @@ pub(super) async fn run_link(
             Err(error) => End::Lost(error.to_string()),
         },
         end = receive => end,
+        end = given_up(overflowed) => end,
         _ = suspensions.changed() => End::Suspended,
     };
     match end {
@@ -107,6 +132,14 @@ pub(super) async fn run_link(
         End::Broken(why) => {
             info!(peer = peer.0, %node, why, "link closed: the peer broke the framing");
             close(&connection, CloseCode::Malformed, &why);
+        }
+        End::Overflow => {
+            let why = format!(
+                "more than {} MiB wait to be sent: the peer does not read",
+                OUTBOX_BYTES_MAX >> 20
+            );
+            warn!(peer = peer.0, %node, why, "link closed");
+            close(&connection, CloseCode::TimedOut, &why);
         }
         End::Suspended => {
             debug!(peer = peer.0, %node, "link dropped");
@@ -131,8 +164,20 @@ enum End {
     Lost(String),
     /// The peer sent what is no frame.
     Broken(String),
+    /// The peer does not read what it is sent.
+    Overflow,
     /// The operator suspended links.
     Suspended,
+}
+
+/// Ends when the replica has closed the link and what it had sent before is not delivered in time, or
+/// when too much waits.
+async fn given_up(overflow: oneshot::Receiver<()>) -> End {
+    if overflow.await.is_ok() {
+        return End::Overflow;
+    }
+    sleep(DELIVERY_TIMEOUT).await;
+    End::Closed
 }
 
 struct Streams {
@@ -190,10 +235,13 @@ async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, 
 async fn send_frames(
     mut stream: SendStream,
     mut frames: mpsc::UnboundedReceiver<Bytes>,
+    waiting: &AtomicUsize,
 ) -> Result<(), WriteError> {
     let mut batch = Vec::with_capacity(SEND_BATCH);
     while frames.recv_many(&mut batch, SEND_BATCH).await > 0 {
+        let cost = batch.iter().map(frame_cost).sum();
         stream.write_all_chunks(&mut batch).await?;
+        waiting.fetch_sub(cost, Ordering::Relaxed);
         batch.clear();
     }
     if stream.finish().is_ok() && timeout(GOODBYE_TIMEOUT, stream.stopped()).await.is_err() {
@@ -208,7 +256,10 @@ async fn receive_frames(
     channel: Channel,
     mut stream: RecvStream,
 ) -> Result<(), End> {
-    let waiting = Arc::new(Semaphore::new(FRAMES_WAITING));
+    let waiting = Arc::new(Semaphore::new(match channel {
+        Channel::Control => CONTROL_WAITING_BYTES,
+        Channel::Entries => ENTRIES_WAITING_BYTES,
+    }));
     loop {
         let mut header = [0; FRAME_HEADER_BYTES];
         match stream.read_exact(&mut header).await {
@@ -217,8 +268,11 @@ async fn receive_frames(
             Err(error) => return Err(End::Lost(error.to_string())),
         }
         let length = frame_length(channel, header).map_err(|e| End::Broken(e.to_string()))?;
+        let cost = u32::try_from((FRAME_HEADER_BYTES + length).max(FRAME_COST_MIN))
+            .map_err(|error| End::Broken(error.to_string()))?;
+        let permit = Arc::clone(&waiting).acquire_many_owned(cost).await;
+        let Ok(permit) = permit else { return Ok(()) };
         let bytes = receive_body(&mut stream, header, length).await?;
-        let Ok(permit) = Arc::clone(&waiting).acquire_owned().await else { return Ok(()) };
         let frame = Event::Frame { peer, channel, bytes, permit };
         if events.send(frame).is_err() {
             return Err(End::Lost("the node is stopping".to_owned()));
@@ -271,5 +325,85 @@ impl Drop for Counted {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::TryRecvError, time::Duration};
+
+    use littoral::ClusterId;
+    use quinn::{ClientConfig, Endpoint, ServerConfig};
+
+    use super::*;
+    use crate::{
+        config::Tls,
+        pki::{self, Authority},
+        transport::tls,
+    };
+
+    /// A connection of a node to itself: what is sent on the first stream arrives on the second.
+    async fn loopback() -> (Connection, Connection) {
+        let home = tempfile::tempdir().unwrap();
+        let authority = Authority::create(ClusterId(1)).unwrap();
+        let node = NodeId::new("a").unwrap();
+        let issued = authority.issue(&node).unwrap();
+        let files = Tls {
+            ca: home.path().join("ca.pem"),
+            certificate: home.path().join("node.pem"),
+            key: home.path().join("node.key"),
+        };
+        std::fs::write(&files.ca, authority.certificate()).unwrap();
+        std::fs::write(&files.certificate, issued.certificate).unwrap();
+        pki::write_private(&files.key, &issued.key).unwrap();
+        let configs = tls::load(&files).unwrap();
+        let server = ServerConfig::with_crypto(configs.server);
+        let endpoint = Endpoint::server(server, ([127, 0, 0, 1], 0).into()).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        let name = pki::dns_name(&node, ClusterId(1));
+        let client = ClientConfig::new(configs.client);
+        let dialing = endpoint.connect_with(client, address, &name).unwrap();
+        let accepting = async { endpoint.accept().await.unwrap().await.unwrap() };
+        let (dialed, accepted) = tokio::join!(dialing, accepting);
+        (dialed.unwrap(), accepted)
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_sends_waits_outside_once_enough_waits_here() {
+        const BODY: usize = 16 << 20;
+        let (dialed, accepted) = loopback().await;
+        let sending = tokio::spawn(async move {
+            let (mut send, _receive) = dialed.open_bi().await.unwrap();
+            let mut frame = u32::try_from(BODY).unwrap().to_le_bytes().to_vec();
+            frame.push(2);
+            frame.resize(FRAME_HEADER_BYTES + BODY, 0);
+            while send.write_all(&frame).await.is_ok() {}
+        });
+        let (_send, receive) = accepted.accept_bi().await.unwrap();
+        let (events, inbox) = std::sync::mpsc::channel();
+        let receiving = tokio::spawn(async move {
+            receive_frames(&events, PeerId(1), Channel::Entries, receive).await.is_ok()
+        });
+        let mut waiting = Vec::new();
+        let take = async |waiting: &mut Vec<Event>, upto: usize| {
+            for _ in 0..2000 {
+                match inbox.try_recv() {
+                    Ok(event) => waiting.push(event),
+                    Err(TryRecvError::Empty) if waiting.len() < upto => {
+                        sleep(Duration::from_millis(10)).await;
+                    }
+                    Err(_) => break,
+                }
+            }
+            assert_eq!(waiting.len(), upto);
+        };
+        let most = ENTRIES_WAITING_BYTES / BODY;
+        take(&mut waiting, most).await;
+        sleep(Duration::from_millis(500)).await;
+        take(&mut waiting, most).await;
+        waiting.pop();
+        take(&mut waiting, most).await;
+        receiving.abort();
+        sending.abort();
     }
 }

@@ -1,8 +1,9 @@
 //! The QUIC endpoint: accepting links from any node of the cluster, dialing the configured ones,
 //! and dialing them again.
 //!
-//! A dialer waits while any link to its node is up, whoever dialed it; so two nodes that dial each
-//! other end up with one link. Which of two simultaneous ones stays is the engine's decision.
+//! A dialer waits while any link to its node is up, whoever dialed it. Two nodes that dial each other
+//! at the same moment may make two links; the engine keeps both if they were made within a second,
+//! and otherwise the newer one.
 
 mod link;
 mod tls;
@@ -55,6 +56,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// How long stopping waits for links to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a link that the replica has closed may go on to deliver what was sent before.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long stopping waits for QUIC to send the last packets of connections closed before. Those to a
 /// peer that never answered would drain for seconds, to no end.

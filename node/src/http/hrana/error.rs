@@ -6,6 +6,13 @@ use rusqlite::ffi;
 use super::wire::HranaError;
 use crate::runtime::ReadError;
 
+impl HranaError {
+    /// Whether a statement was stopped because it, or the job it was in, took too long.
+    pub(super) fn is_interrupt(&self) -> bool {
+        self.code == "SQLITE_INTERRUPT"
+    }
+}
+
 impl From<&rusqlite::Error> for HranaError {
     fn from(error: &rusqlite::Error) -> Self {
         let (sqlite, message) = match error {

@@ -30,9 +30,9 @@ use super::{
         StreamResult, Value,
     },
 };
-use crate::runtime::NodeHandle;
+use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT, out_of_time};
 
-/// What the rows of one pipeline may take in the answer, roughly.
+/// What the rows of one pipeline, all its statements together, may take in the answer, roughly.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
 /// What became of a step.
@@ -61,7 +61,14 @@ impl Outcome {
 
 /// Runs a whole program; there is one outcome for each step.
 pub(crate) async fn execute(node: &NodeHandle, program: &Arc<Program>) -> Vec<Outcome> {
-    let mut run = Run { node, program, outcomes: Vec::new(), fates: Vec::new(), lost: Lost::No };
+    let mut run = Run {
+        node,
+        program,
+        outcomes: Vec::new(),
+        fates: Vec::new(),
+        lost: Lost::No,
+        budget: RESPONSE_BYTES_MAX,
+    };
     while run.outcomes.len() < program.steps.len() {
         run.next().await;
     }
@@ -84,6 +91,8 @@ struct Run<'a> {
     outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
     lost: Lost,
+    /// What is left of [`RESPONSE_BYTES_MAX`].
+    budget: usize,
 }
 
 impl Run<'_> {
@@ -121,8 +130,12 @@ impl Run<'_> {
             }
             (_, Verb::Begin | Verb::BeginReadOnly) => self.transaction(step).await,
             (_, Verb::MayRead) => self.read_one(step).await,
-            (_, Verb::Insert | Verb::Write) => {
+            (_, verb @ (Verb::Insert | Verb::Write | Verb::Savepoint)) => {
                 let end = self.program.script_end(step);
+                // Alone it would open a transaction that later statements are meant to be in.
+                if verb == Verb::Savepoint && end == step + 1 {
+                    return self.push(Outcome::Error(interactive()));
+                }
                 self.write(step..end).await;
             }
         }
@@ -131,17 +144,22 @@ impl Run<'_> {
     /// Runs a step that may only read, or hands it to the writer if it turns out to write.
     async fn read_one(&mut self, step: usize) {
         let program = Arc::clone(self.program);
+        let mut budget = self.budget;
         let answer = self
             .node
             .read(move |reader| {
                 let mut session = ReadSession(reader.connection());
-                perform(&mut session, &program.steps[step].action, &mut RESPONSE_BYTES_MAX.clone())
+                let outcome = perform(&mut session, &program.steps[step].action, &mut budget);
+                (outcome, budget)
             })
             .await;
         match answer {
-            Ok(Ok(outcome)) => self.push(outcome),
-            Ok(Err(Fault::Step(error))) => self.push(Outcome::Error(error)),
-            Ok(Err(Fault::Writes)) => self.write(step..step + 1).await,
+            Ok((Ok(outcome), budget)) => {
+                self.budget = budget;
+                self.push(outcome);
+            }
+            Ok((Err(Fault::Step(error)), _)) => self.push(Outcome::Error(error)),
+            Ok((Err(Fault::Writes), _)) => self.write(step..step + 1).await,
             Err(error) => self.push(Outcome::Error(HranaError::from(&error))),
         }
     }
@@ -153,6 +171,7 @@ impl Run<'_> {
         let failure = result.err();
         match (ran, failure) {
             (Some(ran), None) => {
+                self.budget = ran.budget;
                 for outcome in ran.outcomes {
                     self.push(outcome);
                 }
@@ -165,7 +184,7 @@ impl Run<'_> {
                     self.push(outcome);
                 }
             }
-            // The commit failed, so nothing of it stands.
+            // The commit failed, or a later statement ran for too long: nothing of it stands.
             (_, Some(error)) => self.push(Outcome::Error(error)),
             (None, None) => self.push(Outcome::Error(never_ran())),
         }
@@ -182,18 +201,20 @@ impl Run<'_> {
         }
         let region =
             Region { begin: step, steps: step + 1..self.program.steps.len(), explicit: true };
-        if self.program.may_only_read(step)
-            && let Some(ran) = self.read_transaction(region.clone()).await
-        {
-            return self.end_transaction(Some(ran), Ok(()));
+        if self.program.may_only_read(step) {
+            match self.read_transaction(region.clone()).await {
+                Ok(Ok(ran)) => return self.end_transaction(Some(ran), Ok(())),
+                Ok(Err(SomethingWrites)) => {}
+                Err(error) => return self.end_transaction(None, Err(error)),
+            }
         }
         let (ran, result) = self.job(region).await;
         self.end_transaction(ran, result);
     }
 
     fn end_transaction(&mut self, ran: Option<Ran>, result: Result<(), HranaError>) {
-        let Some(Ran { outcomes, end, .. }) = ran else {
-            // The job never ran: BEGIN itself failed.
+        let Some(Ran { outcomes, end, budget }) = ran else {
+            // There is no more to tell than the error, so it is BEGIN that failed.
             let error = result.err().unwrap_or_else(never_ran);
             self.push(Outcome::Error(error.clone()));
             self.lost = Lost::Before(error);
@@ -209,8 +230,17 @@ impl Run<'_> {
             self.lost = Lost::Before(error);
             return;
         }
+        self.budget = budget;
+        let interruption = match (end, outcomes.last()) {
+            (End::Interrupted, Some(Outcome::Error(error))) => Some(error.clone()),
+            _ => None,
+        };
         for outcome in outcomes {
             self.push(outcome);
+        }
+        if let Some(error) = interruption {
+            self.lost = Lost::Before(error);
+            return;
         }
         match (end, result) {
             (End::Commit, Ok(())) | (End::Rollback, _) => self.push(Outcome::nothing()),
@@ -218,14 +248,18 @@ impl Run<'_> {
                 self.push(Outcome::Error(error));
                 self.lost = Lost::AtCommit;
             }
-            (End::Open, _) => {}
+            (End::Open | End::Interrupted, _) => {}
         }
     }
 
-    /// `None` if something in it writes, or the reader may not hold a transaction.
-    async fn read_transaction(&self, region: Region) -> Option<Ran> {
+    /// Runs the transaction on a reader, as long as nothing in it writes.
+    async fn read_transaction(
+        &self,
+        region: Region,
+    ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
+        let budget = self.budget;
         let read_only = program.verb(region.begin) == Some(Verb::BeginReadOnly);
         let answer = self
             .node
@@ -233,14 +267,15 @@ impl Run<'_> {
                 let connection = reader.connection();
                 let transaction = connection.unchecked_transaction()?;
                 let mut session = ReadSession(connection);
-                let ran = run_region(&mut session, &program, &region, prior, read_only);
+                let ran = run_region(&mut session, &program, &region, prior, budget, read_only);
                 transaction.finish()?;
                 Ok::<_, rusqlite::Error>(ran)
             })
             .await;
         match answer {
-            Ok(Ok(Ok(ran))) => Some(ran),
-            Ok(Ok(Err(SomethingWrites)) | Err(_)) | Err(_) => None,
+            Ok(Ok(ran)) => Ok(ran),
+            Ok(Err(error)) => Err(HranaError::from(&error)),
+            Err(error) => Err(HranaError::from(&error)),
         }
     }
 
@@ -248,21 +283,22 @@ impl Run<'_> {
     async fn job(&self, region: Region) -> (Option<Ran>, Result<(), HranaError>) {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
+        let budget = self.budget;
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
         let result = self
             .node
-            .write(move |tx| {
+            .write_within(WRITE_TIME_LIMIT, move |tx| {
                 *last_run.lock() = None;
                 let mut session = WriteSession { tx, failure: None };
-                let Ok(ran) = run_region(&mut session, &program, &region, prior.clone(), false)
-                else {
+                let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
+                let Ok(ran) = ran else {
                     return Err(WriteError::Aborted(never_ran().message));
                 };
                 let failure = session.failure.take();
                 let stands = match ran.end {
                     End::Commit => true,
-                    End::Rollback => false,
+                    End::Rollback | End::Interrupted => false,
                     // Without BEGIN, what ran before the first error stands.
                     End::Open => {
                         !region.explicit && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
@@ -295,6 +331,8 @@ struct Region {
 struct Ran {
     outcomes: Vec<Outcome>,
     end: End,
+    /// What is left of the budget.
+    budget: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -302,6 +340,8 @@ enum End {
     Commit,
     Rollback,
     Open,
+    /// It took too long, as its last outcome says.
+    Interrupted,
 }
 
 /// A region that was taken for reading only is not.
@@ -313,10 +353,10 @@ fn run_region(
     program: &Program,
     region: &Region,
     mut fates: Vec<Fate>,
+    mut budget: usize,
     read_only: bool,
 ) -> Result<Ran, SomethingWrites> {
     let mut outcomes = Vec::new();
-    let mut budget = RESPONSE_BYTES_MAX;
     if region.explicit {
         outcomes.push(Outcome::nothing());
         fates.push(Fate::Ok);
@@ -324,8 +364,8 @@ fn run_region(
     for step in region.steps.clone() {
         let outcome = if program.runs(step, &fates, region.explicit) {
             match program.verb(step) {
-                Some(Verb::Commit) => return Ok(Ran { outcomes, end: End::Commit }),
-                Some(Verb::Rollback) => return Ok(Ran { outcomes, end: End::Rollback }),
+                Some(Verb::Commit) => return Ok(Ran { outcomes, end: End::Commit, budget }),
+                Some(Verb::Rollback) => return Ok(Ran { outcomes, end: End::Rollback, budget }),
                 Some(Verb::Begin | Verb::BeginReadOnly) => {
                     no_transaction("cannot start a transaction within a transaction")
                 }
@@ -344,12 +384,16 @@ fn run_region(
         };
         fates.push(outcome.fate());
         let failed = matches!(outcome, Outcome::Error(_));
+        let interrupted = matches!(&outcome, Outcome::Error(error) if error.is_interrupt());
         outcomes.push(outcome);
+        if interrupted {
+            return Ok(Ran { outcomes, end: End::Interrupted, budget });
+        }
         if failed && !region.explicit {
             break;
         }
     }
-    Ok(Ran { outcomes, end: End::Open })
+    Ok(Ran { outcomes, end: End::Open, budget })
 }
 
 /// Why a step has no outcome.
@@ -433,7 +477,8 @@ impl Rows<'_> {
 
 fn too_large() -> HranaError {
     let message = format!(
-        "the rows of the answer take more than {} MiB; ask for fewer with LIMIT",
+        "the rows of the answer, all statements together, take more than {} MiB; ask for fewer \
+         with LIMIT",
         RESPONSE_BYTES_MAX >> 20
     );
     HranaError::new("RESPONSE_TOO_LARGE", message)
@@ -553,6 +598,9 @@ impl Session for WriteSession<'_, '_> {
             Ok(result) => Ok(result),
             Err(error) => {
                 let told = HranaError::from(&error);
+                // Only the time limit interrupts a write.
+                let told =
+                    if told.is_interrupt() { HranaError::from(&out_of_time()) } else { told };
                 self.failure = Some(error);
                 Err(Fault::Step(told))
             }

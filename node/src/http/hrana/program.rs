@@ -13,6 +13,9 @@ use super::{
 
 /// Statements stored by one pipeline at most.
 const STORED_MAX: usize = 1000;
+/// What the uses of stored statements may come to in one pipeline: each use is a copy, so a small
+/// request could otherwise take any amount of memory.
+const STORED_USE_BYTES_MAX: usize = 64 << 20;
 /// Steps of one pipeline at most.
 const STEPS_MAX: usize = 100_000;
 
@@ -66,6 +69,14 @@ pub(crate) struct Statement {
     pub(crate) want_rows: bool,
 }
 
+/// What `store_sql` has stored.
+#[derive(Default)]
+struct Stored {
+    texts: BTreeMap<i64, String>,
+    /// Bytes of all uses so far.
+    used: usize,
+}
+
 /// Which steps answer a request, and how.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Answer {
@@ -91,7 +102,7 @@ impl Program {
     /// Plans a pipeline.
     pub(crate) fn plan(requests: Vec<StreamRequest>) -> Result<Self, BadRequest> {
         let mut program = Self::default();
-        let mut stored = BTreeMap::new();
+        let mut stored = Stored::default();
         for request in requests {
             if program.closes {
                 return Err(BadRequest::new("STREAM_CLOSED", "a request follows the close"));
@@ -108,15 +119,11 @@ impl Program {
     /// Plans a single batch.
     pub(crate) fn plan_batch(batch: Batch) -> Result<Self, BadRequest> {
         let mut program = Self { closes: true, ..Self::default() };
-        program.add(StreamRequest::Batch { batch }, &mut BTreeMap::new())?;
+        program.add(StreamRequest::Batch { batch }, &mut Stored::default())?;
         Ok(program)
     }
 
-    fn add(
-        &mut self,
-        request: StreamRequest,
-        stored: &mut BTreeMap<i64, String>,
-    ) -> Result<(), BadRequest> {
+    fn add(&mut self, request: StreamRequest, stored: &mut Stored) -> Result<(), BadRequest> {
         let start = self.steps.len();
         let answer = match request {
             StreamRequest::Execute { stmt } => {
@@ -163,18 +170,18 @@ impl Program {
                 Answer::Autocommit { step: start }
             }
             StreamRequest::StoreSql { sql_id, sql } => {
-                if stored.len() >= STORED_MAX {
+                if stored.texts.len() >= STORED_MAX {
                     let message = format!("a stream stores {STORED_MAX} statements at most");
                     return Err(BadRequest::new("SQL_STORE_TOO_MANY", message));
                 }
-                if stored.insert(sql_id, sql).is_some() {
+                if stored.texts.insert(sql_id, sql).is_some() {
                     let message = format!("sql_id {sql_id} is in use");
                     return Err(BadRequest::new("SQL_ID_IN_USE", message));
                 }
                 Answer::StoreSql
             }
             StreamRequest::CloseSql { sql_id } => {
-                stored.remove(&sql_id);
+                stored.texts.remove(&sql_id);
                 Answer::CloseSql
             }
             StreamRequest::Close => {
@@ -262,19 +269,30 @@ fn holds(condition: &Condition, fates: &[Fate], in_transaction: bool) -> bool {
     }
 }
 
-fn resolve(text: SqlText, stored: &BTreeMap<i64, String>) -> Result<String, BadRequest> {
+fn resolve(text: SqlText, stored: &mut Stored) -> Result<String, BadRequest> {
     match text {
         SqlText { sql: Some(sql), sql_id: None } => Ok(sql),
-        SqlText { sql: None, sql_id: Some(id) } => stored.get(&id).cloned().ok_or_else(|| {
-            BadRequest::new("SQL_NOT_FOUND", format!("no statement is stored as sql_id {id}"))
-        }),
+        SqlText { sql: None, sql_id: Some(id) } => {
+            let text = stored.texts.get(&id).ok_or_else(|| {
+                BadRequest::new("SQL_NOT_FOUND", format!("no statement is stored as sql_id {id}"))
+            })?;
+            stored.used += text.len();
+            if stored.used > STORED_USE_BYTES_MAX {
+                let message = format!(
+                    "the stored statements of a pipeline come to {} MiB at most, each use counted",
+                    STORED_USE_BYTES_MAX >> 20
+                );
+                return Err(BadRequest::new("PIPELINE_TOO_LONG", message));
+            }
+            Ok(text.clone())
+        }
         SqlText { .. } => {
             Err(BadRequest::new("SQL_OR_ID", "exactly one of sql and sql_id must be given"))
         }
     }
 }
 
-fn statement(stmt: Stmt, stored: &BTreeMap<i64, String>) -> Result<Action, BadRequest> {
+fn statement(stmt: Stmt, stored: &mut Stored) -> Result<Action, BadRequest> {
     let sql = resolve(stmt.text, stored)?;
     let planned = single(&sql).and_then(|sql| {
         let positional = stmt.args.unwrap_or_default();
@@ -420,6 +438,17 @@ mod tests {
         check(&format!(r#"{{"sql":"SELECT :b","named_args":{named}}}"#), Some("ARGS_INVALID"));
         check(r#"{"sql":"SELECT 1; SELECT 2"}"#, Some("SQL_MANY_STATEMENTS"));
         check(r#"{"sql":" -- nothing"}"#, Some("SQL_NO_STATEMENT"));
+    }
+
+    #[test]
+    fn uses_of_a_stored_statement_are_bounded() {
+        let text = format!("SELECT '{}'", "x".repeat(1 << 20));
+        let uses = |count: usize| {
+            let uses = r#",{"type":"execute","stmt":{"sql_id":1}}"#.repeat(count);
+            plan(&format!(r#"[{{"type":"store_sql","sql_id":1,"sql":"{text}"}}{uses}]"#))
+        };
+        assert!(uses(60).is_ok());
+        assert_eq!(uses(1000).unwrap_err().0.code, "PIPELINE_TOO_LONG");
     }
 
     #[test]
