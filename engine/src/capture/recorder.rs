@@ -77,6 +77,16 @@ struct Place {
     event: Event,
 }
 
+impl Place {
+    fn new(event: &Event, arena: &[u8]) -> Self {
+        let key = event.key_in(arena);
+        let mut first = [0; 8];
+        let len = key.len().min(first.len());
+        first[..len].copy_from_slice(&key[..len]);
+        Self { prefix: u64::from_be_bytes(first), event: *event }
+    }
+}
+
 /// A point to which the recorder can go back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
@@ -211,41 +221,31 @@ impl Recorder {
 
     /// The events by table and key, those of one key in the order in which they happened, and the
     /// bytes they refer to.
-    fn sorted(&self) -> (Vec<Place>, Cow<'_, [u8]>) {
-        let mut order: Vec<Place> = self
-            .tape
-            .events
-            .iter()
-            .map(|event| {
-                let key = event.key_in(&self.tape.arena);
-                let mut first = [0; 8];
-                let len = key.len().min(first.len());
-                first[..len].copy_from_slice(&key[..len]);
-                Place { prefix: u64::from_be_bytes(first), event: *event }
-            })
-            .collect();
+    fn sorted(&self) -> (Cow<'_, [Event]>, Cow<'_, [u8]>) {
+        let Tape { arena, events } = &self.tape;
+        if events.is_sorted_by(|a, b| (a.table, a.key_in(arena)) <= (b.table, b.key_in(arena))) {
+            return (Cow::Borrowed(events), Cow::Borrowed(arena));
+        }
+        let mut order: Vec<Place> = events.iter().map(|event| Place::new(event, arena)).collect();
         order.sort_unstable_by(|a, b| {
             (a.event.table, a.prefix)
                 .cmp(&(b.event.table, b.prefix))
-                .then_with(|| {
-                    a.event.key_in(&self.tape.arena).cmp(b.event.key_in(&self.tape.arena))
-                })
+                .then_with(|| a.event.key_in(arena).cmp(b.event.key_in(arena)))
                 .then_with(|| a.event.key.cmp(&b.event.key))
         });
-        if order.is_sorted_by_key(|place| place.event.key) {
-            return (order, Cow::Borrowed(&self.tape.arena));
-        }
         // The bytes in the new order: copied in one go, cache misses overlap; met one by one while
         // rows are encoded, they would not.
-        let mut bytes = Vec::with_capacity(self.tape.arena.len());
-        for Place { event, .. } in &mut order {
+        let mut bytes = Vec::with_capacity(arena.len());
+        let mut gather = |Place { mut event, .. }: Place| {
             let start = bytes.len();
-            bytes.extend_from_slice(&self.tape.arena[event.key..event.end]);
+            bytes.extend_from_slice(&arena[event.key..event.end]);
             event.cells = start + (event.cells - event.key);
             event.key = start;
             event.end = bytes.len();
-        }
-        (order, Cow::Owned(bytes))
+            event
+        };
+        let events = order.into_iter().map(&mut gather).collect();
+        (Cow::Owned(events), Cow::Owned(bytes))
     }
 
     fn table_at(&self, event: &Event) -> &Table {
@@ -254,25 +254,21 @@ impl Recorder {
 
     /// Gives the net changes of the transaction, one per key, by table and key.
     pub(crate) fn net(&self, mut each: impl FnMut(&Table, NetRow<'_>)) {
-        let (order, bytes) = self.sorted();
+        let (events, bytes) = self.sorted();
         let mut folded = Vec::new();
-        let mut rest = order.as_slice();
+        let mut rest = &*events;
         while let Some(first) = rest.first() {
-            let key = first.event.key_in(&bytes);
-            let alike = |place: &&Place| {
-                place.prefix == first.prefix
-                    && place.event.table == first.event.table
-                    && place.event.key_in(&bytes) == key
-            };
+            let key = first.key_in(&bytes);
+            let alike = |event: &&Event| event.table == first.table && event.key_in(&bytes) == key;
             let count = 1 + rest[1..].iter().take_while(alike).count();
             let (group, behind) = rest.split_at(count);
             rest = behind;
-            let table = self.table_at(&first.event);
+            let table = self.table_at(first);
             let change = match group {
-                [only] => Some((only.event.change, only.event.cells_in(&bytes))),
+                [only] => Some((only.change, only.cells_in(&bytes))),
                 _ => {
-                    let mut fold = Fold::new(first.event.change, table.cells.len());
-                    for Place { event, .. } in group {
+                    let mut fold = Fold::new(first.change, table.cells.len());
+                    for event in group {
                         fold.add(event.change, event.cells_in(&bytes));
                     }
                     folded.clear();
