@@ -368,10 +368,13 @@ impl Tape {
         let key_changed = Cell::new(false);
         let key = self.key(table, &|column| {
             let before = event.before(column)?;
-            key_changed.set(key_changed.get() || event.after(column)? != before);
+            if scope.changeable.contains_key() || scope.verify {
+                key_changed.set(key_changed.get() || event.after(column)? != before);
+            }
             Ok(before)
         })?;
         if key_changed.get() {
+            assert!(scope.changeable.contains_key(), "a statement changed a key unannounced");
             // Another key is another row.
             self.arena.truncate(key);
             self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;

@@ -14,7 +14,8 @@ use std::{
 
 use crate::schema::Registry;
 
-/// The cells of each table that a statement can change. A cell beyond the 63rd counts as changeable.
+/// The cells of each table that a statement can change, and whether the key. A cell beyond the 62nd
+/// counts as changeable.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeMask {
     tables: BTreeMap<u32, u64>,
@@ -22,17 +23,22 @@ pub(crate) struct ChangeMask {
     all: AtomicBool,
 }
 
+/// The bit of the key.
+const KEY: usize = 63;
+
 /// The cells from this one on share a bit that is always set.
-const LAST: usize = 63;
+const LAST: usize = 62;
 
 impl ChangeMask {
     /// Adds a column that the authorizer names.
     pub(crate) fn add(&mut self, registry: &Registry, table: &str, column: &str) {
         let Some(place) = registry.position(table.as_bytes()) else { return };
         let cells = &registry.tables()[place].cells;
+        // What is no cell belongs to the key: one of its columns, or the rowid under one of its names.
         let cell = cells.iter().position(|cell| cell.name.eq_ignore_ascii_case(column));
-        if let (Some(cell), Ok(place)) = (cell, u32::try_from(place)) {
-            *self.tables.entry(place).or_default() |= 1 << cell.min(LAST);
+        let bit = cell.map_or(KEY, |cell| cell.min(LAST));
+        if let Ok(place) = u32::try_from(place) {
+            *self.tables.entry(place).or_default() |= 1 << bit;
         }
     }
 
@@ -56,6 +62,10 @@ pub(crate) struct Changeable(u64);
 
 impl Changeable {
     pub(crate) const ALL: Self = Self(u64::MAX);
+
+    pub(crate) fn contains_key(self) -> bool {
+        self.0 >> KEY & 1 == 1
+    }
 
     pub(crate) fn contains(self, cell: usize) -> bool {
         self.0 >> cell.min(LAST) & 1 == 1
