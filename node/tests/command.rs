@@ -144,6 +144,9 @@ fn nodes_are_served_asked_and_stopped() {
     let table = succeed(home.path(), &["sql", "--url", &edge.http, "-c", "SELECT * FROM stock"]);
     assert_eq!(table, "item  n\n────  ─\npen   2\n");
 
+    let sql = "BEGIN; UPDATE stock SET n = 99";
+    let message = fail(home.path(), &["sql", "--url", &edge.http, "-c", sql]);
+    assert!(message.contains("leaves a transaction open"), "{message}");
     let sql = "INSERT INTO orders VALUES (1, 'pen')";
     let message = fail(home.path(), &["sql", "--url", &edge.http, "-c", sql]);
     assert!(message.contains("LITTORAL_ORIGIN_ONLY") && message.contains("hint:"), "{message}");

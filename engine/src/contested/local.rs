@@ -75,9 +75,10 @@ impl ClockChanges {
         if self.tables.last().is_none_or(|(last, _)| *last != table) {
             self.tables.push((table, Vec::new()));
         }
-        let rows = self.tables.last_mut().map(|(_, rows)| rows).expect("there is a last table");
+        let (_, rows) = self.tables.last_mut().expect("there is a last table");
         rows.push((RowKey::new(key), clock));
-        rows.last_mut().map(|(_, clock)| clock).expect("there is a last row")
+        let (_, clock) = rows.last_mut().expect("there is a last row");
+        clock
     }
 }
 

@@ -38,6 +38,10 @@ impl Sql {
         if texts.is_empty() {
             bail!("there is no statement");
         }
+        if left_open(&texts) {
+            return Err(anyhow!("the script leaves a transaction open; nothing was run"))
+                .or_hint("end it with COMMIT: a transaction begins and ends in one call");
+        }
         let steps: Vec<Value> = texts
             .iter()
             .enumerate()
@@ -97,6 +101,27 @@ impl Sql {
         }
         Ok(())
     }
+}
+
+/// Whether a script begins a transaction that it does not end.
+fn left_open(texts: &[&str]) -> bool {
+    let first_word = |text: &str| {
+        text.trim_start()
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .next()
+            .unwrap_or_default()
+            .to_ascii_uppercase()
+    };
+    let mut open = false;
+    for text in texts {
+        match first_word(text).as_str() {
+            "BEGIN" => open = true,
+            "COMMIT" | "END" => open = false,
+            "ROLLBACK" => open &= text.to_ascii_uppercase().contains(" TO "),
+            _ => {}
+        }
+    }
+    open
 }
 
 fn failure(error: &Value, sql: &str) -> anyhow::Result<()> {

@@ -39,7 +39,8 @@ impl Show {
         line("applied", &status["applied"])?;
         line("durable", &status["durable"])?;
         line("contested", &status["contested_rows"])?;
-        line("conflicts", &status["counts"]["conflicts"])?;
+        let conflicts = shown(&status["counts"]["conflicts"]);
+        say(format_args!("{:<11} {conflicts} since start", "conflicts"))?;
         print_list(
             &status["members"],
             &[("member", "node"), ("author", "author"), ("incarnation", "incarnation")],
