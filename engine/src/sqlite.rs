@@ -211,6 +211,68 @@ fn db_status(connection: &Connection, what: c_int) -> c_int {
     current
 }
 
+/// Runs an INSERT whose parameters are integers and, last, a large blob, which is lent to SQLite
+/// where it lies: rusqlite would have it copied first.
+pub(crate) fn insert_large_blob(
+    connection: &Connection,
+    sql: &str,
+    integers: &[i64],
+    blob: &[u8],
+) -> rusqlite::Result<()> {
+    // SAFETY: the connection is open.
+    let db = unsafe { connection.handle() };
+    let mut statement: *mut ffi::sqlite3_stmt = ptr::null_mut();
+    let length = c_int::try_from(sql.len()).expect("the engine's statements are short");
+    // SAFETY: `sql` is that long, and `statement` is a place to write to.
+    let prepared = unsafe {
+        ffi::sqlite3_prepare_v2(
+            db,
+            sql.as_ptr().cast(),
+            length,
+            &raw mut statement,
+            ptr::null_mut(),
+        )
+    };
+    if prepared != ffi::SQLITE_OK {
+        return Err(failure(db, prepared));
+    }
+    let mut place = 0;
+    let mut code = ffi::SQLITE_OK;
+    for integer in integers {
+        place += 1;
+        // SAFETY: the statement was prepared and is not finalized before the end.
+        code = code.max(unsafe { ffi::sqlite3_bind_int64(statement, place, *integer) });
+    }
+    // SAFETY: as above; the blob outlives the statement, so SQLite need not copy it.
+    code = code.max(unsafe {
+        ffi::sqlite3_bind_blob64(
+            statement,
+            place + 1,
+            blob.as_ptr().cast(),
+            blob.len() as u64,
+            ffi::SQLITE_STATIC(),
+        )
+    });
+    if code == ffi::SQLITE_OK {
+        // SAFETY: as above.
+        code = unsafe { ffi::sqlite3_step(statement) };
+    }
+    let result = if code == ffi::SQLITE_DONE { Ok(()) } else { Err(failure(db, code)) };
+    // SAFETY: finalized once, and not used after.
+    unsafe { ffi::sqlite3_finalize(statement) };
+    result
+}
+
+fn failure(db: *mut ffi::sqlite3, code: c_int) -> rusqlite::Error {
+    // SAFETY: the connection is open; the message lives until its next call, and is copied before.
+    let message = unsafe { CStr::from_ptr(ffi::sqlite3_errmsg(db)) };
+    // SAFETY: as above.
+    let extended = unsafe { ffi::sqlite3_extended_errcode(db) };
+    let code = if extended == ffi::SQLITE_OK { code } else { extended };
+    let message = message.to_string_lossy().into_owned();
+    rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(message))
+}
+
 /// One of our values as a parameter.
 #[derive(Debug)]
 pub(crate) struct Param<'v>(pub(crate) ValueRef<'v>);

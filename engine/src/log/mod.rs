@@ -23,11 +23,17 @@ use crate::{
     hlc::Hlc,
     id::{AuthorId, Lsn, Seq},
     limits::RECENT_LOG_BYTES,
+    sqlite,
     version::{Dot, VersionVector},
 };
 
 /// Every how many entries of one author the index holds one.
 const INDEX_STEP: u64 = 64;
+
+const INSERT: &str = "/*littoral*/ INSERT INTO littoral_log VALUES(?, ?, ?, ?)";
+
+/// From this size on, preparing the statement anew costs less than a copy of the entry.
+const LARGE_BYTES: usize = 64 << 10;
 
 /// Where the log stands, and how to find entries in it.
 #[derive(Debug, Default)]
@@ -79,14 +85,13 @@ impl Log {
     pub(crate) fn append(&mut self, conn: &Connection, entry: Entry) -> rusqlite::Result<Lsn> {
         let lsn = self.tail.last.next();
         let dot = entry.header.dot;
-        conn.prepare_cached("/*littoral*/ INSERT INTO littoral_log VALUES(?, ?, ?, ?)")?.execute(
-            params![
-                lsn.0.cast_signed(),
-                dot.author.to_u64().cast_signed(),
-                dot.seq.cast_signed(),
-                entry.bytes.as_slice()
-            ],
-        )?;
+        let place = [lsn.0.cast_signed(), dot.author.to_u64().cast_signed(), dot.seq.cast_signed()];
+        if entry.bytes.len() < LARGE_BYTES {
+            let [lsn, author, seq] = place;
+            conn.prepare_cached(INSERT)?.execute(params![lsn, author, seq, &**entry.bytes])?;
+        } else {
+            sqlite::insert_large_blob(conn, INSERT, &place, &entry.bytes)?;
+        }
         self.kept.get_or_insert_with(|| self.tail.clone());
         self.advance(lsn, &entry);
         self.fresh.push((lsn, entry));
