@@ -88,6 +88,13 @@ pub struct UnknownWord {
     expected: &'static str,
 }
 
+impl UnknownWord {
+    /// The words there are, separated by commas.
+    pub const fn expected(&self) -> &'static str {
+        self.expected
+    }
+}
+
 macro_rules! words {
     ($type:ident, $kind:literal, $expected:literal, [$($variant:ident),+]) => {
         impl FromStr for $type {

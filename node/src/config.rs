@@ -483,8 +483,8 @@ where
 {
     let Some(word) = word else { return Ok(T::default()) };
     word.parse().map_err(|error: littoral::UnknownWord| {
-        // The error already says what is expected; the key says where.
-        ConfigError::value(format!("tables.{table}.{key}"), quoted(word), error.to_string())
+        let expected = format!("one of {}", error.expected());
+        ConfigError::value(format!("tables.{table}.{key}"), quoted(word), expected)
     })
 }
 
