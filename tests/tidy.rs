@@ -71,7 +71,7 @@ fn sqlite_is_named_only_where_it_is_the_business() {
         "engine/src/log/",
         "engine/src/merge/",
         "engine/src/open.rs",
-        "engine/src/replica.rs",
+        "engine/src/replica/mod.rs",
         "engine/src/schema/",
         "engine/src/sqlite.rs",
     ];

@@ -1,4 +1,42 @@
 //! littoral: embedded edge data replication for SQLite.
+//!
+//! [`Replica`] is the whole engine, without a socket, a clock or a thread: a driver hands in what
+//! happened and drains what is to be done. Begin with [`Replica::builder`].
+//!
+//! ```
+//! use littoral::{ClusterId, Genesis, Identity, Incarnation, NodeId, Now, Output, Replica};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("app.sqlite");
+//! let identity = Identity {
+//!     cluster: ClusterId(1),
+//!     node: NodeId::new("app")?,
+//!     incarnation: Incarnation(1),
+//! };
+//! let genesis = Genesis {
+//!     members: vec![(identity.node.clone(), identity.incarnation)],
+//!     schema: "CREATE TABLE cart(item TEXT PRIMARY KEY NOT NULL, n INTEGER)".into(),
+//!     ..Genesis::default()
+//! };
+//! let now = Now::default(); // what the driver's clocks say
+//! let mut replica = Replica::builder(identity).genesis(genesis).open(&path, now, 0)?;
+//! replica.write(now, Box::new(|tx| tx.execute("INSERT INTO cart VALUES('tea', 1)", ()).map(drop)));
+//! let committed = loop {
+//!     match replica.poll() {
+//!         Output::Done { result, .. } => break result?,
+//!         Output::WakeAt(_) => unreachable!("a job is answered in the drain that follows"),
+//!         _ => {}
+//!     }
+//! };
+//! assert!(committed.dot.is_some());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Reading order of the sources: `entry`, `contested`, `log`, `capture`, `merge`, `db`, `protocol`,
+//! `replica`. `docs/ARCHITECTURE.md` is the map.
+
 mod capture;
 mod contested;
 mod db;

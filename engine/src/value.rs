@@ -352,13 +352,14 @@ impl<'a> ByteReader<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
+    /// A value that owns its bytes.
     #[derive(Clone, Debug)]
-    enum Owned {
+    pub(crate) enum Owned {
         Null,
         Integer(i64),
         Real(f64),
@@ -367,7 +368,7 @@ mod tests {
     }
 
     impl Owned {
-        fn as_value(&self) -> ValueRef<'_> {
+        pub(crate) fn as_value(&self) -> ValueRef<'_> {
             match self {
                 Self::Null => ValueRef::Null,
                 Self::Integer(n) => ValueRef::Integer(*n),

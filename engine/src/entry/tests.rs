@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     policy::{ColumnType, Consistency, Writers},
-    value::{DecodeError, put_cell, put_prefixed, put_varint},
+    value::{DecodeError, put_cell, put_prefixed, put_varint, tests::Owned},
 };
 
 // --- Bodies to encode
@@ -37,29 +37,8 @@ struct Row {
 
 #[derive(Debug, Clone)]
 enum Write {
-    Assign(Value, Option<Dot>),
+    Assign(Owned, Option<Dot>),
     Add(i64),
-}
-
-#[derive(Debug, Clone)]
-enum Value {
-    Null,
-    Integer(i64),
-    Real(f64),
-    Text(Vec<u8>),
-    Blob(Vec<u8>),
-}
-
-impl Value {
-    fn as_ref(&self) -> ValueRef<'_> {
-        match self {
-            Self::Null => ValueRef::Null,
-            Self::Integer(n) => ValueRef::Integer(*n),
-            Self::Real(r) => ValueRef::Real(*r),
-            Self::Text(bytes) => ValueRef::Text(bytes),
-            Self::Blob(bytes) => ValueRef::Blob(bytes),
-        }
-    }
 }
 
 impl Row {
@@ -79,7 +58,7 @@ impl Row {
                         out.previous(*previous);
                     }
                     let mut cell = Vec::new();
-                    put_cell(&mut cell, value.as_ref());
+                    put_cell(&mut cell, value.as_value());
                     out.encoded(&cell);
                 }
                 Write::Add(delta) => out.delta(*delta),
@@ -98,7 +77,7 @@ impl Row {
                 column: *column,
                 write: match write {
                     Write::Assign(value, previous) => {
-                        CellWrite::Assign { value: value.as_ref(), previous: *previous }
+                        CellWrite::Assign { value: value.as_value(), previous: *previous }
                     }
                     Write::Add(delta) => CellWrite::Add(*delta),
                 },
@@ -205,16 +184,16 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 0..20)
 }
 
-fn value() -> impl Strategy<Value = Value> {
+fn value() -> impl Strategy<Value = Owned> {
     prop_oneof![
-        Just(Value::Null),
-        any::<i64>().prop_map(Value::Integer),
-        (-9i64..9).prop_map(Value::Integer),
+        Just(Owned::Null),
+        any::<i64>().prop_map(Owned::Integer),
+        (-9i64..9).prop_map(Owned::Integer),
         any::<f64>()
             .prop_filter("SQLite stores NaN as NULL", |real| !real.is_nan())
-            .prop_map(Value::Real),
-        bytes().prop_map(Value::Text),
-        bytes().prop_map(Value::Blob),
+            .prop_map(Owned::Real),
+        bytes().prop_map(Owned::Text),
+        bytes().prop_map(Owned::Blob),
     ]
 }
 
@@ -360,7 +339,7 @@ proptest! {
             kind: RowOpKind::Insert,
             key: vec![1, 2],
             epoch: 0,
-            cells: vec![(ColumnId(u32::MAX), Write::Assign(Value::Null, None))],
+            cells: vec![(ColumnId(u32::MAX), Write::Assign(Owned::Null, None))],
             saw: Vec::new(),
         };
         let len = |count| body(&[Part::Rows(vec![row.clone(); count])]).len();

@@ -1,0 +1,211 @@
+//! Links: their handshakes, what is sent on them, and how they end.
+
+use crate::{
+    driver::{CloseCode, Event, Output},
+    entry::{Digest, Entry, codec::Head},
+    error::ProtocolError,
+    id::{AuthorId, NodeId, PeerId},
+    limits::{KEEP_ALIVE, UNAPPLIED_BYTES_MAX},
+    log::LogError,
+    protocol::{
+        PeerSession, Received, check_hello,
+        message::{Hello, Register, begins_with},
+    },
+    replica::{Replica, is_storage_failure},
+    schema::catalog,
+    testing::{Bug, planted},
+    version::Dot,
+};
+
+impl Replica {
+    pub(super) fn peer_up(&mut self, peer: PeerId, node: NodeId) {
+        if let Some(why) = self.halted.clone() {
+            self.outputs.push_back(Output::Close { peer, code: CloseCode::Halted, reason: why });
+            return;
+        }
+        let hello = Hello::new(
+            &self.identity,
+            self.log.heads(),
+            self.register.as_ref(),
+            self.registry.version,
+        );
+        let mut session = PeerSession::new(peer, node, self.now.mono, hello);
+        session.is_reconnect = !self.linked.insert(session.node.clone());
+        self.sessions.insert(peer, session);
+    }
+
+    pub(super) fn received(
+        &mut self,
+        peer: PeerId,
+        received: Received,
+    ) -> Result<(), ProtocolError> {
+        match received {
+            Received::Nothing => Ok(()),
+            Received::Entries(entries) => self.queue(peer, entries),
+            Received::Hello(hello) => self.hello(peer, &hello),
+        }
+    }
+
+    pub(super) fn queue(&mut self, peer: PeerId, entries: Vec<Entry>) -> Result<(), ProtocolError> {
+        let incoming = self.incoming.entry(peer).or_default();
+        entries.into_iter().for_each(|entry| incoming.put(entry));
+        if incoming.bytes > UNAPPLIED_BYTES_MAX {
+            return Err(ProtocolError::TooMuch);
+        }
+        Ok(())
+    }
+
+    pub(super) fn hello(&mut self, peer: PeerId, hello: &Hello) -> Result<(), ProtocolError> {
+        let Some(session) = self.sessions.get(&peer) else { return Ok(()) };
+        let node = session.node.clone();
+        check_hello(&self.identity, &node, hello)?;
+        for (dot, prefix) in hello.heads() {
+            self.compare(dot, prefix)?;
+        }
+        if let Some(register) = &hello.register
+            && self.register.as_ref().is_none_or(|ours| register.version > ours.version)
+        {
+            self.obey(register)?;
+        }
+        self.close_replaced(peer, &node);
+        let vector = hello.vector();
+        let cursor = match self.sessions.get(&peer) {
+            Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
+                self.durable.lsn.next()
+            }
+            _ => self.log.start_for(&vector),
+        };
+        let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
+        let early = session.start_streaming(vector, cursor)?;
+        self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
+        self.queue(peer, early)
+    }
+
+    /// Compares the newest entry that a peer has of an author with ours.
+    pub(super) fn compare(&self, theirs: Dot, prefix: [u8; 8]) -> Result<(), ProtocolError> {
+        let Head { seq, .. } = self.log.head(theirs.author);
+        if theirs.seq > seq {
+            if Some(theirs.author) == self.author {
+                return Err(ProtocolError::LostState { theirs, ours: seq });
+            }
+            return Ok(());
+        }
+        let ours: Option<Digest> =
+            self.log.digest_of(self.writer.apply(), theirs).map_err(|error| match error {
+                LogError::Sqlite(error) => ProtocolError::Storage(error),
+                LogError::Damaged { .. } => ProtocolError::Halted(error.to_string()),
+            })?;
+        match ours {
+            Some(digest) if !begins_with(&digest, prefix) => {
+                Err(ProtocolError::ForkedVector { dot: theirs })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a newer version of the control register, and keeps it before anything follows from it.
+    pub(super) fn obey(&mut self, register: &Register) -> Result<(), ProtocolError> {
+        if register.version > 0 || register.origin_author() != AuthorId::FIRST {
+            return Err(ProtocolError::Incompatible(format!(
+                "version {} of the control register; this node knows only the first",
+                register.version
+            )));
+        }
+        catalog::set_meta(self.writer.apply(), "register", register.encode())?;
+        self.register = Some(register.clone());
+        self.writer.learn(&self.registry, self.is_origin());
+        Ok(())
+    }
+
+    pub(super) fn is_origin(&self) -> bool {
+        self.register.as_ref().is_some_and(|register| register.is_origin(&self.identity))
+    }
+
+    /// Closes older links to the same node. One that is as new stays: if both nodes dial at the same
+    /// moment and each closed the link it made first, none would be left.
+    pub(super) fn close_replaced(&mut self, newest: PeerId, node: &NodeId) {
+        let replaced: Vec<PeerId> = self
+            .sessions
+            .values()
+            .filter(|s| {
+                s.peer != newest && s.node == *node && self.now.mono >= s.since + KEEP_ALIVE
+            })
+            .map(|session| session.peer)
+            .collect();
+        for peer in replaced {
+            self.refuse(peer, &ProtocolError::Replaced);
+        }
+    }
+
+    pub(super) fn serve_links(&mut self) -> bool {
+        self.push_entries();
+        let mut failed = Vec::new();
+        for (peer, session) in &mut self.sessions {
+            if let Err(error) = session.tick(self.now.mono, &self.durable.vector) {
+                failed.push((*peer, error));
+            }
+            while let Some((channel, bytes)) = session.take_frame() {
+                self.outputs.push_back(Output::Send { peer: *peer, channel, bytes });
+            }
+        }
+        for (peer, error) in failed {
+            self.refuse(peer, &error);
+        }
+        !self.outputs.is_empty()
+    }
+
+    pub(super) fn push_entries(&mut self) {
+        let upto = if planted(Bug::SendUnsynced) { self.log.last() } else { self.durable.lsn };
+        let mut broken = None;
+        for session in self.sessions.values_mut() {
+            let Some(from) = session.wants_from(upto) else { continue };
+            let read = self
+                .log
+                .read(self.writer.apply(), from, upto, |lsn, entry| session.offer(lsn, entry));
+            session.flush();
+            if let Err(error) = read {
+                broken = Some(error);
+                break;
+            }
+        }
+        match broken {
+            None => {}
+            Some(LogError::Sqlite(error)) if is_storage_failure(&error) => {
+                self.storage_fails(error.to_string());
+            }
+            Some(error) => self.halt(error.to_string()),
+        }
+    }
+
+    /// A peer broke the protocol, or its link has to end.
+    pub(super) fn refuse(&mut self, peer: PeerId, error: &ProtocolError) {
+        match error {
+            ProtocolError::Undecodable(_) => return self.stop_links(error.to_string()),
+            ProtocolError::LostState { theirs, .. } => {
+                self.close_link(peer, error.code(), error.to_string());
+                return self.lost_state(*theirs);
+            }
+            ProtocolError::Storage(failure) => self.storage_fails(failure.to_string()),
+            _ => {}
+        }
+        let theirs = !matches!(
+            error,
+            ProtocolError::TimedOut | ProtocolError::Replaced | ProtocolError::Storage(_)
+        );
+        if theirs {
+            self.counts.links_refused += 1;
+            tracing::warn!(node = %self.identity.node, peer = peer.0, %error, "link refused");
+        }
+        self.close_link(peer, error.code(), error.to_string());
+    }
+
+    pub(super) fn close_link(&mut self, peer: PeerId, code: CloseCode, reason: String) {
+        self.forget(peer);
+        self.outputs.push_back(Output::Close { peer, code, reason });
+    }
+
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.sessions.remove(&peer);
+        self.incoming.remove(&peer);
+    }
+}

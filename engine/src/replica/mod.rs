@@ -1,0 +1,495 @@
+//! [`Replica`]: the whole engine as one synchronous state machine.
+//!
+//! It reads no clock and no socket. A driver hands in what happened and drains what is to be done:
+//!
+//! ```text
+//!   write(now, job) ─┐                        ┌─► Send, Close        to peers
+//!   handle(now, …) ──┴─► queued ─► poll() ────┼─► Sync, WalCheckpoint to the disk
+//!                                             ├─► Done, Event         to the application
+//!                                             └─► WakeAt              quiet: wait for input or time
+//! ```
+//!
+//! One or several inputs, then a full drain. All work is done in the drain: the jobs that wait are
+//! committed as a group, then one batch of remote entries is applied, then links are served.
+//!
+//! Invariants:
+//! - only entries on stable storage are sent or acknowledged: `durable` never runs ahead of the disk;
+//! - what a transaction changed in memory is undone when the transaction is.
+
+mod applying;
+mod links;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    sync::Arc,
+};
+
+use crate::{
+    contested::Contested,
+    db::{
+        Answer, Db, File, Job, Local, Queued,
+        writer::{Synchronous, Writer},
+    },
+    driver::{CloseCode, Event, Identity, Input, Output},
+    entry::{Entry, Member},
+    error::WriteError,
+    hlc::HlcClock,
+    id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
+    limits::{GROUP_JOBS, STORAGE_RETRY},
+    log::Log,
+    open::Builder,
+    protocol::{PeerSession, message::Register},
+    schema::{Registry, catalog},
+    status::{Counts, Status},
+    time::{Instant, Now},
+    version::{Dot, VersionVector},
+};
+
+/// One replica of the database.
+#[derive(Debug)]
+pub struct Replica {
+    identity: Identity,
+    synchronous: Synchronous,
+    db: Db,
+    writer: Writer,
+    registry: Arc<Registry>,
+    members: Vec<Member>,
+    author: Option<AuthorId>,
+    register: Option<Register>,
+    log: Log,
+    contested: Contested,
+    hlc: HlcClock,
+    durable: Durable,
+    now: Now,
+    jobs: Vec<Queued>,
+    next_ticket: u64,
+    sessions: BTreeMap<PeerId, PeerSession>,
+    incoming: BTreeMap<PeerId, Incoming>,
+    /// The link whose entries are applied first in the next batch.
+    next_peer: PeerId,
+    /// Nodes that were linked before, in this process.
+    linked: BTreeSet<NodeId>,
+    outputs: VecDeque<Output>,
+    /// One batch of remote entries is applied per drain, so that writes and links get their turn.
+    applied_in_drain: bool,
+    storage: Storage,
+    halted: Option<String>,
+    /// What halted the replica stops local writes too.
+    writes_stopped: bool,
+    counts: Counts,
+}
+
+/// What a file holds when it was just opened.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) identity: Identity,
+    pub(crate) synchronous: Synchronous,
+    pub(crate) file: Arc<File>,
+    pub(crate) writer: Writer,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) register: Option<Register>,
+    pub(crate) log: Log,
+    pub(crate) contested: Contested,
+    pub(crate) hlc: HlcClock,
+    pub(crate) now: Now,
+}
+
+/// How far the log is on stable storage.
+#[derive(Debug, Default)]
+struct Durable {
+    lsn: Lsn,
+    vector: VersionVector,
+    /// Entries behind `lsn`.
+    waiting: VecDeque<(Lsn, Dot)>,
+    asked: Lsn,
+}
+
+/// Entries of one link that wait to be applied.
+#[derive(Debug, Default)]
+struct Incoming {
+    entries: VecDeque<Entry>,
+    bytes: u64,
+}
+
+/// Whether storage works.
+#[derive(Debug, Default)]
+struct Storage {
+    error: Option<String>,
+    retry_at: Option<Instant>,
+}
+
+impl Durable {
+    fn appended(&mut self, lsn: Lsn, dot: Dot) {
+        self.waiting.push_back((lsn, dot));
+    }
+
+    fn reached(&mut self, lsn: Lsn) {
+        self.lsn = self.lsn.max(lsn);
+        while let Some((_, dot)) = self.waiting.pop_front_if(|(waiting, _)| *waiting <= lsn) {
+            self.vector.advance(dot);
+        }
+    }
+}
+
+impl Replica {
+    /// Begins to open the replica of a node.
+    pub fn builder(identity: Identity) -> Builder {
+        Builder::new(identity)
+    }
+
+    pub(crate) fn new(parts: Parts) -> Self {
+        let author = parts
+            .members
+            .iter()
+            .find(|member| member.incarnation == parts.identity.incarnation)
+            .map(|member| member.author);
+        let durable = Durable {
+            lsn: parts.log.last(),
+            vector: parts.log.vector(),
+            waiting: VecDeque::new(),
+            asked: parts.log.last(),
+        };
+        Self {
+            identity: parts.identity,
+            synchronous: parts.synchronous,
+            db: Db::new(parts.file),
+            writer: parts.writer,
+            registry: parts.registry,
+            members: parts.members,
+            author,
+            register: parts.register,
+            log: parts.log,
+            contested: parts.contested,
+            hlc: parts.hlc,
+            durable,
+            now: parts.now,
+            jobs: Vec::new(),
+            next_ticket: 1,
+            sessions: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            next_peer: PeerId(0),
+            linked: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            applied_in_drain: false,
+            storage: Storage::default(),
+            halted: None,
+            writes_stopped: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Queues a write job. It runs in the drain that follows, together with the others that wait, and
+    /// is answered by [`Output::Done`] with this ticket.
+    pub fn write(&mut self, now: Now, job: Job) -> Ticket {
+        self.now = now;
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.jobs.push(Queued { ticket, job });
+        ticket
+    }
+
+    /// Takes an input. Drain [`Replica::poll`] afterwards.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.now = now;
+        match input {
+            Input::PeerUp { peer, node } => self.peer_up(peer, node),
+            Input::PeerDown { peer } => self.forget(peer),
+            Input::Frame { peer, channel, bytes } => {
+                let Some(session) = self.sessions.get_mut(&peer) else { return };
+                let received = session.handle_frame(now.mono, channel, bytes);
+                if let Err(error) = received.and_then(|received| self.received(peer, received)) {
+                    self.refuse(peer, &error);
+                }
+            }
+            Input::Synced(lsn) => self.durable.reached(lsn),
+            Input::SyncFailed(error) => self.sync_failed(&error),
+            Input::Wake => {}
+        }
+    }
+
+    /// The next thing to do. [`Output::WakeAt`] ends a drain.
+    pub fn poll(&mut self) -> Output {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return output;
+            }
+            if self.commit_jobs()
+                || self.apply_incoming()
+                || self.serve_links()
+                || self.serve_disk()
+            {
+                continue;
+            }
+            self.applied_in_drain = false;
+            return Output::WakeAt(self.deadline());
+        }
+    }
+
+    /// The file, for readers.
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Stops the statement that a write job is running, from any thread: it fails with
+    /// `SQLITE_INTERRUPT`, and the job with it unless it goes on. Jobs of the same group run again.
+    pub fn interrupt_handle(&self) -> rusqlite::InterruptHandle {
+        self.writer.user().get_interrupt_handle()
+    }
+
+    /// What the replica knows of itself and its peers.
+    pub fn status(&self) -> Status {
+        let vector = self.log.vector();
+        let mut tables: Vec<_> = self
+            .registry
+            .tables()
+            .iter()
+            .map(|table| (table.name.clone(), table.policy.clone()))
+            .collect();
+        tables.sort_by(|a, b| a.0.cmp(&b.0));
+        Status {
+            identity: self.identity.clone(),
+            author: self.author,
+            origin: self.register.as_ref().and_then(|r| NodeId::new(&r.origin.0).ok()),
+            applied: self.log.last(),
+            durable: self.durable.lsn,
+            members: self.members.clone(),
+            schema: self.registry.version,
+            tables,
+            peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
+            vector,
+            contested_rows: self.contested.rows(),
+            counts: self.counts,
+            storage_error: self.storage.error.clone(),
+            halted: self.halted.clone(),
+        }
+    }
+
+    /// Closes all links, then the file. Jobs that still wait are not run.
+    ///
+    /// # Errors
+    /// SQLite's; the file is closed in any case, and whatever was committed stays committed.
+    pub fn close(mut self, now: Now) -> (Vec<Output>, rusqlite::Result<()>) {
+        self.now = now;
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.close_link(peer, CloseCode::Shutdown, "the node is shutting down".to_owned());
+        }
+        for queued in mem::take(&mut self.jobs) {
+            let result = Err(WriteError::Unavailable("the node is shutting down".to_owned()));
+            self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
+        }
+        let outputs = mem::take(&mut self.outputs).into();
+        (outputs, self.writer.close())
+    }
+
+    // --- Writing
+
+    fn commit_jobs(&mut self) -> bool {
+        if self.jobs.is_empty() {
+            return false;
+        }
+        let rest = self.jobs.split_off(self.jobs.len().min(GROUP_JOBS));
+        let mut jobs = mem::replace(&mut self.jobs, rest);
+        let refused = match (self.author, &self.halted) {
+            (_, Some(why)) if self.writes_stopped => Some(WriteError::Unavailable(why.clone())),
+            (None, _) => Some(WriteError::NotAMember),
+            (Some(_), _) => None,
+        };
+        let answers = match (self.author, refused) {
+            (Some(author), None) => self.commit(author, &mut jobs),
+            (_, refused) => jobs
+                .into_iter()
+                .map(|job| Answer {
+                    ticket: job.ticket,
+                    result: Err(match &refused {
+                        Some(WriteError::Unavailable(why)) => WriteError::Unavailable(why.clone()),
+                        _ => WriteError::NotAMember,
+                    }),
+                })
+                .collect(),
+        };
+        for Answer { ticket, result } in answers {
+            match &result {
+                Ok(_) => self.counts.jobs_committed += 1,
+                Err(_) => self.counts.jobs_failed += 1,
+            }
+            self.outputs.push_back(Output::Done { ticket, result });
+        }
+        true
+    }
+
+    fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
+        let before = self.log.last();
+        let mut local = Local {
+            author,
+            registry: &self.registry,
+            log: &mut self.log,
+            contested: &mut self.contested,
+            hlc: &mut self.hlc,
+            wall: self.now.wall,
+        };
+        let answers = self.writer.commit(jobs, &mut local);
+        self.counts.groups += 1;
+        let first = self.log.head(author).seq - (self.log.last().0 - before.0);
+        for (lsn, seq) in (before.0 + 1..=self.log.last().0).zip(first + 1..) {
+            self.durable.appended(Lsn(lsn), Dot { author, seq });
+            self.counts.entries_authored += 1;
+        }
+        if self.log.last() > before {
+            match self.synchronous {
+                // The commit has synced the WAL, and all that stood in it before.
+                Synchronous::Full => self.durable.reached(self.log.last()),
+                Synchronous::Normal => {}
+            }
+            self.storage_works();
+        }
+        let failure = answers.iter().find_map(|answer| match &answer.result {
+            Err(WriteError::Sqlite(error)) if is_storage_failure(error) => Some(error.to_string()),
+            _ => None,
+        });
+        if let Some(error) = failure {
+            self.storage_fails(error);
+        }
+        let lost = answers.iter().find_map(|answer| match &answer.result {
+            Err(WriteError::Sqlite(error)) if is_sync_failure(error) => Some(error.to_string()),
+            _ => None,
+        });
+        if let Some(error) = lost {
+            self.sync_failed(&error);
+        }
+        answers
+    }
+
+    // --- Storage
+
+    fn serve_disk(&mut self) -> bool {
+        if self.storage.retry_at.is_some_and(|at| self.now.mono >= at) {
+            self.storage.retry_at = None;
+            self.probe();
+        }
+        if self.durable.asked < self.log.last() && self.durable.lsn < self.log.last() {
+            self.durable.asked = self.log.last();
+            self.outputs.push_back(Output::Sync(self.log.last()));
+        }
+        if self.writer.wants_checkpoint() {
+            self.outputs.push_back(Output::WalCheckpoint);
+        }
+        !self.outputs.is_empty()
+    }
+
+    /// Tries whether storage works again, by a write that changes nothing that matters.
+    fn probe(&mut self) {
+        match catalog::set_meta(self.writer.apply(), "probed", self.now.wall.0.cast_signed()) {
+            Ok(()) => self.storage_works(),
+            Err(error) => self.storage_fails(error.to_string()),
+        }
+    }
+
+    fn storage_fails(&mut self, error: String) {
+        self.storage.retry_at = Some(self.now.mono + STORAGE_RETRY);
+        if self.storage.error.is_none() {
+            self.outputs.push_back(Output::Event(Event::StorageFailed(error.clone())));
+        }
+        self.storage.error = Some(error);
+    }
+
+    fn storage_works(&mut self) {
+        if self.storage.error.take().is_some() {
+            self.storage.retry_at = None;
+            self.outputs.push_back(Output::Event(Event::StorageRecovered));
+        }
+    }
+
+    fn sync_failed(&mut self, error: &str) {
+        self.halt(format!(
+            "the WAL could not be synced ({error}); what the disk holds is only known after the file is \
+             opened again"
+        ));
+    }
+
+    /// Others have entries of this node that it has not: the file is an old copy, or was lost.
+    fn lost_state(&mut self, theirs: Dot) {
+        let ours = self.log.head(theirs.author).seq;
+        self.halt(format!(
+            "a peer has entry {theirs} of this node, which itself has only {ours}: the file is an old \
+             copy, or was lost. Start the node again with an empty directory and a new incarnation"
+        ));
+    }
+
+    /// Stops all links and all writing, for good: only an operator helps.
+    fn halt(&mut self, why: String) {
+        self.writes_stopped = true;
+        self.stop_links(why);
+    }
+
+    /// Stops all links, for good; local writes go on.
+    fn stop_links(&mut self, why: String) {
+        if self.halted.is_some() {
+            return;
+        }
+        tracing::error!(node = %self.identity.node, %why, "replica halted");
+        self.halted = Some(why.clone());
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.close_link(peer, CloseCode::Halted, why.clone());
+        }
+        self.outputs.push_back(Output::Event(Event::Halted(why)));
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let more = self.incoming.values().any(|incoming| !incoming.entries.is_empty());
+        if more && self.halted.is_none() {
+            return Some(self.storage.retry_at.unwrap_or(self.now.mono));
+        }
+        self.sessions
+            .values()
+            .map(|session| session.deadline(&self.durable.vector))
+            .chain(self.storage.retry_at)
+            .min()
+    }
+}
+
+impl Incoming {
+    fn put(&mut self, entry: Entry) {
+        self.bytes += entry.bytes.len() as u64;
+        self.entries.push_back(entry);
+    }
+
+    fn put_back(&mut self, entry: Entry) {
+        self.bytes += entry.bytes.len() as u64;
+        self.entries.push_front(entry);
+    }
+
+    fn take(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        self.bytes -= entry.bytes.len() as u64;
+        Some(entry)
+    }
+}
+
+/// After a failed sync the pages count as written, and a later sync would seem to succeed.
+fn is_sync_failure(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
+}
+
+fn is_storage_failure(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed, OutOfMemory,
+        ReadOnly, SystemIoFailure,
+    };
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            CannotOpen
+                | DatabaseBusy
+                | DatabaseLocked
+                | DiskFull
+                | FileLockingProtocolFailed
+                | OutOfMemory
+                | ReadOnly
+                | SystemIoFailure
+        )
+    )
+}
