@@ -7,7 +7,7 @@ use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
     schema::{Table, row::lend_key},
-    sqlite::{Keeping, Parameters, quoted},
+    sqlite::{Columns, Keeping, Parameters, quoted},
     value::{ByteReader, ValueRef},
 };
 
@@ -17,6 +17,7 @@ const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
 /// The places of the updated cells follow, one bit each.
 const UPDATE: u64 = 4;
+const SELECT: u64 = 5;
 
 /// SQLite has no table of more columns, in words of 64 bits.
 const MASK_WORDS: usize = 2000 / 64 + 1;
@@ -112,6 +113,21 @@ pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
         |parameters| lend_key(parameters, table, op.key),
+    )
+}
+
+/// Reads the row with a key, if it is there: its cells are the columns.
+pub(super) fn read(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    each: impl FnMut(&Columns<'_>),
+) -> rusqlite::Result<()> {
+    conn.query(
+        &name(table.id, SELECT),
+        || table.sql.select.clone(),
+        |parameters| lend_key(parameters, table, key),
+        each,
     )
 }
 
