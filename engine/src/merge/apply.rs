@@ -7,7 +7,7 @@ use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
-    entry::{CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
+    entry::{Cell, CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
     merge::conflict,
@@ -15,6 +15,7 @@ use crate::{
     schema::{
         Registry, Table,
         row::{bind_key, read_row},
+        spelling::{KEY_SPELLING, bind_spelled, check_spelling, split_spelling},
     },
     sqlite::{Param, quoted},
     testing::{Bug, planted},
@@ -238,6 +239,10 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     if op.kind == RowOpKind::Insert && op.cells.len() != table.cells.len() {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
     }
+    if let (Some(Cell { write: CellWrite::Assign { value, .. }, .. }), _) = split_spelling(op.cells)
+    {
+        check_spelling(table, op.key, *value)?;
+    }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {
         key.key_part()?;
@@ -260,8 +265,9 @@ fn is_collision(error: &rusqlite::Error) -> bool {
 
 fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
     let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(op.cells) {
+    let (spelling, cells) = split_spelling(op.cells);
+    bind_spelled(&mut statement, 0, table, op.key, spelling.map_or(ValueRef::Null, assigned))?;
+    for (place, cell) in (table.key.len() + 1..).zip(cells) {
         match cell.write {
             CellWrite::Assign { value, .. } => {
                 statement.raw_bind_parameter(place, Param(value))?;
@@ -280,9 +286,12 @@ fn insert_row(
     cells: &[Vec<u8>],
 ) -> rusqlite::Result<()> {
     let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, key)?;
+    let value_of = |cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
+    let (spelling, cells) = cells.split_at(usize::from(table.has_spelling()));
+    let spelling = spelling.first().map_or(ValueRef::Null, |cell| value_of(cell));
+    bind_spelled(&mut statement, 0, table, key, spelling)?;
     for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
+        let value = value_of(cell);
         statement.raw_bind_parameter(place, Param(value))?;
     }
     statement.raw_execute()?;
@@ -298,17 +307,21 @@ fn update(
 ) -> rusqlite::Result<()> {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
+    let mut set = |name: &str, counted: bool| {
+        let comma = if place == table.key.len() { "" } else { ", " };
+        place += 1;
+        sql.push_str(&match counted {
+            false => format!("{comma}{name} = ?{place}"),
+            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
+        });
+    };
     let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
     for cell in winning() {
-        let Some(column) = table.cell(cell.column) else { continue };
-        let name = quoted(&table.cells[column].name);
-        place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
+        if cell.column == KEY_SPELLING {
+            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+        } else if let Some(column) = table.cell(cell.column) {
+            let counted = matches!(cell.write, CellWrite::Add(_));
+            set(&quoted(&table.cells[column].name), counted);
         }
     }
     if place == table.key.len() {
@@ -317,8 +330,15 @@ fn update(
     sql.push_str(" WHERE ");
     sql.push_str(&table.sql.where_key);
     let mut statement = conn.prepare_cached(&sql)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(winning()) {
+    bind_key(&mut statement, 0, table, op.key)?;
+    let mut place = table.key.len();
+    for cell in winning() {
+        if cell.column == KEY_SPELLING {
+            bind_spelled(&mut statement, place, table, op.key, assigned(cell))?;
+            place += table.key.len();
+            continue;
+        }
+        place += 1;
         match cell.write {
             CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
             CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
@@ -328,9 +348,17 @@ fn update(
     Ok(())
 }
 
+/// The value that a cell assigns.
+fn assigned<'v>(cell: &Cell<'v>) -> ValueRef<'v> {
+    match cell.write {
+        CellWrite::Assign { value, .. } => value,
+        CellWrite::Add(_) => ValueRef::Null,
+    }
+}
+
 fn delete(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
     let mut statement = conn.prepare_cached(&table.sql.delete)?;
-    bind_key(&mut statement, table, op.key)?;
+    bind_key(&mut statement, 0, table, op.key)?;
     statement.raw_execute()?;
     Ok(())
 }

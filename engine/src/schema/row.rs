@@ -3,17 +3,18 @@
 use rusqlite::{Connection, Statement};
 
 use crate::{
-    schema::Table,
+    schema::{Table, spelling::put_spelling},
     sqlite::{self, Param},
     value::{ByteReader, put_cell},
 };
 
-/// Binds the parts of a canonical key to the first parameters of a statement.
+/// Binds the parts of a canonical key, from the parameter behind `before` on.
 ///
 /// # Errors
 /// Also if the bytes are no key of the table.
 pub(crate) fn bind_key(
     statement: &mut Statement<'_>,
+    before: usize,
     table: &Table,
     key: &[u8],
 ) -> rusqlite::Result<()> {
@@ -22,7 +23,7 @@ pub(crate) fn bind_key(
         let part = reader
             .key_part()
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-        statement.raw_bind_parameter(place, Param(part.as_value()))?;
+        statement.raw_bind_parameter(before + place, Param(part.as_value()))?;
     }
     Ok(())
 }
@@ -34,11 +35,18 @@ pub(crate) fn read_row(
     key: &[u8],
 ) -> rusqlite::Result<Option<Vec<Vec<u8>>>> {
     let mut statement = conn.prepare_cached(&table.sql.select)?;
-    bind_key(&mut statement, table, key)?;
+    bind_key(&mut statement, 0, table, key)?;
     let mut rows = statement.raw_query();
     let Some(row) = rows.next()? else { return Ok(None) };
     let mut cells = vec![Vec::new(); table.cells.len()];
-    for (place, cell) in cells.iter_mut().enumerate() {
+    let stored = match &mut *cells {
+        [spelling, stored @ ..] if table.has_spelling() => {
+            put_spelling(spelling, table, |part, _| sqlite::column(row, stored.len() + part))?;
+            stored
+        }
+        stored => stored,
+    };
+    for (place, cell) in stored.iter_mut().enumerate() {
         put_cell(cell, sqlite::column(row, place)?);
     }
     Ok(Some(cells))
