@@ -10,14 +10,17 @@ use crate::{
     entry::{Cell, CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
-    merge::conflict,
+    merge::{
+        conflict,
+        store::{Inserts, delete, insert, insert_row, is_collision, update},
+    },
     policy::ColumnType,
     schema::{
         Registry, Table,
-        row::{bind_key, read_row},
-        spelling::{KEY_SPELLING, bind_spelled, check_spelling, split_spelling},
+        row::read_row,
+        spelling::{check_spelling, split_spelling},
     },
-    sqlite::{Param, quoted},
+    sqlite::Keeping,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef, put_cell},
 };
@@ -25,7 +28,7 @@ use crate::{
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Connection,
+    pub(crate) conn: &'a Keeping,
     pub(crate) registry: &'a Registry,
     pub(crate) contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
@@ -51,23 +54,31 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
     })
 }
 
-impl Applier<'_> {
+impl<'a> Applier<'a> {
     /// Applies the operations of one `Rows` segment of `entry`.
     pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
         let mut waiting: Vec<usize> = Vec::new();
+        let mut inserts = Inserts::new(self.conn);
         let mut reader = RowsReader::new(rows);
         let mut index = 0;
         while let Some(op) = reader.next().map_err(broken)? {
-            if self.row(entry, &op)? == Stored::Collides {
-                waiting.push(index);
+            match self.row(entry, &op)? {
+                Stored::Yes => {}
+                Stored::Collides => waiting.push(index),
+                Stored::Later(table) => {
+                    let (key, cells) = reader.last();
+                    inserts.push(table, index, key, cells, &mut waiting)?;
+                }
             }
             index += 1;
         }
+        inserts.flush(&mut waiting)?;
+        waiting.sort_unstable();
         self.settle(entry, rows, waiting)
     }
 
-    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
         let table =
@@ -75,17 +86,19 @@ impl Applier<'_> {
         check_columns(table, op).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            self.merge(entry, table, op)?;
-            return Ok(Stored::Yes);
+            return self.merge(entry, table, op);
         }
         if entry.header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
+        }
+        if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
+            return Ok(Stored::Later(table));
         }
         self.store(table, op)
     }
 
     /// Stores an operation on an origin-written table.
-    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let stored = match op.kind {
             RowOpKind::Insert => insert(self.conn, table, op),
             RowOpKind::Update => update(self.conn, table, op, |_| true),
@@ -98,8 +111,9 @@ impl Applier<'_> {
         }
     }
 
-    /// Stores the operations that collided with a UNIQUE constraint on rows which the same entry
-    /// changes too: again while that helps, then all of them taken out and put in at once.
+    /// Stores the operations that collided: inserts of rows that others have inserted too, and those
+    /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
+    /// again while that helps, then all of them taken out and put in at once.
     fn settle(
         &self,
         entry: &Entry,
@@ -110,7 +124,9 @@ impl Applier<'_> {
             let before = waiting.len();
             let mut still = Vec::new();
             self.each_of(entry, rows, &waiting, |index, table, op| {
-                if self.store(table, op)? == Stored::Collides {
+                if table.is_multi_writer() {
+                    update(self.conn, table, op, |_| true)?;
+                } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(index);
                 }
                 Ok(())
@@ -169,18 +185,24 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn merge(&mut self, entry: &Entry, table: &Table, op: &RowOp<'_>) -> Result<(), ApplyError> {
+    fn merge(
+        &mut self,
+        entry: &Entry,
+        table: &'a Table,
+        op: &RowOp<'_>,
+    ) -> Result<Stored<'a>, ApplyError> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let stored = read_row(self.conn, table, op.key)?;
+            let held = read_row(self.conn, table, op.key)?;
             for discarded in &effects.conflicts {
-                let value = stored_value(table, stored.as_deref(), discarded);
+                let value = stored_value(table, held.as_deref(), discarded);
                 conflict::record(self.conn, table, op, stamp, discarded, value)?;
             }
         }
+        let mut stored = Stored::Yes;
         match verdict {
             Verdict::Nothing => {}
             Verdict::Delete => delete(self.conn, table, op)?,
@@ -188,16 +210,22 @@ impl Applier<'_> {
                 delete(self.conn, table, op)?;
                 insert(self.conn, table, op)?;
             }
-            Verdict::Merge if op.kind == RowOpKind::Insert => match insert(self.conn, table, op) {
-                Err(error) if is_collision(&error) => {
-                    update(self.conn, table, op, |cell| effects.wins[cell])?;
+            Verdict::Merge if op.kind == RowOpKind::Insert => {
+                if effects.wins.iter().all(|wins| *wins) && Inserts::takes(table, op) {
+                    stored = Stored::Later(table);
+                } else {
+                    match insert(self.conn, table, op) {
+                        Err(error) if is_collision(&error) => {
+                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                        }
+                        result => result?,
+                    }
                 }
-                result => result?,
-            },
+            }
             Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
-        Ok(())
+        Ok(stored)
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -217,9 +245,11 @@ impl Applier<'_> {
 }
 
 /// Whether an operation could be stored.
-#[derive(Debug, PartialEq, Eq)]
-enum Stored {
+#[derive(Debug)]
+enum Stored<'t> {
     Yes,
+    /// It is an insert that is stored together with others of its table.
+    Later(&'t Table),
     /// A UNIQUE constraint is in the way, for now.
     Collides,
 }
@@ -248,119 +278,6 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn is_collision(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{
-        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
-    };
-    matches!(
-        error,
-        rusqlite::Error::SqliteFailure(failure, _) if matches!(
-            failure.extended_code,
-            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
-        )
-    )
-}
-
-fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    let (spelling, cells) = split_spelling(op.cells);
-    bind_spelled(&mut statement, 0, table, op.key, spelling.map_or(ValueRef::Null, assigned))?;
-    for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => {
-                statement.raw_bind_parameter(place, Param(value))?;
-            }
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn insert_row(
-    conn: &Connection,
-    table: &Table,
-    key: &[u8],
-    cells: &[Vec<u8>],
-) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    let value_of = |cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-    let (spelling, cells) = cells.split_at(usize::from(table.has_spelling()));
-    let spelling = spelling.first().map_or(ValueRef::Null, |cell| value_of(cell));
-    bind_spelled(&mut statement, 0, table, key, spelling)?;
-    for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        let value = value_of(cell);
-        statement.raw_bind_parameter(place, Param(value))?;
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-/// Writes those cells of an operation that `wins` picks by their place in it.
-fn update(
-    conn: &Connection,
-    table: &Table,
-    op: &RowOp<'_>,
-    wins: impl Fn(usize) -> bool,
-) -> rusqlite::Result<()> {
-    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
-    let mut place = table.key.len();
-    let mut set = |name: &str, counted: bool| {
-        let comma = if place == table.key.len() { "" } else { ", " };
-        place += 1;
-        sql.push_str(&match counted {
-            false => format!("{comma}{name} = ?{place}"),
-            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
-        });
-    };
-    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
-    for cell in winning() {
-        if cell.column == KEY_SPELLING {
-            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
-        } else if let Some(column) = table.cell(cell.column) {
-            let counted = matches!(cell.write, CellWrite::Add(_));
-            set(&quoted(&table.cells[column].name), counted);
-        }
-    }
-    if place == table.key.len() {
-        return Ok(());
-    }
-    sql.push_str(" WHERE ");
-    sql.push_str(&table.sql.where_key);
-    let mut statement = conn.prepare_cached(&sql)?;
-    bind_key(&mut statement, 0, table, op.key)?;
-    let mut place = table.key.len();
-    for cell in winning() {
-        if cell.column == KEY_SPELLING {
-            bind_spelled(&mut statement, place, table, op.key, assigned(cell))?;
-            place += table.key.len();
-            continue;
-        }
-        place += 1;
-        match cell.write {
-            CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-/// The value that a cell assigns.
-fn assigned<'v>(cell: &Cell<'v>) -> ValueRef<'v> {
-    match cell.write {
-        CellWrite::Assign { value, .. } => value,
-        CellWrite::Add(_) => ValueRef::Null,
-    }
-}
-
-fn delete(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.delete)?;
-    bind_key(&mut statement, 0, table, op.key)?;
-    statement.raw_execute()?;
-    Ok(())
 }
 
 fn stored_value<'c>(

@@ -90,7 +90,7 @@ impl TableShape {
         let KeyShape::Columns(key) = &self.key else { return false };
         key.iter().any(|KeyColumn { column, collation }| {
             let by_text = Collation::named(collation) != Some(Collation::Binary);
-            by_text || matches!(self.columns[*column].affinity, Affinity::Any | Affinity::Real)
+            by_text || self.columns[*column].affinity == Affinity::Any
         })
     }
 

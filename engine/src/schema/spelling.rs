@@ -4,13 +4,14 @@
 //! stores is a value like any other, in a cell of its own that merges as one. It is NULL where the
 //! encoding leads back to the value by itself, else a blob of the key's parts as cells.
 
-use rusqlite::Statement;
-
 use crate::{
     entry::Cell,
     id::ColumnId,
-    schema::{Column, Table, row::bind_key},
-    sqlite::Param,
+    schema::{
+        Column, Table,
+        row::{lend_key, no_key},
+    },
+    sqlite::Parameters,
     value::{ByteReader, DecodeError, ValueRef, put_cell, put_key_part},
 };
 
@@ -68,23 +69,18 @@ pub(crate) fn split_spelling<'c, 'v>(
     }
 }
 
-/// Binds a key as it is spelled, from the parameter behind `before` on.
-pub(crate) fn bind_spelled(
-    statement: &mut Statement<'_>,
+/// Lends a statement a key as it is spelled, from the parameter behind `before` on.
+pub(crate) fn lend_spelled<'v>(
+    parameters: &mut Parameters<'v>,
     before: usize,
     table: &Table,
-    key: &[u8],
-    spelling: ValueRef<'_>,
+    key: &'v [u8],
+    spelling: ValueRef<'v>,
 ) -> rusqlite::Result<()> {
     let ValueRef::Blob(parts) = spelling else {
-        return bind_key(statement, before, table, key);
+        return lend_key(parameters, before, table, key);
     };
     let mut reader = ByteReader::new(parts);
-    for place in 1..=table.key.len() {
-        let value = reader
-            .cell()
-            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
-        statement.raw_bind_parameter(before + place, Param(value))?;
-    }
-    Ok(())
+    (1..=table.key.len())
+        .try_for_each(|place| parameters.lend(before + place, reader.cell().map_err(no_key)?))
 }
