@@ -1,3 +1,5 @@
+//! Keys: what SQLite calls equal has equal bytes, and what is stored can be told from them.
+
 use proptest::prelude::*;
 
 use super::*;

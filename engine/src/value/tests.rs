@@ -1,3 +1,5 @@
+//! Cells, varints and keys decode to what they were made of.
+
 use proptest::prelude::*;
 
 use super::*;
