@@ -96,7 +96,7 @@ impl<'a> Conflicts<'a> {
             store::read(self.conn, table, op.key, |row| {
                 for (stored, conflict) in stored.iter_mut().zip(conflicts) {
                     if let Some(place) = table.cell(conflict.column) {
-                        *stored = keep(arena, row.value(place));
+                        *stored = keep(arena, row.cell(place));
                     }
                 }
             })?;
