@@ -22,7 +22,7 @@ use rusqlite::{
     types::{ToSql, ToSqlOutput},
 };
 
-use crate::value::ValueRef;
+use crate::value::{ValueRef, put_cell, put_varint};
 
 /// What a statement does to a row, as the preupdate hook tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -212,6 +212,7 @@ pub(crate) struct Keeping {
     // Declared first, so dropped first: SQLite closes no connection that has statements.
     statements: RefCell<BTreeMap<Box<[u64]>, Kept>>,
     connection: Connection,
+    swapped: Arc<Mutex<Vec<u8>>>,
 }
 
 /// A prepared statement.
@@ -276,8 +277,36 @@ impl Keeping {
     /// More statements than this are not kept; beyond it all are forgotten, which costs time only.
     const KEPT: usize = 2 * crate::limits::STATEMENT_CACHE;
 
-    pub(crate) fn new(connection: Connection) -> Self {
-        Self { statements: RefCell::default(), connection }
+    /// Also makes the SQL function `littoral_swap(old, new, place)`, which gives `new`, and tells what
+    /// is overwritten: see [`Keeping::swapped`].
+    pub(crate) fn new(connection: Connection) -> rusqlite::Result<Self> {
+        let swapped = Arc::new(Mutex::new(Vec::new()));
+        // SAFETY: the connection is open; it gets a count of the Arc, which `let_go` gives back when
+        // the connection is closed, or at once if this fails.
+        let code = unsafe {
+            ffi::sqlite3_create_function_v2(
+                connection.handle(),
+                c"littoral_swap".as_ptr(),
+                3,
+                ffi::SQLITE_UTF8 | ffi::SQLITE_DIRECTONLY,
+                Arc::into_raw(Arc::clone(&swapped)).cast_mut().cast::<c_void>(),
+                Some(swap),
+                None,
+                None,
+                Some(let_go),
+            )
+        };
+        if code != ffi::SQLITE_OK {
+            // SAFETY: the connection is open.
+            return Err(failure(unsafe { connection.handle() }, code));
+        }
+        Ok(Self { statements: RefCell::default(), connection, swapped })
+    }
+
+    /// The values that `littoral_swap` was given to overwrite since this was last emptied: of each the
+    /// place, a varint, and the value as a cell.
+    pub(crate) fn swapped(&self) -> parking_lot::MutexGuard<'_, Vec<u8>> {
+        self.swapped.lock()
     }
 
     /// Runs the statement with that name to its end and drops the rows it returns. It is prepared from
@@ -342,6 +371,32 @@ impl Keeping {
         self.forget();
         self.connection.close().map_err(|(_, error)| error)
     }
+}
+
+/// # Safety
+/// Called by SQLite with three values and what [`Keeping::new`] gave.
+unsafe extern "C" fn swap(
+    context: *mut ffi::sqlite3_context,
+    _count: c_int,
+    values: *mut *mut ffi::sqlite3_value,
+) {
+    // SAFETY: SQLite passes three values that live while the function runs; the function's data is the
+    // mutex of an Arc of which the connection has a count.
+    unsafe {
+        let swapped = &*ffi::sqlite3_user_data(context).cast::<Mutex<Vec<u8>>>();
+        let (old, new, place) = (*values, *values.add(1), *values.add(2));
+        let mut swapped = swapped.lock();
+        put_varint(&mut swapped, ffi::sqlite3_value_int64(place).cast_unsigned());
+        put_cell(&mut swapped, value_ref(old));
+        ffi::sqlite3_result_value(context, new);
+    }
+}
+
+/// # Safety
+/// Called by SQLite, once, with what [`Keeping::new`] gave.
+unsafe extern "C" fn let_go(swapped: *mut c_void) {
+    // SAFETY: it came from `Arc::into_raw`, and this gives its count back.
+    drop(unsafe { Arc::from_raw(swapped.cast_const().cast::<Mutex<Vec<u8>>>()) });
 }
 
 impl Deref for Keeping {

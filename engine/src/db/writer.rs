@@ -81,7 +81,7 @@ impl Writer {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
             masks: Mutex::default(),
-            apply: Keeping::new(apply),
+            apply: Keeping::new(apply)?,
             verify_capture,
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),

@@ -6,13 +6,13 @@
 use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
-    contested::{Contested, Effects, Verdict},
+    contested::{Conflict, Contested, Effects, Verdict},
     entry::{Cell, CellWrite, Entry, Member, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
     merge::{
         conflict::Conflicts,
-        store::{Inserts, delete, insert, insert_row, is_collision, update},
+        store::{Inserts, delete, insert, insert_row, is_collision, update, update_swapping},
     },
     policy::ColumnType,
     schema::{
@@ -214,9 +214,12 @@ impl<'a> Applier<'a> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
-        if !effects.conflicts.is_empty() {
-            self.tally.conflicts += effects.conflicts.len() as u64;
-            self.conflicts.record(table, op, stamp, &effects.conflicts)?;
+        let conflicts = &effects.conflicts;
+        self.tally.conflicts += conflicts.len() as u64;
+        // What an update overwrites, it can tell by itself.
+        let tells = op.kind == RowOpKind::Update && conflicts.iter().all(Conflict::is_overwritten);
+        if !conflicts.is_empty() && !tells {
+            self.conflicts.record(table, op, stamp, conflicts)?;
         }
         let mut stored = Stored::Yes;
         match verdict {
@@ -237,6 +240,13 @@ impl<'a> Applier<'a> {
                         result => result?,
                     }
                 }
+            }
+            Verdict::Merge if tells && !conflicts.is_empty() => {
+                let wins = |cell: usize| effects.wins[cell];
+                let overwritten = |column| conflicts.iter().any(|c| c.column == column);
+                self.conn.swapped().clear();
+                update_swapping(self.conn, table, op, wins, overwritten)?;
+                self.conflicts.record_swapped(table, op, stamp, conflicts)?;
             }
             Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
         }

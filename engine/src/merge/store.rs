@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use crate::{
     entry::{Cell, CellWrite, RowOp},
-    id::TableId,
+    id::{ColumnId, TableId},
     schema::{
         Table,
         row::lend_key,
@@ -21,7 +21,7 @@ use crate::{
 const INSERT: u64 = 1;
 const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
-/// The places of the updated cells follow, one bit each.
+/// The places of the updated cells follow, one bit each, and of those swapped.
 const UPDATE: u64 = 4;
 const SELECT: u64 = 5;
 
@@ -74,20 +74,37 @@ pub(super) fn update(
     op: &RowOp<'_>,
     wins: impl Fn(usize) -> bool,
 ) -> rusqlite::Result<()> {
+    update_swapping(conn, table, op, wins, |_| false)
+}
+
+/// As [`update`], and leaves in [`Keeping::swapped`] what stood in the columns that `swaps` picks, by
+/// their place in the table.
+pub(super) fn update_swapping(
+    conn: &Keeping,
+    table: &Table,
+    op: &RowOp<'_>,
+    wins: impl Fn(usize) -> bool,
+    swaps: impl Fn(ColumnId) -> bool,
+) -> rusqlite::Result<()> {
     let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
-    let mut name = [0; 2 + MASK_WORDS];
+    let words = table.cells.len().div_ceil(64);
+    let mut name = [0; 2 + 2 * MASK_WORDS];
     name[0] = table.id.0.into();
     name[1] = UPDATE;
-    for place in winning().filter_map(|cell| table.cell(cell.column)) {
+    for cell in winning() {
+        let Some(place) = table.cell(cell.column) else { continue };
         name[2 + place / 64] |= 1 << (place % 64);
+        if swaps(cell.column) {
+            name[2 + words + place / 64] |= 1 << (place % 64);
+        }
     }
-    let name = &name[..2 + table.cells.len().div_ceil(64)];
+    let name = &name[..2 + 2 * words];
     if name[2..].iter().all(|word| *word == 0) {
         return Ok(());
     }
     conn.run(
         name,
-        || update_sql(table, winning()),
+        || update_sql(table, winning(), &swaps),
         |parameters| {
             lend_key(parameters, 0, table, op.key)?;
             let mut before = table.key.len();
@@ -105,23 +122,33 @@ pub(super) fn update(
     )
 }
 
-fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
+fn update_sql<'c>(
+    table: &Table,
+    cells: impl Iterator<Item = &'c Cell<'c>>,
+    swaps: impl Fn(ColumnId) -> bool,
+) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    let mut set = |name: &str, counted: bool| {
+    let mut set = |name: &str, value: &dyn Fn(usize) -> String| {
         let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        sql.push_str(&match counted {
-            false => format!("{comma}{name} = ?{place}"),
-            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
-        });
+        sql.push_str(&format!("{comma}{name} = {}", value(place)));
     };
+    let given = |place: usize| format!("?{place}");
     for cell in cells {
         if cell.column == KEY_SPELLING {
-            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+            table.key.iter().for_each(|column| set(&quoted(&column.name), &given));
         } else if let Some(column) = table.cell(cell.column) {
-            let counted = matches!(cell.write, CellWrite::Add(_));
-            set(&quoted(&table.cells[column].name), counted);
+            let name = quoted(&table.cells[column].name);
+            match cell.write {
+                CellWrite::Assign { .. } if swaps(cell.column) => {
+                    set(&name, &|place| format!("littoral_swap({name}, ?{place}, {column})"));
+                }
+                CellWrite::Assign { .. } => set(&name, &given),
+                CellWrite::Add(_) => {
+                    set(&name, &|place| format!("littoral_add({name}, ?{place})"));
+                }
+            }
         }
     }
     sql.push_str(" WHERE ");
