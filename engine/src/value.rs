@@ -8,7 +8,7 @@
 //! - two keys have equal bytes exactly if SQLite's BINARY comparison calls every part equal:
 //!   an INTEGER and a REAL of equal value share one encoding, and -0.0 is 0.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cmp::Ordering};
 
 /// A borrowed SQLite value. Text is kept as bytes, since SQLite does not check that it is UTF-8.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -23,6 +23,45 @@ pub enum ValueRef<'a> {
     Text(&'a [u8]),
     /// BLOB.
     Blob(&'a [u8]),
+}
+
+impl ValueRef<'_> {
+    /// A total order of all values: NULL, then numbers, text and blobs. Numbers compare by value,
+    /// exactly also beyond 2^53; of equal ones INTEGER comes first, then -0.0. Text and blobs compare
+    /// byte by byte. Two values are equal exactly if they are stored alike.
+    pub fn total_cmp(self, other: Self) -> Ordering {
+        match (self, other) {
+            (Self::Integer(a), Self::Integer(b)) => a.cmp(&b),
+            (Self::Real(a), Self::Real(b)) => a.total_cmp(&b),
+            (Self::Integer(a), Self::Real(b)) => compare_numbers(a, b),
+            (Self::Real(a), Self::Integer(b)) => compare_numbers(b, a).reverse(),
+            (Self::Text(a), Self::Text(b)) | (Self::Blob(a), Self::Blob(b)) => a.cmp(b),
+            _ => self.class().cmp(&other.class()),
+        }
+    }
+
+    const fn class(self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Integer(_) | Self::Real(_) => 1,
+            Self::Text(_) => 2,
+            Self::Blob(_) => 3,
+        }
+    }
+}
+
+/// An INTEGER against a REAL; never equal, since the INTEGER comes first then.
+fn compare_numbers(integer: i64, real: f64) -> Ordering {
+    // A double at or beyond 2^63 is beyond every integer; below that its whole part is an integer.
+    const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+    if real >= TWO_TO_63 {
+        return Ordering::Less;
+    }
+    match integral(real.floor()) {
+        // The whole part decides; what is behind the point only makes the REAL greater.
+        Some(floor) if integer <= floor => Ordering::Less,
+        _ => Ordering::Greater,
+    }
 }
 
 /// Bytes that do not follow the format.
@@ -454,6 +493,16 @@ pub(crate) mod tests {
         }
 
         #[test]
+        fn the_total_order_is_one(a in key_value(), b in key_value(), c in key_value()) {
+            let (a, b, c) = (a.as_value(), b.as_value(), c.as_value());
+            prop_assert_eq!(a.total_cmp(b), b.total_cmp(a).reverse());
+            prop_assert_eq!(a.total_cmp(a), Ordering::Equal);
+            if a.total_cmp(b).is_le() && b.total_cmp(c).is_le() {
+                prop_assert!(a.total_cmp(c).is_le());
+            }
+        }
+
+        #[test]
         fn integer_keys_sort_as_bytes(a in number(), b in number()) {
             prop_assert_eq!(key(&Owned::Integer(a)).cmp(&key(&Owned::Integer(b))), a.cmp(&b));
         }
@@ -464,6 +513,38 @@ pub(crate) mod tests {
                 [key(&Owned::Text(x.clone())), key(&Owned::Blob(y.clone()))].concat()
             };
             prop_assert_eq!(pair(&a, &b) == pair(&c, &d), a == c && b == d);
+        }
+    }
+
+    #[test]
+    fn numbers_compare_exactly_and_integers_come_first() {
+        use ValueRef::{Integer, Real};
+        let big = (1i64 << 53) + 1;
+        let ascending = [
+            Real(f64::NEG_INFINITY),
+            Real(-1e19),
+            Integer(i64::MIN),
+            Real(i64::MIN as f64),
+            Real(-1.5),
+            Integer(-1),
+            Real(-1.0),
+            Real(-0.5),
+            Integer(0),
+            Real(-0.0),
+            Real(0.0),
+            Real(0.5),
+            Integer(1),
+            Real((big - 1) as f64),
+            Integer(big),
+            Real((big + 1) as f64),
+            Integer(i64::MAX),
+            Real(i64::MAX as f64),
+            Real(f64::INFINITY),
+        ];
+        for (place, a) in ascending.iter().enumerate() {
+            for (other, b) in ascending.iter().enumerate() {
+                assert_eq!(a.total_cmp(*b), place.cmp(&other), "{a:?} {b:?}");
+            }
         }
     }
 

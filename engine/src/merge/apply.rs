@@ -3,14 +3,19 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
-use rusqlite::{Connection, functions::FunctionFlags};
+use rusqlite::Connection;
 
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
     entry::{CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
+    hlc::Stamp,
     id::AuthorId,
-    merge::conflict,
+    merge::{
+        conflict,
+        functions::{extreme, is_overflow},
+        row,
+    },
     policy::ColumnType,
     schema::{
         Registry, Table,
@@ -38,16 +43,6 @@ pub(crate) struct Applier<'a> {
 pub(crate) struct Tally {
     pub(crate) rows: u64,
     pub(crate) conflicts: u64,
-}
-
-/// Makes the functions that apply statements call.
-pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
-    // In SQL, an addition that overflows gives a REAL; a counter wraps.
-    let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
-    conn.create_scalar_function("littoral_add", 2, flags, |context| {
-        let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
-        Ok(count.wrapping_add(delta))
-    })
 }
 
 impl Applier<'_> {
@@ -188,14 +183,34 @@ impl Applier<'_> {
                 insert(self.conn, table, op)?;
             }
             Verdict::Merge if op.kind == RowOpKind::Insert => match insert(self.conn, table, op) {
-                Err(error) if is_collision(&error) => {
-                    update(self.conn, table, op, |cell| effects.wins[cell])?;
-                }
+                Err(error) if is_collision(&error) => self.combine(table, op, stamp, &effects)?,
                 result => result?,
             },
-            Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
+            Verdict::Merge => self.combine(table, op, stamp, &effects)?,
         }
         self.effects = effects;
+        Ok(())
+    }
+
+    /// Merges an operation into the row that is there.
+    fn combine(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        effects: &Effects,
+    ) -> Result<(), ApplyError> {
+        let wins = |cell: usize| effects.wins[cell];
+        match update(self.conn, table, op, wins) {
+            Err(error) if is_overflow(&error) => {}
+            result => return Ok(result?),
+        }
+        let Some(mut cells) = read_row(self.conn, table, op.key)? else { return Ok(()) };
+        for overflow in row::merge(table, &mut cells, op, wins) {
+            self.tally.conflicts += 1;
+            conflict::record_overflow(self.conn, table, op.key, stamp, overflow)?;
+        }
+        update_row(self.conn, table, op.key, &cells)?;
         Ok(())
     }
 
@@ -228,6 +243,7 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     let fits = |place: usize, write: CellWrite<'_>| match table.cells[place].merge {
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
+        ColumnType::Max | ColumnType::Min => matches!(write, CellWrite::Extreme(_)),
     };
     for cell in op.cells {
         let place = table.cell(cell.column).ok_or(DecodeError::Unknown("column"))?;
@@ -263,7 +279,7 @@ fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<
     bind_key(&mut statement, table, op.key)?;
     for (place, cell) in (table.key.len() + 1..).zip(op.cells) {
         match cell.write {
-            CellWrite::Assign { value, .. } => {
+            CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => {
                 statement.raw_bind_parameter(place, Param(value))?;
             }
             CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
@@ -279,11 +295,30 @@ fn insert_row(
     key: &[u8],
     cells: &[Vec<u8>],
 ) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
+    run_with_row(conn, &table.sql.insert, table, key, cells)
+}
+
+/// Writes all cells of a row that is there.
+fn update_row(
+    conn: &Connection,
+    table: &Table,
+    key: &[u8],
+    cells: &[Vec<u8>],
+) -> rusqlite::Result<()> {
+    run_with_row(conn, &table.sql.update, table, key, cells)
+}
+
+fn run_with_row(
+    conn: &Connection,
+    sql: &str,
+    table: &Table,
+    key: &[u8],
+    cells: &[Vec<u8>],
+) -> rusqlite::Result<()> {
+    let mut statement = conn.prepare_cached(sql)?;
     bind_key(&mut statement, table, key)?;
     for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-        statement.raw_bind_parameter(place, Param(value))?;
+        statement.raw_bind_parameter(place, Param(row::value(cell)))?;
     }
     statement.raw_execute()?;
     Ok(())
@@ -309,6 +344,10 @@ fn update(
             CellWrite::Add(_) => {
                 sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
             }
+            CellWrite::Extreme(_) => {
+                let further = extreme(table.cells[column].merge);
+                sql.push_str(&format!("{comma}{name} = {further}({name}, ?{place})"));
+            }
         }
     }
     if place == table.key.len() {
@@ -320,7 +359,9 @@ fn update(
     bind_key(&mut statement, table, op.key)?;
     for (place, cell) in (table.key.len() + 1..).zip(winning()) {
         match cell.write {
-            CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
+            CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => {
+                statement.raw_bind_parameter(place, Param(value))?;
+            }
             CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
         }
     }
@@ -343,6 +384,5 @@ fn stored_value<'c>(
     table
         .cell(conflict.column)
         .and_then(|place| stored?.get(place))
-        .and_then(|cell| ByteReader::new(cell).cell().ok())
-        .unwrap_or(ValueRef::Null)
+        .map_or(ValueRef::Null, |cell| row::value(cell))
 }

@@ -8,8 +8,10 @@ use crate::{
     entry::{CellWrite, RowOp},
     hlc::Stamp,
     limits::MAX_CONFLICTS,
+    merge::row::Overflow,
     schema::Table,
     sqlite::Param,
+    testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef},
 };
 
@@ -28,9 +30,7 @@ pub(super) fn record(
     conflict: &Conflict,
     stored: ValueRef<'_>,
 ) -> rusqlite::Result<()> {
-    let Some(column) = table.cell(conflict.column).map(|place| &table.cells[place]) else {
-        return Ok(());
-    };
+    let Some(place) = table.cell(conflict.column) else { return Ok(()) };
     let incoming = Side { value: incoming(op, conflict), stamp: Some(stamp) };
     let held = Side { value: stored, stamp: conflict.held };
     let gone = |stamp| Side { value: ValueRef::Null, stamp };
@@ -40,19 +40,49 @@ pub(super) fn record(
         ConflictKind::StoredDeleted => ("delete wins", gone(Some(stamp)), held),
         ConflictKind::RowGone => ("delete wins", gone(None), incoming),
     };
+    insert(conn, table, Some(place), op.key, rule, &kept, &lost)
+}
+
+/// Writes that increments which did not know of each other made a counter overflow.
+pub(super) fn record_overflow(
+    conn: &Connection,
+    table: &Table,
+    key: &[u8],
+    stamp: Stamp,
+    overflow: Overflow,
+) -> rusqlite::Result<()> {
+    if planted(Bug::OverflowUnreported) {
+        return Ok(());
+    }
+    let exact = overflow.exact.to_string();
+    let kept = Side { value: ValueRef::Integer(overflow.wrapped), stamp: None };
+    let lost = Side { value: ValueRef::Text(exact.as_bytes()), stamp: Some(stamp) };
+    insert(conn, table, Some(overflow.place), key, "counter overflow", &kept, &lost)
+}
+
+fn insert(
+    conn: &Connection,
+    table: &Table,
+    place: Option<usize>,
+    key: &[u8],
+    rule: &str,
+    kept: &Side<'_>,
+    lost: &Side<'_>,
+) -> rusqlite::Result<()> {
+    let column = place.map(|place| &table.cells[place]);
     let mut insert = conn.prepare_cached(INSERT)?;
     insert.execute(params![
         rule,
         table.name,
-        column.name,
-        key_text(op.key),
+        column.map(|column| &column.name),
+        key_text(key),
         Param(kept.value),
         kept.stamp.map(|s| s.hlc.wall().0.cast_signed()),
         Param(lost.value),
         lost.stamp.map(|s| s.hlc.wall().0.cast_signed()),
         table.id.0,
-        column.id.0,
-        op.key,
+        column.map(|column| column.id.0),
+        key,
         kept.stamp.map(|s| s.hlc.0.cast_signed()),
         kept.stamp.map(|s| s.author.to_u64().cast_signed()),
         kept.stamp.map(|s| s.seq.cast_signed()),
@@ -78,7 +108,7 @@ fn incoming<'v>(op: &RowOp<'v>, conflict: &Conflict) -> ValueRef<'v> {
     let cell = op.cells.iter().find(|cell| cell.column == conflict.column);
     match cell.map(|cell| cell.write) {
         Some(CellWrite::Assign { value, .. }) => value,
-        Some(CellWrite::Add(_)) | None => ValueRef::Null,
+        Some(CellWrite::Add(_) | CellWrite::Extreme(_)) | None => ValueRef::Null,
     }
 }
 

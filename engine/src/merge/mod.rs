@@ -9,3 +9,5 @@
 
 pub(crate) mod apply;
 mod conflict;
+pub(crate) mod functions;
+mod row;

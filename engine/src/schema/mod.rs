@@ -44,8 +44,15 @@ pub(crate) struct Table {
     pub(crate) key: Vec<Column>,
     /// The other stored columns, by ascending id.
     pub(crate) cells: Vec<Column>,
-    /// The ids of the cells that are assigned (not counted), ascending.
+    /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// The places of the cells of each group.
+    pub(crate) groups: Vec<Vec<usize>>,
+    /// Whether there is a counter among the cells.
+    pub(crate) counted: bool,
+    /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
+    /// would store.
+    pub(crate) normalized: bool,
     pub(crate) sql: TableSql,
 }
 
@@ -68,6 +75,8 @@ pub(crate) struct TableSql {
     /// A full row: key, then cells. OR ABORT, whatever conflict clause the table declares: a merge
     /// decides itself what a collision means.
     pub(crate) insert: String,
+    /// All cells of the row with a key: key, then cells; for a table without cells nothing to run.
+    pub(crate) update: String,
     /// The row with a key.
     pub(crate) delete: String,
     /// All rows in key order: key, then cells.
@@ -77,6 +86,37 @@ pub(crate) struct TableSql {
 }
 
 impl Table {
+    fn new(
+        id: TableId,
+        name: String,
+        policy: TablePolicy,
+        key: Vec<Column>,
+        cells: Vec<Column>,
+    ) -> Self {
+        let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (place, cell) in cells.iter().enumerate() {
+            if let Some(group) = policy.groups.get(&cell.name) {
+                groups.entry(group).or_default().push(place);
+            }
+        }
+        let groups = groups.into_values().collect();
+        let lww = |cell: &&Column| cell.merge == ColumnType::Lww;
+        let assigned = cells.iter().filter(lww).map(|cell| cell.id).collect();
+        let has = |merges: &[ColumnType]| cells.iter().any(|cell| merges.contains(&cell.merge));
+        Self {
+            counted: has(&[ColumnType::Counter]),
+            normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            sql: TableSql::new(&name, &key, &cells),
+            id,
+            name,
+            policy,
+            key,
+            assigned,
+            groups,
+            cells,
+        }
+    }
+
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
         self.policy.writers == Writers::Any
@@ -106,7 +146,7 @@ impl Registry {
                 consistency: word(&policy)?,
                 writers: word(&writers)?,
                 explicit_key,
-                columns: BTreeMap::new(),
+                ..TablePolicy::default()
             };
             let columns: Vec<(u32, String, String)> = conn
                 .prepare(
@@ -117,17 +157,14 @@ impl Registry {
             let shape = enroll::shape(conn, &name)?;
             let (mut key, mut cells) = (Vec::new(), Vec::new());
             for (id, column, merge) in columns {
-                let merge: ColumnType = word(&merge)?;
-                if merge != ColumnType::default() {
-                    policy.columns.insert(column.clone(), merge);
-                }
+                policy.declare_column(&column, &merge).map_err(unreadable)?;
                 let Some(found) = shape.iter().find(|c| c.name == column) else { continue };
                 let stored = Column {
                     id: ColumnId(id),
+                    merge: policy.columns.get(&column).copied().unwrap_or_default(),
                     name: column,
                     position: found.position,
                     real: found.real,
-                    merge,
                 };
                 match found.key_place {
                     Some(place) => key.push((place, stored)),
@@ -136,19 +173,7 @@ impl Registry {
             }
             key.sort_by_key(|(place, _)| *place);
             let key: Vec<Column> = key.into_iter().map(|(_, column)| column).collect();
-            registry.push(Table {
-                sql: TableSql::new(&name, &key, &cells),
-                id: TableId(id),
-                name,
-                policy,
-                assigned: cells
-                    .iter()
-                    .filter(|c| c.merge == ColumnType::Lww)
-                    .map(|c| c.id)
-                    .collect(),
-                key,
-                cells,
-            });
+            registry.push(Table::new(TableId(id), name, policy, key, cells));
         }
         Ok(registry)
     }
@@ -199,6 +224,15 @@ impl TableSql {
                 all.join(", "),
                 places.join(", ")
             ),
+            update: format!(
+                "UPDATE OR ABORT {table} SET {} WHERE {where_key}",
+                values
+                    .iter()
+                    .zip(&places[keys.len()..])
+                    .map(|(v, p)| format!("{v} = {p}"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
             delete: format!("DELETE FROM {table} WHERE {where_key}"),
             scan: format!("SELECT {} FROM {table} ORDER BY {}", all.join(", "), keys.join(", ")),
             where_key,
@@ -210,7 +244,10 @@ fn word<T: std::str::FromStr>(word: &str) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    word.parse().map_err(|error: T::Err| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
-    })
+    word.parse().map_err(unreadable)
+}
+
+/// A word of the catalog that this version does not know.
+fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
 }
