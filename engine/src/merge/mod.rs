@@ -11,3 +11,4 @@ pub(crate) mod apply;
 mod conflict;
 pub(crate) mod functions;
 mod row;
+mod store;

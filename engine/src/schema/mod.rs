@@ -53,6 +53,8 @@ pub(crate) struct Table {
     /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
     /// would store.
     pub(crate) normalized: bool,
+    /// Nothing but a collision with another row, or a NULL, keeps a row out.
+    pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
 }
 
@@ -92,6 +94,7 @@ impl Table {
         policy: TablePolicy,
         key: Vec<Column>,
         cells: Vec<Column>,
+        is_plain: bool,
     ) -> Self {
         let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (place, cell) in cells.iter().enumerate() {
@@ -106,6 +109,7 @@ impl Table {
         Self {
             counted: has(&[ColumnType::Counter]),
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            is_plain,
             sql: TableSql::new(&name, &key, &cells),
             id,
             name,
@@ -173,7 +177,8 @@ impl Registry {
             }
             key.sort_by_key(|(place, _)| *place);
             let key: Vec<Column> = key.into_iter().map(|(_, column)| column).collect();
-            registry.push(Table::new(TableId(id), name, policy, key, cells));
+            let is_plain = enroll::is_plain(conn, &name)?;
+            registry.push(Table::new(TableId(id), name, policy, key, cells, is_plain));
         }
         Ok(registry)
     }
