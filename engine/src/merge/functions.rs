@@ -20,9 +20,8 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
         let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
         count.checked_add(delta).ok_or_else(overflow)
     })?;
-    for merge in [ColumnType::Max, ColumnType::Min] {
-        let name = format!("littoral_{merge}");
-        conn.create_scalar_function(name.as_str(), 2, flags, move |context| {
+    for (name, merge) in [("littoral_max", ColumnType::Max), ("littoral_min", ColumnType::Min)] {
+        conn.create_scalar_function(name, 2, flags, move |context| {
             let takes = merge.takes(argument(context, 0), argument(context, 1));
             Ok(ToSqlOutput::Arg(usize::from(takes || planted(Bug::ExtremeByArrival))))
         })?;
@@ -30,9 +29,15 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The function that gives what stands in a `max` or `min` column after a value has met it.
-pub(super) fn extreme(merge: ColumnType) -> String {
-    format!("littoral_{merge}")
+/// The function that gives what stands in a column after a write has met it; `None` if it is the value
+/// written.
+pub(super) const fn combining(merge: ColumnType) -> Option<&'static str> {
+    match merge {
+        ColumnType::Lww => None,
+        ColumnType::Counter => Some("littoral_add"),
+        ColumnType::Max => Some("littoral_max"),
+        ColumnType::Min => Some("littoral_min"),
+    }
 }
 
 fn argument<'c>(context: &'c Context<'_>, index: usize) -> ValueRef<'c> {
