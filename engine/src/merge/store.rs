@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::{ColumnId, TableId},
+    merge::{functions::combining, row},
     schema::{
         Table,
         row::lend_key,
@@ -57,8 +58,7 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            let mut values =
-                cells.iter().map(|cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null));
+            let mut values = cells.iter().map(|cell| row::value(cell));
             let spelling = if table.has_spelling() { values.next() } else { None };
             lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
             let mut places = table.key.len() + 1..;
@@ -140,14 +140,12 @@ fn update_sql<'c>(
             table.key.iter().for_each(|column| set(&quoted(&column.name), &given));
         } else if let Some(column) = table.cell(cell.column) {
             let name = quoted(&table.cells[column].name);
-            match cell.write {
-                CellWrite::Assign { .. } if swaps(cell.column) => {
+            match combining(table.cells[column].merge) {
+                Some(function) => set(&name, &|place| format!("{function}({name}, ?{place})")),
+                None if swaps(cell.column) => {
                     set(&name, &|place| format!("littoral_swap({name}, ?{place}, {column})"));
                 }
-                CellWrite::Assign { .. } => set(&name, &given),
-                CellWrite::Add(_) => {
-                    set(&name, &|place| format!("littoral_add({name}, ?{place})"));
-                }
+                None => set(&name, &given),
             }
         }
     }
@@ -177,7 +175,7 @@ impl StoredRow<'_> {
     pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
         match place.checked_sub(usize::from(!self.spelling.is_empty())) {
             Some(column) => self.columns.value(column),
-            None => ByteReader::new(&self.spelling).cell().unwrap_or(ValueRef::Null),
+            None => row::value(&self.spelling),
         }
     }
 }
@@ -216,7 +214,7 @@ fn lend<'v>(
 /// What a write binds: the value, or the increment.
 fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     match write {
-        CellWrite::Assign { value, .. } => value,
+        CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => value,
         CellWrite::Add(delta) => ValueRef::Integer(delta),
     }
 }
