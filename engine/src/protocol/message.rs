@@ -30,6 +30,9 @@ pub(crate) enum Message {
     Ping(u64),
     /// The answer.
     Pong(u64),
+    /// What members have said to hold on stable storage, passed on: their author ids and vectors. A
+    /// vector is one that its member once held; none is put together from several.
+    Acks(Vec<(u64, Vec<(u64, Seq)>)>),
 }
 
 /// Who a replica is, and what it has.
@@ -86,6 +89,8 @@ impl Hello {
         heads: impl Iterator<Item = (AuthorId, Head)>,
         register: Option<&Register>,
         schema: SchemaVersion,
+        trimmed: &VersionVector,
+        frontier: u64,
     ) -> Self {
         Self {
             frame_versions: (FRAME_VERSION, FRAME_VERSION),
@@ -96,9 +101,9 @@ impl Hello {
             vector: heads
                 .map(|(author, head)| (author.to_u64(), head.seq, head.digest.prefix()))
                 .collect(),
-            trimmed: Vec::new(),
+            trimmed: wire_vector(trimmed),
             register: register.cloned(),
-            frontier: 0,
+            frontier,
             schema: schema.0,
         }
     }

@@ -28,6 +28,8 @@ impl Replica {
             self.log.heads(),
             self.register.as_ref(),
             self.registry.version,
+            &self.log.start().vector,
+            self.contested.stable().number,
         );
         let mut session = PeerSession::new(peer, node, self.now.mono, hello);
         session.is_reconnect = !self.linked.insert(session.node.clone());
@@ -43,6 +45,10 @@ impl Replica {
             Received::Nothing => Ok(()),
             Received::Entries(entries) => self.queue(peer, entries),
             Received::Hello(hello) => self.hello(peer, &hello),
+            Received::Acks(acks) => {
+                self.hear_acks(peer, acks);
+                Ok(())
+            }
         }
     }
 
@@ -58,7 +64,7 @@ impl Replica {
     pub(super) fn hello(&mut self, peer: PeerId, hello: &Hello) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions.get(&peer) else { return Ok(()) };
         let node = session.node.clone();
-        check_hello(&self.identity, &node, hello)?;
+        let them = check_hello(&self.identity, &node, hello)?;
         for (dot, prefix) in hello.heads() {
             self.compare(dot, prefix)?;
         }
@@ -69,6 +75,9 @@ impl Replica {
         }
         self.close_replaced(peer, &node);
         let vector = hello.vector();
+        if !vector.covers_all(&self.log.start().vector) {
+            return Err(ProtocolError::TooOld { trimmed: self.log.start().vector.clone() });
+        }
         let cursor = match self.sessions.get(&peer) {
             Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
                 self.durable.lsn.next()
@@ -76,6 +85,7 @@ impl Replica {
             _ => self.log.start_for(&vector),
         };
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
+        session.incarnation = Some(them.incarnation);
         let early = session.start_streaming(vector, cursor)?;
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         self.queue(peer, early)
@@ -140,8 +150,10 @@ impl Replica {
     pub(super) fn serve_links(&mut self) -> bool {
         self.push_entries();
         let mut failed = Vec::new();
+        let applied = planted(Bug::AckUnsynced).then(|| self.log.vector());
+        let told = applied.as_ref().unwrap_or(&self.durable.vector);
         for (peer, session) in &mut self.sessions {
-            if let Err(error) = session.tick(self.now.mono, &self.durable.vector) {
+            if let Err(error) = session.tick(self.now.mono, told, &self.acks) {
                 failed.push((*peer, error));
             }
             while let Some((channel, bytes)) = session.take_frame() {
@@ -157,7 +169,12 @@ impl Replica {
     pub(super) fn push_entries(&mut self) {
         let upto = if planted(Bug::SendUnsynced) { self.log.last() } else { self.durable.lsn };
         let mut broken = None;
+        let mut too_old = Vec::new();
         for session in self.sessions.values_mut() {
+            if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
+                too_old.push(session.peer);
+                continue;
+            }
             let Some(from) = session.wants_from(upto) else { continue };
             let read = self
                 .log
@@ -167,6 +184,10 @@ impl Replica {
                 broken = Some(error);
                 break;
             }
+        }
+        for peer in too_old {
+            let trimmed = self.log.start().vector.clone();
+            self.refuse(peer, &ProtocolError::TooOld { trimmed });
         }
         match broken {
             None => {}
