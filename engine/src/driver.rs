@@ -160,7 +160,7 @@ pub enum CloseCode {
     Halted = 10,
     /// Storage fails at present; the link may be tried again.
     Storage = 11,
-    /// The peer lacks entries that this node has trimmed from its log.
+    /// One of the two lacks entries that the other has trimmed from its log.
     TooOld = 12,
 }
 

@@ -230,7 +230,7 @@ pub(crate) enum ProtocolError {
     UnknownAuthor(AuthorId),
     #[error("more entries than the credit allows")]
     TooMuch,
-    #[error("the peer lacks entries that this node has trimmed: {trimmed}")]
+    #[error("entries up to {trimmed} are trimmed at one end, and the other lacks some of them")]
     TooOld { trimmed: VersionVector },
     #[error("nothing heard for too long")]
     TimedOut,

@@ -236,7 +236,11 @@ impl Block {
             block.starts.push(offset(block.bytes.len()));
             block.bytes.extend_from_slice(row);
         }
-        if reader.is_empty() { Ok(block) } else { Err(DecodeError::Invalid("bytes behind a block")) }
+        if reader.is_empty() {
+            Ok(block)
+        } else {
+            Err(DecodeError::Invalid("bytes behind a block"))
+        }
     }
 }
 

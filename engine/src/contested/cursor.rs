@@ -34,11 +34,7 @@ impl<'c> ClockCursor<'c> {
     }
 
     /// The clocks of a row, if it has any. Any order gives the right answer.
-    pub(crate) fn row(
-        &mut self,
-        table: TableId,
-        key: &[u8],
-    ) -> rusqlite::Result<Option<RowClock>> {
+    pub(crate) fn row(&mut self, table: TableId, key: &[u8]) -> rusqlite::Result<Option<RowClock>> {
         if !self.at.as_ref().is_some_and(|place| place.holds(table, key)) {
             let Some(directory) = self.shelf.directory(table) else { return Ok(None) };
             let upto = (Bound::Unbounded, Bound::Included(key));

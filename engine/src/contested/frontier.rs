@@ -47,9 +47,8 @@ impl Contested {
         self.stable.open.push(at.dot());
         self.stable.open.retain(|dot| !covered.covers(*dot));
         let is_covered = |stamp: Stamp| covered.covers(stamp.dot());
-        let concerned = |stamp: Stamp| {
-            stamp != FORGOTTEN && (is_covered(stamp) || planted(Bug::DropAny))
-        };
+        let concerned =
+            |stamp: Stamp| stamp != FORGOTTEN && (is_covered(stamp) || planted(Bug::DropAny));
         let change = |clock: &mut RowClock| clock.drop_covered(&is_covered, number, at);
         Ok(self.shelf.change_all(disk, concerned, change)?)
     }

@@ -94,9 +94,14 @@ impl ClockChanges {
     }
 
     fn push(&mut self, table: TableId, key: &[u8], clock: &RowClock) {
+        if clock.is_empty() {
+            // Increments alone: it had no clocks before either.
+            return;
+        }
         /// More would make it slow to find a stamp's number.
         const STAMPS: usize = 64;
-        let another = |(last, rows): &(TableId, Block)| *last != table || rows.stamps.len() > STAMPS;
+        let another =
+            |(last, rows): &(TableId, Block)| *last != table || rows.stamps.len() > STAMPS;
         if self.tables.last().is_none_or(another) {
             self.tables.push((table, Block::default()));
         }

@@ -89,7 +89,9 @@ impl Slot {
         match (&self.held, self.id) {
             (Held::Loaded(block), _) => Ok(Arc::clone(block)),
             (Held::Paged { .. }, Some(id)) => read_block(disk, id).map(Arc::new),
-            (Held::Paged { .. }, None) => Err(damaged(DecodeError::Invalid("a block without number"))),
+            (Held::Paged { .. }, None) => {
+                Err(damaged(DecodeError::Invalid("a block without number")))
+            }
         }
     }
 
@@ -220,11 +222,23 @@ impl Shelf {
         if bound.is_empty() && directory.len() > 1 {
             return;
         }
-        let slot = directory.remove(&bound);
+        let mut removed = vec![directory.remove(&bound)];
+        // The first of several may have become empty before.
+        if directory.len() == 1
+            && let Some((bound, slot)) = directory.first_key_value()
+            && matches!(&slot.held, Held::Loaded(block) if block.is_empty())
+        {
+            let bound = bound.clone();
+            let mut slot = directory.remove(&bound);
+            if let Some(slot) = &mut slot {
+                save(&mut self.undo, self.marks, table, &bound, slot);
+            }
+            removed.push(slot);
+        }
         if directory.is_empty() {
             self.tables.remove(&table);
         }
-        if let Some(slot) = slot {
+        for slot in removed.into_iter().flatten() {
             self.dropped(&slot);
         }
     }
@@ -237,7 +251,11 @@ impl Shelf {
     }
 
     /// Brings the blocks into memory that the changes fall into.
-    pub(super) fn load(&mut self, disk: &Connection, changes: &ClockChanges) -> rusqlite::Result<()> {
+    pub(super) fn load(
+        &mut self,
+        disk: &Connection,
+        changes: &ClockChanges,
+    ) -> rusqlite::Result<()> {
         for (table, rows) in changes.tables() {
             let Some(directory) = self.tables.get_mut(table) else { continue };
             if directory.values().all(|slot| matches!(slot.held, Held::Loaded(_))) {
@@ -388,7 +406,8 @@ impl Shelf {
             let bytes = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
             let block = block_from(bytes)?;
             shelf.rows += block.len() as u64;
-            shelf.shifts += (0..block.len()).map(|r| block.clock(r).shifts.len() as u64).sum::<u64>();
+            shelf.shifts +=
+                (0..block.len()).map(|r| block.clock(r).shifts.len() as u64).sum::<u64>();
             shelf.newest = shelf.newest.max(id);
             let held = if shelf.loaded > CLOCK_MEMORY_BYTES {
                 Held::Paged { stamps: block.stamps.into() }
@@ -455,7 +474,9 @@ impl Shelf {
             let (table, bound) = std::mem::take(&mut self.turn);
             for (id, directory) in self.tables.range_mut(TableId(table)..) {
                 let from: &[u8] = if id.0 == table { &bound } else { &[] };
-                for (bound, slot) in directory.range_mut::<[u8], _>((Bound::Included(from), Bound::Unbounded)) {
+                for (bound, slot) in
+                    directory.range_mut::<[u8], _>((Bound::Included(from), Bound::Unbounded))
+                {
                     if self.loaded <= target {
                         self.turn = (id.0, bound.clone());
                         return true;

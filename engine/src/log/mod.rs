@@ -288,8 +288,7 @@ impl Log {
              WHERE lsn > ? AND lsn <= ? ORDER BY lsn LIMIT ?",
         )?;
         let limit = TRIM_STEP_ENTRIES.cast_signed();
-        let mut rows =
-            statement.query([start.lsn.0.cast_signed(), upto.0.cast_signed(), limit])?;
+        let mut rows = statement.query([start.lsn.0.cast_signed(), upto.0.cast_signed(), limit])?;
         while let Some(row) = rows.next()? {
             let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
             let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
@@ -362,9 +361,10 @@ impl Log {
         mut each: impl FnMut(&Entry) -> Result<(), String>,
     ) -> Result<Self, LogError> {
         let mut log = Self { start, tail, ..Self::default() };
-        let mut statement = conn
-            .prepare("SELECT lsn, author, seq, length(bytes) FROM littoral_log \
-             WHERE lsn <= ? ORDER BY lsn")?;
+        let mut statement = conn.prepare(
+            "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
+             WHERE lsn <= ? ORDER BY lsn",
+        )?;
         let mut rows = statement.query([log.tail.last.0.cast_signed()])?;
         let mut last = log.start.lsn;
         while let Some(row) = rows.next()? {

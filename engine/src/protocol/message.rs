@@ -49,6 +49,9 @@ pub(crate) struct Hello {
     /// For every author the newest entry it has trimmed.
     pub(crate) trimmed: Vec<(u64, Seq)>,
     pub(crate) register: Option<Register>,
+    /// The lives of the receiver's node that it knows as members: incarnation, author id and newest
+    /// entry. So a node that has lost its file hears of it before anything is streamed.
+    pub(crate) yours: Vec<(u128, u64, Seq)>,
     /// Number of the newest frontier it has applied.
     pub(crate) frontier: u64,
     pub(crate) schema: u32,
@@ -103,6 +106,7 @@ impl Hello {
                 .collect(),
             trimmed: wire_vector(trimmed),
             register: register.cloned(),
+            yours: Vec::new(),
             frontier,
             schema: schema.0,
         }
@@ -119,6 +123,17 @@ impl Hello {
 
     pub(crate) fn vector(&self) -> VersionVector {
         self.heads().map(|(dot, _)| dot).collect()
+    }
+
+    /// What its log begins behind.
+    pub(crate) fn trimmed(&self) -> VersionVector {
+        read_vector(&self.trimmed)
+    }
+
+    /// What it knows of the receiver, if that is `incarnation`: its newest entry.
+    pub(crate) fn knows_of(&self, incarnation: Incarnation) -> Option<Dot> {
+        let found = self.yours.iter().find(|(of, ..)| *of == incarnation.0);
+        found.map(|(_, author, seq)| Dot { author: AuthorId::from_u64(*author), seq: *seq })
     }
 
     /// The newest entry of every author and the start of its digest.

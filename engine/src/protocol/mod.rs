@@ -20,7 +20,11 @@ pub(crate) mod frame;
 pub(crate) mod message;
 mod push;
 
-use std::{collections::{BTreeMap, VecDeque}, mem, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    time::Duration,
+};
 
 use crate::{
     driver::{Channel, Identity},
@@ -28,8 +32,8 @@ use crate::{
     error::ProtocolError,
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},
     limits::{
-        ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES, RELAY_ACK_INTERVAL,
-        UNAPPLIED_BYTES_MAX,
+        ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES,
+        RELAY_ACK_INTERVAL, UNAPPLIED_BYTES_MAX,
     },
     log::Start,
     protocol::{
@@ -77,6 +81,8 @@ pub(crate) struct PeerSession {
     /// Which life of the node it is, and what its entries are signed with, once that is known.
     pub(crate) incarnation: Option<Incarnation>,
     pub(crate) author: Option<AuthorId>,
+    /// It lacks entries that are trimmed here: nothing is sent to it.
+    pub(crate) is_too_old: bool,
 }
 
 #[derive(Debug)]
@@ -131,6 +137,7 @@ impl PeerSession {
             is_reconnect: false,
             incarnation: None,
             author: None,
+            is_too_old: false,
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -236,12 +243,16 @@ impl PeerSession {
         Ok(entries)
     }
 
-    /// Goes on behind what is trimmed, if the peer has all of that; false if it has not.
+    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
+    /// trimmed, every member has said to have.
     pub(crate) fn skip_trimmed(&mut self, start: &Start) -> bool {
         if self.cursor > start.lsn {
             return true;
         }
         self.cursor = start.lsn.next();
+        if self.author.is_some() {
+            self.known.advance_all(&start.vector);
+        }
         self.known.covers_all(&start.vector)
     }
 

@@ -505,7 +505,10 @@ fn a_session_wakes_when_something_is_due_and_not_before() {
     side.speak(START).unwrap();
     assert_eq!(side.session.deadline(&VersionVector::new(), &Acks::default()), START + KEEP_ALIVE);
     side.log.push(entry(1, 1, 50));
-    assert!(side.session.deadline(&side.vector(), &Acks::default()) <= START + ACK_INTERVAL, "an ack is due");
+    assert!(
+        side.session.deadline(&side.vector(), &Acks::default()) <= START + ACK_INTERVAL,
+        "an ack is due"
+    );
 }
 
 // --- Frames

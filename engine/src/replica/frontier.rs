@@ -41,11 +41,7 @@ pub(super) struct Checkpointing {
 
 impl Replica {
     /// Takes in acknowledgements that came over a link.
-    pub(super) fn hear_acks(
-        &mut self,
-        peer: PeerId,
-        acks: Vec<(Option<AuthorId>, VersionVector)>,
-    ) {
+    pub(super) fn hear_acks(&mut self, peer: PeerId, acks: Vec<(Option<AuthorId>, VersionVector)>) {
         for (author, vector) in acks {
             let own = author.is_none();
             let Some(author) = author.or_else(|| self.author_of(peer)) else { continue };
@@ -63,7 +59,7 @@ impl Replica {
     }
 
     /// What the entries of the node at the other end are signed with.
-    fn author_of(&mut self, peer: PeerId) -> Option<AuthorId> {
+    pub(super) fn author_of(&mut self, peer: PeerId) -> Option<AuthorId> {
         let session = self.sessions.get_mut(&peer)?;
         if session.author.is_none() {
             let member = self.members.iter().find(|m| Some(m.incarnation) == session.incarnation);
@@ -178,8 +174,7 @@ impl Replica {
             return false;
         }
         let todo = &self.checkpointing;
-        let cheap =
-            todo.frontier && self.contested.unsaved_bytes() <= CLOCK_CHECKPOINT_CHEAP_BYTES;
+        let cheap = todo.frontier && self.contested.unsaved_bytes() <= CLOCK_CHECKPOINT_CHEAP_BYTES;
         let due = cheap || todo.trim_more || todo.bytes >= CLOCK_CHECKPOINT_LOG_BYTES;
         self.checkpointing.frontier = false;
         if !self.contested.shrink() || due {

@@ -23,7 +23,7 @@ impl Replica {
             self.outputs.push_back(Output::Close { peer, code: CloseCode::Halted, reason: why });
             return;
         }
-        let hello = Hello::new(
+        let mut hello = Hello::new(
             &self.identity,
             self.log.heads(),
             self.register.as_ref(),
@@ -31,6 +31,10 @@ impl Replica {
             &self.log.start().vector,
             self.contested.stable().number,
         );
+        let lives = self.members.iter().filter(|member| member.node == node);
+        hello.yours = lives
+            .map(|life| (life.incarnation.0, life.author.to_u64(), self.log.head(life.author).seq))
+            .collect();
         let mut session = PeerSession::new(peer, node, self.now.mono, hello);
         session.is_reconnect = !self.linked.insert(session.node.clone());
         self.sessions.insert(peer, session);
@@ -65,6 +69,12 @@ impl Replica {
         let Some(session) = self.sessions.get(&peer) else { return Ok(()) };
         let node = session.node.clone();
         let them = check_hello(&self.identity, &node, hello)?;
+        if let Some(theirs) = hello.knows_of(self.identity.incarnation) {
+            let ours = self.log.head(theirs.author).seq;
+            if theirs.seq > ours {
+                return Err(ProtocolError::LostState { theirs, ours });
+            }
+        }
         for (dot, prefix) in hello.heads() {
             self.compare(dot, prefix)?;
         }
@@ -75,8 +85,9 @@ impl Replica {
         }
         self.close_replaced(peer, &node);
         let vector = hello.vector();
-        if !vector.covers_all(&self.log.start().vector) {
-            return Err(ProtocolError::TooOld { trimmed: self.log.start().vector.clone() });
+        let trimmed = hello.trimmed();
+        if !self.log.vector().covers_all(&trimmed) {
+            return Err(ProtocolError::TooOld { trimmed });
         }
         let cursor = match self.sessions.get(&peer) {
             Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
@@ -86,6 +97,8 @@ impl Replica {
         };
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
         session.incarnation = Some(them.incarnation);
+        // It finds that out itself, and closes the link.
+        session.is_too_old = !vector.covers_all(&self.log.start().vector);
         let early = session.start_streaming(vector, cursor)?;
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         self.queue(peer, early)
@@ -169,8 +182,14 @@ impl Replica {
     pub(super) fn push_entries(&mut self) {
         let upto = if planted(Bug::SendUnsynced) { self.log.last() } else { self.durable.lsn };
         let mut broken = None;
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.author_of(peer);
+        }
         let mut too_old = Vec::new();
         for session in self.sessions.values_mut() {
+            if session.is_too_old {
+                continue;
+            }
             if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
                 too_old.push(session.peer);
                 continue;

@@ -135,7 +135,11 @@ impl Replica {
     }
 
     /// Writes the next frontier, if there is news.
-    fn author_frontier(&mut self, author: AuthorId, applied: &VersionVector) -> Option<Rc<Written>> {
+    fn author_frontier(
+        &mut self,
+        author: AuthorId,
+        applied: &VersionVector,
+    ) -> Option<Rc<Written>> {
         let covered = self.contested.next_frontier(applied)?;
         let header = self.header(author, 0);
         let number = self.contested.stable().number + 1;
@@ -342,14 +346,7 @@ fn with_op<T>(op: &Op, epoch: u32, take: impl FnOnce(&RowOp<'_>) -> T) -> T {
             },
         })
         .collect();
-    take(&RowOp {
-        table: TABLE,
-        kind: op.kind,
-        key: &op.key,
-        epoch,
-        cells: &cells,
-        saw: &op.saw,
-    })
+    take(&RowOp { table: TABLE, kind: op.kind, key: &op.key, epoch, cells: &cells, saw: &op.saw })
 }
 
 fn merge(row: &mut Row, writes: &[(ColumnId, Write)], wins: impl Fn(usize) -> bool) {
@@ -387,8 +384,9 @@ fn specified(history: &[Rc<Written>]) -> Rows {
         }
     }
     let dead = |key: &[u8]| {
-        ops()
-            .any(|(_, op)| op.kind == RowOpKind::Delete && op.key == key && op.absolute == newest[key])
+        ops().any(|(_, op)| {
+            op.kind == RowOpKind::Delete && op.key == key && op.absolute == newest[key]
+        })
     };
     rows.into_iter()
         .filter(|(key, _)| !dead(key))
