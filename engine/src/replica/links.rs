@@ -14,7 +14,7 @@ use crate::{
     replica::{Replica, is_storage_failure},
     schema::catalog,
     testing::{Bug, planted},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 impl Replica {
@@ -163,10 +163,9 @@ impl Replica {
     pub(super) fn serve_links(&mut self) -> bool {
         self.push_entries();
         let mut failed = Vec::new();
-        let applied = planted(Bug::AckUnsynced).then(|| self.log.vector());
-        let told = applied.as_ref().unwrap_or(&self.durable.vector);
+        let told = self.acknowledged();
         for (peer, session) in &mut self.sessions {
-            if let Err(error) = session.tick(self.now.mono, told, &self.acks) {
+            if let Err(error) = session.tick(self.now.mono, &told, &self.acks) {
                 failed.push((*peer, error));
             }
             while let Some((channel, bytes)) = session.take_frame() {
@@ -215,6 +214,11 @@ impl Replica {
             }
             Some(error) => self.halt(error.to_string()),
         }
+    }
+
+    /// What peers are told that this node holds.
+    pub(super) fn acknowledged(&self) -> VersionVector {
+        if planted(Bug::AckUnsynced) { self.log.vector() } else { self.durable.vector.clone() }
     }
 
     /// A peer broke the protocol, or its link has to end.

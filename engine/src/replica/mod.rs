@@ -463,9 +463,10 @@ impl Replica {
         if more && self.halted.is_none() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
+        let told = self.acknowledged();
         self.sessions
             .values()
-            .map(|session| session.deadline(&self.durable.vector, &self.acks))
+            .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
             .chain(self.frontier_deadline())
             .min()
