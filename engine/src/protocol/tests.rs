@@ -602,6 +602,7 @@ fn message() -> impl Strategy<Value = Message> {
                 node: node.clone(),
                 incarnation: cluster.rotate_left(7),
                 vector: vector.iter().map(|(author, seq)| (*author, *seq, digest)).collect(),
+                yours: vector.iter().map(|(author, seq)| (cluster, *author, *seq)).collect(),
                 trimmed: vector,
                 register: Some(message::Register {
                     version: frontier,
@@ -617,6 +618,7 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         hello,
         vector().prop_map(Message::Ack),
+        (any::<u64>(), vector()).prop_map(|ack| Message::Acks(vec![ack])),
         any::<u64>().prop_map(Message::Credit),
         any::<u64>().prop_map(Message::Ping),
         any::<u64>().prop_map(Message::Pong),

@@ -97,6 +97,7 @@ impl Replica {
         self.log.undo();
         (self.registry, self.members, self.author) =
             (before.registry, before.members, before.author);
+        self.writer.apply().forget();
         if !self.writer.apply().is_autocommit()
             && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
         {
@@ -249,10 +250,12 @@ impl Replica {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
+                conn.forget();
             }
             Segment::Policy(tables) => {
                 let version = SchemaVersion(self.registry.version.0 + 1);
                 catalog::declare(conn, version, &tables)?;
+                conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
             }
             Segment::Membership(Membership::Join(member)) => {

@@ -296,7 +296,8 @@ impl Replica {
         let outputs = mem::take(&mut self.outputs).into();
         let unsaved = self.checkpointing.entries && !self.writes_stopped;
         let saved = if unsaved { self.checkpoint() } else { Ok(()) };
-        (outputs, saved.and(self.writer.close()))
+        let closed = self.writer.close();
+        (outputs, saved.and(closed))
     }
 
     // --- Writing
