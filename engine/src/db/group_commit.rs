@@ -16,9 +16,9 @@ use crate::{
     entry::{Entry, EntryHeader, Segment, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
-    id::{AuthorId, Lsn, Ticket},
+    id::{AuthorId, Lsn, TableId, Ticket},
     log::Log,
-    schema::Registry,
+    schema::{Registry, catalog},
     sqlite,
     testing::{Bug, planted},
     time::WallTime,
@@ -199,13 +199,29 @@ impl Writer {
             schema: local.registry.version,
             under: local.contested.stable().number,
         };
-        let encoded = encode(&self.user().sink(), local.contested, self.apply(), header.stamp())?;
+        let sequences = self.sequences()?;
+        let (clocks, disk) = (&*local.contested, self.apply());
+        let encoded = encode(&self.user().sink(), &sequences, clocks, disk, header.stamp())?;
         let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
         local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
         Ok(Some(header.dot))
+    }
+}
+
+impl Writer {
+    /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
+    fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
+        let counted: Vec<(TableId, String)> =
+            self.user().sink().counted().map(|table| (table.id, table.name.clone())).collect();
+        let mut sequences = Vec::new();
+        for (table, name) in counted {
+            sequences.push((table, self.as_engine(|conn| catalog::sequence(conn, &name))?));
+        }
+        sequences.sort_unstable();
+        Ok(sequences)
     }
 }
 
@@ -230,7 +246,10 @@ pub(crate) fn remember(
             Segment::Frontier { number, covered } => {
                 contested.frontier(disk, number, &covered, entry.header.stamp())?;
             }
-            Segment::Ddl(_) | Segment::Policy(_) | Segment::Membership(_) => {}
+            Segment::Ddl(_)
+            | Segment::Policy(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_) => {}
         }
     }
     Ok(())

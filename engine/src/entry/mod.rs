@@ -74,6 +74,8 @@ pub enum Segment<'a> {
         /// What is covered.
         covered: VersionVector,
     },
+    /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
+    Sequence(Vec<(TableId, i64)>),
 }
 
 /// Gives a table its id, and its columns theirs.

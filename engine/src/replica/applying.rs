@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    contested::Effects,
     driver::{Event, Output},
     entry::{Entry, EntryHeader, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
-    id::{AuthorId, Lsn, PeerId, SchemaVersion},
+    id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
     merge::apply::{Applier, Tally},
     protocol::message::Register,
@@ -207,14 +206,9 @@ impl Replica {
             let segment = segment.map_err(broken)?;
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
-                let mut applier = Applier {
-                    conn: self.writer.apply(),
-                    registry: &registry,
-                    contested: &mut self.contested,
-                    origin,
-                    tally: Tally::default(),
-                    effects: Effects::default(),
-                };
+                let conn = self.writer.apply();
+                let contested = &mut self.contested;
+                let mut applier = Applier::new(conn, &registry, contested, origin, &self.members);
                 if again {
                     applier.count_again(rows)?;
                 } else {
@@ -232,7 +226,11 @@ impl Replica {
                     "a segment that only the origin may write",
                 )));
             }
-            self.apply_decree(&entry.header, segment)?;
+            if let Segment::Sequence(sequences) = segment {
+                self.apply_sequences(entry, &sequences)?;
+            } else {
+                self.apply_decree(&entry.header, segment)?;
+            }
         }
         Ok(total)
     }
@@ -245,7 +243,7 @@ impl Replica {
     ) -> Result<(), ApplyError> {
         let conn = self.writer.apply();
         match segment {
-            Segment::Rows(_) => {}
+            Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
@@ -274,6 +272,26 @@ impl Replica {
                     .map_err(|error| ApplyError::clocks(header.dot, error))?;
                 self.checkpointing.frontier = true;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes AUTOINCREMENT go on where the origin's does, so that this node never hands out a key again
+    /// once it is origin itself.
+    fn apply_sequences(
+        &self,
+        entry: &Entry,
+        sequences: &[(TableId, i64)],
+    ) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        for (table, last) in sequences {
+            let table =
+                self.registry.by_id(*table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
+            if !table.autoincrement {
+                let what = "a sequence of a table without AUTOINCREMENT";
+                return Err(broken(DecodeError::Invalid(what)));
+            }
+            catalog::set_sequence(self.writer.apply(), &table.name, *last)?;
         }
         Ok(())
     }
