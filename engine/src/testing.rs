@@ -54,11 +54,19 @@ pub enum Bug {
     TrimPastCheckpoint,
     /// What is not on stable storage yet is acknowledged.
     AckUnsynced,
+    /// The author's row keeps what a statement wrote to a `max` or `min` column.
+    NotNormalized,
+    /// Of a group, only the columns that changed are assigned.
+    GroupSplit,
+    /// The value of a `max` or `min` column that arrives last is stored.
+    ExtremeByArrival,
+    /// A counter that overflows in a merge is not reported.
+    OverflowUnreported,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -80,6 +88,10 @@ impl Bug {
         Self::ShiftsNotSaved,
         Self::TrimPastCheckpoint,
         Self::AckUnsynced,
+        Self::NotNormalized,
+        Self::GroupSplit,
+        Self::ExtremeByArrival,
+        Self::OverflowUnreported,
     ];
 }
 

@@ -191,7 +191,7 @@ fn decide(
                         kind: ConflictKind::RowGone,
                         held: None,
                     }),
-                    CellWrite::Add(_) => None,
+                    CellWrite::Add(_) | CellWrite::Extreme(_) => None,
                 }));
                 return Verdict::Nothing;
             }
