@@ -183,7 +183,10 @@ impl<'a> Applier<'a> {
     ) -> Result<Stored<'a>, ApplyError> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
-        let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
+        let verdict = self
+            .contested
+            .apply(self.conn, op, &entry.header, &table.assigned, &mut effects)
+            .map_err(|error| ApplyError::clocks(entry.header.dot, error))?;
         let conflicts = &effects.conflicts;
         self.tally.conflicts += conflicts.len() as u64;
         // What an update overwrites, it can tell by itself.
