@@ -212,6 +212,7 @@ const CELL_REAL: u64 = 2;
 const CELL_BYTES: u64 = 4;
 
 /// Appends a cell.
+#[inline]
 pub(crate) fn put_cell(out: &mut Vec<u8>, value: ValueRef<'_>) {
     match value {
         ValueRef::Null => out.push(low_byte(CELL_NULL)),

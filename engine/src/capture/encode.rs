@@ -11,16 +11,16 @@ use crate::{
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind,
-        codec::{Body, CellKind, HEADER_BYTES_MAX, RowsWriter},
+        codec::{Body, CellKind, HEADER_BYTES_MAX, RowsWriter, put_previous},
     },
     error::WriteError,
     hlc::Stamp,
-    id::TableId,
+    id::{ColumnId, TableId},
     limits::MAX_ENTRY_BYTES,
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef, integral},
+    value::{ByteReader, ValueRef, integral, put_zigzag},
     version::Dot,
 };
 
@@ -46,6 +46,8 @@ pub(crate) fn encode(
         clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
+        columns: Vec::new(),
+        cells: Vec::new(),
     };
     let mut result = Ok(());
     recorder.net(|table, row| {
@@ -76,6 +78,9 @@ struct Encoder<'c> {
     clocks: LocalWrites<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
+    /// Of the update at hand.
+    columns: Vec<(ColumnId, CellKind)>,
+    cells: Vec<u8>,
 }
 
 impl Encoder<'_> {
@@ -127,28 +132,29 @@ impl Encoder<'_> {
         } else {
             (0, None)
         };
-        let columns = changes(cells).map(|(place, _, _)| {
-            let column = &table.cells[place];
-            (column.id, cell_kind(column))
-        });
-        self.writer.row(table.id, RowOpKind::Update, columns, key, epoch);
+        self.columns.clear();
+        self.cells.clear();
         for (place, old, new) in changes(cells) {
             let column = &table.cells[place];
-            match cell_kind(column) {
+            let kind = cell_kind(column);
+            self.columns.push((column.id, kind));
+            match kind {
                 CellKind::Assign => {
                     let previous = clock.as_mut().and_then(|c| c.overwrite(column.id, stamp));
-                    self.writer.previous(previous);
-                    self.writer.encoded(new);
+                    put_previous(&mut self.cells, previous);
+                    self.cells.extend_from_slice(new);
                 }
-                CellKind::Extreme => self.writer.encoded(new),
+                CellKind::Extreme => self.cells.extend_from_slice(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
                     let before =
                         if planted(Bug::CounterAbsolute) { 0 } else { count(table, column, old)? };
-                    self.writer.delta(after.wrapping_sub(before));
+                    put_zigzag(&mut self.cells, after.wrapping_sub(before));
                 }
             }
         }
+        self.writer.row(table.id, RowOpKind::Update, self.columns.iter().copied(), key, epoch);
+        self.writer.encoded(&self.cells);
         if let Some(clock) = &clock {
             self.clocks.updated(table.id, key, clock);
         }

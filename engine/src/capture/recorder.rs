@@ -74,20 +74,23 @@ impl Event {
 }
 
 /// An event among others to be sorted: carries the start of its key, which decides most comparisons
-/// without a look into the arena.
+/// without a look into the arena. Small, since sorting moves it around.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     prefix: u64,
-    event: Event,
+    table: u32,
+    /// Its place among the events.
+    event: u32,
 }
 
 impl Place {
-    fn new(event: &Event, arena: &[u8]) -> Self {
+    fn new(place: usize, event: &Event, arena: &[u8]) -> Self {
         let key = event.key_in(arena);
         let mut first = [0; 8];
         let len = key.len().min(first.len());
         first[..len].copy_from_slice(&key[..len]);
-        Self { prefix: u64::from_be_bytes(first), event: *event }
+        let event_place = u32::try_from(place).expect("an arena of so many events is too large");
+        Self { prefix: u64::from_be_bytes(first), table: event.table, event: event_place }
     }
 }
 
@@ -251,17 +254,21 @@ impl Recorder {
         if events.is_sorted_by(|a, b| (a.table, a.key_in(arena)) <= (b.table, b.key_in(arena))) {
             return (Cow::Borrowed(events), Cow::Borrowed(arena));
         }
-        let mut order: Vec<Place> = events.iter().map(|event| Place::new(event, arena)).collect();
+        let places = events.iter().enumerate();
+        let mut order: Vec<Place> =
+            places.map(|(place, event)| Place::new(place, event, arena)).collect();
+        let key_at = |place: &Place| events[place.event as usize].key_in(arena);
         order.sort_unstable_by(|a, b| {
-            (a.event.table, a.prefix)
-                .cmp(&(b.event.table, b.prefix))
-                .then_with(|| a.event.key_in(arena).cmp(b.event.key_in(arena)))
-                .then_with(|| a.event.key.cmp(&b.event.key))
+            (a.table, a.prefix)
+                .cmp(&(b.table, b.prefix))
+                .then_with(|| key_at(a).cmp(key_at(b)))
+                .then_with(|| a.event.cmp(&b.event))
         });
         // The bytes in the new order: copied in one go, cache misses overlap; met one by one while
         // rows are encoded, they would not.
         let mut bytes = Vec::with_capacity(arena.len());
-        let mut gather = |Place { mut event, .. }: Place| {
+        let mut gather = |place: Place| {
+            let mut event = events[place.event as usize];
             let start = bytes.len();
             bytes.extend_from_slice(&arena[event.key..event.end]);
             event.cells = start + (event.cells - event.key);
@@ -339,6 +346,17 @@ impl Tape {
         self.counted.retain(|(_, first)| *first < mark.events);
         self.events.truncate(mark.events);
         self.arena.truncate(mark.arena);
+    }
+
+    /// Once it is not small any more, has address space for a large transaction at once: memory is
+    /// taken only where it is written to, and growing by doubling would copy all, some times over.
+    fn make_room(&mut self) {
+        const FROM_BYTES: usize = 1 << 20;
+        const ROOM_BYTES: usize = 48 << 20;
+        if self.arena.len() >= FROM_BYTES && self.arena.capacity() < ROOM_BYTES {
+            self.arena.reserve_exact(ROOM_BYTES - self.arena.len());
+            self.events.reserve(ROOM_BYTES / size_of::<Event>() / 2);
+        }
     }
 
     fn push(&mut self, table: &Table, index: u32, change: Change, key: usize, cells: usize) {
@@ -498,6 +516,7 @@ impl Tape {
 
 impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
+        self.tape.make_room();
         let Some(index) = self.table_of(event.table) else { return };
         let table = &self.registry.tables()[index as usize];
         self.normalized |= table.normalized;

@@ -77,11 +77,13 @@ impl Writer {
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         merge::functions::prepare_connection(&apply)?;
+        let apply = Keeping::new(apply);
+        apply.make_swap()?;
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
             masks: Mutex::default(),
-            apply: Keeping::new(apply)?,
+            apply,
             verify_capture,
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),
@@ -131,6 +133,7 @@ impl Writer {
         self.user.sink().set_registry(Arc::clone(registry));
         // Statements prepared before were judged under what was known then.
         self.user.flush_prepared_statement_cache();
+        self.user.keeping().forget();
         self.masks.lock().clear();
         self.apply.flush_prepared_statement_cache();
         self.apply.forget();
@@ -145,8 +148,10 @@ impl Writer {
     }
 
     /// Runs a statement of the engine on the user connection.
-    pub(crate) fn command(&self, sql: &str) -> rusqlite::Result<()> {
-        self.as_engine(|conn| conn.prepare_cached(sql)?.raw_execute().map(drop))
+    pub(crate) fn command(&self, sql: &'static str) -> rusqlite::Result<()> {
+        let number = COMMANDS.iter().position(|command| *command == sql);
+        let name = [number.expect("every command is listed") as u64];
+        self.as_engine(|_| self.user.keeping().run(&name, || sql.to_owned(), |_| Ok(())))
     }
 
     /// Makes the recorder hold what the file holds of the rows captured since `mark`.
@@ -193,6 +198,16 @@ impl Writer {
         wants
     }
 }
+
+/// What [`Writer::command`] may be asked to run.
+const COMMANDS: [&str; 6] = [
+    "/*littoral*/ BEGIN IMMEDIATE",
+    "/*littoral*/ COMMIT",
+    "/*littoral*/ ROLLBACK",
+    "/*littoral*/ SAVEPOINT littoral_job",
+    "/*littoral*/ RELEASE littoral_job",
+    "/*littoral*/ ROLLBACK TO littoral_job",
+];
 
 fn connect(file: &File) -> rusqlite::Result<Connection> {
     let conn = file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
