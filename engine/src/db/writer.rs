@@ -76,7 +76,10 @@ impl Writer {
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        // Triggers that are mirrored there need no file.
+        apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::apply::prepare_connection(&apply)?;
+        merge::mirror::refresh(&apply, registry)?;
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
