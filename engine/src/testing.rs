@@ -40,11 +40,22 @@ pub enum Bug {
     RelayForgotten,
     /// Clocks of entries applied before the restart are lost.
     ClocksNotReplayed,
+    /// A DELETE without WHERE that was prepared before the hook was installed truncates the table, and
+    /// no row is captured.
+    TruncationUnseen,
+    /// A job of a group is kept although a deferred foreign key of it is violated.
+    DeferredViolationKept,
+    /// What AUTOINCREMENT has handed out does not stand in the entry.
+    SequenceForgotten,
+    /// A key that is written in another way, and equal, counts as unchanged.
+    RespellingIgnored,
+    /// Derived triggers are not mirrored again after a restart.
+    MirrorsForgotten,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -59,6 +70,11 @@ impl Bug {
         Self::SawIgnored,
         Self::RelayForgotten,
         Self::ClocksNotReplayed,
+        Self::TruncationUnseen,
+        Self::DeferredViolationKept,
+        Self::SequenceForgotten,
+        Self::RespellingIgnored,
+        Self::MirrorsForgotten,
     ];
 }
 

@@ -401,7 +401,7 @@ impl Tape {
                 self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
                 return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
             }
-            if table.has_spelling() {
+            if table.has_spelling() && !planted(Bug::RespellingIgnored) {
                 put_varint(&mut self.arena, 0);
                 self.spelling(table, &|c| event.before(c))?;
                 self.spelling(table, &|c| event.after(c))?;

@@ -21,6 +21,7 @@ use crate::{
     merge,
     schema::Registry,
     sqlite::{self, Hooked, Keeping},
+    testing::{Bug, planted},
 };
 
 /// How the user connection commits.
@@ -79,7 +80,14 @@ impl Writer {
         // Triggers that are mirrored there need no file.
         apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::apply::prepare_connection(&apply)?;
-        merge::mirror::refresh(&apply, registry)?;
+        if !planted(Bug::MirrorsForgotten) {
+            merge::mirror::refresh(&apply, registry)?;
+        }
+        if planted(Bug::TruncationUnseen) {
+            for table in registry.tables() {
+                user.prepare_cached(&format!("DELETE FROM {}", table.name)).ok();
+            }
+        }
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, shadow::Shadow, unreadable};
+use super::{Check, Promise, broken, references, shadow::Shadow, unreadable};
 
 /// Which machines hold an entry.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +133,8 @@ impl Logs {
                 promise,
                 format!("m{machine} took {whose} entry {dot} that breaks a rule: {what}"),
             )
-        })
+        })?;
+        references::hold(machine, &book.shadow)
     }
 
     /// A machine has started again. Returns the entries of its own that it has lost.
