@@ -95,16 +95,13 @@ impl Gate {
             return Authorization::Allow;
         }
         self.asked = true;
+        let known = |table: &str| self.registry.position(table.as_bytes()).is_some();
         match (context.action, &self.running) {
+            // FTS5 prepares statements of its own, on tables behind its own, while one runs.
             (
                 AuthAction::Update { table_name, .. } | AuthAction::Delete { table_name },
                 Some(running),
-            ) => {
-                // FTS5 prepares statements of its own, on tables behind its own, while one runs.
-                if self.registry.position(table_name.as_bytes()).is_some() {
-                    running.set_all();
-                }
-            }
+            ) if known(table_name) => running.set_all(),
             (AuthAction::Update { table_name, column_name }, None) => {
                 self.mask.add(&self.registry, table_name, column_name);
             }

@@ -270,8 +270,8 @@ fn words(sql: &str) -> Vec<&str> {
             rest[1..].find(close).map_or(rest.len(), |end| end + 2)
         } else if rest.starts_with("--") {
             rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest[2..].find("*/").map_or(rest.len(), |end| end + 4)
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.find("*/").map_or(rest.len(), |end| end + 4)
         } else if part(first) {
             rest.find(|c| !part(c)).unwrap_or(rest.len())
         } else {

@@ -449,7 +449,7 @@ impl Author<'_> {
             ),
             3 => self.try_step("UPDATE memo SET line = ? WHERE id = ?", vec![line, key]),
             4 => {
-                self.try_step("UPDATE memo SET body = ?, n = n + 1 WHERE id <> ?", vec![body, key])
+                self.try_step("UPDATE memo SET body = ?, n = n + 1 WHERE id <> ?", vec![body, key]);
             }
             5 => self.step("DELETE FROM memo WHERE id = ?", vec![key]),
             6 => self.try_step("UPDATE memo SET id = ? WHERE id = ?", vec![key, other]),
