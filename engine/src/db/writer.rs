@@ -79,7 +79,7 @@ impl Writer {
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         // Triggers that are mirrored there need no file.
         apply.pragma_update(None, "temp_store", "MEMORY")?;
-        merge::apply::prepare_connection(&apply)?;
+        merge::functions::prepare_connection(&apply)?;
         if !planted(Bug::MirrorsForgotten) {
             merge::mirror::refresh(&apply, registry)?;
         }

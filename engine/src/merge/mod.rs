@@ -10,5 +10,7 @@
 
 pub(crate) mod apply;
 mod conflict;
+pub(crate) mod functions;
 pub(crate) mod mirror;
+mod row;
 mod store;
