@@ -34,7 +34,7 @@ pub(crate) struct Encoded {
 
 /// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
 /// with these clocks, of which some may be on `disk` only, for the entry with this stamp; `None` if it
-/// comes to nothing.
+/// comes to nothing. On `disk`, rows are as they were before the transaction.
 pub(crate) fn encode(
     recorder: &Recorder,
     sequences: &[(TableId, i64)],
@@ -50,11 +50,11 @@ pub(crate) fn encode(
         cells: Vec::new(),
     };
     let mut result = Ok(());
-    recorder.net(|table, row| {
+    recorder.net(disk, |table, row| {
         if result.is_ok() {
             result = encoder.row(table, &row);
         }
-    });
+    })?;
     result?;
     encoder.writer.finish();
     if encoder.writer.is_empty() && sequences.is_empty() {

@@ -5,6 +5,8 @@
 //! value from before is put back before the transaction commits, and the entry does not mention it.
 //! A row that is inserted begins anew: there is nothing to keep.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{
         Recorder,
@@ -25,13 +27,14 @@ pub(crate) struct Repair {
     pub(crate) cells: Vec<(usize, Vec<u8>)>,
 }
 
-/// The rows that the transaction captured by `recorder` must still change.
-pub(crate) fn repairs(recorder: &Recorder) -> Vec<Repair> {
+/// The rows that the transaction captured by `recorder` must still change. On `before`, they are as they
+/// were before it.
+pub(crate) fn repairs(recorder: &Recorder, before: &Connection) -> rusqlite::Result<Vec<Repair>> {
     let mut found = Vec::new();
     if !recorder.wants_normalizing() || planted(Bug::NotNormalized) {
-        return found;
+        return Ok(found);
     }
-    recorder.net(|table, row| {
+    recorder.net(before, |table, row| {
         let NetChange::Update(cells) = row.change else { return };
         let cells: Vec<(usize, Vec<u8>)> = changes(cells)
             .filter(|(place, old, new)| takes_back(table, *place, old, new))
@@ -42,8 +45,8 @@ pub(crate) fn repairs(recorder: &Recorder) -> Vec<Repair> {
         {
             found.push(Repair { table, key: row.key.to_vec(), cells });
         }
-    });
-    found
+    })?;
+    Ok(found)
 }
 
 fn takes_back(table: &Table, place: usize, old: &[u8], new: &[u8]) -> bool {

@@ -23,6 +23,8 @@ pub(crate) struct Recorder {
     table: Option<(Vec<u8>, Option<u32>)>,
     /// A row of a table that is normalized was captured.
     normalized: bool,
+    /// See [`Recorder::set_alone`].
+    alone: bool,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
     /// What the statement that runs can change; `None`: anything.
@@ -45,8 +47,8 @@ struct Tape {
 #[derive(Debug, Clone, Copy)]
 struct Event {
     key: usize,
-    /// An insert's new cells, a delete's old ones, all of them; for an update the place of each cell
-    /// that changed, its old and its new value.
+    /// An insert's new cells, all of them; a delete's old ones, all or none; for an update the place of
+    /// each cell that changed, its old and its new value.
     cells: usize,
     end: usize,
     /// Place in [`Registry::tables`].
@@ -61,6 +63,8 @@ struct Scope {
     index: u32,
     changeable: Changeable,
     verify: bool,
+    /// What the transaction has not changed yet can be read elsewhere.
+    alone: bool,
 }
 
 impl Event {
@@ -108,6 +112,7 @@ impl Recorder {
             tape: Tape::default(),
             table: None,
             normalized: false,
+            alone: false,
             refused: None,
             mask: None,
             verify_mask,
@@ -131,12 +136,19 @@ impl Recorder {
         self.tape.events.clear();
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
         self.normalized = false;
+        self.alone = false;
         self.refused = None;
     }
 
     /// Says what the statement that runs next can change.
     pub(crate) fn set_mask(&mut self, mask: Option<Arc<ChangeMask>>) {
         self.mask = mask;
+    }
+
+    /// Says that the transaction is that of one job alone: what a row held before it, another
+    /// connection can still read. Until [`Recorder::clear`].
+    pub(crate) fn set_alone(&mut self) {
+        self.alone = true;
     }
 
     pub(crate) fn mark(&self) -> Mark {
@@ -213,12 +225,15 @@ impl Recorder {
                 Some(Change::Insert)
             }
             (true, None) => {
-                // A row that is gone was deleted by one of the events, which told all its cells.
-                suspect
-                    .old
-                    .iter()
-                    .flatten()
-                    .for_each(|cell| self.tape.arena.extend_from_slice(cell));
+                // A row that is gone was deleted by one of the events, which told all its cells, or
+                // left them to be read elsewhere.
+                if suspect.old.iter().all(Option::is_some) {
+                    suspect
+                        .old
+                        .iter()
+                        .flatten()
+                        .for_each(|cell| self.tape.arena.extend_from_slice(cell));
+                }
                 Some(Change::Delete)
             }
             (true, Some(stored)) => {
@@ -284,8 +299,13 @@ impl Recorder {
         &self.registry.tables()[event.table as usize]
     }
 
-    /// Gives the net changes of the transaction, one per key, by table and key.
-    pub(crate) fn net(&self, mut each: impl FnMut(&Table, NetRow<'_>)) {
+    /// Gives the net changes of the transaction, one per key, by table and key. On `before`, rows are
+    /// as they were before the transaction.
+    pub(crate) fn net(
+        &self,
+        before: &Connection,
+        mut each: impl FnMut(&Table, NetRow<'_>),
+    ) -> rusqlite::Result<()> {
         let (events, bytes) = self.sorted();
         let mut folded = Vec::new();
         let mut rest = &*events;
@@ -299,9 +319,15 @@ impl Recorder {
             let change = match group {
                 [only] => Some((only.change, only.cells_in(&bytes))),
                 _ => {
+                    let old;
                     let mut fold = Fold::new(first.change, table.cells.len());
                     for event in group {
                         fold.add(event.change, event.cells_in(&bytes));
+                    }
+                    if fold.wants_old() {
+                        old = read_row(before, table, key)?
+                            .expect("a row that existed before was committed");
+                        fold.set_old(&old);
                     }
                     folded.clear();
                     fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
@@ -311,16 +337,17 @@ impl Recorder {
                 each(table, NetRow { key, change: NetChange::new(change, cells) });
             }
         }
+        Ok(())
     }
 
     /// Reads every captured row again and panics where the file holds something else than the events
     /// say: the simulator's check that capture is exact.
-    pub(crate) fn verify(&self, conn: &Connection) -> rusqlite::Result<()> {
+    pub(crate) fn verify(&self, conn: &Connection, before: &Connection) -> rusqlite::Result<()> {
         let mut result = Ok(());
-        self.net(|table, row| match read_row(conn, table, row.key) {
+        self.net(before, |table, row| match read_row(conn, table, row.key) {
             Err(error) => result = Err(error),
             Ok(stored) => check(table, &row, stored.as_deref()),
-        });
+        })?;
         result
     }
 
@@ -384,6 +411,12 @@ impl Tape {
         match event.change {
             Change::Insert => {
                 self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c))
+            }
+            // If the row comes back, what it held is read where this transaction is not seen yet.
+            Change::Delete if scope.alone && scope.changeable.is_nothing() => {
+                let key = self.key(table, &|c| event.before(c))?;
+                self.push(table, scope.index, Change::Delete, key, self.arena.len());
+                Ok(())
             }
             Change::Delete => {
                 self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))
@@ -534,7 +567,7 @@ impl PreupdateSink for Recorder {
         self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));
-        let scope = Scope { index, changeable, verify: self.verify_mask };
+        let scope = Scope { index, changeable, verify: self.verify_mask, alone: self.alone };
         if let Err(Untellable { column, what }) = self.tape.record(table, scope, event) {
             self.tape.back_to(start);
             self.refused.get_or_insert_with(|| WriteError::Value {

@@ -94,6 +94,7 @@ impl Writer {
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
         local.contested.mark();
+        self.user().sink().set_alone();
         let result = self.run_job(queued, local).and_then(|dot| {
             self.command("/*littoral*/ COMMIT")?;
             Ok(dot)
@@ -175,7 +176,7 @@ impl Writer {
         /// end are told.
         const ROUNDS: usize = 16;
         for _ in 0..ROUNDS {
-            let repairs = repairs(&self.user().sink());
+            let repairs = repairs(&self.user().sink(), self.apply())?;
             if repairs.is_empty() {
                 return Ok(());
             }
@@ -233,7 +234,7 @@ impl Writer {
             return Err(deferred_violation());
         }
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
-            self.as_engine(|conn| self.user().sink().verify(conn))?;
+            self.as_engine(|conn| self.user().sink().verify(conn, self.apply()))?;
         }
         if self.user().sink().is_empty() {
             return Ok(None);
