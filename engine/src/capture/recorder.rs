@@ -77,25 +77,23 @@ impl Event {
     }
 }
 
-/// An event among others to be sorted: carries the start of its key, which decides most comparisons
-/// without a look into the arena. Small, since sorting moves it around.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    prefix: u64,
-    table: u32,
-    /// Its place among the events.
-    event: u32,
+/// Where an event belongs among others, as a number: its table, the first eight bytes of its key, which
+/// mostly decide, and its place among the events.
+fn rank(place: usize, event: &Event, arena: &[u8]) -> u128 {
+    let key = event.key_in(arena);
+    let mut first = [0; 8];
+    let len = key.len().min(first.len());
+    first[..len].copy_from_slice(&key[..len]);
+    u128::from(event.table) << 96
+        | u128::from(u64::from_be_bytes(first)) << PLACE_BITS
+        | place as u128
 }
 
-impl Place {
-    fn new(place: usize, event: &Event, arena: &[u8]) -> Self {
-        let key = event.key_in(arena);
-        let mut first = [0; 8];
-        let len = key.len().min(first.len());
-        first[..len].copy_from_slice(&key[..len]);
-        let event_place = u32::try_from(place).expect("an arena of so many events is too large");
-        Self { prefix: u64::from_be_bytes(first), table: event.table, event: event_place }
-    }
+/// Bits of a rank for the place: an arena of more events is too large for any memory.
+const PLACE_BITS: u32 = 32;
+
+fn place_in(rank: u128) -> usize {
+    (rank & ((1 << PLACE_BITS) - 1)) as usize
 }
 
 /// A point to which the recorder can go back.
@@ -270,20 +268,19 @@ impl Recorder {
             return (Cow::Borrowed(events), Cow::Borrowed(arena));
         }
         let places = events.iter().enumerate();
-        let mut order: Vec<Place> =
-            places.map(|(place, event)| Place::new(place, event, arena)).collect();
-        let key_at = |place: &Place| events[place.event as usize].key_in(arena);
-        order.sort_unstable_by(|a, b| {
-            (a.table, a.prefix)
-                .cmp(&(b.table, b.prefix))
-                .then_with(|| key_at(a).cmp(key_at(b)))
-                .then_with(|| a.event.cmp(&b.event))
-        });
+        let mut order: Vec<u128> = places.map(|(place, event)| rank(place, event, arena)).collect();
+        order.sort_unstable();
+        let key_at = |rank: u128| events[place_in(rank)].key_in(arena);
+        for alike in order.chunk_by_mut(|a, b| a >> PLACE_BITS == b >> PLACE_BITS) {
+            if alike.len() > 1 {
+                alike.sort_unstable_by(|a, b| key_at(*a).cmp(key_at(*b)).then_with(|| a.cmp(b)));
+            }
+        }
         // The bytes in the new order: copied in one go, cache misses overlap; met one by one while
         // rows are encoded, they would not.
         let mut bytes = Vec::with_capacity(arena.len());
-        let mut gather = |place: Place| {
-            let mut event = events[place.event as usize];
+        let mut gather = |rank: u128| {
+            let mut event = events[place_in(rank)];
             let start = bytes.len();
             bytes.extend_from_slice(&arena[event.key..event.end]);
             event.cells = start + (event.cells - event.key);
