@@ -17,7 +17,7 @@ use crate::{
     id::{ClusterId, Incarnation, NodeId},
     log::{Log, LogError},
     protocol::message::Register,
-    replica::{Parts, Replica},
+    replica::{Parts, Replica, origin_seen_by},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
@@ -108,11 +108,11 @@ impl Builder {
             })
             .transpose()?;
         let mut contested = Contested::default();
-        let log = Log::open(&conn, |entry| {
+        let log = Log::open(&conn, |lsn, entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
-            crate::db::remember(&mut contested, &registry, entry).map_err(|e| e.to_string())
+            crate::db::remember(&mut contested, &registry, lsn, entry).map_err(|e| e.to_string())
         })
         .map_err(|error| match error {
             LogError::Sqlite(error) => OpenError::Sqlite(error),
@@ -123,9 +123,8 @@ impl Builder {
         } else {
             HlcClock::starting_after(log.hlc())
         };
-        let is_origin = register.as_ref().is_some_and(|r| r.is_origin(&self.identity));
-        let writer =
-            Writer::open(&file, &registry, is_origin, self.synchronous, self.verify_capture)?;
+        let origin = origin_seen_by(register.as_ref(), &self.identity);
+        let writer = Writer::open(&file, &registry, origin, self.synchronous, self.verify_capture)?;
         let members = catalog::members(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);

@@ -12,6 +12,8 @@ pub enum Consistency {
     ReadAfterWrite,
     /// Linearizable reads and writes, both executed at the origin.
     OriginStrong,
+    /// Not replicated: every node has rows of its own. The table itself is the schema's, as all are.
+    Local,
 }
 
 impl Consistency {
@@ -21,6 +23,7 @@ impl Consistency {
             Self::Eventual => "eventual",
             Self::ReadAfterWrite => "read-after-write",
             Self::OriginStrong => "origin-strong",
+            Self::Local => "local",
         }
     }
 }
@@ -79,6 +82,13 @@ pub struct TablePolicy {
     pub columns: BTreeMap<String, ColumnType>,
 }
 
+impl TablePolicy {
+    /// Whether every node may write it, so that its rows have clocks.
+    pub fn is_multi_writer(&self) -> bool {
+        self.writers == Writers::Any && self.consistency != Consistency::Local
+    }
+}
+
 /// A word that names no policy, writer or column type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown {kind} {word:?}, expected one of {expected}")]
@@ -118,8 +128,8 @@ macro_rules! words {
 words!(
     Consistency,
     "policy",
-    "eventual, read-after-write, origin-strong",
-    [Eventual, ReadAfterWrite, OriginStrong]
+    "eventual, read-after-write, origin-strong, local",
+    [Eventual, ReadAfterWrite, OriginStrong, Local]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
 words!(ColumnType, "column type", "lww, counter", [Lww, Counter]);

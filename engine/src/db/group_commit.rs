@@ -4,19 +4,21 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use crate::{
     capture::{Encoded, encode},
     contested::{ClockChanges, Contested, Effects},
     db::{
-        tx::{WriteTx, transaction_gone},
+        tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{Entry, EntryHeader, Segment, codec::RowsReader},
+    entry::{Entry, EntryHeader, Segment, TableChange, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
-    id::{AuthorId, Lsn, Ticket},
+    id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
     log::Log,
-    schema::Registry,
+    schema::{Registry, catalog},
     sqlite,
     testing::{Bug, planted},
     time::WallTime,
@@ -60,7 +62,7 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Local<'r> {
     pub(crate) author: AuthorId,
-    pub(crate) registry: &'r Registry,
+    pub(crate) registry: &'r mut Arc<Registry>,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
     pub(crate) hlc: &'r mut HlcClock,
@@ -71,6 +73,8 @@ pub(crate) struct Local<'r> {
 struct Written {
     dot: Dot,
     clocks: ClockChanges,
+    /// The tables from here on, if they changed.
+    registry: Option<Arc<Registry>>,
 }
 
 /// The transaction of a group is gone; nothing of it was written.
@@ -97,7 +101,7 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
-        let result = self.run_job(queued, local).and_then(|written| {
+        let result = self.run_job(queued, local, true).and_then(|written| {
             self.command("/*littoral*/ COMMIT")?;
             Ok(written)
         });
@@ -105,18 +109,25 @@ impl Writer {
         match result {
             Ok(written) => {
                 local.log.keep();
-                let dot = written.map(|Written { dot, clocks }| {
+                let dot = written.map(|Written { dot, clocks, registry }| {
                     local.contested.install(clocks);
+                    if let Some(registry) = registry {
+                        self.learn(&registry);
+                        *local.registry = registry;
+                    }
                     dot
                 });
+                local.contested.keep();
                 Ok(Committed { dot, lsn: local.log.last() })
             }
             Err(error) => {
                 let next = local.log.head(local.author).seq;
                 local.log.undo();
+                local.contested.undo();
                 if !self.user().is_autocommit() {
                     self.command("/*littoral*/ ROLLBACK")?;
                 }
+                self.adopt_recorders();
                 if planted(Bug::AnswerBeforeCommit) {
                     let dot = Some(Dot { author: local.author, seq: next + 1 });
                     return Ok(Committed { dot, lsn: local.log.last() });
@@ -157,13 +168,13 @@ impl Writer {
         let mut answers = Vec::with_capacity(jobs.len());
         for queued in jobs {
             self.command("/*littoral*/ SAVEPOINT littoral_job").map_err(lost)?;
-            let result = self.run_job(queued, local);
+            let result = self.run_job(queued, local, false);
             self.user().sink().clear();
-            if self.user().is_autocommit() {
+            if self.user().is_autocommit() || std::mem::take(&mut self.gate().wants_alone) {
                 return Err(GroupLost);
             }
             let result = match result {
-                Ok(written) => Ok(written.map(|Written { dot, clocks }| {
+                Ok(written) => Ok(written.map(|Written { dot, clocks, .. }| {
                     local.contested.install(clocks);
                     dot
                 })),
@@ -181,13 +192,16 @@ impl Writer {
         Ok(answers)
     }
 
-    /// Runs one job within the transaction and appends its entry.
+    /// Runs one job within the transaction and appends its entry. The schema changes only in a job that
+    /// is alone in its transaction.
     fn run_job(
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
+        alone: bool,
     ) -> Result<Option<Written>, WriteError> {
-        (queued.job)(&mut WriteTx::new(self))?;
+        let course = Course::new(local.registry, local.log.last().next(), alone);
+        (queued.job)(&mut WriteTx::new(self, course))?;
         if self.user().is_autocommit() {
             return Err(transaction_gone());
         }
@@ -211,27 +225,75 @@ impl Writer {
             schema: local.registry.version,
             under: 0,
         };
+        if alone && !self.user().sink().chapters().is_empty() {
+            local.contested.mark();
+        }
         let encoded = encode(&self.user().sink(), local.contested, header.stamp())?;
-        let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
+        let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
-        Ok(Some(Written { dot: header.dot, clocks }))
+        let registry = self.settle_schema(local.registry, schema_changes)?;
+        Ok(Some(Written { dot: header.dot, clocks, registry }))
+    }
+
+    /// The tables after a job, if it has changed them; their version is that to which the entry will lead
+    /// every other node.
+    fn settle_schema(
+        &self,
+        before: &Arc<Registry>,
+        schema_changes: u32,
+    ) -> rusqlite::Result<Option<Arc<Registry>>> {
+        let now = Arc::clone(self.user().sink().registry());
+        if Arc::ptr_eq(before, &now) {
+            return Ok(None);
+        }
+        let version = SchemaVersion(before.version.0 + schema_changes);
+        if now.version == version {
+            return Ok(Some(now));
+        }
+        self.as_engine(|conn| {
+            catalog::set_version(conn, version)?;
+            Ok(Some(Arc::new(Registry::load(conn)?)))
+        })
     }
 }
 
-/// Takes the rows of an entry into the clocks, whatever they do to stored rows.
+/// Takes the rows of an entry into the clocks, whatever they do to stored rows. `registry` is what the
+/// file knows of tables now; operations from before a table got its present merge rules, and on tables
+/// that are gone, have left no clock.
 pub(crate) fn remember(
     contested: &mut Contested,
     registry: &Registry,
+    lsn: Lsn,
     entry: &Entry,
 ) -> Result<(), DecodeError> {
     let mut effects = Effects::default();
+    let mut declared: BTreeSet<TableId> = BTreeSet::new();
     for segment in entry.segments() {
-        let Segment::Rows(rows) = segment? else { continue };
-        let mut reader = RowsReader::new(rows);
-        while let Some(op) = reader.next()? {
-            if let Some(table) = registry.by_id(op.table).filter(|table| table.is_multi_writer()) {
-                contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+        match segment? {
+            Segment::Rows(rows) => {
+                let mut reader = RowsReader::new(rows);
+                while let Some(op) = reader.next()? {
+                    let Some(table) = registry.by_id(op.table).filter(|t| t.is_multi_writer())
+                    else {
+                        continue;
+                    };
+                    if lsn > table.since || (lsn == table.since && declared.contains(&op.table)) {
+                        contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+                    }
+                }
             }
+            Segment::Policy(changes) => {
+                for change in changes {
+                    if let TableChange::Declared(table) = change {
+                        if table.policy.is_multi_writer() {
+                            declared.insert(table.id);
+                        } else {
+                            declared.remove(&table.id);
+                        }
+                    }
+                }
+            }
+            Segment::Ddl(_) | Segment::Membership(_) => {}
         }
     }
     Ok(())

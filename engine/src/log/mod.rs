@@ -217,7 +217,7 @@ impl Log {
     /// Reads the whole log of a file that was just opened, checks its chains, and gives every entry.
     pub(crate) fn open(
         conn: &Connection,
-        mut each: impl FnMut(&Entry) -> Result<(), String>,
+        mut each: impl FnMut(Lsn, &Entry) -> Result<(), String>,
     ) -> Result<Self, LogError> {
         let mut log = Self::default();
         let mut statement =
@@ -242,7 +242,7 @@ impl Log {
             if entry.header.previous != head.digest {
                 return Err(damaged(format!("entry {named} does not follow the one before it")));
             }
-            each(&entry).map_err(damaged)?;
+            each(lsn, &entry).map_err(damaged)?;
             log.advance(lsn, &entry);
             Self::note(&mut log.index, lsn, named);
         }

@@ -69,9 +69,17 @@ impl Applier<'_> {
     fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let table =
-            registry.by_id(op.table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
-        check_columns(table, op).map_err(broken)?;
+        let Some(table) = registry.by_id(op.table) else {
+            // Its author had not heard yet that the table is gone.
+            let gone = op.table < registry.next_table;
+            return if gone { Ok(Stored::Yes) } else { Err(broken(DecodeError::Unknown("table"))) };
+        };
+        if table.is_local() {
+            return Err(broken(DecodeError::Invalid("rows of a table that is local")));
+        }
+        let older =
+            entry.header.dot.author != self.origin && entry.header.schema < registry.version;
+        check_columns(table, op, older).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
             self.merge(entry, table, op)?;
@@ -223,19 +231,27 @@ enum Stored {
     Collides,
 }
 
-/// Every operation names columns that its table has, in the manner in which they merge.
-fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
+/// Every operation names columns that its table has or had, in the manner in which they merge. One that
+/// was written under an `older` schema may lack columns.
+fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), DecodeError> {
     let fits = |place: usize, write: CellWrite<'_>| match table.cells[place].merge {
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
     };
+    let mut known = 0;
     for cell in op.cells {
-        let place = table.cell(cell.column).ok_or(DecodeError::Unknown("column"))?;
+        let Some(place) = table.cell(cell.column) else {
+            if older && cell.column < table.next_column {
+                continue;
+            }
+            return Err(DecodeError::Unknown("column"));
+        };
+        known += 1;
         if !fits(place, cell.write) {
             return Err(DecodeError::Invalid("a cell that does not fit its column's type"));
         }
     }
-    if op.kind == RowOpKind::Insert && op.cells.len() != table.cells.len() {
+    if op.kind == RowOpKind::Insert && known != table.cells.len() && !older {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
     }
     let mut key = ByteReader::new(op.key);
@@ -259,9 +275,17 @@ fn is_collision(error: &rusqlite::Error) -> bool {
 }
 
 fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
+    let is_whole = op.cells.len() == table.cells.len()
+        && op.cells.iter().zip(&table.cells).all(|(cell, column)| cell.column == column.id);
+    let mut statement = if is_whole {
+        conn.prepare_cached(&table.sql.insert)?
+    } else {
+        let given = op.cells.iter().filter_map(|cell| table.cell(cell.column));
+        conn.prepare_cached(&table.insert_of(given.map(|place| &table.cells[place])))?
+    };
     bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(op.cells) {
+    let known = op.cells.iter().filter(|cell| is_whole || table.cell(cell.column).is_some());
+    for (place, cell) in (table.key.len() + 1..).zip(known) {
         match cell.write {
             CellWrite::Assign { value, .. } => {
                 statement.raw_bind_parameter(place, Param(value))?;
@@ -298,9 +322,14 @@ fn update(
 ) -> rusqlite::Result<()> {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
-    for cell in winning() {
-        let Some(column) = table.cell(cell.column) else { continue };
+    let winning = || {
+        op.cells
+            .iter()
+            .enumerate()
+            .filter(|(cell, _)| wins(*cell))
+            .filter_map(|(_, cell)| Some((cell, table.cell(cell.column)?)))
+    };
+    for (cell, column) in winning() {
         let name = quoted(&table.cells[column].name);
         place += 1;
         let comma = if place == table.key.len() + 1 { "" } else { ", " };
@@ -318,7 +347,7 @@ fn update(
     sql.push_str(&table.sql.where_key);
     let mut statement = conn.prepare_cached(&sql)?;
     bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(winning()) {
+    for (place, (cell, _)) in (table.key.len() + 1..).zip(winning()) {
         match cell.write {
             CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
             CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,

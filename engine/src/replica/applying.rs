@@ -215,9 +215,11 @@ impl Replica {
                     conn.execute_batch(&statement)?;
                 }
             }
-            Segment::Policy(tables) => {
-                let version = SchemaVersion(self.registry.version.0 + 1);
-                catalog::declare(conn, version, &tables)?;
+            Segment::Policy(changes) => {
+                catalog::carry_out(conn, &changes, self.log.last().next())?;
+                catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
+                // Statements prepared before name tables as they were.
+                conn.flush_prepared_statement_cache();
                 self.registry = Arc::new(Registry::load(conn)?);
             }
             Segment::Membership(Membership::Join(member)) => {
@@ -243,7 +245,7 @@ impl Replica {
         self.counts.rows_applied += tally.rows;
         self.counts.conflicts += tally.conflicts;
         if !Arc::ptr_eq(registry, &self.registry) {
-            self.writer.learn(&self.registry, self.is_origin());
+            self.writer.learn(&self.registry);
         }
         if self.author != *author
             && let Some(author) = self.author

@@ -19,6 +19,8 @@
 mod applying;
 mod links;
 
+pub(crate) use links::origin_seen_by;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
@@ -323,7 +325,7 @@ impl Replica {
         let before = self.log.last();
         let mut local = Local {
             author,
-            registry: &self.registry,
+            registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
             hlc: &mut self.hlc,

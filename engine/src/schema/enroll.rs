@@ -2,7 +2,7 @@
 //!
 //! All reasons are told at once, each with the constraint that gives it and what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
@@ -86,7 +86,7 @@ fn affinity(declared: &str) -> Affinity {
 
 /// The tables of the schema that are not the engine's or SQLite's own, in creation order, and whether
 /// each is an ordinary one.
-fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<(String, bool)>> {
+pub(crate) fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<(String, bool)>> {
     conn.prepare(
         "SELECT s.name, l.type = 'table' FROM sqlite_schema s JOIN pragma_table_list l \
          ON l.name = s.name AND l.schema = 'main' \
@@ -109,22 +109,41 @@ pub(crate) fn declarations(
             .find(|(table, _)| table.eq_ignore_ascii_case(&name))
             .map(|(_, policy)| policy.clone())
             .unwrap_or_default();
-        let mut policy = policy;
-        let columns: Vec<(ColumnId, String)> = (1u32..)
-            .zip(shape(conn, &name)?)
-            .map(|(id, column)| (ColumnId(id), column.name))
-            .collect();
-        // From here on columns are named as the table names them; SQLite does not mind the case.
-        policy.columns = std::mem::take(&mut policy.columns)
-            .into_iter()
-            .map(|(named, merge)| {
-                let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
-                (column.map_or(named, |(_, name)| name.clone()), merge)
-            })
-            .collect();
-        tables.push(TableDeclaration { id: TableId(id), name, policy, columns });
+        tables.push(declaration(conn, TableId(id), &name, policy)?);
     }
     Ok(tables)
+}
+
+/// Gives a new table its policy, and every stored column its id.
+pub(crate) fn declaration(
+    conn: &Connection,
+    id: TableId,
+    name: &str,
+    policy: TablePolicy,
+) -> rusqlite::Result<TableDeclaration> {
+    let columns: Vec<(ColumnId, String)> =
+        (1u32..).zip(shape(conn, name)?).map(|(id, column)| (ColumnId(id), column.name)).collect();
+    let policy = with_names_of(policy, &columns);
+    Ok(TableDeclaration { id, name: name.to_owned(), policy, columns })
+}
+
+/// The policy with columns named as the table names them; SQLite does not mind the case.
+pub(crate) fn with_names_of(
+    mut policy: TablePolicy,
+    columns: &[(ColumnId, String)],
+) -> TablePolicy {
+    policy.columns = std::mem::take(&mut policy.columns)
+        .into_iter()
+        .filter_map(|(named, merge)| {
+            let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
+            match column {
+                Some(_) if merge == ColumnType::default() => None,
+                Some((_, name)) => Some((name.clone(), merge)),
+                None => Some((named, merge)),
+            }
+        })
+        .collect();
+    policy
 }
 
 /// Every reason why the tables cannot replicate under these policies.
@@ -132,9 +151,30 @@ pub(crate) fn check(
     conn: &Connection,
     tables: &[TableDeclaration],
 ) -> rusqlite::Result<Vec<Refusal>> {
+    check_some(conn, tables, &tables.iter().map(|table| table.id).collect())
+}
+
+/// Every reason why those of the tables that have changed cannot replicate, or keep others from it.
+pub(crate) fn check_some(
+    conn: &Connection,
+    tables: &[TableDeclaration],
+    changed: &BTreeSet<TableId>,
+) -> rusqlite::Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
+    if changed.is_empty() {
+        return Ok(refusals);
+    }
     let ordinary: BTreeMap<String, bool> = user_tables(conn)?.into_iter().collect();
-    for table in tables {
+    let mut parents = BTreeSet::new();
+    for table in tables.iter().filter(|table| changed.contains(&table.id)) {
+        parents.extend(
+            foreign_key_parents(conn, &table.name)?.into_iter().map(|p| p.to_ascii_lowercase()),
+        );
+    }
+    let concerned = tables.iter().filter(|table| {
+        changed.contains(&table.id) || parents.contains(&table.name.to_ascii_lowercase())
+    });
+    for table in concerned {
         let mut reasons = Reasons { table: &table.name, refusals: &mut refusals };
         if !ordinary.get(&table.name).copied().unwrap_or(false) {
             reasons.refuse(
@@ -143,8 +183,12 @@ pub(crate) fn check(
             );
             continue;
         }
+        local_or_not(conn, table, tables, &mut reasons)?;
+        if table.policy.consistency == Consistency::Local {
+            continue;
+        }
         any_table(conn, table, &mut reasons)?;
-        if table.policy.writers == Writers::Any {
+        if table.policy.is_multi_writer() {
             multi_writer_table(conn, table, tables, &mut reasons)?;
         }
     }
@@ -160,6 +204,42 @@ impl Reasons<'_> {
     fn refuse(&mut self, reason: String, remedy: &'static str) {
         self.refusals.push(Refusal { table: self.table.to_owned(), reason, remedy });
     }
+}
+
+/// Rows that replicate and rows that do not cannot hold each other with foreign keys.
+fn local_or_not(
+    conn: &Connection,
+    table: &TableDeclaration,
+    tables: &[TableDeclaration],
+    reasons: &mut Reasons<'_>,
+) -> rusqlite::Result<()> {
+    const REMEDY: &str = "drop the foreign key, or declare both or none of the tables as \"local\"";
+    let is_local = |table: &TableDeclaration| table.policy.consistency == Consistency::Local;
+    let parents = foreign_key_parents(conn, &table.name)?;
+    for other in tables.iter().filter(|other| is_local(other) != is_local(table)) {
+        if parents.iter().any(|parent| parent.eq_ignore_ascii_case(&other.name)) {
+            let reason = format!(
+                "it has a foreign key to {:?}, and only one of the two is \"local\"",
+                other.name
+            );
+            reasons.refuse(reason, REMEDY);
+        }
+        let referring = foreign_key_parents(conn, &other.name)?;
+        if referring.iter().any(|parent| parent.eq_ignore_ascii_case(&table.name)) {
+            let reason = format!(
+                "table {:?} has a foreign key to it, and only one of the two is \"local\"",
+                other.name
+            );
+            reasons.refuse(reason, REMEDY);
+        }
+    }
+    if is_local(table) && !table.policy.columns.is_empty() {
+        reasons.refuse(
+            "it is \"local\", and its columns never merge".to_owned(),
+            "leave the column types out",
+        );
+    }
+    Ok(())
 }
 
 fn any_table(

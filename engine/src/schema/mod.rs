@@ -9,7 +9,9 @@
 //! - generated columns are neither: every node computes them.
 
 pub(crate) mod catalog;
+pub(crate) mod change;
 pub(crate) mod ddl;
+pub(crate) mod declaring;
 mod enroll;
 pub(crate) mod row;
 
@@ -21,20 +23,23 @@ use std::collections::BTreeMap;
 use rusqlite::Connection;
 
 use crate::{
-    id::{ColumnId, SchemaVersion, TableId},
-    policy::{ColumnType, TablePolicy, Writers},
+    entry::TableDeclaration,
+    id::{ColumnId, Lsn, SchemaVersion, TableId},
+    policy::{ColumnType, Consistency, TablePolicy},
     sqlite::quoted,
 };
 
-/// The replicated tables.
-#[derive(Debug, Default)]
+/// The tables of the schema; those that are `local` are among them, though their rows stay here.
+#[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) version: SchemaVersion,
+    /// No table ever had this id or a greater one.
+    pub(crate) next_table: TableId,
     tables: Vec<Table>,
     by_id: BTreeMap<TableId, usize>,
 }
 
-/// A replicated table.
+/// A table.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) id: TableId,
@@ -44,6 +49,11 @@ pub(crate) struct Table {
     pub(crate) key: Vec<Column>,
     /// The other stored columns, by ascending id.
     pub(crate) cells: Vec<Column>,
+    /// No column of it ever had this id or a greater one.
+    pub(crate) next_column: ColumnId,
+    /// The entry at this place in this node's log gave it its merge rules. Older operations on it have
+    /// left no clocks that count.
+    pub(crate) since: Lsn,
     /// The ids of the cells that are assigned (not counted), ascending.
     pub(crate) assigned: Vec<ColumnId>,
     pub(crate) sql: TableSql,
@@ -79,7 +89,32 @@ pub(crate) struct TableSql {
 impl Table {
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
-        self.policy.writers == Writers::Any
+        self.policy.is_multi_writer()
+    }
+
+    /// Whether its rows stay on the node that wrote them.
+    pub(crate) fn is_local(&self) -> bool {
+        self.policy.consistency == Consistency::Local
+    }
+
+    /// All its stored columns in the order in which the table has them.
+    pub(crate) fn columns(&self) -> Vec<&Column> {
+        let mut columns: Vec<&Column> = self.key.iter().chain(&self.cells).collect();
+        columns.sort_by_key(|column| column.position);
+        columns
+    }
+
+    /// What the origin would declare of it.
+    pub(crate) fn declaration(&self) -> TableDeclaration {
+        let mut columns: Vec<(ColumnId, String)> =
+            self.columns().iter().map(|column| (column.id, column.name.clone())).collect();
+        columns.sort_by_key(|(id, _)| *id);
+        TableDeclaration {
+            id: self.id,
+            name: self.name.clone(),
+            policy: self.policy.clone(),
+            columns,
+        }
     }
 
     /// The place of a column among the cells.
@@ -92,22 +127,28 @@ impl Registry {
     /// Reads the catalog.
     pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
         let version = catalog::meta::<u32>(conn, "schema_version")?.unwrap_or(0);
-        let mut registry = Self { version: SchemaVersion(version), ..Self::default() };
-        let tables: Vec<(u32, String, String, String, bool)> = conn
-            .prepare(
-                "SELECT id, name, policy, writers, explicit_key FROM littoral_tables ORDER BY id",
-            )?
-            .query_map([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
-            })?
-            .collect::<Result<_, _>>()?;
-        for (id, name, policy, writers, explicit_key) in tables {
+        let next_table = catalog::meta::<u32>(conn, "next_table")?.unwrap_or(1);
+        let mut registry = Self {
+            version: SchemaVersion(version),
+            next_table: TableId(next_table),
+            tables: Vec::new(),
+            by_id: BTreeMap::new(),
+        };
+        let mut statement = conn.prepare(
+            "SELECT id, name, policy, writers, explicit_key, next_column, since \
+             FROM littoral_tables ORDER BY id",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (id, name): (u32, String) = (row.get(0)?, row.get(1)?);
             let mut policy = TablePolicy {
-                consistency: word(&policy)?,
-                writers: word(&writers)?,
-                explicit_key,
+                consistency: word(&row.get::<_, String>(2)?)?,
+                writers: word(&row.get::<_, String>(3)?)?,
+                explicit_key: row.get(4)?,
                 columns: BTreeMap::new(),
             };
+            let next_column = ColumnId(row.get(5)?);
+            let since = Lsn(row.get::<_, i64>(6)?.cast_unsigned());
             let columns: Vec<(u32, String, String)> = conn
                 .prepare(
                     "SELECT id, name, type FROM littoral_columns WHERE table_id = ? ORDER BY id",
@@ -141,6 +182,8 @@ impl Registry {
                 id: TableId(id),
                 name,
                 policy,
+                next_column,
+                since,
                 assigned: cells
                     .iter()
                     .filter(|c| c.merge == ColumnType::Lww)
@@ -167,6 +210,11 @@ impl Registry {
         self.by_id.get(&id).map(|&index| &self.tables[index])
     }
 
+    /// The table with that name.
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Table> {
+        self.position(name.as_bytes()).map(|place| &self.tables[place])
+    }
+
     /// The place in [`Registry::tables`] of the table with that name, which SQLite compares without
     /// regard to ASCII case.
     pub(crate) fn position(&self, name: &[u8]) -> Option<usize> {
@@ -174,8 +222,27 @@ impl Registry {
     }
 }
 
+impl Table {
+    /// A row that gives only some of its cells, in this order; the others get their default.
+    pub(crate) fn insert_of<'c>(&'c self, cells: impl Iterator<Item = &'c Column>) -> String {
+        TableSql::insert(&self.name, self.key.iter().chain(cells))
+    }
+}
+
 impl TableSql {
+    fn insert<'c>(table: &str, columns: impl Iterator<Item = &'c Column>) -> String {
+        let names: Vec<String> = columns.map(|column| quoted(&column.name)).collect();
+        let places: Vec<String> = (1..=names.len()).map(|i| format!("?{i}")).collect();
+        format!(
+            "INSERT OR ABORT INTO {}({}) VALUES({})",
+            quoted(table),
+            names.join(", "),
+            places.join(", ")
+        )
+    }
+
     fn new(table: &str, key: &[Column], cells: &[Column]) -> Self {
+        let insert = Self::insert(table, key.iter().chain(cells));
         let table = quoted(table);
         let name = |column: &Column| quoted(&column.name);
         let keys: Vec<String> = key.iter().map(name).collect();
@@ -194,11 +261,7 @@ impl TableSql {
                 catalog::MARK,
                 if values.is_empty() { "1".to_owned() } else { values.join(", ") }
             ),
-            insert: format!(
-                "INSERT OR ABORT INTO {table}({}) VALUES({})",
-                all.join(", "),
-                places.join(", ")
-            ),
+            insert,
             delete: format!("DELETE FROM {table} WHERE {where_key}"),
             scan: format!("SELECT {} FROM {table} ORDER BY {}", all.join(", "), keys.join(", ")),
             where_key,

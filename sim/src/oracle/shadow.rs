@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowOpKind, RowsReader, Segment, Seq, Stamp, TableId, ValueRef, Writers,
+    RowOpKind, RowsReader, Segment, Seq, Stamp, TableChange, TableDeclaration, TableId, ValueRef,
 };
 
 /// A value that can be compared bit for bit.
@@ -150,18 +150,16 @@ impl Shadow {
         for segment in entry.segments() {
             match segment.map_err(|error| format!("segment does not decode: {error}"))? {
                 Segment::Rows(bytes) => self.apply_rows(bytes, entry, own)?,
-                Segment::Policy(tables) => {
+                Segment::Policy(changes) => {
                     self.only_origin(entry, "policies")?;
-                    for table in tables {
-                        let column = |(id, name): (ColumnId, String)| {
-                            let merge =
-                                table.policy.columns.get(&name).copied().unwrap_or_default();
-                            (id, (name, merge))
-                        };
-                        let columns = table.columns.into_iter().map(column).collect();
-                        let any = table.policy.writers == Writers::Any;
-                        self.tables
-                            .insert(table.id, ShadowTable { name: table.name, any, columns });
+                    for change in changes {
+                        match change {
+                            TableChange::Declared(table) => self.declare(table),
+                            TableChange::Dropped(id) => {
+                                self.tables.remove(&id);
+                                self.rows.retain(|(table, _), _| *table != id);
+                            }
+                        }
                     }
                 }
                 Segment::Ddl(_) => self.only_origin(entry, "schema changes")?,
@@ -169,6 +167,16 @@ impl Shadow {
             }
         }
         Ok(())
+    }
+
+    fn declare(&mut self, table: TableDeclaration) {
+        let column = |(id, name): (ColumnId, String)| {
+            let merge = table.policy.columns.get(&name).copied().unwrap_or_default();
+            (id, (name, merge))
+        };
+        let columns = table.columns.into_iter().map(column).collect();
+        let any = table.policy.is_multi_writer();
+        self.tables.insert(table.id, ShadowTable { name: table.name, any, columns });
     }
 
     fn only_origin(&self, entry: &Entry, what: &str) -> Result<(), String> {
