@@ -20,7 +20,7 @@ use crate::{
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::{Registry, declaring::Calls},
-    sqlite::{self, Hooked},
+    sqlite::{self, Hooked, Keeping},
 };
 
 /// How the user connection commits.
@@ -41,7 +41,7 @@ pub(crate) struct Writer {
     gate: Arc<Mutex<Gate>>,
     masks: Mutex<Masks>,
     calls: Calls,
-    apply: Connection,
+    apply: Keeping,
     verify_capture: bool,
     /// Written to the WAL since a checkpoint was asked for.
     wal_pages: u64,
@@ -86,7 +86,7 @@ impl Writer {
             gate,
             masks: Mutex::default(),
             calls,
-            apply,
+            apply: Keeping::new(apply),
             verify_capture,
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),
@@ -97,7 +97,7 @@ impl Writer {
         &self.user
     }
 
-    pub(crate) fn apply(&self) -> &Connection {
+    pub(crate) fn apply(&self) -> &Keeping {
         &self.apply
     }
 
@@ -137,6 +137,7 @@ impl Writer {
         self.user.sink().set_registry(Arc::clone(registry));
         self.adopt(Arc::clone(registry));
         self.apply.flush_prepared_statement_cache();
+        self.apply.forget();
     }
 
     /// Another node is origin, or this one.
@@ -198,7 +199,7 @@ impl Writer {
 
     /// Closes both connections. The last one of a file to close empties the WAL.
     pub(crate) fn close(self) -> rusqlite::Result<()> {
-        self.apply.close().map_err(|(_, error)| error)?;
+        self.apply.close()?;
         self.user.close()
     }
 

@@ -10,13 +10,13 @@ use crate::{
     entry::{CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
-    merge::conflict,
-    policy::ColumnType,
-    schema::{
-        Registry, Table,
-        row::{bind_key, read_row},
+    merge::{
+        conflict,
+        store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
-    sqlite::{Param, quoted},
+    policy::ColumnType,
+    schema::{Registry, Table, row::read_row},
+    sqlite::Keeping,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef, put_cell},
 };
@@ -24,7 +24,7 @@ use crate::{
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Connection,
+    pub(crate) conn: &'a Keeping,
     pub(crate) registry: &'a Registry,
     pub(crate) contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
@@ -50,23 +50,31 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
     })
 }
 
-impl Applier<'_> {
+impl<'a> Applier<'a> {
     /// Applies the operations of one `Rows` segment of `entry`.
     pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
         let mut waiting: Vec<usize> = Vec::new();
+        let mut inserts = Inserts::new(self.conn);
         let mut reader = RowsReader::new(rows);
         let mut index = 0;
         while let Some(op) = reader.next().map_err(broken)? {
-            if self.row(entry, &op)? == Stored::Collides {
-                waiting.push(index);
+            match self.row(entry, &op)? {
+                Stored::Yes => {}
+                Stored::Collides => waiting.push(index),
+                Stored::Later(table) => {
+                    let (key, cells) = reader.last();
+                    inserts.push(table, index, key, cells, &mut waiting)?;
+                }
             }
             index += 1;
         }
+        inserts.flush(&mut waiting)?;
+        waiting.sort_unstable();
         self.settle(entry, rows, waiting)
     }
 
-    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
         let Some(table) = registry.by_id(op.table) else {
@@ -82,17 +90,19 @@ impl Applier<'_> {
         check_columns(table, op, older).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            self.merge(entry, table, op)?;
-            return Ok(Stored::Yes);
+            return self.merge(entry, table, op);
         }
         if entry.header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
+        }
+        if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
+            return Ok(Stored::Later(table));
         }
         self.store(table, op)
     }
 
     /// Stores an operation on an origin-written table.
-    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let stored = match op.kind {
             RowOpKind::Insert => insert(self.conn, table, op),
             RowOpKind::Update => update(self.conn, table, op, |_| true),
@@ -105,8 +115,9 @@ impl Applier<'_> {
         }
     }
 
-    /// Stores the operations that collided with a UNIQUE constraint on rows which the same entry
-    /// changes too: again while that helps, then all of them taken out and put in at once.
+    /// Stores the operations that collided: inserts of rows that others have inserted too, and those
+    /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
+    /// again while that helps, then all of them taken out and put in at once.
     fn settle(
         &self,
         entry: &Entry,
@@ -117,7 +128,9 @@ impl Applier<'_> {
             let before = waiting.len();
             let mut still = Vec::new();
             self.each_of(entry, rows, &waiting, |index, table, op| {
-                if self.store(table, op)? == Stored::Collides {
+                if table.is_multi_writer() {
+                    update(self.conn, table, op, |_| true)?;
+                } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(index);
                 }
                 Ok(())
@@ -176,18 +189,24 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn merge(&mut self, entry: &Entry, table: &Table, op: &RowOp<'_>) -> Result<(), ApplyError> {
+    fn merge(
+        &mut self,
+        entry: &Entry,
+        table: &'a Table,
+        op: &RowOp<'_>,
+    ) -> Result<Stored<'a>, ApplyError> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let stored = read_row(self.conn, table, op.key)?;
+            let held = read_row(self.conn, table, op.key)?;
             for discarded in &effects.conflicts {
-                let value = stored_value(table, stored.as_deref(), discarded);
+                let value = stored_value(table, held.as_deref(), discarded);
                 conflict::record(self.conn, table, op, stamp, discarded, value)?;
             }
         }
+        let mut stored = Stored::Yes;
         match verdict {
             Verdict::Nothing => {}
             Verdict::Delete => delete(self.conn, table, op)?,
@@ -195,16 +214,22 @@ impl Applier<'_> {
                 delete(self.conn, table, op)?;
                 insert(self.conn, table, op)?;
             }
-            Verdict::Merge if op.kind == RowOpKind::Insert => match insert(self.conn, table, op) {
-                Err(error) if is_collision(&error) => {
-                    update(self.conn, table, op, |cell| effects.wins[cell])?;
+            Verdict::Merge if op.kind == RowOpKind::Insert => {
+                if effects.wins.iter().all(|wins| *wins) && Inserts::takes(table, op) {
+                    stored = Stored::Later(table);
+                } else {
+                    match insert(self.conn, table, op) {
+                        Err(error) if is_collision(&error) => {
+                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                        }
+                        result => result?,
+                    }
                 }
-                result => result?,
-            },
+            }
             Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
-        Ok(())
+        Ok(stored)
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -224,9 +249,11 @@ impl Applier<'_> {
 }
 
 /// Whether an operation could be stored.
-#[derive(Debug, PartialEq, Eq)]
-enum Stored {
+#[derive(Debug)]
+enum Stored<'t> {
     Yes,
+    /// It is an insert that is stored together with others of its table.
+    Later(&'t Table),
     /// A UNIQUE constraint is in the way, for now.
     Collides,
 }
@@ -259,109 +286,6 @@ fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), Decod
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn is_collision(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{
-        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
-    };
-    matches!(
-        error,
-        rusqlite::Error::SqliteFailure(failure, _) if matches!(
-            failure.extended_code,
-            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
-        )
-    )
-}
-
-fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let is_whole = op.cells.len() == table.cells.len()
-        && op.cells.iter().zip(&table.cells).all(|(cell, column)| cell.column == column.id);
-    let mut statement = if is_whole {
-        conn.prepare_cached(&table.sql.insert)?
-    } else {
-        let given = op.cells.iter().filter_map(|cell| table.cell(cell.column));
-        conn.prepare_cached(&table.insert_of(given.map(|place| &table.cells[place])))?
-    };
-    bind_key(&mut statement, table, op.key)?;
-    let known = op.cells.iter().filter(|cell| is_whole || table.cell(cell.column).is_some());
-    for (place, cell) in (table.key.len() + 1..).zip(known) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => {
-                statement.raw_bind_parameter(place, Param(value))?;
-            }
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn insert_row(
-    conn: &Connection,
-    table: &Table,
-    key: &[u8],
-    cells: &[Vec<u8>],
-) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-        statement.raw_bind_parameter(place, Param(value))?;
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-/// Writes those cells of an operation that `wins` picks by their place in it.
-fn update(
-    conn: &Connection,
-    table: &Table,
-    op: &RowOp<'_>,
-    wins: impl Fn(usize) -> bool,
-) -> rusqlite::Result<()> {
-    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
-    let mut place = table.key.len();
-    let winning = || {
-        op.cells
-            .iter()
-            .enumerate()
-            .filter(|(cell, _)| wins(*cell))
-            .filter_map(|(_, cell)| Some((cell, table.cell(cell.column)?)))
-    };
-    for (cell, column) in winning() {
-        let name = quoted(&table.cells[column].name);
-        place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
-        }
-    }
-    if place == table.key.len() {
-        return Ok(());
-    }
-    sql.push_str(" WHERE ");
-    sql.push_str(&table.sql.where_key);
-    let mut statement = conn.prepare_cached(&sql)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, (cell, _)) in (table.key.len() + 1..).zip(winning()) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn delete(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.delete)?;
-    bind_key(&mut statement, table, op.key)?;
-    statement.raw_execute()?;
-    Ok(())
 }
 
 fn stored_value<'c>(

@@ -54,6 +54,7 @@ impl Replica {
                 self.contested.undo();
                 self.log.undo();
                 (self.registry, self.members, self.author) = snapshot;
+                self.writer.apply().forget();
                 if !self.writer.apply().is_autocommit()
                     && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
                 {
@@ -214,12 +215,13 @@ impl Replica {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
+                conn.forget();
+                self.registry = Arc::new(Registry::load(conn)?);
             }
             Segment::Policy(changes) => {
                 catalog::carry_out(conn, &changes, self.log.last().next())?;
                 catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
-                // Statements prepared before name tables as they were.
-                conn.flush_prepared_statement_cache();
+                conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
             }
             Segment::Membership(Membership::Join(member)) => {

@@ -114,13 +114,12 @@ impl Scope {
         changes: Vec<TableChange>,
         indexed: Option<TableId>,
     ) -> Result<Changed, WriteError> {
-        let registry = if changes.is_empty() {
-            Arc::clone(&self.before)
-        } else {
+        if !changes.is_empty() {
             catalog::carry_out(conn, &changes, self.lsn)?;
             catalog::set_version(conn, SchemaVersion(self.before.version.0 + 1))?;
-            Arc::new(Registry::load(conn)?)
-        };
+        }
+        // Also for an index or a trigger, of which the registry knows what they are in the way of.
+        let registry = Arc::new(Registry::load(conn)?);
         let declared = changes.iter().filter_map(|change| match change {
             TableChange::Declared(table) => Some(table.id),
             TableChange::Dropped(_) => None,

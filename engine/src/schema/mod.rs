@@ -56,6 +56,8 @@ pub(crate) struct Table {
     pub(crate) since: Lsn,
     /// The ids of the cells that are assigned (not counted), ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// Nothing but a collision with another row, or a NULL, keeps a row out.
+    pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
 }
 
@@ -179,6 +181,7 @@ impl Registry {
             let key: Vec<Column> = key.into_iter().map(|(_, column)| column).collect();
             registry.push(Table {
                 sql: TableSql::new(&name, &key, &cells),
+                is_plain: enroll::is_plain(conn, &name)?,
                 id: TableId(id),
                 name,
                 policy,
