@@ -3,10 +3,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
-mod cluster;
+mod support;
 
-use cluster::{Cluster, linked};
 use littoral::{ColumnType, Consistency, TablePolicy, WriteError, Writers};
+
+use self::support::Cluster;
+
+const SCHEMA: &str = "
+    CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, item TEXT, note TEXT, qty INTEGER NOT NULL DEFAULT 0);
+    CREATE TABLE orders(id INTEGER PRIMARY KEY, code TEXT NOT NULL UNIQUE, total REAL);
+    CREATE TABLE lines(
+      id INTEGER PRIMARY KEY, orders INTEGER NOT NULL REFERENCES orders(id) ON DELETE CASCADE
+      DEFERRABLE INITIALLY DEFERRED, qty INTEGER CHECK (qty > 0));
+";
+
+fn linked(nodes: usize) -> Cluster {
+    let columns = [("qty".to_owned(), ColumnType::Counter)].into();
+    let cart = TablePolicy { writers: Writers::Any, columns, ..TablePolicy::default() };
+    support::linked(nodes, SCHEMA, &[("cart", cart)])
+}
 
 const SHAPE: &str = "SELECT type, name, tbl_name, sql FROM sqlite_schema
                      WHERE name NOT LIKE 'littoral%' AND name NOT LIKE 'sqlite%' ORDER BY name";
@@ -14,6 +29,9 @@ const SHAPE: &str = "SELECT type, name, tbl_name, sql FROM sqlite_schema
 /// Nodes with the same tables, ids, policies, version and rows.
 fn assert_alike(cluster: &mut Cluster) {
     cluster.settle();
+    for node in 0..cluster.replicas.len() {
+        assert_eq!(cluster.replica(node).status().halted, None, "node {node}");
+    }
     cluster.assert_equal();
     const CATALOG: &str = "SELECT t.id, t.name, policy, writers, explicit_key, next_column, c.id,
                              c.name, c.type
@@ -163,7 +181,7 @@ fn a_statement_that_fails_or_is_refused_changes_nothing_and_the_job_goes_on() {
             for (sql, why) in [
                 ("CREATE TABLE orders(k INTEGER PRIMARY KEY)", "already exists"),
                 ("ALTER TABLE orders DROP COLUMN missing", "no such column"),
-                ("CREATE TABLE t(a)", "no primary key"),
+                ("CREATE TABLE t(rowid, oid, _rowid_)", "no primary key"),
                 ("CREATE TABLE t AS SELECT 1", "AS SELECT"),
                 ("CREATE UNIQUE INDEX u ON cart(item)", "UNIQUE (item)"),
                 ("CREATE TABLE littoral_x(k INTEGER PRIMARY KEY)", "littoral_"),
@@ -326,7 +344,7 @@ fn policies_are_declared_in_sql_and_in_rust() {
         ),
         ("SELECT littoral_policy('t', 'eventual', '{\"writers\":1}')", "must be a string"),
         ("SELECT littoral_policy('t', 'eventual', '{\"key\":\"none\"}')", "expected explicit"),
-        ("SELECT littoral_policy('t', 'local', '{\"writers\":\"any\"}')", "leave \"writers\" out"),
+        ("SELECT littoral_policy('t', 'local', '{\"writers\":\"any\"}')", "leave writers out"),
         ("SELECT littoral_policy('orders', 'eventual', '{\"writers\":\"any\"}')", "UNIQUE (code)"),
         ("SELECT littoral_policy('orders', 'eventual', '{\"writers\":\"any\"}')", "lines"),
         (

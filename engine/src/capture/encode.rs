@@ -14,6 +14,7 @@ use crate::{
     },
     error::WriteError,
     hlc::Stamp,
+    id::TableId,
     limits::MAX_ENTRY_BYTES,
     policy::ColumnType,
     schema::{Column, Table},
@@ -32,11 +33,12 @@ pub(crate) struct Encoded {
     pub(crate) schema_changes: u32,
 }
 
-/// Writes down what `recorder` holds, as seen by a replica with these clocks, for the entry with this
-/// stamp; `None` if it comes to nothing. If the transaction changed the schema, clocks are changed on the
-/// way: undo them if it fails.
+/// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
+/// with these clocks, for the entry with this stamp; `None` if it comes to nothing. If the transaction
+/// changed the schema, clocks are changed on the way: undo them if it fails.
 pub(crate) fn encode(
     recorder: &Recorder,
+    sequences: &[(TableId, i64)],
     contested: &mut Contested,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
@@ -54,7 +56,10 @@ pub(crate) fn encode(
     }
     change.push_to(&mut body);
     let clocks = encode_rows(&mut body, contested, stamp, recorder.page())?;
-    if body.len() == 0 {
+    if !sequences.is_empty() {
+        body.push_sequences(sequences);
+    }
+    if body.is_empty() {
         return Ok(None);
     }
     let bytes = body.len() + HEADER_BYTES_MAX;
@@ -75,14 +80,16 @@ struct SchemaChange {
 
 impl SchemaChange {
     fn push_to(&mut self, body: &mut Body) {
+        if self.statements.is_empty() && self.changes.is_empty() {
+            return;
+        }
         if !self.statements.is_empty() {
             body.push_ddl(self.statements.drain(..).as_slice().iter().map(String::as_str));
         }
-        if !self.changes.is_empty() {
-            body.push_policy(&self.changes);
-            self.changes.clear();
-            self.pushed += 1;
-        }
+        // Also if no table changed: it makes the next version of the schema.
+        body.push_policy(&self.changes);
+        self.changes.clear();
+        self.pushed += 1;
     }
 }
 

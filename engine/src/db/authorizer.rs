@@ -20,6 +20,8 @@ pub(crate) struct Gate {
     pub(crate) origin: Origin,
     /// The engine's own statements are prepared at the moment.
     pub(crate) engine: bool,
+    /// A statement that changes the schema runs.
+    pub(crate) changing: bool,
     /// A job of a group has to run in a transaction of its own.
     pub(crate) wants_alone: bool,
     denied: Option<Denied>,
@@ -65,6 +67,7 @@ impl Gate {
             registry,
             origin,
             engine: false,
+            changing: false,
             wants_alone: false,
             denied: None,
             savepoint: None,
@@ -130,7 +133,8 @@ impl Gate {
 
     /// Judges one action of a statement on the user connection.
     pub(crate) fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
-        if self.engine {
+        // A statement that was judged makes tables of its own as it runs, if it makes an FTS5 index.
+        if self.engine || self.changing {
             return Authorization::Allow;
         }
         self.asked = true;
@@ -226,8 +230,16 @@ impl Gate {
             AuthAction::DropView { view_name } => {
                 self.change("DROP VIEW", view_name, Action::Other)
             }
-            AuthAction::CreateVtable { .. } => forbidden("CREATE VIRTUAL TABLE"),
-            AuthAction::DropVtable { .. } => forbidden("DROP of a virtual table"),
+            AuthAction::CreateVtable { table_name, module_name } => {
+                if module_name.eq_ignore_ascii_case("fts5") {
+                    self.change("CREATE VIRTUAL TABLE", table_name, Action::Other)
+                } else {
+                    forbidden("a virtual table of another module than FTS5")
+                }
+            }
+            AuthAction::DropVtable { table_name, .. } => {
+                self.change("DROP TABLE", table_name, Action::Other)
+            }
             AuthAction::Analyze { .. } => forbidden("ANALYZE"),
             // CREATE INDEX asks for it too.
             AuthAction::Reindex { .. } if self.action.is_some() => None,

@@ -228,7 +228,8 @@ impl Writer {
         if alone && !self.user().sink().chapters().is_empty() {
             local.contested.mark();
         }
-        let encoded = encode(&self.user().sink(), local.contested, header.stamp())?;
+        let sequences = self.sequences()?;
+        let encoded = encode(&self.user().sink(), &sequences, local.contested, header.stamp())?;
         let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
         let registry = self.settle_schema(local.registry, schema_changes)?;
@@ -254,6 +255,19 @@ impl Writer {
             catalog::set_version(conn, version)?;
             Ok(Some(Arc::new(Registry::load(conn)?)))
         })
+    }
+}
+
+impl Writer {
+    /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
+    fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
+        let counted = self.user().sink().counted();
+        let mut sequences = Vec::new();
+        for (table, name) in counted {
+            sequences.push((table, self.as_engine(|conn| catalog::sequence(conn, &name))?));
+        }
+        sequences.sort_unstable();
+        Ok(sequences)
     }
 }
 
@@ -293,7 +307,7 @@ pub(crate) fn remember(
                     }
                 }
             }
-            Segment::Ddl(_) | Segment::Membership(_) => {}
+            Segment::Ddl(_) | Segment::Membership(_) | Segment::Sequence(_) => {}
         }
     }
     Ok(())

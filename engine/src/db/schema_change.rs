@@ -37,7 +37,9 @@ pub(super) fn run(
         }
         // The hook must tell all that a cascade changes.
         writer.announce(None);
+        writer.gate().changing = *action != Action::Policy;
         let stepped = step_all(writer, statement, each);
+        writer.gate().changing = false;
         writer.user().sink().set_dropping(None);
         stepped?;
         if *action == Action::Policy {

@@ -318,7 +318,9 @@ fn run(
         } else {
             writer.reread(mark)?;
         }
-        return Err(error);
+        let text = statement.expanded_sql().unwrap_or_default();
+        let is_vacuum = first_word(&text).eq_ignore_ascii_case("VACUUM");
+        return Err(if is_vacuum { writer.refused_vacuum() } else { error });
     }
     let savepoints = &mut course.savepoints;
     match &kind.savepoint {
@@ -355,10 +357,20 @@ fn refuse_mark(sql: &str) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Whether a statement may be about a savepoint or the schema: by its first word, comments before it
-/// skipped, or because it may declare a policy.
+/// Whether a statement may be about a savepoint or the schema, or may declare a policy.
 fn is_told_by_authorizer(sql: &str) -> bool {
     const WORDS: [&str; 6] = ["SAVEPOINT", "RELEASE", "ROLLBACK", "CREATE", "DROP", "ALTER"];
+    let word = first_word(sql);
+    WORDS.iter().any(|w| word.eq_ignore_ascii_case(w)) || may_declare(sql)
+}
+
+fn may_declare(sql: &str) -> bool {
+    let name = declaring::FUNCTION.as_bytes();
+    sql.as_bytes().windows(name.len()).any(|part| part.eq_ignore_ascii_case(name))
+}
+
+/// The first word of a statement; comments before it are skipped.
+fn first_word(sql: &str) -> &str {
     let mut rest = sql;
     loop {
         rest = rest
@@ -371,13 +383,8 @@ fn is_told_by_authorizer(sql: &str) -> bool {
             break;
         }
     }
-    let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect();
-    WORDS.iter().any(|w| word.eq_ignore_ascii_case(w)) || may_declare(sql)
-}
-
-fn may_declare(sql: &str) -> bool {
-    let name = declaring::FUNCTION.as_bytes();
-    sql.as_bytes().windows(name.len()).any(|part| part.eq_ignore_ascii_case(name))
+    let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+    &rest[..end]
 }
 
 #[cfg(test)]
@@ -391,5 +398,6 @@ mod tests {
         assert!(is_told_by_authorizer("SELECT Littoral_Policy('t', 'eventual')"));
         assert!(!is_told_by_authorizer("/* savepoint */ SELECT 1"));
         assert!(!is_told_by_authorizer(""));
+        assert_eq!(first_word("-- vacuum\nVACUUM;"), "VACUUM");
     }
 }

@@ -197,6 +197,28 @@ impl Writer {
         Ok(())
     }
 
+    /// Why VACUUM does not run in a write job.
+    pub(crate) fn refused_vacuum(&self) -> WriteError {
+        let gate = self.gate();
+        let by_rowid: Vec<String> = gate
+            .registry
+            .tables()
+            .iter()
+            .filter(|table| table.is_by_rowid())
+            .map(|table| format!("{:?}", table.name))
+            .collect();
+        let what = if by_rowid.is_empty() {
+            "VACUUM".to_owned()
+        } else {
+            format!(
+                "VACUUM, which would renumber the rows of {}, told apart by rowid for want of a \
+                 primary key,",
+                by_rowid.join(", ")
+            )
+        };
+        WriteError::Forbidden { what }
+    }
+
     /// Closes both connections. The last one of a file to close empties the WAL.
     pub(crate) fn close(self) -> rusqlite::Result<()> {
         self.apply.close()?;

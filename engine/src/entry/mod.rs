@@ -67,6 +67,8 @@ pub enum Segment<'a> {
     Policy(Vec<TableChange>),
     /// A change of who is a member; written by the origin only.
     Membership(Membership),
+    /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
+    Sequence(Vec<(TableId, i64)>),
 }
 
 /// A change of what is known of a table.

@@ -6,7 +6,11 @@
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    schema::{Table, row::lend_key},
+    schema::{
+        Table,
+        row::lend_key,
+        spelling::{KEY_SPELLING, lend_spelled, split_spelling},
+    },
     sqlite::{Keeping, Parameters, quoted},
     value::{ByteReader, ValueRef},
 };
@@ -70,20 +74,24 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
+            let (spelling, cells) = split_spelling(op.cells);
+            let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
+            lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(op.cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            places.zip(cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
         },
     )
 }
 
 fn insert_some(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let known = || op.cells.iter().filter_map(|cell| Some((cell, table.cell(cell.column)?)));
+    let (spelling, cells) = split_spelling(op.cells);
+    let known = || cells.iter().filter_map(|cell| Some((cell, table.cell(cell.column)?)));
     conn.run(
         MaskedName::new(table, INSERT_SOME, known().map(|(_, place)| place)).as_slice(),
         || table.insert_of(known().map(|(_, place)| &table.cells[place])),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
+            let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
+            lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
             places.zip(known()).try_for_each(|(place, (cell, _))| lend(parameters, place, cell))
         },
@@ -101,12 +109,12 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            lend_key(parameters, table, key)?;
-            for (place, cell) in (table.key.len() + 1..).zip(cells) {
-                let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-                parameters.lend(place, value)?;
-            }
-            Ok(())
+            let mut values =
+                cells.iter().map(|cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null));
+            let spelling = if table.has_spelling() { values.next() } else { None };
+            lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
+            let mut places = table.key.len() + 1..;
+            values.try_for_each(|value| parameters.lend(places.next().unwrap_or(0), value))
         },
     )
 }
@@ -130,9 +138,18 @@ pub(super) fn update(
         name.as_slice(),
         || update_sql(table, winning()),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
-            let places = table.key.len() + 1..;
-            places.zip(winning()).try_for_each(|(place, (cell, _))| lend(parameters, place, cell))
+            lend_key(parameters, 0, table, op.key)?;
+            let mut before = table.key.len();
+            for (cell, _) in winning() {
+                if cell.column == KEY_SPELLING {
+                    lend_spelled(parameters, before, table, op.key, written(cell.write))?;
+                    before += table.key.len();
+                } else {
+                    before += 1;
+                    lend(parameters, before, cell)?;
+                }
+            }
+            Ok(())
         },
     )
 }
@@ -140,15 +157,20 @@ pub(super) fn update(
 fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = (&'c Cell<'c>, usize)>) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    for (cell, column) in cells {
-        let name = quoted(&table.cells[column].name);
+    let mut set = |name: &str, counted: bool| {
+        let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
+        sql.push_str(&match counted {
+            false => format!("{comma}{name} = ?{place}"),
+            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
+        });
+    };
+    for (cell, column) in cells {
+        if cell.column == KEY_SPELLING {
+            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+        } else {
+            let counted = matches!(cell.write, CellWrite::Add(_));
+            set(&quoted(&table.cells[column].name), counted);
         }
     }
     sql.push_str(" WHERE ");
@@ -160,7 +182,7 @@ pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
     conn.run(
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
-        |parameters| lend_key(parameters, table, op.key),
+        |parameters| lend_key(parameters, 0, table, op.key),
     )
 }
 
@@ -221,6 +243,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
         let mut key = ByteReader::new(op.key);
         table.is_plain
             && is_whole(table, op)
+            && !table.has_spelling()
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 

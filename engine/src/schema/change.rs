@@ -20,7 +20,10 @@ use crate::{
     error::WriteError,
     id::{ColumnId, Lsn, SchemaVersion, TableId},
     policy::{ColumnType, TablePolicy},
-    schema::{Registry, Table, catalog, enroll},
+    schema::{
+        Registry, Table, catalog, enroll,
+        shape::{ColumnShape, TableShape},
+    },
 };
 
 /// What a statement does to the schema, as SQLite's authorizer names it.
@@ -114,10 +117,8 @@ impl Scope {
         changes: Vec<TableChange>,
         indexed: Option<TableId>,
     ) -> Result<Changed, WriteError> {
-        if !changes.is_empty() {
-            catalog::carry_out(conn, &changes, self.lsn)?;
-            catalog::set_version(conn, SchemaVersion(self.before.version.0 + 1))?;
-        }
+        catalog::carry_out(conn, &changes, self.lsn)?;
+        catalog::set_version(conn, SchemaVersion(self.before.version.0 + 1))?;
         // Also for an index or a trigger, of which the registry knows what they are in the way of.
         let registry = Arc::new(Registry::load(conn)?);
         let declared = changes.iter().filter_map(|change| match change {
@@ -145,12 +146,9 @@ impl Scope {
     /// What the statement did to tables.
     fn changes(&self, conn: &Connection, action: &Action) -> rusqlite::Result<Vec<TableChange>> {
         let names = enroll::user_tables(conn)?;
-        let is_there = |table: &Table| names.iter().any(|(name, _)| *name == table.name);
+        let is_there = |table: &Table| names.contains(&table.name);
         let new = || {
-            names
-                .iter()
-                .map(|(name, _)| name)
-                .find(|name| self.before.tables().iter().all(|table| table.name != **name))
+            names.iter().find(|name| self.before.tables().iter().all(|table| table.name != **name))
         };
         match action {
             Action::CreateTable(_) => {
@@ -264,7 +262,7 @@ fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<Table
     let known = old.declaration();
     let mut next = old.next_column.0;
     let mut columns = Vec::new();
-    for column in enroll::shape(conn, name)? {
+    for column in TableShape::read(conn, name)?.stored() {
         let kept = known.columns.iter().find(|(_, old)| old.eq_ignore_ascii_case(&column.name));
         let id = kept.map_or_else(
             || {
@@ -273,7 +271,7 @@ fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<Table
             },
             |(id, _)| *id,
         );
-        columns.push((id, column.name));
+        columns.push((id, column.name.clone()));
     }
     columns.sort_by_key(|(id, _)| *id);
     let mut policy = enroll::with_names_of(known.policy, &columns);
@@ -284,7 +282,8 @@ fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<Table
 /// A table whose columns ALTER TABLE has changed: one renamed, one more at the end, or one fewer.
 fn altered(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<TableChange>> {
     let old = table.columns();
-    let now = enroll::shape(conn, &table.name)?;
+    let shape = TableShape::read(conn, &table.name)?;
+    let now: Vec<&ColumnShape> = shape.stored().collect();
     let mut next = table.next_column.0;
     let mut declaration = table.declaration();
     let mut columns = Vec::new();

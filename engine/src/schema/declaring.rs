@@ -123,11 +123,6 @@ impl Call {
                     .to_owned(),
             ));
         }
-        if consistency == Consistency::Local && policy.writers == Writers::Any {
-            return Err(wrong(
-                "a \"local\" table has no writers elsewhere; leave \"writers\" out".to_owned(),
-            ));
-        }
         Ok(policy)
     }
 }

@@ -1,25 +1,17 @@
 //! Replicas in one loop, exchanging frames until neither has more to say: no sockets, no clock.
 
-#![allow(dead_code, reason = "not every test file uses all of it")]
+#![allow(dead_code, reason = "every test binary uses a part of it")]
 
 use std::collections::BTreeMap;
 
 use littoral::{
-    CloseCode, ClusterId, ColumnType, Committed, Event, Genesis, Identity, Incarnation, Input,
-    Instant, NodeId, Now, Output, PeerId, Replica, TablePolicy, Ticket, WallTime, WriteError,
-    WriteTx, Writers,
+    CloseCode, ClusterId, Committed, Event, Genesis, Identity, Incarnation, Input, Instant, NodeId,
+    Now, Output, PeerId, Replica, TablePolicy, Ticket, WallTime, WriteError, WriteTx,
 };
 
-pub(crate) const SCHEMA: &str = "
-    CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, item TEXT, note TEXT, qty INTEGER NOT NULL DEFAULT 0);
-    CREATE TABLE orders(id INTEGER PRIMARY KEY, code TEXT NOT NULL UNIQUE, total REAL);
-    CREATE TABLE lines(
-      id INTEGER PRIMARY KEY, orders INTEGER NOT NULL REFERENCES orders(id) ON DELETE CASCADE
-      DEFERRABLE INITIALLY DEFERRED, qty INTEGER CHECK (qty > 0));
-";
-
+/// Replicas, the links between them, and what they have put out.
 pub(crate) struct Cluster {
-    pub(crate) schema: &'static str,
+    genesis: Genesis,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) names: Vec<NodeId>,
     pub(crate) replicas: Vec<Option<Replica>>,
@@ -32,15 +24,17 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn new(nodes: usize) -> Self {
-        Self::with_schema(nodes, SCHEMA)
-    }
-
-    pub(crate) fn with_schema(nodes: usize, schema: &'static str) -> Self {
+    /// Replicas that are not linked yet; the first is the origin.
+    pub(crate) fn new(nodes: usize, schema: &str, policies: &[(&str, TablePolicy)]) -> Self {
         let names: Vec<NodeId> =
             (0..nodes).map(|i| NodeId::new(&format!("n{i}")).unwrap()).collect();
+        let genesis = Genesis {
+            members: (0..nodes).map(|n| (names[n].clone(), Incarnation(100 + n as u128))).collect(),
+            schema: schema.to_owned(),
+            policies: policies.iter().map(|(name, p)| ((*name).to_owned(), p.clone())).collect(),
+        };
         let mut cluster = Self {
-            schema,
+            genesis,
             dir: tempfile::tempdir().unwrap(),
             names,
             replicas: (0..nodes).map(|_| None).collect(),
@@ -70,24 +64,9 @@ impl Cluster {
     }
 
     pub(crate) fn open(&mut self, node: usize) {
-        let counter = [("qty".to_owned(), ColumnType::Counter)];
-        let cart = TablePolicy {
-            writers: Writers::Any,
-            columns: counter.into(),
-            ..TablePolicy::default()
-        };
         let mut builder = Replica::builder(self.identity(node)).verify_capture();
         if node == 0 {
-            builder = builder.genesis(Genesis {
-                members: (0..self.names.len())
-                    .map(|n| (self.names[n].clone(), Incarnation(100 + n as u128)))
-                    .collect(),
-                schema: self.schema.to_owned(),
-                policies: [("cart".to_owned(), cart)]
-                    .into_iter()
-                    .filter(|(table, _)| self.schema.contains(&format!("TABLE {table}(")))
-                    .collect(),
-            });
+            builder = builder.genesis(self.genesis.clone());
         }
         self.replicas[node] = Some(builder.open(&self.path(node), self.now, 0).unwrap());
     }
@@ -208,8 +187,9 @@ impl Cluster {
     }
 }
 
-pub(crate) fn linked(nodes: usize) -> Cluster {
-    let mut cluster = Cluster::new(nodes);
+/// Replicas in a line.
+pub(crate) fn linked(nodes: usize, schema: &str, policies: &[(&str, TablePolicy)]) -> Cluster {
+    let mut cluster = Cluster::new(nodes, schema, policies);
     for node in 1..nodes {
         cluster.link(node, node - 1);
     }
