@@ -6,12 +6,12 @@
 use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
-    contested::{Conflict, Contested, Effects, Verdict},
-    entry::{Cell, CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
+    contested::{Contested, Effects, Verdict},
+    entry::{Cell, CellWrite, Entry, Member, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
     merge::{
-        conflict,
+        conflict::Conflicts,
         store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
     policy::ColumnType,
@@ -22,19 +22,20 @@ use crate::{
     },
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, ValueRef, put_cell},
+    value::{ByteReader, DecodeError, put_cell},
 };
 
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Keeping,
-    pub(crate) registry: &'a Registry,
-    pub(crate) contested: &'a mut Contested,
+    conn: &'a Keeping,
+    registry: &'a Registry,
+    contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
-    pub(crate) origin: AuthorId,
+    origin: AuthorId,
     pub(crate) tally: Tally,
-    pub(crate) effects: Effects,
+    effects: Effects,
+    conflicts: Conflicts<'a>,
 }
 
 /// What was done.
@@ -55,6 +56,24 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
 }
 
 impl<'a> Applier<'a> {
+    pub(crate) fn new(
+        conn: &'a Keeping,
+        registry: &'a Registry,
+        contested: &'a mut Contested,
+        origin: AuthorId,
+        members: &'a [Member],
+    ) -> Self {
+        Self {
+            conn,
+            registry,
+            contested,
+            origin,
+            tally: Tally::default(),
+            effects: Effects::default(),
+            conflicts: Conflicts::new(conn, members),
+        }
+    }
+
     /// Applies the operations of one `Rows` segment of `entry`.
     pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
@@ -74,6 +93,7 @@ impl<'a> Applier<'a> {
             index += 1;
         }
         inserts.flush(&mut waiting)?;
+        self.conflicts.flush()?;
         waiting.sort_unstable();
         self.settle(entry, rows, waiting)
     }
@@ -204,11 +224,7 @@ impl<'a> Applier<'a> {
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let held = read_row(self.conn, table, op.key)?;
-            for discarded in &effects.conflicts {
-                let value = stored_value(table, held.as_deref(), discarded);
-                conflict::record(self.conn, table, op, stamp, discarded, value)?;
-            }
+            self.conflicts.record(table, op, stamp, &effects.conflicts)?;
         }
         let mut stored = Stored::Yes;
         match verdict {
@@ -294,16 +310,4 @@ fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), Decod
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn stored_value<'c>(
-    table: &Table,
-    stored: Option<&'c [Vec<u8>]>,
-    conflict: &Conflict,
-) -> ValueRef<'c> {
-    table
-        .cell(conflict.column)
-        .and_then(|place| stored?.get(place))
-        .and_then(|cell| ByteReader::new(cell).cell().ok())
-        .unwrap_or(ValueRef::Null)
 }

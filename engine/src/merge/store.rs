@@ -3,15 +3,17 @@
 //!
 //! What is written is decided elsewhere; that a row collides with another is told, not solved.
 
+use std::convert::Infallible;
+
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
     schema::{
         Table,
         row::lend_key,
-        spelling::{KEY_SPELLING, lend_spelled, split_spelling},
+        spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
     },
-    sqlite::{Keeping, Parameters, quoted},
+    sqlite::{Columns, Keeping, Parameters, quoted},
     value::{ByteReader, ValueRef},
 };
 
@@ -21,8 +23,9 @@ const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
 /// The places of the updated cells follow, one bit each.
 const UPDATE: u64 = 4;
+const SELECT: u64 = 5;
 /// The places of the cells that are given follow, one bit each.
-const INSERT_SOME: u64 = 5;
+const INSERT_SOME: u64 = 6;
 
 /// SQLite has no table of more columns, in words of 64 bits.
 const MASK_WORDS: usize = 2000 / 64 + 1;
@@ -183,6 +186,47 @@ pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
         |parameters| lend_key(parameters, 0, table, op.key),
+    )
+}
+
+/// A row that is there.
+#[derive(Debug)]
+pub(super) struct StoredRow<'r> {
+    columns: &'r Columns<'r>,
+    /// The cell in front of the columns, encoded, if the table has one.
+    spelling: Vec<u8>,
+}
+
+impl StoredRow<'_> {
+    /// The cell at that place in the table.
+    pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
+        match place.checked_sub(usize::from(!self.spelling.is_empty())) {
+            Some(column) => self.columns.value(column),
+            None => ByteReader::new(&self.spelling).cell().unwrap_or(ValueRef::Null),
+        }
+    }
+}
+
+/// Reads the row with a key, if it is there.
+pub(super) fn read(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    mut take: impl FnMut(&StoredRow<'_>),
+) -> rusqlite::Result<()> {
+    conn.query(
+        &name(table.id, SELECT),
+        || table.sql.select.clone(),
+        |parameters| lend_key(parameters, 0, table, key),
+        |columns| {
+            let mut spelling = Vec::new();
+            if table.has_spelling() {
+                let behind = table.stored().len();
+                let part = |part: usize, _: &_| Ok(columns.value(behind + part));
+                let Ok(()) = put_spelling::<Infallible>(&mut spelling, table, part);
+            }
+            take(&StoredRow { columns, spelling });
+        },
     )
 }
 

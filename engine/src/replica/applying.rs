@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    contested::Effects,
     driver::{Event, Output},
     entry::{Entry, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
@@ -176,14 +175,9 @@ impl Replica {
             let segment = segment.map_err(broken)?;
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
-                let mut applier = Applier {
-                    conn: self.writer.apply(),
-                    registry: &registry,
-                    contested: &mut self.contested,
-                    origin,
-                    tally: Tally::default(),
-                    effects: Effects::default(),
-                };
+                let conn = self.writer.apply();
+                let contested = &mut self.contested;
+                let mut applier = Applier::new(conn, &registry, contested, origin, &self.members);
                 if again {
                     applier.count_again(rows)?;
                 } else {
