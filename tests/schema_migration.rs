@@ -22,7 +22,7 @@ fn transaction(node: &Node, statements: &[&str]) {
 fn the_schema_changes_at_the_origin_and_reaches_a_serving_edge() {
     let cluster = Cluster::init(SCHEMA, &["stock:writers=any,n=counter"], &["origin", "edge1"]);
     let origin = cluster.serve("origin", &[]);
-    let edge = cluster.serve("edge1", &[]);
+    let edge = cluster.serve("edge1", &[&origin]);
     origin.until_ready();
     edge.until_ready();
     assert_eq!(run(&edge, "INSERT INTO stock VALUES('a', 3)")["type"], "ok");

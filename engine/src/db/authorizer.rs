@@ -154,6 +154,11 @@ impl Gate {
 
     fn denial(&mut self, context: &AuthContext<'_>) -> Option<Denied> {
         let forbidden = |what: &str| Some(Denied::Forbidden(what.to_owned()));
+        // ALTER TABLE looks whether a temporary object must follow.
+        if context.database_name == Some("temp") && self.action.is_none() && writes(&context.action)
+        {
+            return forbidden("a temporary object");
+        }
         match context.action {
             AuthAction::Select => {
                 self.selects = true;
@@ -287,6 +292,18 @@ impl Gate {
             && self.origin != Origin::Here;
         elsewhere.then(|| Denied::OriginOnly(table.to_owned()))
     }
+}
+
+/// Whether an action changes something in the schema that it names.
+fn writes(action: &AuthAction<'_>) -> bool {
+    !matches!(
+        action,
+        AuthAction::Select
+            | AuthAction::Read { .. }
+            | AuthAction::Function { .. }
+            | AuthAction::Recursive
+            | AuthAction::Pragma { .. }
+    )
 }
 
 /// Judges one action of a statement on a reader's connection.
