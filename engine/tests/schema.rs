@@ -348,7 +348,7 @@ fn policies_are_declared_in_sql_and_in_rust() {
         ("SELECT littoral_policy('orders', 'eventual', '{\"writers\":\"any\"}')", "UNIQUE (code)"),
         ("SELECT littoral_policy('orders', 'eventual', '{\"writers\":\"any\"}')", "lines"),
         (
-            "SELECT littoral_policy('t', 'eventual', '{\"writers\":\"any\",\"columns\":{\"z\":\"lww\"}}')",
+            "SELECT littoral_policy('t', 'eventual', '{\"writers\":\"any\",\"columns\":{\"z\":\"max\"}}')",
             "column \"z\"",
         ),
     ] {

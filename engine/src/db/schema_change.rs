@@ -90,7 +90,7 @@ fn declare_one(
         known.filter(|table| table.is_multi_writer() && writer.user().sink().has_rows_of(table.id));
     if let Some(old) = written
         && let Some(new) = changed.registry.by_id(old.id)
-        && old.policy.columns != new.policy.columns
+        && (&old.policy.columns, &old.policy.groups) != (&new.policy.columns, &new.policy.groups)
     {
         return Err(WriteError::Policy(format!(
             "the types of columns of {table:?} must be declared before the transaction writes its rows"
@@ -131,6 +131,8 @@ fn within_savepoint(
         writer.gate().wants_alone = true;
         return Err(WriteError::Aborted("the job changes the schema and runs again".to_owned()));
     }
+    // What was captured so far is about to be closed.
+    writer.normalize(course)?;
     if writer.verifies_capture() {
         writer.as_engine(|conn| writer.user().sink().verify(conn))?;
     }

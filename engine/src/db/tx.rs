@@ -44,6 +44,11 @@ impl Course {
     pub(crate) fn new(base: &Arc<Registry>, lsn: Lsn, alone: bool) -> Self {
         Self { savepoints: Vec::new(), base: Arc::clone(base), lsn, alone }
     }
+
+    /// Another one in the same transaction, without savepoints.
+    pub(crate) fn alike(&self) -> Self {
+        Self::new(&self.base, self.lsn, self.alone)
+    }
 }
 
 /// A prepared statement of a write job.

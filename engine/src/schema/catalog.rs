@@ -39,10 +39,10 @@ CREATE TABLE littoral_columns(
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE littoral_conflicts(
   id INTEGER PRIMARY KEY NOT NULL,
-  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT NOT NULL, \"row\" TEXT NOT NULL,
+  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT, \"row\" TEXT NOT NULL,
   kept ANY, kept_at INTEGER, kept_by TEXT,
   lost ANY, lost_at INTEGER, lost_by TEXT,
-  table_id INTEGER NOT NULL, column_id INTEGER NOT NULL, key BLOB NOT NULL,
+  table_id INTEGER NOT NULL, column_id INTEGER, key BLOB NOT NULL,
   kept_hlc INTEGER, kept_author INTEGER, kept_seq INTEGER,
   lost_hlc INTEGER, lost_author INTEGER, lost_seq INTEGER
 ) STRICT;
@@ -169,9 +169,8 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         .prepare("SELECT id, type FROM littoral_columns WHERE table_id = ? ORDER BY id")?
         .query_map([table.id.0], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
-    let merge_of = |name: &String| table.policy.columns.get(name).copied().unwrap_or_default();
     let retyped = table.columns.iter().any(|(id, name)| {
-        types.iter().any(|(known, merge)| *known == id.0 && merge != merge_of(name).as_str())
+        types.iter().any(|(known, word)| *known == id.0 && *word != table.policy.column_word(name))
     });
     let multi_writer = table.policy.is_multi_writer();
     let mut since = lsn.0;
@@ -202,7 +201,7 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
     for (id, name) in &table.columns {
         conn.execute(
             "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
-            params![table.id.0, id.0, name, merge_of(name).as_str()],
+            params![table.id.0, id.0, name, table.policy.column_word(name)],
         )?;
     }
     Ok(())

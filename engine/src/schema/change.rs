@@ -11,7 +11,10 @@
 //!
 //! `docs/schema.md` says the same to users.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -232,19 +235,24 @@ fn unquiet(
         return Ok(Some("another key".to_owned()));
     }
     for column in &old.cells {
-        match new.cell(column.id).map(|place| &new.cells[place]) {
-            None => return Ok(Some(format!("dropping column {:?}", column.name))),
-            Some(now) if now.merge != column.merge => {
-                return Ok(Some(format!("another type of column {:?}", column.name)));
-            }
-            Some(_) => {}
+        let Some(now) = new.cell(column.id).map(|place| &new.cells[place]) else {
+            return Ok(Some(format!("dropping column {:?}", column.name)));
+        };
+        if new.policy.column_word(&now.name) != old.policy.column_word(&column.name) {
+            return Ok(Some(format!("another type of column {:?}", column.name)));
         }
     }
     for column in new.cells.iter().filter(|column| old.cell(column.id).is_none()) {
         let (default, not_null) = default_of(conn, &new.name, &column.name)?;
+        let default = default.as_deref().map_or("NULL", str::trim);
+        let is_null = default.eq_ignore_ascii_case("NULL") && !not_null;
+        // A row of somebody who does not know the column merges with one of somebody who does: the
+        // former's must be worth nothing.
         let alike = match column.merge {
-            ColumnType::Lww => is_constant(default.as_deref(), not_null),
-            ColumnType::Counter => default.as_deref().map(str::trim) == Some("0"),
+            ColumnType::Lww if new.policy.groups.contains_key(&column.name) => false,
+            ColumnType::Lww => is_null || is_constant(default),
+            ColumnType::Counter => default == "0",
+            ColumnType::Max | ColumnType::Min => is_null,
         };
         if !alike {
             return Ok(Some(format!(
@@ -274,9 +282,25 @@ fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<Table
         columns.push((id, column.name.clone()));
     }
     columns.sort_by_key(|(id, _)| *id);
-    let mut policy = enroll::with_names_of(known.policy, &columns);
-    policy.columns.retain(|typed, _| columns.iter().any(|(_, name)| name == typed));
+    let policy = carried_over(&known, &columns);
     Ok(TableDeclaration { id: old.id, name: name.to_owned(), policy, columns })
+}
+
+/// The policy for columns that keep their types by their ids, whatever their names are now.
+fn carried_over(known: &TableDeclaration, columns: &[(ColumnId, String)]) -> TablePolicy {
+    let mut policy =
+        TablePolicy { columns: BTreeMap::new(), groups: BTreeMap::new(), ..known.policy.clone() };
+    for (id, name) in columns {
+        if let Some((_, before)) = known.columns.iter().find(|(old, _)| old == id) {
+            if let Some(merge) = known.policy.columns.get(before) {
+                policy.columns.insert(name.clone(), *merge);
+            }
+            if let Some(group) = known.policy.groups.get(before) {
+                policy.groups.insert(name.clone(), group.clone());
+            }
+        }
+    }
+    policy
 }
 
 /// A table whose columns ALTER TABLE has changed: one renamed, one more at the end, or one fewer.
@@ -300,18 +324,13 @@ fn altered(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<TableChange
             },
             |column| column.id,
         );
-        if let Some(before) = before
-            && let Some(merge) = declaration.policy.columns.remove(&before.name)
-        {
-            declaration.policy.columns.insert(column.name.clone(), merge);
-        }
         columns.push((id, column.name.clone()));
     }
     columns.sort_by_key(|(id, _)| *id);
-    declaration.policy.columns.retain(|typed, _| columns.iter().any(|(_, name)| name == typed));
     if columns == declaration.columns {
         return Ok(Vec::new());
     }
+    declaration.policy = carried_over(&declaration, &columns);
     declaration.columns = columns;
     Ok(vec![TableChange::Declared(declaration)])
 }
@@ -332,14 +351,11 @@ fn default_of(
     Ok(found.unwrap_or((None, false)))
 }
 
-/// Whether every row gets the same value, whenever and wherever.
-fn is_constant(default: Option<&str>, not_null: bool) -> bool {
-    let text = default.unwrap_or("NULL").trim();
-    let text = text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).unwrap_or(text).trim();
+/// Whether every row gets the same value, which is not NULL, whenever and wherever.
+fn is_constant(default: &str) -> bool {
+    let text =
+        default.strip_prefix('(').and_then(|t| t.strip_suffix(')')).unwrap_or(default).trim();
     let word = text.to_ascii_uppercase();
-    if word == "NULL" {
-        return !not_null;
-    }
     let quoted = |start: &str| {
         text.len() > start.len()
             && word.starts_with(start)
@@ -392,14 +408,12 @@ mod tests {
 
     #[test]
     fn constants_are_told_from_what_is_computed() {
-        for constant in ["0", "-1.5e3", "'a''b'", "x'00ff'", "NULL", "true", "(7)", "''", "+ 2"] {
-            assert!(is_constant(Some(constant), false), "{constant}");
+        for constant in ["0", "-1.5e3", "'a''b'", "x'00ff'", "true", "(7)", "''", "+ 2"] {
+            assert!(is_constant(constant), "{constant}");
         }
         for computed in ["CURRENT_TIMESTAMP", "(random())", "(1 + 1)", "('a' || 'b')", "(now)"] {
-            assert!(!is_constant(Some(computed), false), "{computed}");
+            assert!(!is_constant(computed), "{computed}");
         }
-        assert!(is_constant(None, false));
-        assert!(!is_constant(None, true));
     }
 
     #[test]

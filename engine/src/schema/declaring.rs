@@ -103,10 +103,9 @@ impl Call {
                         })?
                         .collect::<Result<_, _>>()?;
                     for (column, merge) in types {
-                        let merge = merge
-                            .parse()
+                        policy
+                            .declare_column(&column, &merge)
                             .map_err(|error| wrong(format!("column {column:?}: {error}")))?;
-                        policy.columns.insert(column, merge);
                     }
                 }
                 "columns" => return Err(wrong("option \"columns\" must be an object".to_owned())),

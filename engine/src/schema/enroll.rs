@@ -94,17 +94,16 @@ pub(crate) fn with_names_of(
     mut policy: TablePolicy,
     columns: &[(ColumnId, String)],
 ) -> TablePolicy {
-    policy.columns = std::mem::take(&mut policy.columns)
-        .into_iter()
-        .filter_map(|(named, merge)| {
-            let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
-            match column {
-                Some(_) if merge == ColumnType::default() => None,
-                Some((_, name)) => Some((name.clone(), merge)),
-                None => Some((named, merge)),
-            }
-        })
-        .collect();
+    let spelled = |named: String| {
+        let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
+        column.map_or(named, |(_, name)| name.clone())
+    };
+    let is_there = |name: &String| columns.iter().any(|(_, known)| known == name);
+    let TablePolicy { columns: merges, groups, .. } = &mut policy;
+    *merges = std::mem::take(merges).into_iter().map(|(c, m)| (spelled(c), m)).collect();
+    // What is said anyway by saying nothing; of a column that there is not, it is a mistake to be told.
+    merges.retain(|name, merge| *merge != ColumnType::default() || !is_there(name));
+    *groups = std::mem::take(groups).into_iter().map(|(c, g)| (spelled(c), g)).collect();
     policy
 }
 
@@ -193,7 +192,7 @@ fn local_or_not(
             "leave writers out",
         );
     }
-    if is_local(table) && !table.policy.columns.is_empty() {
+    if is_local(table) && !(table.policy.columns.is_empty() && table.policy.groups.is_empty()) {
         reasons.refuse(
             "it is \"local\", and its columns never merge".to_owned(),
             "leave the column types out",
@@ -232,44 +231,54 @@ fn any_table(
             }
         }
     }
-    for (name, merge) in &table.policy.columns {
+    let policy = &table.policy;
+    for name in policy.columns.keys().chain(policy.groups.keys()).collect::<BTreeSet<_>>() {
         match shape.columns.iter().find(|c| c.name.eq_ignore_ascii_case(name)) {
             None => reasons.refuse(
                 format!("its policy names the column {name:?}, which it does not have"),
                 "correct the name in the policy",
             ),
-            Some(column) if *merge == ColumnType::Counter => {
-                counter_column(&shape, column, table.policy.writers, reasons);
-            }
-            Some(_) => {}
+            Some(column) => typed_column(&shape, column, policy, reasons),
         }
     }
     Ok(())
 }
 
-fn counter_column(
+/// A column with a type of its own, or in a group.
+fn typed_column(
     shape: &TableShape,
     column: &ColumnShape,
-    writers: Writers,
+    policy: &TablePolicy,
     reasons: &mut Reasons<'_>,
 ) {
-    if writers == Writers::Origin {
+    let name = &column.name;
+    let merge = policy.columns.get(name).copied().unwrap_or_default();
+    let word = policy.column_word(name);
+    if merge != ColumnType::Lww && policy.groups.contains_key(name) {
         reasons.refuse(
-            format!(
-                "its column {:?} is a counter, but only the origin writes the table",
-                column.name
-            ),
+            format!("its column {name:?} is of type {merge} and in a group"),
+            "a group is one register of lww columns; leave out the type or the group",
+        );
+    }
+    if word == ColumnType::Lww.as_str() {
+        return;
+    }
+    if policy.writers == Writers::Origin {
+        reasons.refuse(
+            format!("its column {name:?} is declared {word}, but only the origin writes the table"),
             "declare writers = \"any\", or leave the column type out",
         );
     }
     if shape.is_key(column.position) || column.generated {
         reasons.refuse(
-            format!("its column {:?} is a counter and part of the key or generated", column.name),
-            "use an ordinary column as a counter",
+            format!("its column {name:?} is declared {word} and part of the key or generated"),
+            "give the type to an ordinary column",
         );
-    } else if column.affinity != Affinity::Integer || !column.not_null {
+    } else if merge == ColumnType::Counter
+        && (column.affinity != Affinity::Integer || !column.not_null)
+    {
         reasons.refuse(
-            format!("its column {:?} is a counter but not INTEGER NOT NULL", column.name),
+            format!("its column {name:?} is a counter but not INTEGER NOT NULL"),
             "declare the column INTEGER NOT NULL DEFAULT 0",
         );
     }
