@@ -1,6 +1,8 @@
 //! The net changes of a transaction as the rows of an entry: assignments with the entry they
 //! overwrite, increments, epochs.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{
         Recorder,
@@ -34,12 +36,14 @@ pub(crate) struct Encoded {
 }
 
 /// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
-/// with these clocks, for the entry with this stamp; `None` if it comes to nothing. If the transaction
-/// changed the schema, clocks are changed on the way: undo them if it fails.
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp; `None` if it
+/// comes to nothing. If the transaction changed the schema, clocks are changed on the way: undo them if
+/// it fails.
 pub(crate) fn encode(
     recorder: &Recorder,
     sequences: &[(TableId, i64)],
     contested: &mut Contested,
+    disk: &Connection,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
     let mut body = Body::default();
@@ -47,15 +51,15 @@ pub(crate) fn encode(
     for chapter in recorder.chapters() {
         if !chapter.page().is_empty() {
             change.push_to(&mut body);
-            let clocks = encode_rows(&mut body, contested, stamp, chapter.page())?;
+            let clocks = encode_rows(&mut body, contested, disk, stamp, chapter.page())?;
             // What follows in the same entry overwrites what it has written itself.
-            contested.install(clocks);
+            contested.install(disk, &clocks)?;
         }
         change.statements.extend_from_slice(&chapter.statements);
         change.changes.extend_from_slice(&chapter.changes);
     }
     change.push_to(&mut body);
-    let clocks = encode_rows(&mut body, contested, stamp, recorder.page())?;
+    let clocks = encode_rows(&mut body, contested, disk, stamp, recorder.page())?;
     if !sequences.is_empty() {
         body.push_sequences(sequences);
     }
@@ -96,11 +100,12 @@ impl SchemaChange {
 fn encode_rows(
     body: &mut Body,
     contested: &Contested,
+    disk: &Connection,
     stamp: Stamp,
     page: Page<'_>,
 ) -> Result<ClockChanges, WriteError> {
     let mut encoder = Encoder {
-        clocks: LocalWrites::new(contested, stamp),
+        clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
     };
@@ -132,7 +137,7 @@ impl Encoder<'_> {
             NetChange::Delete => {
                 self.saw.clear();
                 let epoch = if table.is_multi_writer() {
-                    self.clocks.delete(table.id, row.key, &mut self.saw)
+                    self.clocks.delete(table.id, row.key, &mut self.saw)?
                 } else {
                     0
                 };
@@ -146,7 +151,7 @@ impl Encoder<'_> {
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
-            self.clocks.insert(table.id, key, upto)
+            self.clocks.insert(table.id, key, upto)?
         } else {
             0
         };
@@ -168,8 +173,8 @@ impl Encoder<'_> {
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
         let (epoch, mut clock) = if table.is_multi_writer() {
-            let (epoch, clock) = self.clocks.update(table.id, key);
-            (epoch, Some(clock))
+            let clock = self.clocks.update(table.id, key)?;
+            (clock.epoch_for(RowOpKind::Update), Some(clock))
         } else {
             (0, None)
         };
@@ -194,6 +199,9 @@ impl Encoder<'_> {
                     self.writer.delta(after.wrapping_sub(before));
                 }
             }
+        }
+        if let Some(clock) = &clock {
+            self.clocks.updated(table.id, key, clock);
         }
         Ok(())
     }

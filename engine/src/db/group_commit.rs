@@ -6,9 +6,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{Encoded, Repair, encode, repairs},
-    contested::{ClockChanges, Contested, Effects},
+    contested::{ClockError, Contested, Effects},
     db::{
         tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
@@ -72,7 +74,6 @@ pub(crate) struct Local<'r> {
 /// What a job wrote, once its transaction commits.
 struct Written {
     dot: Dot,
-    clocks: ClockChanges,
     /// The tables from here on, if they changed.
     registry: Option<Arc<Registry>>,
 }
@@ -101,6 +102,7 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
+        local.contested.mark();
         let result = self.run_job(queued, local, true).and_then(|written| {
             self.command("/*littoral*/ COMMIT")?;
             Ok(written)
@@ -109,8 +111,7 @@ impl Writer {
         match result {
             Ok(written) => {
                 local.log.keep();
-                let dot = written.map(|Written { dot, clocks, registry }| {
-                    local.contested.install(clocks);
+                let dot = written.map(|Written { dot, registry }| {
                     if let Some(registry) = registry {
                         self.learn(&registry);
                         *local.registry = registry;
@@ -173,19 +174,13 @@ impl Writer {
             if self.user().is_autocommit() || std::mem::take(&mut self.gate().wants_alone) {
                 return Err(GroupLost);
             }
-            let result = match result {
-                Ok(written) => Ok(written.map(|Written { dot, clocks, .. }| {
-                    local.contested.install(clocks);
-                    dot
-                })),
-                Err(error) => {
-                    self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
-                    Err(error)
-                }
-            };
+            if result.is_err() {
+                self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
+            }
             self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
             let lsn = local.log.last();
-            let result = result.map(|dot| Committed { dot, lsn });
+            let result =
+                result.map(|written| Committed { dot: written.map(|written| written.dot), lsn });
             answers.push(Answer { ticket: queued.ticket, result });
         }
         self.command("/*littoral*/ COMMIT").map_err(lost)?;
@@ -271,17 +266,18 @@ impl Writer {
             hlc: local.hlc.tick(local.wall),
             previous: head.digest,
             schema: local.registry.version,
-            under: 0,
+            under: local.contested.stable().number,
         };
-        if alone && !self.user().sink().chapters().is_empty() {
-            local.contested.mark();
-        }
         let sequences = self.sequences()?;
-        let encoded = encode(&self.user().sink(), &sequences, local.contested, header.stamp())?;
+        let (clocks, disk) = (&mut *local.contested, self.apply());
+        let encoded = encode(&self.user().sink(), &sequences, clocks, disk, header.stamp())?;
         let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
-        self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
+        // A job that fails has left neither an entry nor clocks.
+        local.contested.load(self.apply(), &clocks)?;
         let registry = self.settle_schema(local.registry, schema_changes)?;
-        Ok(Some(Written { dot: header.dot, clocks, registry }))
+        self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
+        local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
+        Ok(Some(Written { dot: header.dot, registry }))
     }
 
     /// The tables after a job, if it has changed them; their version is that to which the entry will lead
@@ -319,15 +315,16 @@ impl Writer {
     }
 }
 
-/// Takes the rows of an entry into the clocks, whatever they do to stored rows. `registry` is what the
-/// file knows of tables now; operations from before a table got its present merge rules, and on tables
-/// that are gone, have left no clock.
+/// Takes an entry into the clocks, whatever it does to stored rows. `registry` is what the file knows of
+/// tables now; operations from before a table got its present merge rules, and on tables that are gone,
+/// have left no clock.
 pub(crate) fn remember(
     contested: &mut Contested,
+    disk: &Connection,
     registry: &Registry,
     lsn: Lsn,
     entry: &Entry,
-) -> Result<(), DecodeError> {
+) -> Result<(), RememberError> {
     let mut effects = Effects::default();
     let mut declared: BTreeSet<TableId> = BTreeSet::new();
     for segment in entry.segments() {
@@ -340,7 +337,8 @@ pub(crate) fn remember(
                         continue;
                     };
                     if lsn > table.since || (lsn == table.since && declared.contains(&op.table)) {
-                        contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+                        let (header, assigned) = (&entry.header, &table.assigned);
+                        contested.apply(disk, &op, header, assigned, &mut effects)?;
                     }
                 }
             }
@@ -355,10 +353,22 @@ pub(crate) fn remember(
                     }
                 }
             }
+            Segment::Frontier { number, covered } => {
+                contested.frontier(disk, number, &covered, entry.header.stamp())?;
+            }
             Segment::Ddl(_) | Segment::Membership(_) | Segment::Sequence(_) => {}
         }
     }
     Ok(())
+}
+
+/// Why an entry of the log cannot be taken into the clocks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RememberError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Clocks(#[from] ClockError),
 }
 
 fn deferred_violation() -> WriteError {
