@@ -423,3 +423,38 @@ fn a_rebuilt_table_passes_its_policy_and_its_ids_on() {
     assert_eq!(cluster.rows(1, "SELECT * FROM t"), ["1|7|y!"]);
     assert_eq!(cluster.rows(1, ids), ["4|eventual|1|k", "4|eventual|3|b", "4|eventual|4|c"]);
 }
+
+#[test]
+fn a_full_text_index_made_later_is_kept_on_every_node_also_after_a_rename() {
+    let mut cluster = linked(2);
+    cluster.write(
+        0,
+        "CREATE TABLE doc(id INTEGER PRIMARY KEY, body TEXT);
+         CREATE VIRTUAL TABLE found USING fts5(body, content='doc', content_rowid='id');
+         CREATE TRIGGER doc_in AFTER INSERT ON doc BEGIN
+           INSERT INTO found(rowid, body) VALUES(new.id, new.body); END;
+         SELECT littoral_policy('doc', 'eventual', '{\"writers\":\"any\",\"key\":\"explicit\"}');
+         INSERT INTO doc VALUES(1, 'first words')",
+    );
+    cluster.settle();
+    cluster.write(1, "INSERT INTO doc VALUES(2, 'second words')");
+    assert_alike(&mut cluster);
+    cluster.write(0, "ALTER TABLE doc RENAME COLUMN body TO words");
+    cluster.settle();
+    cluster.write(1, "INSERT INTO doc VALUES(3, 'third words')");
+    cluster.write(0, "INSERT INTO doc VALUES(4, 'fourth words'); DROP TABLE IF EXISTS nowhere");
+    assert_alike(&mut cluster);
+    for node in 0..2 {
+        let found = cluster.rows(node, "SELECT rowid FROM found('words') ORDER BY rowid");
+        assert_eq!(found, ["1", "2", "3", "4"], "node {node}");
+    }
+    let error = refused(
+        &mut cluster,
+        0,
+        "CREATE TRIGGER bad AFTER DELETE ON doc BEGIN
+           INSERT INTO found(found, rowid, body) SELECT 'delete', id, words FROM doc; END",
+    );
+    assert!(error.to_string().contains("cannot fire on every node"), "{error}");
+    cluster.write(0, "DROP TRIGGER doc_in; DROP TABLE found");
+    assert_alike(&mut cluster);
+}

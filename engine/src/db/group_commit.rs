@@ -115,6 +115,7 @@ impl Writer {
                     if let Some(registry) = registry {
                         self.learn(&registry);
                         *local.registry = registry;
+                        self.mirror_again(local.registry);
                     }
                     dot
                 });
@@ -129,6 +130,7 @@ impl Writer {
                     self.command("/*littoral*/ ROLLBACK")?;
                 }
                 self.adopt_recorders();
+                self.mirror_again(local.registry);
                 if planted(Bug::AnswerBeforeCommit) {
                     let dot = Some(Dot { author: local.author, seq: next + 1 });
                     return Ok(Committed { dot, lsn: local.log.last() });
@@ -251,7 +253,7 @@ impl Writer {
         if let Some(refused) = self.user().sink().take_refusal() {
             return Err(refused);
         }
-        if sqlite::has_deferred_violations(self.user()) {
+        if sqlite::has_deferred_violations(self.user()) && !planted(Bug::DeferredViolationKept) {
             return Err(deferred_violation());
         }
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
@@ -305,6 +307,9 @@ impl Writer {
 impl Writer {
     /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
     fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
+        if planted(Bug::SequenceForgotten) {
+            return Ok(Vec::new());
+        }
         let counted = self.user().sink().counted();
         let mut sequences = Vec::new();
         for (table, name) in counted {

@@ -136,6 +136,7 @@ fn within_savepoint(
     if writer.verifies_capture() {
         writer.as_engine(|conn| writer.user().sink().verify(conn))?;
     }
+    writer.unmirror()?;
     let mark = writer.user().sink().mark();
     writer.command("/*littoral*/ SAVEPOINT littoral_change")?;
     let result = change();

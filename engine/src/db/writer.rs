@@ -21,6 +21,7 @@ use crate::{
     merge,
     schema::{Registry, declaring::Calls},
     sqlite::{self, Hooked, Keeping},
+    testing::{Bug, planted},
 };
 
 /// How the user connection commits.
@@ -80,7 +81,17 @@ impl Writer {
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        // Triggers that are mirrored there need no file.
+        apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::functions::prepare_connection(&apply)?;
+        if !planted(Bug::MirrorsForgotten) {
+            merge::mirror::refresh(&apply, registry)?;
+        }
+        if planted(Bug::TruncationUnseen) {
+            for table in registry.tables() {
+                user.prepare_cached(&format!("DELETE FROM {}", table.name)).ok();
+            }
+        }
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
@@ -158,6 +169,24 @@ impl Writer {
         let registry = Arc::clone(self.user.sink().registry());
         if !Arc::ptr_eq(&registry, &self.gate().registry) {
             self.adopt(registry);
+        }
+    }
+
+    /// Before the schema changes: a trigger that is mirrored on the apply connection could not follow.
+    pub(crate) fn unmirror(&self) -> rusqlite::Result<()> {
+        if !std::mem::replace(&mut self.gate().unmirrored, true) {
+            merge::mirror::remove(&self.apply)?;
+        }
+        Ok(())
+    }
+
+    /// After the schema changed, or did not after all.
+    pub(crate) fn mirror_again(&self, registry: &Registry) {
+        if !std::mem::take(&mut self.gate().unmirrored) {
+            return;
+        }
+        if let Err(error) = merge::mirror::refresh(&self.apply, registry) {
+            tracing::error!(%error, "triggers could not be mirrored; what they keep gets stale");
         }
     }
 

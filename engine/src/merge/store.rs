@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    merge::{functions::combining, row},
+    merge::{functions::combining, mirror, row},
     schema::{
         Table,
         row::lend_key,
@@ -74,7 +74,9 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
     if !is_whole(table, op) {
         return insert_some(conn, table, op);
     }
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
@@ -90,7 +92,9 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
 fn insert_some(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
     let (spelling, cells) = split_spelling(op.cells);
     let known = || cells.iter().filter_map(|cell| Some((cell, table.cell(cell.column)?)));
-    conn.run(
+    run(
+        conn,
+        table,
         MaskedName::new(table, INSERT_SOME, known().map(|(_, place)| place)).as_slice(),
         || table.insert_of(known().map(|(_, place)| &table.cells[place])),
         |parameters| {
@@ -109,7 +113,9 @@ pub(super) fn insert_row(
     key: &[u8],
     cells: &[Vec<u8>],
 ) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
@@ -137,7 +143,9 @@ pub(super) fn update(
     if name.is_empty() {
         return Ok(());
     }
-    conn.run(
+    run(
+        conn,
+        table,
         name.as_slice(),
         || update_sql(table, winning()),
         |parameters| {
@@ -182,11 +190,30 @@ fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = (&'c Cell<'c>, usiz
 }
 
 pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
         |parameters| lend_key(parameters, 0, table, op.key),
     )
+}
+
+/// Runs a statement on the table; if a mirrored trigger makes it fail, without the table's triggers.
+fn run<'v>(
+    conn: &Keeping,
+    table: &Table,
+    name: &[u64],
+    sql: impl Fn() -> String,
+    set: impl Fn(&mut Parameters<'v>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    match conn.run(name, &sql, &set) {
+        Err(error) if !table.targets.is_empty() && mirror::is_at_fault(table, &error) => {
+            mirror::give_up(conn, table, &error)?;
+            conn.run(name, sql, set)
+        }
+        result => result,
+    }
 }
 
 /// A row that is there.

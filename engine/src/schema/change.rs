@@ -26,6 +26,7 @@ use crate::{
     schema::{
         Registry, Table, catalog, enroll,
         shape::{ColumnShape, TableShape},
+        trigger,
     },
 };
 
@@ -138,7 +139,8 @@ impl Scope {
             declared.cloned().unwrap_or_else(|| table.declaration())
         };
         let tables: Vec<TableDeclaration> = registry.tables().iter().map(as_declared).collect();
-        let refusals = enroll::check_some(conn, &tables, &concerned)?;
+        let mut refusals = enroll::check_some(conn, &tables, &concerned)?;
+        refusals.extend(trigger::check(conn, &tables)?);
         if !refusals.is_empty() {
             return Err(WriteError::Refused(refusals));
         }
