@@ -34,7 +34,7 @@ pub(crate) fn repairs(recorder: &Recorder, before: &Connection) -> rusqlite::Res
     if !recorder.wants_normalizing() || planted(Bug::NotNormalized) {
         return Ok(found);
     }
-    recorder.net(before, |table, row| {
+    recorder.page().net(before, |table, row| {
         let NetChange::Update(cells) = row.change else { return };
         let cells: Vec<(usize, Vec<u8>)> = changes(cells)
             .filter(|(place, old, new)| takes_back(table, *place, old, new))
