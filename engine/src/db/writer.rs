@@ -218,10 +218,14 @@ impl Writer {
     }
 
     /// Runs a statement of the engine on the user connection.
-    pub(crate) fn command(&self, sql: &'static str) -> rusqlite::Result<()> {
-        let number = COMMANDS.iter().position(|command| *command == sql);
-        let name = [number.expect("every command is listed") as u64];
-        self.as_engine(|_| self.user.keeping().run(&name, || sql.to_owned(), |_| Ok(())))
+    pub(crate) fn command(&self, sql: &str) -> rusqlite::Result<()> {
+        let frequent = FREQUENT.iter().position(|command| *command == sql);
+        self.as_engine(|conn| match frequent {
+            Some(number) => {
+                self.user.keeping().run(&[number as u64], || sql.to_owned(), |_| Ok(()))
+            }
+            None => conn.prepare_cached(sql)?.raw_execute().map(drop),
+        })
     }
 
     /// Makes the recorder hold what the file holds of the rows captured since `mark`.
@@ -271,8 +275,8 @@ impl Writer {
     }
 }
 
-/// What [`Writer::command`] may be asked to run.
-const COMMANDS: [&str; 6] = [
+/// What [`Writer::command`] runs around every job.
+const FREQUENT: [&str; 6] = [
     "/*littoral*/ BEGIN IMMEDIATE",
     "/*littoral*/ COMMIT",
     "/*littoral*/ ROLLBACK",
