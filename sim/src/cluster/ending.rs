@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, Stage};
+use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, Stage};
 use crate::{
+    application::Moment,
     disk::vfs,
     oracle::{Check, Failure, Promise, broken, convergence, unreadable},
-    workload::PlannedJob,
 };
 
 impl Cluster {
@@ -38,7 +38,9 @@ impl Cluster {
 
     pub(super) fn check_settled(&mut self) -> Check {
         let deadline = match self.stage {
-            Stage::Settling { deadline } | Stage::Marked { deadline } => deadline,
+            Stage::Preparing { deadline }
+            | Stage::Settling { deadline }
+            | Stage::Marked { deadline } => deadline,
             Stage::Chaos | Stage::Over => return Ok(()),
         };
         if !self.is_settled() {
@@ -49,15 +51,26 @@ impl Cluster {
             return Ok(());
         }
         self.note(0, "settled", String::new);
-        if matches!(self.stage, Stage::Marked { .. }) {
-            self.stage = Stage::Over;
-            return Ok(());
-        }
-        self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
-        for number in 0..self.machines.len() {
-            let id = MARKS + number as u64;
-            let mark = PlannedJob::mark(&self.chance, &self.world.habits, id, number);
-            self.write(number, vec![(id, mark)])?;
+        match self.stage {
+            Stage::Preparing { .. } => match self.application.preparation() {
+                Some(job) => self.write(0, vec![job])?,
+                None => {
+                    self.begin();
+                    return Ok(());
+                }
+            },
+            Stage::Settling { .. } => {
+                self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
+                for number in 0..self.machines.len() {
+                    if let Some(job) = self.application.last_job(number) {
+                        self.write(number, vec![job])?;
+                    }
+                }
+            }
+            Stage::Chaos | Stage::Marked { .. } | Stage::Over => {
+                self.stage = Stage::Over;
+                return Ok(());
+            }
         }
         self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
         Ok(())
@@ -77,6 +90,16 @@ impl Cluster {
             vectors.push(status.vector);
         }
         vectors.windows(2).all(|pair| pair[0] == pair[1])
+    }
+
+    /// Whether all machines are up and have applied the same entries.
+    pub(super) fn agrees(&self) -> bool {
+        let vector = |number: usize| {
+            let engine = self.machines[number].engine.as_ref()?;
+            Some(engine.replica.status().vector)
+        };
+        let first = vector(0);
+        first.is_some() && (1..self.machines.len()).all(|number| vector(number) == first)
     }
 
     /// Who waits for what.
@@ -117,6 +140,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let Some(engine) = &self.machines[number].engine else { continue };
             self.oracle.compare(number, engine.reader.connection())?;
+            self.look(number, Moment::Final)?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
         let digest = first.reader.digest().map_err(unreadable(0))?;
@@ -136,8 +160,11 @@ impl Cluster {
                 );
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
-            if matches!(self.stage, Stage::Over) && !logs.shadow(number).heads().is_empty() {
-                self.oracle.jobs.judge_mark(MARKS + number as u64)?;
+            if matches!(self.stage, Stage::Over)
+                && !logs.shadow(number).heads().is_empty()
+                && let Some((id, _)) = self.application.last_job(number)
+            {
+                self.oracle.jobs.judge_mark(id)?;
             }
         }
         self.close_all()

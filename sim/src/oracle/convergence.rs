@@ -8,25 +8,12 @@ use rusqlite::Connection;
 use super::{
     Check, Promise, broken,
     shadow::{Held, Shadow, ShadowConflict, ShadowTable, encode_key},
-    sights::has_schema,
     unreadable,
 };
-use crate::workload::TABLES;
-
 type Rows = BTreeMap<Vec<u8>, BTreeMap<ColumnId, Held>>;
 
 /// The rows of a machine are those that its log leads to.
 pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
-    let failed = unreadable(machine);
-    if !has_schema(reader).map_err(&failed)? {
-        return Ok(());
-    }
-    if shadow.tables.len() != TABLES.len() {
-        return broken(
-            Promise::Merge,
-            format!("m{machine} declares {} tables of {}", shadow.tables.len(), TABLES.len()),
-        );
-    }
     for (id, table) in &shadow.tables {
         let stored = read_table(machine, reader, table)?;
         let expected: BTreeMap<&Vec<u8>, _> = shadow.rows_of(*id).collect();
@@ -59,16 +46,11 @@ pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shad
 
 fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check<Rows> {
     let failed = unreadable(machine);
-    let Some(shape) = TABLES.iter().find(|shape| shape.name == table.name) else {
-        return broken(
-            Promise::Merge,
-            format!("m{machine} declares an unknown table {}", table.name),
-        );
-    };
+    let key_columns = key_columns(&table.name, reader).map_err(&failed)?;
     let columns: Vec<(ColumnId, &str)> =
         table.columns.iter().map(|(id, (name, _))| (*id, name.as_str())).collect();
-    let names: Vec<&str> = columns.iter().map(|(_, name)| *name).collect();
-    let sql = format!("SELECT {} FROM {}", names.join(", "), table.name);
+    let names: Vec<String> = columns.iter().map(|(_, name)| quoted(name)).collect();
+    let sql = format!("SELECT {} FROM {}", names.join(", "), quoted(&table.name));
     let mut query = reader.prepare_cached(&sql).map_err(&failed)?;
     let mut rows = query.query([]).map_err(&failed)?;
     let mut found = Rows::new();
@@ -77,7 +59,8 @@ fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check
         for (place, (_, name)) in columns.iter().enumerate() {
             values.insert(*name, Held::from(row.get_ref(place).map_err(&failed)?));
         }
-        let parts: Option<Vec<&Held>> = shape.key.iter().map(|name| values.get(name)).collect();
+        let parts: Option<Vec<&Held>> =
+            key_columns.iter().map(|name| values.get(name.as_str())).collect();
         let key = match parts.ok_or_else(|| "a key column is missing".to_owned()) {
             Ok(parts) => encode_key(parts.into_iter()),
             Err(what) => Err(what),
@@ -90,12 +73,25 @@ fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check
         };
         let cells = columns
             .iter()
-            .filter(|(_, name)| !shape.key.contains(name))
+            .filter(|(_, name)| !key_columns.iter().any(|key| key == name))
             .map(|(id, name)| (*id, values.remove(name).unwrap_or_default()))
             .collect();
         found.insert(key, cells);
     }
     Ok(found)
+}
+
+/// The columns of a table's primary key, in its order.
+pub(crate) fn key_columns(table: &str, reader: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut query =
+        reader.prepare_cached("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk")?;
+    let names = query.query_map([table], |row| row.get(0))?;
+    names.collect()
+}
+
+/// A name as it stands in a statement, whatever characters it has.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// The conflicts that a machine lists are those that its log leads to.

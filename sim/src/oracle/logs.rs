@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, shadow::Shadow, unreadable};
+use super::{Check, Promise, broken, recording::Recording, shadow::Shadow, unreadable};
+use crate::clock::Nanos;
 
 /// Which machines hold an entry.
 #[derive(Clone, Copy, Debug)]
@@ -33,14 +34,19 @@ pub(crate) struct Logs {
     books: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
+    /// The time of what is taken.
+    pub(crate) at: Nanos,
+    /// What happened to which row, if that was asked for.
+    pub(crate) recording: Option<Recording>,
 }
 
 impl Logs {
     /// Empty logs.
-    pub(crate) fn new(machines: usize) -> Self {
+    pub(crate) fn new(machines: usize, recording: bool) -> Self {
         let books = (0..machines).map(|_| Book::default()).collect();
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
-        Self { books, entries: BTreeMap::new(), authors }
+        let recording = recording.then(|| Recording::new(machines));
+        Self { books, entries: BTreeMap::new(), authors, at: 0, recording }
     }
 
     /// What the machine's log leads to.
@@ -126,7 +132,11 @@ impl Logs {
         let own = self.authors.get(&dot.author) == Some(&machine);
         let book = &mut self.books[machine];
         book.entries.push((dot, entry.digest));
-        book.shadow.apply(entry, own).or_else(|what| {
+        let taken = match &mut self.recording {
+            Some(recording) => recording.take(machine, self.at, entry, own, &mut book.shadow),
+            None => book.shadow.apply(entry, own),
+        };
+        taken.or_else(|what| {
             let promise = if own { Promise::Merge } else { Promise::Causality };
             let whose = if own { "its own" } else { "a received" };
             broken(
@@ -159,6 +169,9 @@ impl Logs {
             );
         }
         let lost = self.books[machine].entries.split_off(left);
+        if let Some(recording) = &mut self.recording {
+            recording.cut(machine, left);
+        }
         self.books[machine] = Book::default();
         let mut own = Vec::new();
         for (dot, _) in lost {

@@ -7,11 +7,13 @@
 //! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
 //! - [`jobs`]: what was answered is true and stays true;
 //! - [`sights`]: readers see whole transactions;
-//! - [`convergence`]: in the end everybody holds the same.
+//! - [`convergence`]: in the end everybody holds the same;
+//! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
 
 pub(crate) mod convergence;
 pub(crate) mod jobs;
 pub(crate) mod logs;
+pub(crate) mod recording;
 pub(crate) mod shadow;
 pub(crate) mod sights;
 
@@ -20,6 +22,7 @@ use std::fmt;
 use rusqlite::Connection;
 
 use self::{jobs::Jobs, logs::Logs};
+use crate::scenario::Violation;
 
 /// How a run can fail.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +38,8 @@ pub(crate) enum Failure {
     Crash(String),
     /// What must happen in the end does not.
     NoProgress(String),
+    /// An invariant of a user's scenario does not hold.
+    Violated(Box<Violation>),
 }
 
 /// What the engine promises.
@@ -88,6 +93,7 @@ impl fmt::Display for Failure {
             Self::Broken { promise, what } => write!(f, "broken promise ({promise}): {what}"),
             Self::Crash(what) => write!(f, "crash: {what}"),
             Self::NoProgress(what) => write!(f, "no progress: {what}"),
+            Self::Violated(violation) => write!(f, "{violation}"),
         }
     }
 }
@@ -119,8 +125,8 @@ pub(crate) struct Oracle {
 
 impl Oracle {
     /// Begins to watch.
-    pub(crate) fn new(machines: usize) -> Self {
-        Self { logs: Logs::new(machines), jobs: Jobs::default() }
+    pub(crate) fn new(machines: usize, recording: bool) -> Self {
+        Self { logs: Logs::new(machines, recording), jobs: Jobs::default() }
     }
 
     /// Takes what is new in a machine's log.
@@ -128,10 +134,9 @@ impl Oracle {
         self.logs.refresh(machine, reader)
     }
 
-    /// Looks at a machine as a reader would, and compares its rows with the shadow's.
+    /// Compares a machine's rows with the shadow's.
     pub(crate) fn compare(&mut self, machine: usize, reader: &Connection) -> Check {
         self.refresh(machine, reader)?;
-        sights::look(machine, reader)?;
         convergence::rows_follow_log(machine, reader, self.logs.shadow(machine))?;
         convergence::conflicts_follow_log(machine, reader, self.logs.shadow(machine))
     }
