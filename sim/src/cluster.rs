@@ -31,7 +31,10 @@ use crate::{
     fault::Stop,
     machine::{Machine, StopPlan, node},
     network::{Arrival, Network, Port},
-    oracle::{Check, Failure, Oracle, Promise, broken, jobs::JobCounts, sights, unreadable},
+    oracle::{
+        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights,
+        unreadable,
+    },
     scenario::{BlockCounts, Tenant},
     trace::Trace,
     workload::{JobId, PlannedJob},
@@ -126,9 +129,11 @@ impl Cluster {
         let chance = Chance::of(seed);
         let session = vfs::Session::begin(&chance);
         let world = World::of(&chance, options);
-        let application: Box<dyn Application> = match &options.scenario {
-            None => Box::new(BuiltIn::new(&chance, options)),
-            Some(scenario) => Box::new(Tenant::new(Rc::clone(scenario), &chance, &world)),
+        let (application, shapes): (Box<dyn Application>, Shapes) = match &options.scenario {
+            None => (Box::new(BuiltIn::new(&chance, options)), Shapes::BuiltIn),
+            Some(scenario) => {
+                (Box::new(Tenant::new(Rc::clone(scenario), &chance, &world)), Shapes::Asked)
+            }
         };
         let machines: Vec<Machine> = world
             .machines
@@ -138,7 +143,7 @@ impl Cluster {
             .collect();
         Self {
             network: Network::new(chance.clone(), &world.links),
-            oracle: Oracle::new(machines.len(), options.recording),
+            oracle: Oracle::new(machines.len(), shapes, options.recording),
             trace: Trace::new(options.trace, application.names()),
             queue: BTreeMap::new(),
             queued: 0,
@@ -258,7 +263,7 @@ impl Cluster {
         self.trace.event(0, 0, "world", &[], text.as_bytes(), || text.clone());
         if self.trace.is_printing() {
             for link in &world.links {
-                self.trace.event(0, link.ends[0], "link", &[], &[], || format!("{link:?}"));
+                self.trace.line(0, link.ends[0], "link", &format!("{link:?}"));
             }
         }
     }

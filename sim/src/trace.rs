@@ -43,9 +43,14 @@ impl Trace {
         self.hasher.update(&(bytes.len() as u64).to_le_bytes());
         self.hasher.update(bytes);
         if self.printing {
-            let name = self.names.get(machine).cloned().unwrap_or_else(|| format!("m{machine}"));
-            print_line(&seconds(at, self.begun), &name, kind, &text());
+            self.line(at, machine, kind, &text());
         }
+    }
+
+    /// Prints a line that is no event.
+    pub(crate) fn line(&self, at: u64, machine: usize, kind: &str, text: &str) {
+        let name = self.names.get(machine).cloned().unwrap_or_else(|| format!("m{machine}"));
+        print_line(&seconds(at, self.begun), &name, kind, text);
     }
 
     /// How many events there were.

@@ -13,6 +13,7 @@ use crate::{
     },
     error::WriteError,
     hlc::Stamp,
+    id::TableId,
     limits::MAX_ENTRY_BYTES,
     policy::ColumnType,
     schema::{Column, Table},
@@ -29,10 +30,11 @@ pub(crate) struct Encoded {
     pub(crate) clocks: ClockChanges,
 }
 
-/// Writes down what `recorder` holds, as seen by a replica with these clocks, for the entry with this
-/// stamp; `None` if it comes to nothing.
+/// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
+/// with these clocks, for the entry with this stamp; `None` if it comes to nothing.
 pub(crate) fn encode(
     recorder: &Recorder,
+    sequences: &[(TableId, i64)],
     contested: &Contested,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
@@ -49,11 +51,16 @@ pub(crate) fn encode(
     });
     result?;
     encoder.writer.finish();
-    if encoder.writer.is_empty() {
+    if encoder.writer.is_empty() && sequences.is_empty() {
         return Ok(None);
     }
     let mut body = Body::default();
-    body.push_rows(encoder.writer);
+    if !encoder.writer.is_empty() {
+        body.push_rows(encoder.writer);
+    }
+    if !sequences.is_empty() {
+        body.push_sequences(sequences);
+    }
     let bytes = body.len() + HEADER_BYTES_MAX;
     if bytes > MAX_ENTRY_BYTES {
         return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });

@@ -14,9 +14,9 @@ use crate::{
     entry::{Entry, EntryHeader, Segment, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
-    id::{AuthorId, Lsn, Ticket},
+    id::{AuthorId, Lsn, TableId, Ticket},
     log::Log,
-    schema::Registry,
+    schema::{Registry, catalog},
     sqlite,
     testing::{Bug, planted},
     time::WallTime,
@@ -211,10 +211,25 @@ impl Writer {
             schema: local.registry.version,
             under: 0,
         };
-        let encoded = encode(&self.user().sink(), local.contested, header.stamp())?;
+        let sequences = self.sequences()?;
+        let encoded = encode(&self.user().sink(), &sequences, local.contested, header.stamp())?;
         let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
         Ok(Some(Written { dot: header.dot, clocks }))
+    }
+}
+
+impl Writer {
+    /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
+    fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
+        let counted: Vec<(TableId, String)> =
+            self.user().sink().counted().map(|table| (table.id, table.name.clone())).collect();
+        let mut sequences = Vec::new();
+        for (table, name) in counted {
+            sequences.push((table, self.as_engine(|conn| catalog::sequence(conn, &name))?));
+        }
+        sequences.sort_unstable();
+        Ok(sequences)
     }
 }
 

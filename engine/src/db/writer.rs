@@ -16,10 +16,11 @@ use crate::{
         authorizer::Gate,
         mask::{ChangeMask, Masks},
     },
+    error::WriteError,
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::Registry,
-    sqlite::{self, Hooked},
+    sqlite::{self, Hooked, Keeping},
 };
 
 /// How the user connection commits.
@@ -39,7 +40,7 @@ pub(crate) struct Writer {
     user: Hooked<Recorder>,
     gate: Arc<Mutex<Gate>>,
     masks: Mutex<Masks>,
-    apply: Connection,
+    apply: Keeping,
     verify_capture: bool,
     /// Written to the WAL since a checkpoint was asked for.
     wal_pages: u64,
@@ -80,7 +81,7 @@ impl Writer {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
             masks: Mutex::default(),
-            apply,
+            apply: Keeping::new(apply),
             verify_capture,
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),
@@ -91,7 +92,7 @@ impl Writer {
         &self.user
     }
 
-    pub(crate) fn apply(&self) -> &Connection {
+    pub(crate) fn apply(&self) -> &Keeping {
         &self.apply
     }
 
@@ -132,6 +133,7 @@ impl Writer {
         self.user.flush_prepared_statement_cache();
         self.masks.lock().clear();
         self.apply.flush_prepared_statement_cache();
+        self.apply.forget();
     }
 
     /// Lets the engine's own statements past the authorizer of the user connection.
@@ -152,9 +154,31 @@ impl Writer {
         self.as_engine(|conn| self.user.sink().reread(mark, conn))
     }
 
+    /// Why VACUUM does not run in a write job.
+    pub(crate) fn refused_vacuum(&self) -> WriteError {
+        let gate = self.gate();
+        let by_rowid: Vec<String> = gate
+            .registry
+            .tables()
+            .iter()
+            .filter(|table| table.is_by_rowid())
+            .map(|table| format!("{:?}", table.name))
+            .collect();
+        let what = if by_rowid.is_empty() {
+            "VACUUM".to_owned()
+        } else {
+            format!(
+                "VACUUM, which would renumber the rows of {}, told apart by rowid for want of a \
+                 primary key,",
+                by_rowid.join(", ")
+            )
+        };
+        WriteError::Forbidden { what }
+    }
+
     /// Closes both connections. The last one of a file to close empties the WAL.
     pub(crate) fn close(self) -> rusqlite::Result<()> {
-        self.apply.close().map_err(|(_, error)| error)?;
+        self.apply.close()?;
         self.user.close()
     }
 

@@ -33,6 +33,7 @@ const TAG_ROWS: u64 = 32;
 const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
+const TAG_SEQUENCE: u64 = 46;
 
 /// No entry's bytes outside its segments are more than this.
 pub(crate) const HEADER_BYTES_MAX: usize = 256;
@@ -70,6 +71,15 @@ impl Body {
             put_prefixed(&mut field, &one);
         }
         self.field(TAG_POLICY, field);
+    }
+
+    pub(crate) fn push_sequences(&mut self, sequences: &[(TableId, i64)]) {
+        let mut field = Vec::new();
+        for (table, last) in sequences {
+            put_varint(&mut field, u64::from(table.0));
+            put_zigzag(&mut field, *last);
+        }
+        self.field(TAG_SEQUENCE, field);
     }
 
     pub(crate) fn push_join(&mut self, member: &Member) {
@@ -389,6 +399,7 @@ impl<'a> Segments<'a> {
             TAG_DDL => Segment::Ddl(read_ddl(bytes)?),
             TAG_POLICY => Segment::Policy(read_policy(bytes)?),
             TAG_MEMBERSHIP => Segment::Membership(read_whole(bytes, read_membership)?),
+            TAG_SEQUENCE => Segment::Sequence(read_sequences(bytes)?),
             _ if tag % 2 == 1 => return Ok(None),
             _ => return Err(DecodeError::Unknown("segment")),
         }))
@@ -402,6 +413,15 @@ fn read_ddl(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
         statements.push(reader.string()?.to_owned());
     }
     Ok(statements)
+}
+
+fn read_sequences(bytes: &[u8]) -> Result<Vec<(TableId, i64)>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let mut sequences = Vec::new();
+    while !reader.is_empty() {
+        sequences.push((TableId(reader.varint_u32()?), reader.zigzag()?));
+    }
+    Ok(sequences)
 }
 
 fn read_policy(bytes: &[u8]) -> Result<Vec<TableDeclaration>, DecodeError> {
@@ -472,6 +492,7 @@ pub struct RowsReader<'a> {
     reader: ByteReader<'a>,
     run: Option<(TableId, RowOpKind)>,
     columns: Vec<(ColumnId, CellKind)>,
+    key: &'a [u8],
     cells: Vec<Cell<'a>>,
     saw: Vec<Dot>,
 }
@@ -483,9 +504,15 @@ impl<'a> RowsReader<'a> {
             reader: ByteReader::new(rows),
             run: None,
             columns: Vec::new(),
+            key: &[],
             cells: Vec::new(),
             saw: Vec::new(),
         }
+    }
+
+    /// Key and cells of the operation that was read last; their bytes live as long as the segment's.
+    pub(crate) fn last(&self) -> (&'a [u8], &[Cell<'a>]) {
+        (self.key, &self.cells)
     }
 
     /// The next operation, or `None` at the end.
@@ -507,6 +534,7 @@ impl<'a> RowsReader<'a> {
                 },
             }
         };
+        self.key = key;
         let epoch = self.reader.varint_u32()?;
         if epoch > EPOCH_MAX {
             return Err(DecodeError::Range);

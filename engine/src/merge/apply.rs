@@ -6,31 +6,36 @@
 use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
-    contested::{Conflict, Contested, Effects, Verdict},
-    entry::{CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
+    contested::{Contested, Effects, Verdict},
+    entry::{Cell, CellWrite, Entry, Member, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
-    merge::conflict,
+    merge::{
+        conflict::Conflicts,
+        store::{Inserts, delete, insert, insert_row, is_collision, update},
+    },
     policy::ColumnType,
     schema::{
         Registry, Table,
-        row::{bind_key, read_row},
+        row::read_row,
+        spelling::{check_spelling, split_spelling},
     },
-    sqlite::{Param, quoted},
+    sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, ValueRef, put_cell},
+    value::{ByteReader, DecodeError, put_cell},
 };
 
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Connection,
-    pub(crate) registry: &'a Registry,
-    pub(crate) contested: &'a mut Contested,
+    conn: &'a Keeping,
+    registry: &'a Registry,
+    contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
-    pub(crate) origin: AuthorId,
+    origin: AuthorId,
     pub(crate) tally: Tally,
-    pub(crate) effects: Effects,
+    effects: Effects,
+    conflicts: Conflicts<'a>,
 }
 
 /// What was done.
@@ -50,23 +55,50 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
     })
 }
 
-impl Applier<'_> {
+impl<'a> Applier<'a> {
+    pub(crate) fn new(
+        conn: &'a Keeping,
+        registry: &'a Registry,
+        contested: &'a mut Contested,
+        origin: AuthorId,
+        members: &'a [Member],
+    ) -> Self {
+        Self {
+            conn,
+            registry,
+            contested,
+            origin,
+            tally: Tally::default(),
+            effects: Effects::default(),
+            conflicts: Conflicts::new(conn, members),
+        }
+    }
+
     /// Applies the operations of one `Rows` segment of `entry`.
     pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
         let mut waiting: Vec<usize> = Vec::new();
+        let mut inserts = Inserts::new(self.conn);
         let mut reader = RowsReader::new(rows);
         let mut index = 0;
         while let Some(op) = reader.next().map_err(broken)? {
-            if self.row(entry, &op)? == Stored::Collides {
-                waiting.push(index);
+            match self.row(entry, &op)? {
+                Stored::Yes => {}
+                Stored::Collides => waiting.push(index),
+                Stored::Later(table) => {
+                    let (key, cells) = reader.last();
+                    inserts.push(table, index, key, cells, &mut waiting)?;
+                }
             }
             index += 1;
         }
+        inserts.flush(&mut waiting)?;
+        self.conflicts.flush()?;
+        waiting.sort_unstable();
         self.settle(entry, rows, waiting)
     }
 
-    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
         let table =
@@ -74,17 +106,19 @@ impl Applier<'_> {
         check_columns(table, op).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            self.merge(entry, table, op)?;
-            return Ok(Stored::Yes);
+            return self.merge(entry, table, op);
         }
         if entry.header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
+        }
+        if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
+            return Ok(Stored::Later(table));
         }
         self.store(table, op)
     }
 
     /// Stores an operation on an origin-written table.
-    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let stored = match op.kind {
             RowOpKind::Insert => insert(self.conn, table, op),
             RowOpKind::Update => update(self.conn, table, op, |_| true),
@@ -97,8 +131,9 @@ impl Applier<'_> {
         }
     }
 
-    /// Stores the operations that collided with a UNIQUE constraint on rows which the same entry
-    /// changes too: again while that helps, then all of them taken out and put in at once.
+    /// Stores the operations that collided: inserts of rows that others have inserted too, and those
+    /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
+    /// again while that helps, then all of them taken out and put in at once.
     fn settle(
         &self,
         entry: &Entry,
@@ -109,7 +144,9 @@ impl Applier<'_> {
             let before = waiting.len();
             let mut still = Vec::new();
             self.each_of(entry, rows, &waiting, |index, table, op| {
-                if self.store(table, op)? == Stored::Collides {
+                if table.is_multi_writer() {
+                    update(self.conn, table, op, |_| true)?;
+                } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(index);
                 }
                 Ok(())
@@ -168,18 +205,20 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn merge(&mut self, entry: &Entry, table: &Table, op: &RowOp<'_>) -> Result<(), ApplyError> {
+    fn merge(
+        &mut self,
+        entry: &Entry,
+        table: &'a Table,
+        op: &RowOp<'_>,
+    ) -> Result<Stored<'a>, ApplyError> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let stored = read_row(self.conn, table, op.key)?;
-            for discarded in &effects.conflicts {
-                let value = stored_value(table, stored.as_deref(), discarded);
-                conflict::record(self.conn, table, op, stamp, discarded, value)?;
-            }
+            self.conflicts.record(table, op, stamp, &effects.conflicts)?;
         }
+        let mut stored = Stored::Yes;
         match verdict {
             Verdict::Nothing => {}
             Verdict::Delete => delete(self.conn, table, op)?,
@@ -187,16 +226,22 @@ impl Applier<'_> {
                 delete(self.conn, table, op)?;
                 insert(self.conn, table, op)?;
             }
-            Verdict::Merge if op.kind == RowOpKind::Insert => match insert(self.conn, table, op) {
-                Err(error) if is_collision(&error) => {
-                    update(self.conn, table, op, |cell| effects.wins[cell])?;
+            Verdict::Merge if op.kind == RowOpKind::Insert => {
+                if effects.wins.iter().all(|wins| *wins) && Inserts::takes(table, op) {
+                    stored = Stored::Later(table);
+                } else {
+                    match insert(self.conn, table, op) {
+                        Err(error) if is_collision(&error) => {
+                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                        }
+                        result => result?,
+                    }
                 }
-                result => result?,
-            },
+            }
             Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
-        Ok(())
+        Ok(stored)
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -216,9 +261,11 @@ impl Applier<'_> {
 }
 
 /// Whether an operation could be stored.
-#[derive(Debug, PartialEq, Eq)]
-enum Stored {
+#[derive(Debug)]
+enum Stored<'t> {
     Yes,
+    /// It is an insert that is stored together with others of its table.
+    Later(&'t Table),
     /// A UNIQUE constraint is in the way, for now.
     Collides,
 }
@@ -238,111 +285,13 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     if op.kind == RowOpKind::Insert && op.cells.len() != table.cells.len() {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
     }
+    if let (Some(Cell { write: CellWrite::Assign { value, .. }, .. }), _) = split_spelling(op.cells)
+    {
+        check_spelling(table, op.key, *value)?;
+    }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn is_collision(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{
-        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
-    };
-    matches!(
-        error,
-        rusqlite::Error::SqliteFailure(failure, _) if matches!(
-            failure.extended_code,
-            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
-        )
-    )
-}
-
-fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(op.cells) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => {
-                statement.raw_bind_parameter(place, Param(value))?;
-            }
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn insert_row(
-    conn: &Connection,
-    table: &Table,
-    key: &[u8],
-    cells: &[Vec<u8>],
-) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-        statement.raw_bind_parameter(place, Param(value))?;
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-/// Writes those cells of an operation that `wins` picks by their place in it.
-fn update(
-    conn: &Connection,
-    table: &Table,
-    op: &RowOp<'_>,
-    wins: impl Fn(usize) -> bool,
-) -> rusqlite::Result<()> {
-    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
-    let mut place = table.key.len();
-    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
-    for cell in winning() {
-        let Some(column) = table.cell(cell.column) else { continue };
-        let name = quoted(&table.cells[column].name);
-        place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
-        }
-    }
-    if place == table.key.len() {
-        return Ok(());
-    }
-    sql.push_str(" WHERE ");
-    sql.push_str(&table.sql.where_key);
-    let mut statement = conn.prepare_cached(&sql)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(winning()) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn delete(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.delete)?;
-    bind_key(&mut statement, table, op.key)?;
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn stored_value<'c>(
-    table: &Table,
-    stored: Option<&'c [Vec<u8>]>,
-    conflict: &Conflict,
-) -> ValueRef<'c> {
-    table
-        .cell(conflict.column)
-        .and_then(|place| stored?.get(place))
-        .and_then(|cell| ByteReader::new(cell).cell().ok())
-        .unwrap_or(ValueRef::Null)
 }

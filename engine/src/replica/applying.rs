@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    contested::Effects,
     driver::{Event, Output},
     entry::{Entry, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
-    id::{AuthorId, Lsn, PeerId, SchemaVersion},
+    id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
     merge::apply::{Applier, Tally},
     protocol::message::Register,
@@ -54,6 +53,7 @@ impl Replica {
                 self.contested.undo();
                 self.log.undo();
                 (self.registry, self.members, self.author) = snapshot;
+                self.writer.apply().forget();
                 if !self.writer.apply().is_autocommit()
                     && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
                 {
@@ -175,14 +175,9 @@ impl Replica {
             let segment = segment.map_err(broken)?;
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
-                let mut applier = Applier {
-                    conn: self.writer.apply(),
-                    registry: &registry,
-                    contested: &mut self.contested,
-                    origin,
-                    tally: Tally::default(),
-                    effects: Effects::default(),
-                };
+                let conn = self.writer.apply();
+                let contested = &mut self.contested;
+                let mut applier = Applier::new(conn, &registry, contested, origin, &self.members);
                 if again {
                     applier.count_again(rows)?;
                 } else {
@@ -200,7 +195,11 @@ impl Replica {
                     "a segment that only the origin may write",
                 )));
             }
-            self.apply_decree(segment)?;
+            if let Segment::Sequence(sequences) = segment {
+                self.apply_sequences(entry, &sequences)?;
+            } else {
+                self.apply_decree(segment)?;
+            }
         }
         Ok(total)
     }
@@ -209,15 +208,17 @@ impl Replica {
     pub(super) fn apply_decree(&mut self, segment: Segment<'_>) -> Result<(), ApplyError> {
         let conn = self.writer.apply();
         match segment {
-            Segment::Rows(_) => {}
+            Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
+                conn.forget();
             }
             Segment::Policy(tables) => {
                 let version = SchemaVersion(self.registry.version.0 + 1);
                 catalog::declare(conn, version, &tables)?;
+                conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
             }
             Segment::Membership(Membership::Join(member)) => {
@@ -227,6 +228,26 @@ impl Replica {
                 }
                 self.members.push(member);
             }
+        }
+        Ok(())
+    }
+
+    /// Makes AUTOINCREMENT go on where the origin's does, so that this node never hands out a key again
+    /// once it is origin itself.
+    fn apply_sequences(
+        &self,
+        entry: &Entry,
+        sequences: &[(TableId, i64)],
+    ) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        for (table, last) in sequences {
+            let table =
+                self.registry.by_id(*table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
+            if !table.autoincrement {
+                let what = "a sequence of a table without AUTOINCREMENT";
+                return Err(broken(DecodeError::Invalid(what)));
+            }
+            catalog::set_sequence(self.writer.apply(), &table.name, *last)?;
         }
         Ok(())
     }

@@ -152,6 +152,7 @@ impl Cluster {
                 [0, number],
                 [first.reader.connection(), reader],
                 logs.shadow(0),
+                self.oracle.shapes,
             )?;
             if engine.reader.digest().map_err(unreadable(number))? != digest {
                 return broken(

@@ -7,15 +7,31 @@ use rusqlite::Connection;
 
 use super::{
     Check, Promise, broken,
-    shadow::{Held, Shadow, ShadowConflict, ShadowTable, encode_key},
+    keys::{encode_key, spelling},
+    shadow::{Held, Shadow, ShadowConflict, ShadowTable},
+    shapes::{Shapes, quoted},
     unreadable,
 };
 type Rows = BTreeMap<Vec<u8>, BTreeMap<ColumnId, Held>>;
 
 /// The rows of a machine are those that its log leads to.
-pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
+pub(crate) fn rows_follow_log(
+    machine: usize,
+    reader: &Connection,
+    shadow: &Shadow,
+    shapes: Shapes,
+) -> Check {
+    if shadow.tables.is_empty() {
+        return Ok(());
+    }
+    if let Some(due) = shapes.count().filter(|due| *due != shadow.tables.len()) {
+        return broken(
+            Promise::Merge,
+            format!("m{machine} declares {} tables of {}", shadow.tables.len(), due),
+        );
+    }
     for (id, table) in &shadow.tables {
-        let stored = read_table(machine, reader, table)?;
+        let Some(stored) = read_table(machine, reader, table, shapes)? else { continue };
         let expected: BTreeMap<&Vec<u8>, _> = shadow.rows_of(*id).collect();
         for (key, cells) in &stored {
             match expected.get(key) {
@@ -41,15 +57,41 @@ pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shad
             );
         }
     }
+    sequences_follow_log(machine, reader, shadow)
+}
+
+/// AUTOINCREMENT would go on on a machine where the log says.
+fn sequences_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
+    let failed = unreadable(machine);
+    for (id, due) in &shadow.sequences {
+        let Some(table) = shadow.tables.get(id) else { continue };
+        let sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?";
+        let mut query = reader.prepare_cached(sql).map_err(&failed)?;
+        let last: i64 = query.query_row([&table.name], |row| row.get(0)).map_err(&failed)?;
+        if last != *due {
+            let what = format!(
+                "m{machine}, table {}: the next key follows {last}, the log leads to {due}",
+                table.name
+            );
+            return broken(Promise::Merge, what);
+        }
+    }
     Ok(())
 }
 
-fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check<Rows> {
+/// The rows of a table by key; `None` if its keys cannot be told from what is read.
+fn read_table(
+    machine: usize,
+    reader: &Connection,
+    table: &ShadowTable,
+    shapes: Shapes,
+) -> Check<Option<Rows>> {
     let failed = unreadable(machine);
-    let key_columns = key_columns(&table.name, reader).map_err(&failed)?;
+    let Some(shape) = shapes.of(&table.name, reader).map_err(&failed)? else { return Ok(None) };
     let columns: Vec<(ColumnId, &str)> =
         table.columns.iter().map(|(id, (name, _))| (*id, name.as_str())).collect();
-    let names: Vec<String> = columns.iter().map(|(_, name)| quoted(name)).collect();
+    let names = columns.iter().map(|(_, name)| *name).chain(shape.key.iter().map(String::as_str));
+    let names: Vec<String> = names.map(quoted).collect();
     let sql = format!("SELECT {} FROM {}", names.join(", "), quoted(&table.name));
     let mut query = reader.prepare_cached(&sql).map_err(&failed)?;
     let mut rows = query.query([]).map_err(&failed)?;
@@ -59,39 +101,29 @@ fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check
         for (place, (_, name)) in columns.iter().enumerate() {
             values.insert(*name, Held::from(row.get_ref(place).map_err(&failed)?));
         }
-        let parts: Option<Vec<&Held>> =
-            key_columns.iter().map(|name| values.get(name.as_str())).collect();
-        let key = match parts.ok_or_else(|| "a key column is missing".to_owned()) {
-            Ok(parts) => encode_key(parts.into_iter()),
-            Err(what) => Err(what),
-        };
+        let parts = (columns.len()..columns.len() + shape.key.len())
+            .map(|place| row.get_ref(place).map(Held::from))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(&failed)?;
+        let parts: Vec<&Held> = parts.iter().collect();
+        let key = encode_key(&parts, shape.nocase);
         let key = match key {
             Ok(key) => key,
             Err(what) => {
                 return broken(Promise::Merge, format!("m{machine}, {}: {what}", table.name));
             }
         };
-        let cells = columns
+        let mut cells: BTreeMap<ColumnId, Held> = columns
             .iter()
-            .filter(|(_, name)| !key_columns.iter().any(|key| key == name))
+            .filter(|(_, name)| !shape.key.iter().any(|key| key == name))
             .map(|(id, name)| (*id, values.remove(name).unwrap_or_default()))
             .collect();
+        if let Some(real) = &shape.spelled {
+            cells.insert(ColumnId(0), spelling(&parts, shape.nocase, real));
+        }
         found.insert(key, cells);
     }
-    Ok(found)
-}
-
-/// The columns of a table's primary key, in its order.
-pub(crate) fn key_columns(table: &str, reader: &Connection) -> rusqlite::Result<Vec<String>> {
-    let mut query =
-        reader.prepare_cached("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk")?;
-    let names = query.query_map([table], |row| row.get(0))?;
-    names.collect()
-}
-
-/// A name as it stands in a statement, whatever characters it has.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+    Ok(Some(found))
 }
 
 /// The conflicts that a machine lists are those that its log leads to.
@@ -163,10 +195,16 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
 }
 
 /// Two machines hold the same rows in every table.
-pub(crate) fn same_rows(machines: [usize; 2], readers: [&Connection; 2], shadow: &Shadow) -> Check {
+pub(crate) fn same_rows(
+    machines: [usize; 2],
+    readers: [&Connection; 2],
+    shadow: &Shadow,
+    shapes: Shapes,
+) -> Check {
     for (id, table) in &shadow.tables {
-        let [one, other] = [0, 1].map(|side| read_table(machines[side], readers[side], table));
-        let (one, other) = (one?, other?);
+        let [one, other] =
+            [0, 1].map(|side| read_table(machines[side], readers[side], table, shapes));
+        let (Some(one), Some(other)) = (one?, other?) else { continue };
         if one != other {
             return broken(Promise::Convergence, difference(machines, *id, table, &one, &other));
         }

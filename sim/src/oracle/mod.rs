@@ -12,16 +12,18 @@
 
 pub(crate) mod convergence;
 pub(crate) mod jobs;
+pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod recording;
 pub(crate) mod shadow;
+pub(crate) mod shapes;
 pub(crate) mod sights;
 
 use std::fmt;
 
 use rusqlite::Connection;
 
-use self::{jobs::Jobs, logs::Logs};
+use self::{jobs::Jobs, logs::Logs, shapes::Shapes};
 use crate::scenario::Violation;
 
 /// How a run can fail.
@@ -121,12 +123,14 @@ pub(crate) struct Oracle {
     pub(crate) logs: Logs,
     /// What was asked and answered.
     pub(crate) jobs: Jobs,
+    /// Who knows how tables are read.
+    pub(crate) shapes: Shapes,
 }
 
 impl Oracle {
     /// Begins to watch.
-    pub(crate) fn new(machines: usize, recording: bool) -> Self {
-        Self { logs: Logs::new(machines, recording), jobs: Jobs::default() }
+    pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
+        Self { logs: Logs::new(machines, recording), jobs: Jobs::default(), shapes }
     }
 
     /// Takes what is new in a machine's log.
@@ -137,7 +141,7 @@ impl Oracle {
     /// Compares a machine's rows with the shadow's.
     pub(crate) fn compare(&mut self, machine: usize, reader: &Connection) -> Check {
         self.refresh(machine, reader)?;
-        convergence::rows_follow_log(machine, reader, self.logs.shadow(machine))?;
+        convergence::rows_follow_log(machine, reader, self.logs.shadow(machine), self.shapes)?;
         convergence::conflicts_follow_log(machine, reader, self.logs.shadow(machine))
     }
 

@@ -55,7 +55,7 @@ fn escaped(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oracle::shadow::encode_key;
+    use crate::oracle::keys::encode_key;
 
     #[test]
     fn what_is_encoded_comes_back() {
@@ -64,7 +64,7 @@ mod tests {
         let texts = [&b""[..], b"a\0b\0", b"\xff"].map(|text| Held::Text(text.to_vec()));
         let blob = [Held::Blob(b"\0\xff\0".to_vec())];
         let all: Vec<Held> = parts.into_iter().chain(more).chain(texts).chain(blob).collect();
-        assert_eq!(decode(&encode_key(all.iter()).unwrap()), Some(all));
+        assert_eq!(decode(&encode_key(&all.iter().collect::<Vec<_>>(), false).unwrap()), Some(all));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
     clock::MS,
     disk::vfs,
     machine::{Machine, genesis_of},
-    oracle::convergence::key_columns,
+    oracle::shapes::key_columns,
     world::MachinePlan,
 };
 
@@ -42,6 +42,8 @@ pub(super) fn rehearse(scenario: &mut Scenario) -> Result<(), Mistake> {
     for table in &tables {
         let keys = key_columns(table, engine.reader.connection())
             .map_err(|error| Mistake::new(&scenario.schema_file, error.to_string()))?;
+        // A table without a key is told by its rowid.
+        let keys = if keys.is_empty() { vec!["rowid".to_owned()] } else { keys };
         scenario.keys.insert(table.clone(), keys);
     }
     let hint = format!("the schema has the tables {}", tables.join(", "));

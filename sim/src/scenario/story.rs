@@ -214,26 +214,28 @@ impl<'s> Story<'s> {
         format!("{} {}", table.name, parts.join(", "))
     }
 
-    fn change(&self, change: &Change) -> String {
+    fn change(&self, change: &'s Change) -> String {
         let Some(table) = self.tables.get(&change.table) else { return String::new() };
-        let name = |id: &ColumnId| table.columns.get(id).map_or("?", |(name, _)| name.as_str());
+        // What is no column of the schema is the spelling of the key.
+        let named = |cells: &'s Cells| {
+            let name = |(id, value)| Some((&table.columns.get(id)?.0, id, value));
+            cells.iter().filter_map(name)
+        };
         match (&change.before, &change.after) {
             (None, None) => "no effect, the row is gone".to_owned(),
             (Some(_), None) => "deleted".to_owned(),
             (None, Some(after)) => {
-                let cells: Vec<String> = after
-                    .iter()
-                    .map(|(id, value)| format!("{} = {}", name(id), shown(value)))
+                let cells: Vec<String> = named(after)
+                    .map(|(name, _, value)| format!("{name} = {}", shown(value)))
                     .collect();
                 format!("inserted {}", cells.join(", ")).trim_end().to_owned()
             }
             (Some(before), Some(after)) => {
-                let cells: Vec<String> = after
-                    .iter()
-                    .filter(|(id, value)| before.get(id) != Some(value))
-                    .map(|(id, value)| {
+                let cells: Vec<String> = named(after)
+                    .filter(|(_, id, value)| before.get(id) != Some(value))
+                    .map(|(name, id, value)| {
                         let was = before.get(id).map_or_else(|| "NULL".to_owned(), shown);
-                        format!("{} {was} → {}", name(id), shown(value))
+                        format!("{name} {was} → {}", shown(value))
                     })
                     .collect();
                 if cells.is_empty() { "no effect".to_owned() } else { cells.join(", ") }

@@ -1,0 +1,319 @@
+//! Writes rows of the user's tables: one statement per operation, kept prepared, or one for many
+//! inserts.
+//!
+//! What is written is decided elsewhere; that a row collides with another is told, not solved.
+
+use std::convert::Infallible;
+
+use crate::{
+    entry::{Cell, CellWrite, RowOp},
+    id::TableId,
+    schema::{
+        Table,
+        row::lend_key,
+        spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
+    },
+    sqlite::{Columns, Keeping, Parameters, quoted},
+    value::{ByteReader, ValueRef},
+};
+
+/// What the second word of a statement's name says; the first is the table's id.
+const INSERT: u64 = 1;
+const INSERTS: u64 = 2;
+const DELETE: u64 = 3;
+/// The places of the updated cells follow, one bit each.
+const UPDATE: u64 = 4;
+const SELECT: u64 = 5;
+
+/// SQLite has no table of more columns, in words of 64 bits.
+const MASK_WORDS: usize = 2000 / 64 + 1;
+
+fn name(table: TableId, what: u64) -> [u64; 2] {
+    [table.0.into(), what]
+}
+
+pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
+    conn.run(
+        &name(table.id, INSERT),
+        || table.sql.insert.clone(),
+        |parameters| {
+            let (spelling, cells) = split_spelling(op.cells);
+            let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
+            lend_spelled(parameters, 0, table, op.key, spelling)?;
+            let places = table.key.len() + 1..;
+            places.zip(cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+        },
+    )
+}
+
+/// Inserts a row of which every cell is given encoded.
+pub(super) fn insert_row(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    cells: &[Vec<u8>],
+) -> rusqlite::Result<()> {
+    conn.run(
+        &name(table.id, INSERT),
+        || table.sql.insert.clone(),
+        |parameters| {
+            let mut values =
+                cells.iter().map(|cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null));
+            let spelling = if table.has_spelling() { values.next() } else { None };
+            lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
+            let mut places = table.key.len() + 1..;
+            values.try_for_each(|value| parameters.lend(places.next().unwrap_or(0), value))
+        },
+    )
+}
+
+/// Writes those cells of an operation that `wins` picks by their place in it.
+pub(super) fn update(
+    conn: &Keeping,
+    table: &Table,
+    op: &RowOp<'_>,
+    wins: impl Fn(usize) -> bool,
+) -> rusqlite::Result<()> {
+    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
+    let mut name = [0; 2 + MASK_WORDS];
+    name[0] = table.id.0.into();
+    name[1] = UPDATE;
+    for place in winning().filter_map(|cell| table.cell(cell.column)) {
+        name[2 + place / 64] |= 1 << (place % 64);
+    }
+    let name = &name[..2 + table.cells.len().div_ceil(64)];
+    if name[2..].iter().all(|word| *word == 0) {
+        return Ok(());
+    }
+    conn.run(
+        name,
+        || update_sql(table, winning()),
+        |parameters| {
+            lend_key(parameters, 0, table, op.key)?;
+            let mut before = table.key.len();
+            for cell in winning() {
+                if cell.column == KEY_SPELLING {
+                    lend_spelled(parameters, before, table, op.key, written(cell.write))?;
+                    before += table.key.len();
+                } else {
+                    before += 1;
+                    lend(parameters, before, cell)?;
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
+    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
+    let mut place = table.key.len();
+    let mut set = |name: &str, counted: bool| {
+        let comma = if place == table.key.len() { "" } else { ", " };
+        place += 1;
+        sql.push_str(&match counted {
+            false => format!("{comma}{name} = ?{place}"),
+            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
+        });
+    };
+    for cell in cells {
+        if cell.column == KEY_SPELLING {
+            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+        } else if let Some(column) = table.cell(cell.column) {
+            let counted = matches!(cell.write, CellWrite::Add(_));
+            set(&quoted(&table.cells[column].name), counted);
+        }
+    }
+    sql.push_str(" WHERE ");
+    sql.push_str(&table.sql.where_key);
+    sql
+}
+
+pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
+    conn.run(
+        &name(table.id, DELETE),
+        || table.sql.delete.clone(),
+        |parameters| lend_key(parameters, 0, table, op.key),
+    )
+}
+
+/// A row that is there.
+#[derive(Debug)]
+pub(super) struct StoredRow<'r> {
+    columns: &'r Columns<'r>,
+    /// The cell in front of the columns, encoded, if the table has one.
+    spelling: Vec<u8>,
+}
+
+impl StoredRow<'_> {
+    /// The cell at that place in the table.
+    pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
+        match place.checked_sub(usize::from(!self.spelling.is_empty())) {
+            Some(column) => self.columns.value(column),
+            None => ByteReader::new(&self.spelling).cell().unwrap_or(ValueRef::Null),
+        }
+    }
+}
+
+/// Reads the row with a key, if it is there.
+pub(super) fn read(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    mut take: impl FnMut(&StoredRow<'_>),
+) -> rusqlite::Result<()> {
+    conn.query(
+        &name(table.id, SELECT),
+        || table.sql.select.clone(),
+        |parameters| lend_key(parameters, 0, table, key),
+        |columns| {
+            let mut spelling = Vec::new();
+            if table.has_spelling() {
+                let behind = table.stored().len();
+                let part = |part: usize, _: &_| Ok(columns.value(behind + part));
+                let Ok(()) = put_spelling::<Infallible>(&mut spelling, table, part);
+            }
+            take(&StoredRow { columns, spelling });
+        },
+    )
+}
+
+fn lend<'v>(
+    parameters: &mut Parameters<'v>,
+    place: usize,
+    cell: &Cell<'v>,
+) -> rusqlite::Result<()> {
+    parameters.lend(place, written(cell.write))
+}
+
+/// What a write binds: the value, or the increment.
+fn written(write: CellWrite<'_>) -> ValueRef<'_> {
+    match write {
+        CellWrite::Assign { value, .. } => value,
+        CellWrite::Add(delta) => ValueRef::Integer(delta),
+    }
+}
+
+pub(super) fn is_collision(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{
+        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
+    };
+    matches!(
+        error,
+        rusqlite::Error::SqliteFailure(failure, _) if matches!(
+            failure.extended_code,
+            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
+        )
+    )
+}
+
+/// Collects inserts of one table and writes many of them with one statement, which costs SQLite half
+/// as much as a statement each.
+#[derive(Debug)]
+pub(super) struct Inserts<'c, 'r> {
+    conn: &'c Keeping,
+    table: Option<&'c Table>,
+    /// Of every row its key, then its cells.
+    values: Vec<ValueRef<'r>>,
+    /// Of every row the index of its operation.
+    indexes: Vec<usize>,
+}
+
+impl<'c, 'r> Inserts<'c, 'r> {
+    /// Rows of one statement at most.
+    const ROWS: usize = 32;
+
+    /// Parameters of one statement at most, beside those of a single row.
+    const PARAMETERS: usize = 512;
+
+    pub(super) fn new(conn: &'c Keeping) -> Self {
+        Self { conn, table: None, values: Vec::new(), indexes: Vec::new() }
+    }
+
+    /// Whether an insert may be collected.
+    pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
+        let mut key = ByteReader::new(op.key);
+        table.is_plain
+            && !table.has_spelling()
+            && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
+    }
+
+    /// Collects the insert with that index in its segment. Those that are found to collide go to
+    /// `collided`.
+    pub(super) fn push(
+        &mut self,
+        table: &'c Table,
+        index: usize,
+        key: &'r [u8],
+        cells: &[Cell<'r>],
+        collided: &mut Vec<usize>,
+    ) -> rusqlite::Result<()> {
+        if self.table.is_some_and(|collecting| collecting.id != table.id) {
+            self.flush(collided)?;
+        }
+        self.table = Some(table);
+        let mut reader = ByteReader::new(key);
+        let parts = table.key.iter().map_while(|_| reader.key_part().ok());
+        self.values.extend(parts.filter_map(|part| part.lent()));
+        self.values.extend(cells.iter().map(|cell| written(cell.write)));
+        self.indexes.push(index);
+        if self.indexes.len() == Self::rows_at_once(table) { self.flush(collided) } else { Ok(()) }
+    }
+
+    fn rows_at_once(table: &Table) -> usize {
+        (Self::PARAMETERS / (table.key.len() + table.cells.len())).clamp(1, Self::ROWS)
+    }
+
+    /// Writes what was collected.
+    pub(super) fn flush(&mut self, collided: &mut Vec<usize>) -> rusqlite::Result<()> {
+        let Some(table) = self.table.take() else { return Ok(()) };
+        let width = table.key.len() + table.cells.len();
+        let mut done = 0;
+        if self.indexes.len() == Self::rows_at_once(table) {
+            let sql = || insert_many_sql(table, self.indexes.len());
+            match self.write(&name(table.id, INSERTS), sql, &self.values) {
+                Ok(()) => done = self.indexes.len(),
+                // OR FAIL: the rows before the one that collided are in, and counted.
+                Err(error) if is_collision(&error) => {
+                    done = usize::try_from(self.conn.changes()).unwrap_or(0);
+                    collided.extend(self.indexes.get(done));
+                    done += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for (values, index) in self.values.chunks(width).zip(&self.indexes).skip(done) {
+            match self.write(&name(table.id, INSERT), || table.sql.insert.clone(), values) {
+                Err(error) if is_collision(&error) => collided.push(*index),
+                result => result?,
+            }
+        }
+        self.values.clear();
+        self.indexes.clear();
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        name: &[u64],
+        sql: impl FnOnce() -> String,
+        values: &[ValueRef<'r>],
+    ) -> rusqlite::Result<()> {
+        self.conn.run(name, sql, |parameters| {
+            (1..).zip(values).try_for_each(|(place, value)| parameters.lend(place, *value))
+        })
+    }
+}
+
+fn insert_many_sql(table: &Table, rows: usize) -> String {
+    let width = table.key.len() + table.cells.len();
+    let columns: Vec<String> =
+        table.key.iter().chain(&table.cells).map(|column| quoted(&column.name)).collect();
+    let row = format!("({})", vec!["?"; width].join(", "));
+    format!(
+        "INSERT OR FAIL INTO {}({}) VALUES {}",
+        quoted(&table.name),
+        columns.join(", "),
+        vec![row; rows].join(", ")
+    )
+}
