@@ -278,7 +278,7 @@ fn clients_that_cannot_write_where_they_are_show_nothing() {
     assert_eq!(output.status.code(), Some(5), "{told}");
     assert!(told.contains("refused, not being at the origin"), "{told}");
     assert!(told.contains("t is written at the origin only"), "{told}");
-    assert!(told.contains("no call of any client was ever done"), "{told}");
+    assert!(told.contains("no call of people/add was ever done"), "{told}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 all promises kept, 64 wrong usage; and without a scenario 1 a broken promise (or a
 //! planted bug that was missed), 3 a crash, 4 no progress; with one 1 a violated invariant, 2 an engine
-//! fault, 5 a run in which no client ever succeeded.
+//! fault, 5 a block that no client ever got done.
 
 use std::{
     fs,
@@ -87,7 +87,8 @@ Examples:
   littoral-sim run shop.toml --json               for scripts
 
 Exit codes with a scenario: 0 every invariant held; 1 one did not; 2 littoral itself broke a promise;
-5 no client ever succeeded, so nothing was shown; 64 the command line or the scenario is wrong.
+5 some block was never done, not once, so nothing was shown of it; 64 the command line or the
+scenario is wrong.
 Without one: 0; 1 a broken promise; 3 a crash; 4 no progress; 64.
 
 docs/simulation.md explains scenarios; sim/scenarios holds two.";

@@ -233,9 +233,15 @@ impl RunSummary {
         self.simulated_seconds_per_cpu_second = self.simulated_seconds / self.cpu_seconds.max(1e-9);
     }
 
-    /// Whether the scenario's clients never got anything done.
+    /// The blocks of the scenario that clients called in vain, each time.
+    fn mute_blocks(&self) -> Vec<&str> {
+        self.calls.iter().filter(|counts| counts.is_mute()).map(|counts| &*counts.block).collect()
+    }
+
+    /// Whether the scenario's clients could not do what they should.
     fn is_vacuous(&self) -> bool {
-        self.scenario.is_some() && self.calls.iter().all(|counts| counts.done == 0)
+        let nothing = self.calls.iter().all(|counts| counts.done + counts.constraint == 0);
+        self.scenario.is_some() && (nothing || !self.mute_blocks().is_empty())
     }
 
     /// What the command ends with.
@@ -323,8 +329,11 @@ impl RunSummary {
         let mut lines = if self.seeds > 1 { self.other_seeds() } else { Vec::new() };
         lines.extend(self.call_lines());
         if self.is_vacuous() {
-            lines
-                .push("no call of any client was ever done, so these runs show nothing".to_owned());
+            let blocks = match self.mute_blocks().as_slice() {
+                [] => "any block".to_owned(),
+                blocks => blocks.join(", "),
+            };
+            lines.push(format!("no call of {blocks} was ever done: these runs show nothing of it"));
         }
         lines.push(format!(
             "{} jobs done, {} refused, {} lost; {} conflicts, {} stops, {} power cuts with loss, {} \

@@ -67,6 +67,13 @@ impl BlockCounts {
         }
     }
 
+    /// Whether it was called, and the cluster never did anything for it. That a constraint refuses a call
+    /// is something.
+    pub(crate) const fn is_mute(&self) -> bool {
+        let in_vain = self.origin_only + self.refused + self.unreachable + self.unanswered;
+        self.done + self.constraint == 0 && in_vain > 0
+    }
+
     fn refuse(&mut self, error: &WriteError) {
         match error {
             WriteError::OriginOnly { table } => {
