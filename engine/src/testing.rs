@@ -40,11 +40,19 @@ pub enum Bug {
     RelayForgotten,
     /// Clocks of entries applied before the restart are lost.
     ClocksNotReplayed,
+    /// The author's row keeps what a statement wrote to a `max` or `min` column.
+    NotNormalized,
+    /// Of a group, only the columns that changed are assigned.
+    GroupSplit,
+    /// The value of a `max` or `min` column that arrives last is stored.
+    ExtremeByArrival,
+    /// A counter that overflows in a merge is not reported.
+    OverflowUnreported,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -59,6 +67,10 @@ impl Bug {
         Self::SawIgnored,
         Self::RelayForgotten,
         Self::ClocksNotReplayed,
+        Self::NotNormalized,
+        Self::GroupSplit,
+        Self::ExtremeByArrival,
+        Self::OverflowUnreported,
     ];
 }
 

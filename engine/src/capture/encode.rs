@@ -18,7 +18,7 @@ use crate::{
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef},
+    value::{ByteReader, ValueRef, integral},
     version::Dot,
 };
 
@@ -102,13 +102,13 @@ impl Encoder<'_> {
         };
         let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
         self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
-        if table.assigned.len() == table.cells.len() {
+        if !table.counted {
             self.writer.encoded(cells);
             return Ok(());
         }
         for (column, cell) in table.cells.iter().zip(split(cells)) {
             match cell_kind(column) {
-                CellKind::Assign => self.writer.encoded(cell),
+                CellKind::Assign | CellKind::Extreme => self.writer.encoded(cell),
                 CellKind::Add => self.writer.delta(count(table, column, cell)?),
             }
         }
@@ -136,6 +136,7 @@ impl Encoder<'_> {
                     self.writer.previous(previous);
                     self.writer.encoded(new);
                 }
+                CellKind::Extreme => self.writer.encoded(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
                     let before =
@@ -152,16 +153,23 @@ fn cell_kind(column: &Column) -> CellKind {
     match column.merge {
         ColumnType::Lww => CellKind::Assign,
         ColumnType::Counter => CellKind::Add,
+        ColumnType::Max | ColumnType::Min => CellKind::Extreme,
     }
 }
 
 fn count(table: &Table, column: &Column, cell: &[u8]) -> Result<i64, WriteError> {
     match ByteReader::new(cell).cell() {
         Ok(ValueRef::Integer(n)) => Ok(n),
-        _ => Err(WriteError::Value {
+        other => Err(WriteError::Value {
             table: table.name.clone(),
             column: column.name.clone(),
-            what: "a counter holds 64-bit integers only".to_owned(),
+            what: match other {
+                // SQL gives a REAL where the sum of two integers is beyond 64 bits.
+                Ok(ValueRef::Real(r)) if integral(r).is_none() && r.fract() == 0.0 => {
+                    "the counter overflows 64 bits".to_owned()
+                }
+                _ => "a counter holds 64-bit integers only".to_owned(),
+            },
         }),
     }
 }

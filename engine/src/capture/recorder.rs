@@ -5,10 +5,10 @@ use std::{borrow::Cow, cell::Cell, collections::BTreeMap, sync::Arc};
 use rusqlite::Connection;
 
 use crate::{
-    capture::fold::{Fold, NetChange, NetRow, changes, split},
+    capture::fold::{Fold, NetChange, NetRow, assigned_with, changes, split},
     db::mask::{ChangeMask, Changeable},
     error::WriteError,
-    schema::{Registry, Table, row::read_row, spelling::put_spelling},
+    schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
     testing::{Bug, planted},
     value::{ValueRef, put_cell, put_key_part, put_varint},
@@ -21,6 +21,8 @@ pub(crate) struct Recorder {
     tape: Tape,
     /// The table of the event before: most statements change rows of one table only.
     table: Option<(Vec<u8>, Option<u32>)>,
+    /// A row of a table that is normalized was captured.
+    normalized: bool,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
     /// What the statement that runs can change; `None`: anything.
@@ -102,6 +104,7 @@ impl Recorder {
             registry,
             tape: Tape::default(),
             table: None,
+            normalized: false,
             refused: None,
             mask: None,
             verify_mask,
@@ -124,6 +127,7 @@ impl Recorder {
         self.tape.counted.clear();
         self.tape.events.clear();
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
+        self.normalized = false;
         self.refused = None;
     }
 
@@ -138,6 +142,16 @@ impl Recorder {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.tape.events.is_empty()
+    }
+
+    /// The schema that rows are captured under.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Whether a row of a table that is normalized was captured; see [`Table::normalized`].
+    pub(crate) fn wants_normalizing(&self) -> bool {
+        self.normalized
     }
 
     /// The tables with AUTOINCREMENT that were inserted into, even if nothing is left of it.
@@ -205,8 +219,13 @@ impl Recorder {
                 Some(Change::Delete)
             }
             (true, Some(stored)) => {
+                let groups = &self.registry.tables()[suspect.table as usize].groups;
+                let differs = |place: usize| {
+                    suspect.old[place].as_ref().is_some_and(|old| *old != stored[place])
+                };
+                let assigned = assigned_with(groups, &differs);
                 for (place, (old, new)) in suspect.old.iter().zip(stored).enumerate() {
-                    if let Some(old) = old.as_ref().filter(|old| *old != new) {
+                    if let Some(old) = old.as_ref().filter(|_| assigned(place)) {
                         put_varint(&mut self.tape.arena, place as u64);
                         self.tape.arena.extend_from_slice(old);
                         self.tape.arena.extend_from_slice(new);
@@ -278,7 +297,7 @@ impl Recorder {
                         fold.add(event.change, event.cells_in(&bytes));
                     }
                     folded.clear();
-                    fold.net(&mut folded).map(|change| (change, folded.as_slice()))
+                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
                 }
             };
             if let Some((change, cells)) = change {
@@ -407,19 +426,26 @@ impl Tape {
                 self.spelling(table, &|c| event.after(c))?;
             }
         }
+        // Cells of a group are captured together, so that what is folded of them is whole.
+        let differs = |place: usize| {
+            scope.changeable.contains(place)
+                && values(&table.cells[place], event).is_ok_and(|(old, new)| !same(old, new))
+        };
+        let assigned = assigned_with(&table.groups, &differs);
         for (place, column) in (usize::from(table.has_spelling())..).zip(table.stored()) {
             let can_change = scope.changeable.contains(place);
-            if !can_change && !scope.verify {
+            let with_group = !table.groups.is_empty() && assigned(place);
+            if !can_change && !scope.verify && !with_group {
                 continue;
             }
-            let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = column.stored(event.before(column.position).map_err(untold)?);
-            let new = column.stored(event.after(column.position).map_err(untold)?);
-            if !same(old, new) {
+            let (old, new) =
+                values(column, event).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            if with_group || !same(old, new) {
                 assert!(
-                    can_change,
+                    can_change || same(old, new),
                     "a statement changed {}.{} unannounced",
-                    table.name, column.name
+                    table.name,
+                    column.name
                 );
                 put_varint(&mut self.arena, place as u64);
                 put_cell(&mut self.arena, old);
@@ -474,6 +500,7 @@ impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
         let table = &self.registry.tables()[index as usize];
+        self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));
         let scope = Scope { index, changeable, verify: self.verify_mask };
@@ -486,6 +513,15 @@ impl PreupdateSink for Recorder {
             });
         }
     }
+}
+
+/// The values of a column before and after an update, as they are stored.
+fn values<'e>(
+    column: &Column,
+    event: &RowEvent<'e>,
+) -> Result<(ValueRef<'e>, ValueRef<'e>), Untold> {
+    let (old, new) = (event.before(column.position)?, event.after(column.position)?);
+    Ok((column.stored(old), column.stored(new)))
 }
 
 /// Why a row event cannot be recorded.

@@ -290,7 +290,7 @@ impl Contested {
                             kind: ConflictKind::RowGone,
                             held: None,
                         }),
-                        CellWrite::Add(_) => None,
+                        CellWrite::Add(_) | CellWrite::Extreme(_) => None,
                     }));
                     return Verdict::Nothing;
                 }

@@ -76,7 +76,7 @@ impl Writer {
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
-        merge::apply::prepare_connection(&apply)?;
+        merge::functions::prepare_connection(&apply)?;
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,

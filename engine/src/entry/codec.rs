@@ -146,6 +146,9 @@ fn put_dot(out: &mut Vec<u8>, dot: Dot) {
 
 const FLAG_EXPLICIT_KEY: u8 = 1;
 
+/// Behind this column type stands the group's name.
+const LWW_OF_A_GROUP: u8 = 6;
+
 fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
     put_varint(out, u64::from(table.id.0));
     put_prefixed(out, table.name.as_bytes());
@@ -163,9 +166,16 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
     for (id, name) in &table.columns {
         put_varint(out, u64::from(id.0));
         put_prefixed(out, name.as_bytes());
+        if let Some(group) = table.policy.groups.get(name) {
+            out.push(LWW_OF_A_GROUP);
+            put_prefixed(out, group.as_bytes());
+            continue;
+        }
         out.push(match table.policy.columns.get(name).copied().unwrap_or_default() {
             ColumnType::Lww => 1,
             ColumnType::Counter => 2,
+            ColumnType::Max => 3,
+            ColumnType::Min => 4,
         });
     }
 }
@@ -183,9 +193,20 @@ pub(crate) struct RowsWriter {
 
 /// How the cells of one column in a run are encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub(crate) enum CellKind {
-    Assign,
-    Add,
+    Assign = 0,
+    Add = 1,
+    Extreme = 2,
+}
+
+impl CellKind {
+    fn from_bits(bits: u64) -> Result<Self, DecodeError> {
+        [Self::Assign, Self::Add, Self::Extreme]
+            .into_iter()
+            .find(|kind| *kind as u64 == bits)
+            .ok_or(DecodeError::Unknown("cell kind"))
+    }
 }
 
 impl RowsWriter {
@@ -226,8 +247,7 @@ impl RowsWriter {
         if kind != RowOpKind::Delete {
             put_varint(&mut self.out, self.columns.len() as u64);
             for (column, kind) in &self.columns {
-                let counted = u64::from(*kind == CellKind::Add);
-                put_varint(&mut self.out, u64::from(column.0) << 1 | counted);
+                put_varint(&mut self.out, u64::from(column.0) << CELL_KIND_BITS | *kind as u64);
             }
         }
     }
@@ -267,6 +287,9 @@ impl RowsWriter {
 }
 
 const END_OF_RUN: u8 = 0;
+
+/// A run names a column by its id, and behind it in so many bits how its cells were written.
+const CELL_KIND_BITS: u32 = 2;
 
 /// No row is deleted and inserted again that often; so that an epoch can always be counted up.
 const EPOCH_MAX: u32 = 1 << 30;
@@ -452,8 +475,7 @@ fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeErr
         FLAG_EXPLICIT_KEY => true,
         _ => return Err(DecodeError::Unknown("table flags")),
     };
-    let mut policy =
-        TablePolicy { consistency, writers, explicit_key, columns: Default::default() };
+    let mut policy = TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
     let mut columns: Vec<(ColumnId, String)> = Vec::new();
     for _ in 0..reader.varint()? {
         let column = ColumnId(reader.varint_u32()?);
@@ -461,12 +483,19 @@ fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeErr
             return Err(DecodeError::Invalid("column ids do not ascend"));
         }
         let name = reader.string()?.to_owned();
-        match reader.byte()? {
-            1 => {}
-            2 => {
-                policy.columns.insert(name.clone(), ColumnType::Counter);
+        let merge = match reader.byte()? {
+            1 => ColumnType::Lww,
+            2 => ColumnType::Counter,
+            3 => ColumnType::Max,
+            4 => ColumnType::Min,
+            LWW_OF_A_GROUP => {
+                policy.groups.insert(name.clone(), reader.string()?.to_owned());
+                ColumnType::Lww
             }
             _ => return Err(DecodeError::Unknown("column type")),
+        };
+        if merge != ColumnType::Lww {
+            policy.columns.insert(name.clone(), merge);
         }
         columns.push((column, name));
     }
@@ -556,6 +585,7 @@ impl<'a> RowsReader<'a> {
                     };
                     CellWrite::Assign { value: self.reader.cell()?, previous }
                 }
+                CellKind::Extreme => CellWrite::Extreme(self.reader.cell()?),
             };
             self.cells.push(Cell { column, write });
         }
@@ -574,8 +604,8 @@ impl<'a> RowsReader<'a> {
         if kind != RowOpKind::Delete {
             for _ in 0..self.reader.varint()? {
                 let column = self.reader.varint()?;
-                let cell = if column & 1 == 1 { CellKind::Add } else { CellKind::Assign };
-                let id = u32::try_from(column >> 1).map_err(|_| DecodeError::Range)?;
+                let cell = CellKind::from_bits(column & ((1 << CELL_KIND_BITS) - 1))?;
+                let id = u32::try_from(column >> CELL_KIND_BITS).map_err(|_| DecodeError::Range)?;
                 if self.columns.last().is_some_and(|(last, _)| last.0 >= id) {
                     return Err(DecodeError::Invalid("column ids do not ascend"));
                 }

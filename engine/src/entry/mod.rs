@@ -151,6 +151,8 @@ pub enum CellWrite<'r> {
     },
     /// An increment of a counter, modulo 2^64.
     Add(i64),
+    /// A value of a `max` or `min` column: stored where it is beyond the one that stands there.
+    Extreme(ValueRef<'r>),
 }
 
 #[cfg(test)]

@@ -3,15 +3,16 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
-use rusqlite::{Connection, functions::FunctionFlags};
-
 use crate::{
     contested::{Contested, Effects, Verdict},
     entry::{Cell, CellWrite, Entry, Member, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
+    hlc::Stamp,
     id::AuthorId,
     merge::{
         conflict::Conflicts,
+        functions::is_overflow,
+        row,
         store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
     policy::ColumnType,
@@ -43,16 +44,6 @@ pub(crate) struct Applier<'a> {
 pub(crate) struct Tally {
     pub(crate) rows: u64,
     pub(crate) conflicts: u64,
-}
-
-/// Makes the functions that apply statements call.
-pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
-    // In SQL, an addition that overflows gives a REAL; a counter wraps.
-    let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
-    conn.create_scalar_function("littoral_add", 2, flags, |context| {
-        let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
-        Ok(count.wrapping_add(delta))
-    })
 }
 
 impl<'a> Applier<'a> {
@@ -93,9 +84,9 @@ impl<'a> Applier<'a> {
             index += 1;
         }
         inserts.flush(&mut waiting)?;
-        self.conflicts.flush()?;
         waiting.sort_unstable();
-        self.settle(entry, rows, waiting)
+        self.settle(entry, rows, waiting)?;
+        Ok(self.conflicts.flush()?)
     }
 
     fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
@@ -135,7 +126,7 @@ impl<'a> Applier<'a> {
     /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
     /// again while that helps, then all of them taken out and put in at once.
     fn settle(
-        &self,
+        &mut self,
         entry: &Entry,
         rows: &[u8],
         mut waiting: Vec<usize>,
@@ -143,9 +134,10 @@ impl<'a> Applier<'a> {
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut still = Vec::new();
-            self.each_of(entry, rows, &waiting, |index, table, op| {
+            each_of(self.registry, entry, rows, &waiting, |index, table, op| {
                 if table.is_multi_writer() {
-                    update(self.conn, table, op, |_| true)?;
+                    // Collected because all of it wins.
+                    self.combine(table, op, entry.header.stamp(), |_| true)?;
                 } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(index);
                 }
@@ -161,13 +153,13 @@ impl<'a> Applier<'a> {
 
     fn exchange(&self, entry: &Entry, rows: &[u8], waiting: &[usize]) -> Result<(), ApplyError> {
         let mut taken: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
-        self.each_of(entry, rows, waiting, |_, table, op| {
+        each_of(self.registry, entry, rows, waiting, |_, table, op| {
             taken.push(read_row(self.conn, table, op.key)?);
             delete(self.conn, table, op)?;
             Ok(())
         })?;
         let mut taken = taken.into_iter();
-        self.each_of(entry, rows, waiting, |_, table, op| {
+        each_of(self.registry, entry, rows, waiting, |_, table, op| {
             let mut row = taken.next().flatten().unwrap_or_default();
             row.resize(table.cells.len(), Vec::new());
             for cell in op.cells {
@@ -181,28 +173,6 @@ impl<'a> Applier<'a> {
             insert_row(self.conn, table, op.key, &row)?;
             Ok(())
         })
-    }
-
-    fn each_of(
-        &self,
-        entry: &Entry,
-        rows: &[u8],
-        waiting: &[usize],
-        mut each: impl FnMut(usize, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
-    ) -> Result<(), ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let mut reader = RowsReader::new(rows);
-        let mut index = 0;
-        let mut waiting = waiting.iter().peekable();
-        while let Some(op) = reader.next().map_err(broken)? {
-            if waiting.next_if(|&&next| next == index).is_some()
-                && let Some(table) = self.registry.by_id(op.table)
-            {
-                each(index, table, &op)?;
-            }
-            index += 1;
-        }
-        Ok(())
     }
 
     fn merge(
@@ -232,16 +202,38 @@ impl<'a> Applier<'a> {
                 } else {
                     match insert(self.conn, table, op) {
                         Err(error) if is_collision(&error) => {
-                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                            self.combine(table, op, stamp, |cell| effects.wins[cell])?;
                         }
                         result => result?,
                     }
                 }
             }
-            Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
+            Verdict::Merge => self.combine(table, op, stamp, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
         Ok(stored)
+    }
+
+    /// Merges an operation into the row that is there.
+    fn combine(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        wins: impl Fn(usize) -> bool,
+    ) -> Result<(), ApplyError> {
+        match update(self.conn, table, op, &wins) {
+            Err(error) if is_overflow(&error) => {}
+            result => return Ok(result?),
+        }
+        let Some(mut cells) = read_row(self.conn, table, op.key)? else { return Ok(()) };
+        for overflow in row::merge(table, &mut cells, op, wins) {
+            self.tally.conflicts += 1;
+            self.conflicts.record_overflow(table, op.key, stamp, overflow)?;
+        }
+        delete(self.conn, table, op)?;
+        insert_row(self.conn, table, op.key, &cells)?;
+        Ok(())
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -260,6 +252,29 @@ impl<'a> Applier<'a> {
     }
 }
 
+/// Gives those operations of a segment whose indexes are in `waiting`, which ascends.
+fn each_of(
+    registry: &Registry,
+    entry: &Entry,
+    rows: &[u8],
+    waiting: &[usize],
+    mut each: impl FnMut(usize, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
+) -> Result<(), ApplyError> {
+    let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+    let mut reader = RowsReader::new(rows);
+    let mut index = 0;
+    let mut waiting = waiting.iter().peekable();
+    while let Some(op) = reader.next().map_err(broken)? {
+        if waiting.next_if(|&&next| next == index).is_some()
+            && let Some(table) = registry.by_id(op.table)
+        {
+            each(index, table, &op)?;
+        }
+        index += 1;
+    }
+    Ok(())
+}
+
 /// Whether an operation could be stored.
 #[derive(Debug)]
 enum Stored<'t> {
@@ -275,6 +290,7 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     let fits = |place: usize, write: CellWrite<'_>| match table.cells[place].merge {
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
+        ColumnType::Max | ColumnType::Min => matches!(write, CellWrite::Extreme(_)),
     };
     for cell in op.cells {
         let place = table.cell(cell.column).ok_or(DecodeError::Unknown("column"))?;

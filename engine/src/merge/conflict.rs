@@ -9,9 +9,10 @@ use crate::{
     hlc::Stamp,
     id::AuthorId,
     limits::MAX_CONFLICTS,
-    merge::store,
+    merge::{row::Overflow, store},
     schema::Table,
     sqlite::Keeping,
+    testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef},
 };
 
@@ -115,9 +116,7 @@ impl<'a> Conflicts<'a> {
         conflict: &Conflict,
         stored: Kept,
     ) {
-        let Some(column) = table.cell(conflict.column).map(|place| &table.cells[place]) else {
-            return;
-        };
+        let Some(place) = table.cell(conflict.column) else { return };
         let incoming = Side { value: self.keep(incoming(op, conflict)), stamp: Some(stamp) };
         let held = Side { value: stored, stamp: conflict.held };
         let gone = |stamp| Side { value: Kept::Null, stamp };
@@ -127,8 +126,41 @@ impl<'a> Conflicts<'a> {
             ConflictKind::StoredDeleted => ("delete wins", gone(Some(stamp)), held),
             ConflictKind::RowGone => ("delete wins", gone(None), incoming),
         };
+        self.push_row(table, place, op.key, rule, [kept, lost]);
+    }
+
+    /// Takes down that increments which did not know of each other made a counter overflow.
+    pub(super) fn record_overflow(
+        &mut self,
+        table: &Table,
+        key: &[u8],
+        stamp: Stamp,
+        overflow: Overflow,
+    ) -> rusqlite::Result<()> {
+        if planted(Bug::OverflowUnreported) {
+            return Ok(());
+        }
+        if self.values.len() == HELD_ROWS * WIDTH {
+            self.write()?;
+        }
+        let exact = self.keep(ValueRef::Text(overflow.exact.to_string().as_bytes()));
+        let kept = Side { value: Kept::Integer(overflow.wrapped), stamp: None };
+        let lost = Side { value: exact, stamp: Some(stamp) };
+        self.push_row(table, overflow.place, key, "counter overflow", [kept, lost]);
+        Ok(())
+    }
+
+    fn push_row(
+        &mut self,
+        table: &Table,
+        place: usize,
+        key: &[u8],
+        rule: &str,
+        [kept, lost]: [Side; 2],
+    ) {
+        let column = &table.cells[place];
         let row_start = self.arena.len();
-        put_key_text(&mut self.arena, op.key);
+        put_key_text(&mut self.arena, key);
         let row = Kept::Text(row_start..self.arena.len());
         let at = |side: &Side| integer(side.stamp.map(|s| s.hlc.wall().0));
         let dot = |side: &Side| {
@@ -144,7 +176,7 @@ impl<'a> Conflicts<'a> {
         let rule = self.keep(ValueRef::Text(rule.as_bytes()));
         let name = self.keep(ValueRef::Text(table.name.as_bytes()));
         let column_name = self.keep(ValueRef::Text(column.name.as_bytes()));
-        let key = self.keep(ValueRef::Blob(op.key));
+        let key = self.keep(ValueRef::Blob(key));
         let ids = [Kept::Integer(table.id.0.into()), Kept::Integer(column.id.0.into())];
         self.values.extend([rule, name, column_name, row]);
         self.values.extend([kept.value, kept_at, kept_by, lost.value, lost_at, lost_by]);
@@ -252,7 +284,7 @@ fn incoming<'v>(op: &RowOp<'v>, conflict: &Conflict) -> ValueRef<'v> {
     let cell = op.cells.iter().find(|cell| cell.column == conflict.column);
     match cell.map(|cell| cell.write) {
         Some(CellWrite::Assign { value, .. }) => value,
-        Some(CellWrite::Add(_)) | None => ValueRef::Null,
+        Some(CellWrite::Add(_) | CellWrite::Extreme(_)) | None => ValueRef::Null,
     }
 }
 

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
+    merge::{functions::combining, row},
     schema::{
         Table,
         row::lend_key,
@@ -57,8 +58,7 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            let mut values =
-                cells.iter().map(|cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null));
+            let mut values = cells.iter().map(|cell| row::value(cell));
             let spelling = if table.has_spelling() { values.next() } else { None };
             lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
             let mut places = table.key.len() + 1..;
@@ -108,20 +108,20 @@ pub(super) fn update(
 fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    let mut set = |name: &str, counted: bool| {
+    let mut set = |name: &str, function: Option<&str>| {
         let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        sql.push_str(&match counted {
-            false => format!("{comma}{name} = ?{place}"),
-            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
+        sql.push_str(&match function {
+            None => format!("{comma}{name} = ?{place}"),
+            Some(function) => format!("{comma}{name} = {function}({name}, ?{place})"),
         });
     };
     for cell in cells {
         if cell.column == KEY_SPELLING {
-            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+            table.key.iter().for_each(|column| set(&quoted(&column.name), None));
         } else if let Some(column) = table.cell(cell.column) {
-            let counted = matches!(cell.write, CellWrite::Add(_));
-            set(&quoted(&table.cells[column].name), counted);
+            let column = &table.cells[column];
+            set(&quoted(&column.name), combining(column.merge));
         }
     }
     sql.push_str(" WHERE ");
@@ -150,7 +150,7 @@ impl StoredRow<'_> {
     pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
         match place.checked_sub(usize::from(!self.spelling.is_empty())) {
             Some(column) => self.columns.value(column),
-            None => ByteReader::new(&self.spelling).cell().unwrap_or(ValueRef::Null),
+            None => row::value(&self.spelling),
         }
     }
 }
@@ -189,7 +189,7 @@ fn lend<'v>(
 /// What a write binds: the value, or the increment.
 fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     match write {
-        CellWrite::Assign { value, .. } => value,
+        CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => value,
         CellWrite::Add(delta) => ValueRef::Integer(delta),
     }
 }

@@ -7,10 +7,11 @@
 //!
 //! Rules, from section 3 of the design: a cell is won by the greatest stamp; increments add up; a
 //! delete wins over everything concurrent; an insert over a deleted row begins a new epoch;
-//! operations of another epoch than the row's are ignored. What is discarded is a conflict, unless
-//! its author had seen it.
+//! operations of another epoch than the row's are ignored; of two values of a `max` or `min` column
+//! the further one stays; the columns of a group are assigned together. What is discarded is a
+//! conflict, unless its author had seen it; so is a sum that overflows.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
@@ -58,6 +59,49 @@ impl From<rusqlite::types::ValueRef<'_>> for Held {
     }
 }
 
+impl Held {
+    fn class(&self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Integer(_) | Self::Real(_) => 1,
+            Self::Text(_) => 2,
+            Self::Blob(_) => 3,
+        }
+    }
+
+    /// NULL, numbers, text, blobs; numbers by value, of equal ones the integer first.
+    fn order(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Integer(a), Self::Integer(b)) => a.cmp(b),
+            (Self::Real(a), Self::Real(b)) => f64::from_bits(*a).total_cmp(&f64::from_bits(*b)),
+            (Self::Integer(a), Self::Real(b)) => number_order(*a, f64::from_bits(*b)),
+            (Self::Real(a), Self::Integer(b)) => number_order(*b, f64::from_bits(*a)).reverse(),
+            (Self::Text(a), Self::Text(b)) | (Self::Blob(a), Self::Blob(b)) => a.cmp(b),
+            _ => self.class().cmp(&other.class()),
+        }
+    }
+
+    /// Whether `self` stays where `other` is written to a column of that type, `max` or `min`.
+    fn beats(&self, other: &Self, merge: ColumnType) -> bool {
+        if *other == Self::Null || *self == Self::Null {
+            return *other == Self::Null;
+        }
+        let order = self.order(other);
+        if merge == ColumnType::Max { order.is_ge() } else { order.is_le() }
+    }
+}
+
+/// An integer against a real, which has no bits behind the point where it is beyond 2^53.
+fn number_order(n: i64, r: f64) -> Ordering {
+    if r.is_infinite() || r.abs() > 1e20 {
+        return 0f64.total_cmp(&r);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the bound is checked before")]
+    let whole = r.floor() as i128;
+    let order = i128::from(n).cmp(&whole);
+    if order == Ordering::Equal { Ordering::Less } else { order }
+}
+
 /// A table as the schema entry declares it.
 #[derive(Clone, Debug)]
 pub(crate) struct ShadowTable {
@@ -67,6 +111,8 @@ pub(crate) struct ShadowTable {
     pub(crate) any: bool,
     /// Its columns, those of the key included.
     pub(crate) columns: BTreeMap<ColumnId, (String, ColumnType)>,
+    /// Columns that are assigned together.
+    groups: Vec<Vec<ColumnId>>,
 }
 
 /// One row: its cells while it lives, and its clocks.
@@ -87,8 +133,8 @@ pub(crate) struct ShadowConflict {
     pub(crate) key: Vec<u8>,
     /// The column.
     pub(crate) column: u32,
-    /// Whether a delete decided.
-    pub(crate) by_delete: bool,
+    /// The rule that decided.
+    pub(crate) rule: String,
     /// The entry whose write stands, if it is known.
     pub(crate) kept: Option<(AuthorId, Seq)>,
     /// The value that stands.
@@ -120,6 +166,17 @@ pub(crate) struct Shadow {
     newest: Hlc,
     /// In the order in which they arose.
     pub(crate) conflicts: Vec<ShadowConflict>,
+}
+
+/// The rules by which values are discarded, as `littoral_conflicts` names them.
+const LAST_WINS: &str = "last writer wins";
+const DELETE_WINS: &str = "delete wins";
+const OVERFLOW: &str = "counter overflow";
+
+impl ShadowTable {
+    fn merge(&self, column: ColumnId) -> ColumnType {
+        self.columns.get(&column).map_or(ColumnType::Lww, |(_, merge)| *merge)
+    }
 }
 
 fn name(dot: Dot) -> (AuthorId, Seq) {
@@ -165,10 +222,17 @@ impl Shadow {
                                 table.policy.columns.get(&name).copied().unwrap_or_default();
                             (id, (name, merge))
                         };
+                        let mut groups: BTreeMap<&str, Vec<ColumnId>> = BTreeMap::new();
+                        for (id, name) in &table.columns {
+                            if let Some(group) = table.policy.groups.get(name) {
+                                groups.entry(group).or_default().push(*id);
+                            }
+                        }
+                        let groups = groups.into_values().collect();
                         let columns = table.columns.into_iter().map(column).collect();
                         let any = table.policy.writers == Writers::Any;
-                        self.tables
-                            .insert(table.id, ShadowTable { name: table.name, any, columns });
+                        let shadow = ShadowTable { name: table.name, any, columns, groups };
+                        self.tables.insert(table.id, shadow);
                     }
                 }
                 Segment::Ddl(_) => self.only_origin(entry, "schema changes")?,
@@ -238,7 +302,7 @@ impl Shadow {
         let stamp = entry.header.stamp();
         let row = self.rows.entry((op.table, op.key.to_vec())).or_default();
         if own {
-            row.check_own(op)?;
+            row.check_own(op, table)?;
         }
         if !table.any {
             if stamp.author != AuthorId::FIRST {
@@ -247,7 +311,11 @@ impl Shadow {
             return row.assign_all(op);
         }
         let mut conflicts = Vec::new();
-        row.merge(op, stamp, &mut conflicts)?;
+        row.merge(op, stamp, table, &mut conflicts)?;
+        if own {
+            // A statement that moves a counter by more than 2^63 overflows nobody else's increment.
+            conflicts.retain(|conflict| conflict.rule != OVERFLOW);
+        }
         if own && let Some(conflict) = conflicts.first() {
             return Err(format!("it conflicts with what its author had applied: {conflict:?}"));
         }
@@ -258,7 +326,21 @@ impl Shadow {
 
 impl Row {
     /// An author's own operation fits what the author held.
-    fn check_own(&self, op: &RowOp<'_>) -> Result<(), String> {
+    fn check_own(&self, op: &RowOp<'_>, table: &ShadowTable) -> Result<(), String> {
+        let assigns = |column: &ColumnId| op.cells.iter().any(|cell| cell.column == *column);
+        for group in table.groups.iter().filter(|group| group.iter().any(assigns)) {
+            if !group.iter().all(assigns) {
+                return Err(format!("it assigns some of the group {group:?} only"));
+            }
+        }
+        for cell in op.cells.iter().filter(|_| op.kind == RowOpKind::Update) {
+            let held = self.cells.as_ref().and_then(|cells| cells.get(&cell.column));
+            if let (CellWrite::Extreme(value), Some(held)) = (cell.write, held)
+                && held.beats(&value.into(), table.merge(cell.column))
+            {
+                return Err(format!("it takes column {} back from {held:?}", cell.column.0));
+            }
+        }
         let alive = self.cells.is_some();
         if alive == (op.kind == RowOpKind::Insert) {
             return Err(format!(
@@ -312,13 +394,14 @@ impl Row {
         &mut self,
         op: &RowOp<'_>,
         stamp: Stamp,
+        table: &ShadowTable,
         conflicts: &mut Vec<ShadowConflict>,
     ) -> Result<(), String> {
-        let conflict = |column: ColumnId, by_delete| ShadowConflict {
+        let conflict = |column: ColumnId, rule: &str| ShadowConflict {
             table: op.table.0,
             key: op.key.to_vec(),
             column: column.0,
-            by_delete,
+            rule: rule.to_owned(),
             kept: None,
             kept_value: Held::Null,
             lost: None,
@@ -335,7 +418,7 @@ impl Row {
                         kept: Some(name(stamp.dot())),
                         lost: Some(name(held.dot())),
                         lost_value: cells.get(&column).cloned().unwrap_or_default(),
-                        ..conflict(column, true)
+                        ..conflict(column, DELETE_WINS)
                     });
                 }
             }
@@ -348,7 +431,7 @@ impl Row {
                 conflicts.push(ShadowConflict {
                     lost: Some(name(stamp.dot())),
                     lost_value: value,
-                    ..conflict(column, true)
+                    ..conflict(column, DELETE_WINS)
                 });
             }
             return Ok(());
@@ -368,12 +451,29 @@ impl Row {
         for cell in op.cells {
             match cell.write {
                 CellWrite::Add(delta) => {
-                    let sum = match cells.get(&cell.column) {
-                        Some(Held::Integer(n)) => n.wrapping_add(delta),
-                        None => delta,
+                    let count = match cells.get(&cell.column) {
+                        Some(Held::Integer(n)) => *n,
+                        None => 0,
                         Some(_) => return Err("a counter that is not an integer".to_owned()),
                     };
+                    let sum = count.wrapping_add(delta);
+                    let exact = i128::from(count) + i128::from(delta);
+                    if exact != i128::from(sum) {
+                        conflicts.push(ShadowConflict {
+                            kept_value: Held::Integer(sum),
+                            lost: Some(name(stamp.dot())),
+                            lost_value: Held::Text(exact.to_string().into_bytes()),
+                            ..conflict(cell.column, OVERFLOW)
+                        });
+                    }
                     cells.insert(cell.column, Held::Integer(sum));
+                }
+                CellWrite::Extreme(value) => {
+                    let value = Held::from(value);
+                    let merge = table.merge(cell.column);
+                    if cells.get(&cell.column).is_none_or(|held| !held.beats(&value, merge)) {
+                        cells.insert(cell.column, value);
+                    }
                 }
                 CellWrite::Assign { value, previous } => {
                     let value = Held::from(value);
@@ -393,7 +493,7 @@ impl Row {
                             kept_value,
                             lost,
                             lost_value,
-                            ..conflict(cell.column, false)
+                            ..conflict(cell.column, LAST_WINS)
                         });
                     }
                     if wins {
@@ -410,7 +510,7 @@ impl Row {
 fn assigned(cells: &[Cell<'_>]) -> Vec<(ColumnId, Held)> {
     let assigned = cells.iter().filter_map(|cell| match cell.write {
         CellWrite::Assign { value, .. } => Some((cell.column, value.into())),
-        CellWrite::Add(_) => None,
+        CellWrite::Add(_) | CellWrite::Extreme(_) => None,
     });
     assigned.collect()
 }
@@ -439,6 +539,38 @@ mod tests {
         Cell { column: ColumnId(3), write: CellWrite::Add(delta) }
     }
 
+    fn table() -> ShadowTable {
+        let columns = [
+            (ColumnId(2), ("name".to_owned(), ColumnType::Lww)),
+            (ColumnId(3), ("count".to_owned(), ColumnType::Counter)),
+            (ColumnId(4), ("low".to_owned(), ColumnType::Min)),
+        ];
+        ShadowTable { name: "t".to_owned(), any: true, columns: columns.into(), groups: vec![] }
+    }
+
+    #[test]
+    fn the_least_value_stays_and_null_is_none() {
+        let low = |value| Cell { column: ColumnId(4), write: CellWrite::Extreme(value) };
+        let mut case = Case::default();
+        case.run(Insert, 0, &[low(ValueRef::Null)], &[], stamp(1, 1, 1));
+        for value in [ValueRef::Integer(3), ValueRef::Real(3.5), ValueRef::Null] {
+            case.run(Update, 0, &[low(value)], &[], stamp(2, 2, 1));
+        }
+        assert_eq!(case.value(4), Some(Held::Integer(3)));
+        case.run(Update, 0, &[low(ValueRef::Real(-1e30))], &[], stamp(1, 3, 1));
+        assert_eq!(case.value(4), Some(Held::Real((-1e30f64).to_bits())));
+        assert_eq!(case.conflicts.len(), 0);
+    }
+
+    #[test]
+    fn a_sum_that_overflows_wraps_and_is_listed() {
+        let mut case = Case::default();
+        case.run(Insert, 0, &[add(i64::MAX)], &[], stamp(1, 1, 1));
+        case.run(Update, 0, &[add(2)], &[], stamp(2, 2, 1));
+        assert_eq!(case.value(3), Some(Held::Integer(i64::MIN + 1)));
+        assert_eq!(case.conflicts[0].lost_value, Held::Text(b"9223372036854775809".to_vec()));
+    }
+
     #[derive(Default)]
     struct Case {
         row: Row,
@@ -455,7 +587,7 @@ mod tests {
             stamp: Stamp,
         ) {
             let op = RowOp { table: TableId(1), kind, key: b"k", epoch, cells, saw };
-            self.row.merge(&op, stamp, &mut self.conflicts).unwrap();
+            self.row.merge(&op, stamp, &table(), &mut self.conflicts).unwrap();
         }
 
         fn value(&self, column: u32) -> Option<Held> {
