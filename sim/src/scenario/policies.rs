@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use littoral::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
+use littoral::{Consistency, TablePolicy, UnknownWord, Writers};
 use serde::Deserialize;
 
 use super::{
@@ -62,21 +62,24 @@ impl Section {
                 return Err(wrong(what));
             }
         };
-        let mut columns = BTreeMap::new();
-        for (column, kind) in self.columns {
-            let merge = word::<ColumnType>(Some(&kind), &format!("columns.{column}"), &wrong)?;
-            columns.insert(column, merge);
-        }
         if consistency == Consistency::OriginStrong {
             let what = ".policy = \"origin-strong\": this version does not have it";
             return Err(wrong(what.to_owned())
                 .hint("writers = \"origin\" and clients at the origin come nearest to it"));
         }
-        if writers == Writers::Origin && columns.values().any(|kind| *kind != ColumnType::Lww) {
+        let mut policy =
+            TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
+        for (column, merge) in &self.columns {
+            policy
+                .declare_column(column, merge)
+                .map_err(|error| unknown(merge, &format!("columns.{column}"), &error, &wrong))?;
+        }
+        let merges = !(policy.columns.is_empty() && policy.groups.is_empty());
+        if writers == Writers::Origin && merges {
             let what = ": merge types of columns mean something only with writers = \"any\"";
             return Err(wrong(what.to_owned()));
         }
-        Ok(TablePolicy { consistency, writers, explicit_key, columns })
+        Ok(policy)
     }
 }
 
@@ -86,8 +89,15 @@ fn word<T: FromStr<Err = UnknownWord> + Default>(
     wrong: &impl Fn(String) -> Mistake,
 ) -> Result<T, Mistake> {
     let Some(word) = word else { return Ok(T::default()) };
-    word.parse().map_err(|error: UnknownWord| {
-        wrong(format!(".{key} = {word:?}: expected one of {}", error.expected()))
-            .hint(suggestion(word, error.expected().split(", ")))
-    })
+    word.parse().map_err(|error| unknown(word, key, &error, wrong))
+}
+
+fn unknown(
+    word: &str,
+    key: &str,
+    error: &UnknownWord,
+    wrong: &impl Fn(String) -> Mistake,
+) -> Mistake {
+    wrong(format!(".{key} = {word:?}: expected one of {}", error.expected()))
+        .hint(suggestion(word, error.expected().split(", ")))
 }
