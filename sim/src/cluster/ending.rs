@@ -1,8 +1,9 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
+use littoral::{Entry, Segment};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, Stage};
+use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
     application::Moment,
     disk::vfs,
@@ -40,12 +41,19 @@ impl Cluster {
         let deadline = match self.stage {
             Stage::Preparing { deadline }
             | Stage::Settling { deadline }
-            | Stage::Marked { deadline } => deadline,
+            | Stage::Marked { deadline }
+            | Stage::Forgetting { deadline } => deadline,
+            Stage::Silent { until } => until + CHECK_EVERY,
             Stage::Chaos | Stage::Over => return Ok(()),
         };
-        if !self.is_settled() {
+        if let Stage::Silent { until } = self.stage {
+            return self.check_silent(until);
+        }
+        let forgets = matches!(self.stage, Stage::Forgetting { .. });
+        if !self.is_settled() || forgets && self.remembers().is_some() {
             if self.now > deadline {
-                return Err(Failure::NoProgress(self.waiting()));
+                let remembers = self.remembers().filter(|_| forgets).unwrap_or_default();
+                return Err(Failure::NoProgress(format!("{remembers}{}", self.waiting())));
             }
             self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
             return Ok(());
@@ -67,12 +75,56 @@ impl Cluster {
                     }
                 }
             }
-            Stage::Chaos | Stage::Marked { .. } | Stage::Over => {
-                self.stage = Stage::Over;
+            Stage::Marked { .. } => {
+                self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
+            }
+            Stage::Forgetting { .. } => {
+                self.silence = self.applied();
+                let until = self.now + SILENT_FOR;
+                self.stage = Stage::Silent { until };
+                self.schedule(until, Event::CheckSettled);
                 return Ok(());
             }
+            Stage::Chaos | Stage::Silent { .. } | Stage::Over => return Ok(()),
         }
         self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
+        Ok(())
+    }
+
+    fn applied(&self) -> Vec<u64> {
+        let engines = self.machines.iter().filter_map(|machine| machine.engine.as_ref());
+        engines.map(|engine| engine.replica.status().applied.0).collect()
+    }
+
+    /// After quiet no clock is left, and of the log only frontiers that no later one covers.
+    fn remembers(&self) -> Option<String> {
+        self.machines.iter().find_map(|machine| {
+            let engine = machine.engine.as_ref()?;
+            let rows = engine.replica.status().contested_rows;
+            let reader = engine.reader.connection();
+            let blocks: i64 = reader
+                .query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0))
+                .unwrap_or(i64::MAX);
+            let entries = entries_of_note(reader).unwrap_or(usize::MAX);
+            (rows > 0 || blocks > 0 || entries > 0).then(|| {
+                format!(
+                    "{} remembers {rows} rows, {blocks} blocks of clocks and {entries} entries | ",
+                    machine.name
+                )
+            })
+        })
+    }
+
+    fn check_silent(&mut self, until: u64) -> Check {
+        if self.now < until {
+            return Ok(());
+        }
+        let applied = self.applied();
+        if applied != self.silence {
+            let what = format!("entries without end: {:?}, then {applied:?}", self.silence);
+            return broken(Promise::Silence, what);
+        }
+        self.stage = Stage::Over;
         Ok(())
     }
 
@@ -200,4 +252,16 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// How many entries of a log hold something else than a frontier.
+fn entries_of_note(reader: &Connection) -> rusqlite::Result<usize> {
+    let mut query = reader.prepare_cached("SELECT bytes FROM littoral_log")?;
+    let entries: Vec<Vec<u8>> = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let is_frontier = |bytes: &Vec<u8>| {
+        Entry::decode(bytes).is_ok_and(|entry| {
+            entry.segments().all(|segment| matches!(segment, Ok(Segment::Frontier { .. })))
+        })
+    };
+    Ok(entries.iter().filter(|bytes| !is_frontier(bytes)).count())
 }

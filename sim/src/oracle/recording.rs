@@ -66,10 +66,10 @@ impl Recording {
         })
     }
 
-    /// A machine takes an entry: applies it to the shadow and keeps what that did.
+    /// A machine takes an entry: `apply` applies it to the shadow, and what that did is kept.
     ///
     /// # Errors
-    /// The shadow's.
+    /// Those of `apply`.
     pub(crate) fn take(
         &mut self,
         machine: usize,
@@ -77,16 +77,17 @@ impl Recording {
         entry: &Entry,
         own: bool,
         shadow: &mut Shadow,
+        apply: impl FnOnce(&mut Shadow) -> Result<(), String>,
     ) -> Result<(), String> {
         if self.known[machine] > 0 {
             self.known[machine] -= 1;
-            return shadow.apply(entry, own);
+            return apply(shadow);
         }
         let rows = rows_of(entry);
         let image =
             |shadow: &Shadow, (table, key): &(TableId, Vec<u8>)| shadow.row(*table, key).cloned();
         let before: Vec<Option<Cells>> = rows.iter().map(|row| image(shadow, row)).collect();
-        shadow.apply(entry, own)?;
+        apply(shadow)?;
         let changes = rows.into_iter().zip(before).map(|(row, before)| {
             let after = image(shadow, &row);
             let (table, key) = row;
