@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use crate::{
     chance::{Chance, Stream},
     clock::{MS, Nanos},
-    oracle::{Check, Oracle, sights},
+    oracle::{Check, Oracle, Promise, broken, sights},
     scenario::{BlockCounts, Violation},
     workload::{self, Habits, JobId, PlannedJob},
     world::Options,
@@ -84,6 +84,11 @@ pub(crate) trait Application: fmt::Debug {
 
     /// A reader looks at a machine.
     fn look(&mut self, sight: Sight<'_>) -> Check;
+
+    /// Looks at the file of a machine that was closed in the end.
+    fn inspect(&self, _machine: usize, _file: &Connection) -> Check {
+        Ok(())
+    }
 
     /// A job that must succeed on a healthy machine after everything has settled.
     fn last_job(&self, _machine: usize) -> Option<(JobId, PlannedJob)> {
@@ -160,6 +165,15 @@ impl Application for BuiltIn {
 
     fn look(&mut self, sight: Sight<'_>) -> Check {
         sights::look(sight.machine, sight.reader)
+    }
+
+    fn inspect(&self, machine: usize, file: &Connection) -> Check {
+        let words = "INSERT INTO memo_words (memo_words, rank) VALUES ('integrity-check', 1)";
+        if let Err(error) = file.execute(words, []) {
+            let what = format!("the full-text index of m{machine}: {error}");
+            return broken(Promise::Convergence, what);
+        }
+        Ok(())
     }
 
     fn last_job(&self, machine: usize) -> Option<(JobId, PlannedJob)> {

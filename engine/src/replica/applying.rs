@@ -8,7 +8,10 @@ use crate::{
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
-    merge::apply::{Applier, Tally},
+    merge::{
+        apply::{Applier, Tally},
+        mirror,
+    },
     protocol::message::Register,
     replica::{Replica, is_storage_failure},
     schema::{Registry, catalog},
@@ -245,6 +248,7 @@ impl Replica {
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
+                mirror::remove(conn)?;
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
@@ -255,6 +259,7 @@ impl Replica {
                 catalog::declare(conn, version, &tables)?;
                 conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
+                mirror::refresh(conn, &self.registry)?;
             }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;

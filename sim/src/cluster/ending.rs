@@ -246,6 +246,9 @@ impl Cluster {
             let orphans: i64 = plain
                 .query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))
                 .map_err(&failed)?;
+            if !self.oracle.logs.shadow(number).tables.is_empty() {
+                self.application.inspect(number, &plain)?;
+            }
             if orphans != 0 {
                 return broken(Promise::Atomicity, format!("m{number} holds {orphans} orphans"));
             }

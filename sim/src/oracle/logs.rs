@@ -10,7 +10,10 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, recording::Recording, shadow::Shadow, sights, unreadable};
+use super::{
+    Check, Promise, broken, recording::Recording, references, shadow::Shadow, shapes::Shapes,
+    sights, unreadable,
+};
 use crate::clock::Nanos;
 
 /// Which machines hold an entry.
@@ -36,6 +39,7 @@ pub(crate) struct Logs {
     books: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
+    shapes: Shapes,
     /// The time of what is taken.
     pub(crate) at: Nanos,
     /// What happened to which row, if that was asked for.
@@ -44,11 +48,11 @@ pub(crate) struct Logs {
 
 impl Logs {
     /// Empty logs.
-    pub(crate) fn new(machines: usize, recording: bool) -> Self {
+    pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
         let books = (0..machines).map(|_| Book::default()).collect();
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
         let recording = recording.then(|| Recording::new(machines));
-        Self { books, entries: BTreeMap::new(), authors, at: 0, recording }
+        Self { books, entries: BTreeMap::new(), authors, shapes, at: 0, recording }
     }
 
     /// What the machine's log leads to.
@@ -156,7 +160,11 @@ impl Logs {
                 promise,
                 format!("m{machine} took {whose} entry {dot} that breaks a rule: {what}"),
             )
-        })
+        })?;
+        match self.shapes {
+            Shapes::BuiltIn => references::hold(machine, &book.shadow),
+            Shapes::Asked => Ok(()),
+        }
     }
 
     /// A machine has started again. Returns the entries of its own that it has lost.

@@ -6,6 +6,7 @@
 //! - [`logs`]: logs are causal and never fork, and only what is durable leaves a machine;
 //! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
 //! - [`jobs`]: what was answered is true and stays true;
+//! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
@@ -15,6 +16,7 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod recording;
+pub(crate) mod references;
 pub(crate) mod shadow;
 pub(crate) mod shapes;
 pub(crate) mod sights;
@@ -133,7 +135,7 @@ pub(crate) struct Oracle {
 impl Oracle {
     /// Begins to watch.
     pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
-        Self { logs: Logs::new(machines, recording), jobs: Jobs::default(), shapes }
+        Self { logs: Logs::new(machines, shapes, recording), jobs: Jobs::default(), shapes }
     }
 
     /// Takes what is new in a machine's log.
