@@ -2,7 +2,7 @@
 //!
 //! *User* runs write jobs: foreign keys, triggers and CHECK on, every row change captured, every
 //! statement judged by the authorizer. *Apply* stores what other nodes wrote: all of that off. They
-//! are never both in a transaction, and nothing is toggled on them after they were opened.
+//! are never both in a transaction that writes, and nothing is toggled on them after they were opened.
 
 use std::sync::Arc;
 
