@@ -508,9 +508,16 @@ fn a_row_that_is_deleted_and_inserted_again_is_updated_in_what_differs() {
     );
     const AGAIN: &str = "INSERT INTO cart VALUES('a', 'quince', 'ripe', 4)";
     // Alone, and with another job in the transaction; the statement that deletes tells no values.
-    let jobs: [&'static [&'static str]; 3] = [
+    let jobs: [&'static [&'static str]; 4] = [
         &["UPDATE cart SET note = 'soft'", "DELETE FROM cart WHERE id = 'a'", AGAIN],
         &["UPDATE cart SET note = 'ripe' WHERE id = 'a'"],
+        &[
+            "SAVEPOINT s",
+            "DELETE FROM cart WHERE id = 'a'",
+            "INSERT INTO cart VALUES('a', 'x', 'y', 100)",
+            "UPDATE cart SET qty = 7, item = 'z' WHERE id = 'a'",
+            "ROLLBACK TO s",
+        ],
         &["DELETE FROM cart", AGAIN, "INSERT INTO cart VALUES('b', 'plum', 'soft', 5)"],
     ];
     for job in jobs {

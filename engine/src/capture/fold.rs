@@ -42,7 +42,7 @@ pub(crate) struct Fold<'a> {
     old: Vec<Option<&'a [u8]>>,
     /// Cells as they are now, where they are not certainly as before.
     now: Vec<Option<&'a [u8]>>,
-    /// It was deleted by an event that did not tell its cells.
+    /// It was deleted by an event that did not tell its cells: later ones tell another row's.
     untold: bool,
 }
 
@@ -63,13 +63,13 @@ impl<'a> Fold<'a> {
             Change::Delete => {
                 self.exists = false;
                 if cells.is_empty() && !self.old.is_empty() {
-                    self.untold = self.existed;
+                    self.untold |= self.existed;
                     self.now.fill(None);
                     return;
                 }
                 // A cell that no event touched still has the value it had at first.
                 for ((old, now), cell) in self.old.iter_mut().zip(&mut self.now).zip(split(cells)) {
-                    if self.existed && old.is_none() {
+                    if self.existed && !self.untold && old.is_none() {
                         *old = Some(cell);
                     }
                     *now = None;
@@ -77,7 +77,7 @@ impl<'a> Fold<'a> {
             }
             Change::Update => {
                 for (place, before, after) in changes(cells) {
-                    if self.existed {
+                    if self.existed && !self.untold {
                         self.old[place].get_or_insert(before);
                     }
                     self.now[place] = Some(after);
