@@ -442,6 +442,40 @@ fn an_integer_stored_into_a_real_column_is_a_real_everywhere() {
     cluster.assert_rows("SELECT typeof(r), r FROM t", &["real|4.0", "real|9007199254740992.0"]);
 }
 
+/// `sqlite3_blob_write` arrives in the hook as a DELETE of the whole old row, and the new value is not
+/// told.
+#[test]
+fn an_incremental_blob_write_is_captured_as_an_update() {
+    let schema =
+        format!("CREATE TABLE file(id INTEGER PRIMARY KEY, body BLOB, name TEXT); {NOTES}");
+    let mut cluster = linked(2, &schema, &[("file", explicit())]);
+    cluster.write(1, "INSERT INTO file VALUES(1, zeroblob(6), 'abc'), (2, zeroblob(6), 'def')");
+    cluster.settle();
+    let job = |tx: &mut WriteTx<'_>| {
+        tx.write_blob("file", "body", 1, 2, b"xy")?;
+        tx.execute("SAVEPOINT s", [])?;
+        tx.write_blob("file", "body", 2, 0, b"lost")?;
+        tx.execute("ROLLBACK TO s", [])?;
+        tx.write_blob("FILE", "name", 2, 1, b"E")?;
+        assert!(tx.write_blob("file", "body", 1, 5, b"zz").is_err(), "beyond the end");
+        assert!(tx.write_blob("file", "body", 3, 0, b"z").is_err(), "no such row");
+        let found = tx.write_blob("note", "body", 1, 0, b"z").unwrap_err().to_string();
+        assert!(found.contains("only") || found.contains("\"found\""), "{found}");
+        Ok(())
+    };
+    cluster.try_write(1, job).unwrap();
+    cluster.settle();
+    cluster.cut();
+    cluster.write(0, "UPDATE file SET name = 'other' WHERE id = 1");
+    let job = |tx: &mut WriteTx<'_>| tx.write_blob("file", "body", 1, 0, b"w");
+    cluster.try_write(1, job).unwrap();
+    cluster.link(0, 1);
+    cluster.assert_rows(
+        "SELECT hex(body), name FROM file",
+        &["770078790000|other", "000000000000|dEf"],
+    );
+}
+
 /// A statement prepared once and run with other values must not keep the first ones' classes.
 #[test]
 fn bound_values_keep_their_classes() {
@@ -458,6 +492,44 @@ fn bound_values_keep_their_classes() {
         "SELECT typeof(k), typeof(v) FROM t ORDER BY typeof(k)",
         &["blob|real", "real|text", "text|integer"],
     );
+}
+
+// --- Keys that SQLite would hand out
+
+/// SQLite hands out max + 1 where a statement gives no key, on every node the same.
+#[test]
+fn a_statement_that_leaves_an_explicit_key_to_sqlite_is_refused() {
+    let schema = "
+        CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE log(id INTEGER PRIMARY KEY, v);
+        CREATE TABLE by_origin(id INTEGER PRIMARY KEY, v);
+        CREATE TRIGGER logged AFTER UPDATE ON by_origin BEGIN INSERT INTO log(v) VALUES(new.v); END;"
+;
+    let mut cluster = linked(2, schema, &[("t", explicit()), ("log", explicit())]);
+    for sql in [
+        "INSERT INTO t(v) VALUES(1)",
+        "INSERT INTO t VALUES(NULL, 1)",
+        "INSERT INTO t DEFAULT VALUES",
+        "REPLACE INTO t(v) VALUES(1), (2)",
+        "WITH x(v) AS (VALUES(1)) INSERT INTO t(v) SELECT v FROM x",
+        "INSERT OR IGNORE INTO t(v) VALUES(1) RETURNING id",
+        "UPDATE by_origin SET v = 1",
+    ] {
+        for _ in 0..2 {
+            let error = cluster.refused(0, sql);
+            assert!(error.contains("leaves it to SQLite"), "{sql}: {error}");
+            let prepared = cluster.try_write(0, move |tx| tx.execute(sql, []).map(drop));
+            assert!(prepared.unwrap_err().to_string().contains("leaves it to SQLite"), "{sql}");
+        }
+    }
+    let job = |tx: &mut WriteTx<'_>| {
+        tx.execute("INSERT INTO t VALUES(?, ?)", params![7, "a"])?;
+        tx.execute("INSERT INTO t(rowid, v) VALUES(?, ?)", params![8, "b"])?;
+        tx.execute("INSERT INTO t SELECT id + 2, v FROM t ORDER BY id", [])?;
+        tx.execute("INSERT INTO by_origin(v) VALUES(1)", [])?;
+        tx.execute_batch("EXPLAIN INSERT INTO t(v) VALUES(1)")
+    };
+    cluster.try_write(0, job).unwrap();
+    cluster.assert_rows("SELECT * FROM t", &["7|a", "8|b", "9|a", "10|b"]);
 }
 
 // --- Triggers

@@ -9,7 +9,7 @@ use crate::{
     error::WriteError,
     id::SchemaVersion,
     policy::Writers,
-    schema::{Registry, catalog::PREFIX},
+    schema::{Registry, Table, catalog::PREFIX},
 };
 
 /// The judge of the user connection, and what it has seen of the statement prepared last.
@@ -22,6 +22,8 @@ pub(crate) struct Gate {
     pub(crate) engine: bool,
     denied: Option<Denied>,
     savepoint: Option<Savepoint>,
+    /// The statement prepared last inserts into a table that must be given its keys.
+    needs_key: bool,
     /// SQLite has asked about the statement prepared last.
     asked: bool,
     mask: ChangeMask,
@@ -53,6 +55,7 @@ impl Gate {
             engine: false,
             denied: None,
             savepoint: None,
+            needs_key: false,
             asked: false,
             mask: ChangeMask::default(),
             running: None,
@@ -63,6 +66,7 @@ impl Gate {
     pub(crate) fn forget(&mut self) {
         self.denied = None;
         self.savepoint = None;
+        self.needs_key = false;
         self.asked = false;
         self.mask = ChangeMask::default();
         self.running = None;
@@ -72,6 +76,11 @@ impl Gate {
     /// was prepared before.
     pub(crate) fn take_mask(&mut self) -> Option<Arc<ChangeMask>> {
         self.asked.then(|| Arc::new(std::mem::take(&mut self.mask)))
+    }
+
+    /// Whether the statement that was just prepared inserts into a table that must be given its keys.
+    pub(crate) fn take_needs_key(&mut self) -> bool {
+        std::mem::take(&mut self.needs_key)
     }
 
     /// After a statement about a savepoint was prepared.
@@ -104,6 +113,11 @@ impl Gate {
             ) if known(table_name) => running.set_all(),
             (AuthAction::Update { table_name, column_name }, None) => {
                 self.mask.add(&self.registry, table_name, column_name);
+            }
+            (AuthAction::Insert { table_name }, None) => {
+                let table = self.registry.position(table_name.as_bytes());
+                let table = table.map(|place| &self.registry.tables()[place]);
+                self.needs_key |= table.is_some_and(Table::is_given_its_key);
             }
             (AuthAction::Delete { table_name }, None) => {
                 self.mask.add_delete(&self.registry, table_name);
@@ -176,6 +190,15 @@ impl Gate {
             AuthAction::Analyze { .. } => schema_change("ANALYZE"),
             AuthAction::Reindex { .. } => schema_change("REINDEX"),
             _ => forbidden("this statement"),
+        }
+    }
+
+    /// Judges a write that SQLite asks nobody about.
+    pub(crate) fn judge_write(&mut self, table: &str) -> Result<(), WriteError> {
+        self.denied = self.write(table);
+        match self.denied {
+            None => Ok(()),
+            Some(_) => Err(self.explain(rusqlite::Error::InvalidQuery)),
         }
     }
 

@@ -59,6 +59,8 @@ pub(crate) struct Table {
     pub(crate) cells: Vec<Column>,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
+    /// Its key is the rowid under a name of its own.
+    pub(crate) is_alias: bool,
     /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
     /// What derived triggers keep of its rows: tables that do not replicate.
@@ -129,6 +131,7 @@ impl Table {
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
             is_plain: false,
             autoincrement: false,
+            is_alias: false,
             targets: Vec::new(),
             kept_by_deletes: None,
             sql: TableSql::new(&name, &key, &cells),
@@ -145,6 +148,11 @@ impl Table {
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
         self.policy.writers == Writers::Any
+    }
+
+    /// Whether statements must give its key, which SQLite would hand out.
+    pub(crate) fn is_given_its_key(&self) -> bool {
+        self.is_alias && self.is_multi_writer() && self.policy.explicit_key
     }
 
     /// Whether the first of its cells is the key's spelling.
@@ -281,6 +289,7 @@ impl Registry {
             let mut table = Table::new(TableId(id), name, policy, key, cells);
             table.is_plain = is_plain;
             table.autoincrement = shape.autoincrement;
+            table.is_alias = matches!(shape.key, KeyShape::Alias(_));
             registry.push(table);
         }
         registry.triggers =
