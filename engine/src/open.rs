@@ -16,6 +16,7 @@ use crate::{
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
     log::{Log, LogError},
+    merge::Parked,
     protocol::message::Register,
     replica::{Parts, Replica},
     schema::{Registry, catalog},
@@ -127,6 +128,7 @@ impl Builder {
         let writer =
             Writer::open(&file, &registry, is_origin, self.synchronous, self.verify_capture)?;
         let members = catalog::members(&conn)?;
+        let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
         Ok(Replica::new(Parts {
@@ -139,6 +141,7 @@ impl Builder {
             register,
             log,
             contested,
+            parked,
             hlc,
             now,
         }))

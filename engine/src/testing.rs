@@ -48,11 +48,13 @@ pub enum Bug {
     ExtremeByArrival,
     /// A counter that overflows in a merge is not reported.
     OverflowUnreported,
+    /// A merge that breaks a CHECK is not reported.
+    CheckUnreported,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -71,6 +73,7 @@ impl Bug {
         Self::GroupSplit,
         Self::ExtremeByArrival,
         Self::OverflowUnreported,
+        Self::CheckUnreported,
     ];
 }
 

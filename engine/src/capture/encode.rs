@@ -15,6 +15,7 @@ use crate::{
     hlc::Stamp,
     id::TableId,
     limits::MAX_ENTRY_BYTES,
+    merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
@@ -36,12 +37,14 @@ pub(crate) fn encode(
     recorder: &Recorder,
     sequences: &[(TableId, i64)],
     contested: &Contested,
+    parked: &Parked,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
     let mut encoder = Encoder {
         clocks: LocalWrites::new(contested, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
+        parked,
     };
     let mut result = Ok(());
     recorder.net(|table, row| {
@@ -72,6 +75,7 @@ struct Encoder<'c> {
     clocks: LocalWrites<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
+    parked: &'c Parked,
 }
 
 impl Encoder<'_> {
@@ -94,6 +98,10 @@ impl Encoder<'_> {
     }
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
+        if self.parked.contains(table.id, key) {
+            let row = key_text(key);
+            return Err(WriteError::Parked { table: table.name.clone(), row });
+        }
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
             self.clocks.insert(table.id, key, upto)

@@ -16,6 +16,7 @@ use crate::{
     hlc::HlcClock,
     id::{AuthorId, Lsn, TableId, Ticket},
     log::Log,
+    merge::Parked,
     schema::{Registry, Table, catalog},
     sqlite::{self, Param, quoted},
     testing::{Bug, planted},
@@ -63,6 +64,7 @@ pub(crate) struct Local<'r> {
     pub(crate) registry: &'r Registry,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
+    pub(crate) parked: &'r Parked,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
 }
@@ -259,7 +261,8 @@ impl Writer {
             under: 0,
         };
         let sequences = self.sequences()?;
-        let encoded = encode(&self.user().sink(), &sequences, local.contested, header.stamp())?;
+        let encoded =
+            encode(&self.user().sink(), &sequences, local.contested, local.parked, header.stamp())?;
         let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
         Ok(Some(Written { dot: header.dot, clocks }))

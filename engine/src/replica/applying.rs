@@ -1,6 +1,6 @@
 //! Remote entries: checked for their place in their author's sequence, and applied in batches.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use crate::{
     driver::{Event, Output},
@@ -30,6 +30,7 @@ impl Replica {
         self.applied_in_drain = true;
         let before = self.log.last();
         let snapshot = (Arc::clone(&self.registry), self.members.clone(), self.author);
+        let parked = self.aside.parked.clone();
         self.contested.mark();
         let mut refused = BTreeMap::new();
         match self.apply_batch(&batch, &mut refused) {
@@ -53,6 +54,7 @@ impl Replica {
                 self.contested.undo();
                 self.log.undo();
                 (self.registry, self.members, self.author) = snapshot;
+                self.aside.parked = parked;
                 self.writer.apply().forget();
                 if !self.writer.apply().is_autocommit()
                     && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
@@ -71,6 +73,31 @@ impl Replica {
             }
         }
         true
+    }
+
+    /// Tries parked rows again, after something has changed.
+    pub(super) fn retry_parked(&mut self) {
+        if !mem::take(&mut self.parked_due) || self.aside.parked.is_empty() || self.halted.is_some()
+        {
+            return;
+        }
+        let before = self.aside.parked.clone();
+        let conn = self.writer.apply();
+        let mut retry = || -> rusqlite::Result<()> {
+            conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+            self.aside.parked.retry(conn, &self.registry)?;
+            conn.prepare_cached("COMMIT")?.raw_execute()?;
+            Ok(())
+        };
+        if let Err(error) = retry() {
+            if !self.writer.apply().is_autocommit()
+                && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
+            {
+                tracing::error!(%error, "a transaction could not be rolled back");
+            }
+            self.aside.parked = before;
+            self.storage_fails(error.to_string());
+        }
     }
 
     /// Entries to apply together, of one link after the other, each link's in order.
@@ -176,8 +203,9 @@ impl Replica {
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
                 let conn = self.writer.apply();
-                let contested = &mut self.contested;
-                let mut applier = Applier::new(conn, &registry, contested, origin, &self.members);
+                let (contested, aside) = (&mut self.contested, &mut self.aside);
+                let mut applier =
+                    Applier::new(conn, &registry, contested, aside, origin, &self.members);
                 if again {
                     applier.count_again(rows)?;
                 } else {
@@ -263,6 +291,7 @@ impl Replica {
         self.counts.entries_applied += entries;
         self.counts.rows_applied += tally.rows;
         self.counts.conflicts += tally.conflicts;
+        self.parked_due = true;
         if !Arc::ptr_eq(registry, &self.registry) {
             self.writer.learn(&self.registry, self.is_origin());
         }

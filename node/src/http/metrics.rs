@@ -50,6 +50,7 @@ fn page(status: &Status) -> String {
         "Rows that a concurrent write may still meet",
         status.contested_rows,
     );
+    page.gauge("littoral_parked_rows", "Rows that could not be stored", status.parked_rows);
     for (name, help, value) in [
         ("littoral_jobs_committed_total", "Write jobs committed", counts.jobs_committed),
         ("littoral_jobs_failed_total", "Write jobs refused or failed", counts.jobs_failed),

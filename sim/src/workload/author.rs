@@ -543,7 +543,7 @@ impl Author<'_> {
                 );
             }
             6 => {
-                let (column, token) = (*self.draw.pick(&["street", "town"]), self.token());
+                let (column, token) = (*self.draw.pick(&["street", "town", "note"]), self.place());
                 self.try_step(
                     &format!("UPDATE gauge SET {column} = ?2, low = ?3 WHERE id = ?1"),
                     vec![key, token, one],
@@ -561,6 +561,11 @@ impl Author<'_> {
                 .try_step("UPDATE gauge SET turns = turns + ?2 WHERE id = ?1", vec![key, number]),
             _ => self.try_step("DELETE FROM gauge WHERE id = ?", vec![key]),
         }
+    }
+
+    /// One of few, so that two columns come to hold the same.
+    fn place(&mut self) -> Value {
+        Value::Text((*self.draw.pick(&["here", "there"])).to_owned())
     }
 
     /// A row that only one job ever inserts.
