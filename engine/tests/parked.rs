@@ -64,7 +64,8 @@ fn a_check_over_two_columns_that_two_valid_writes_break_stops_nothing() {
     }
 
     for round in 0..2 {
-        cluster.write(0, "UPDATE span SET note = coalesce(note, '') || '0', n = n + 1 WHERE id = 'a'");
+        cluster
+            .write(0, "UPDATE span SET note = coalesce(note, '') || '0', n = n + 1 WHERE id = 'a'");
         cluster.settle();
         cluster.write(1, "UPDATE span SET note = note || '1', n = n + 1 WHERE id = 'a'");
         cluster.write(1, "INSERT INTO span(id) VALUES('b') ON CONFLICT DO UPDATE SET n = n + 1");

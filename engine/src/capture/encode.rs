@@ -1,6 +1,8 @@
 //! The net changes of a transaction as the rows of an entry: assignments with the entry they
 //! overwrite, increments, epochs.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{
         Recorder,
@@ -32,16 +34,18 @@ pub(crate) struct Encoded {
 }
 
 /// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
-/// with these clocks, for the entry with this stamp; `None` if it comes to nothing.
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp; `None` if it
+/// comes to nothing.
 pub(crate) fn encode(
     recorder: &Recorder,
     sequences: &[(TableId, i64)],
     contested: &Contested,
+    disk: &Connection,
     parked: &Parked,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
     let mut encoder = Encoder {
-        clocks: LocalWrites::new(contested, stamp),
+        clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
         parked,
@@ -86,7 +90,7 @@ impl Encoder<'_> {
             NetChange::Delete => {
                 self.saw.clear();
                 let epoch = if table.is_multi_writer() {
-                    self.clocks.delete(table.id, row.key, &mut self.saw)
+                    self.clocks.delete(table.id, row.key, &mut self.saw)?
                 } else {
                     0
                 };
@@ -104,7 +108,7 @@ impl Encoder<'_> {
         }
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
-            self.clocks.insert(table.id, key, upto)
+            self.clocks.insert(table.id, key, upto)?
         } else {
             0
         };
@@ -126,8 +130,8 @@ impl Encoder<'_> {
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
         let (epoch, mut clock) = if table.is_multi_writer() {
-            let (epoch, clock) = self.clocks.update(table.id, key);
-            (epoch, Some(clock))
+            let clock = self.clocks.update(table.id, key)?;
+            (clock.epoch_for(RowOpKind::Update), Some(clock))
         } else {
             (0, None)
         };
@@ -152,6 +156,9 @@ impl Encoder<'_> {
                     self.writer.delta(after.wrapping_sub(before));
                 }
             }
+        }
+        if let Some(clock) = &clock {
+            self.clocks.updated(table.id, key, clock);
         }
         Ok(())
     }

@@ -4,9 +4,11 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{Encoded, Repair, encode, repairs},
-    contested::{ClockChanges, Contested, Effects},
+    contested::{ClockError, Contested, Effects},
     db::{
         tx::{WriteTx, transaction_gone},
         writer::Writer,
@@ -69,12 +71,6 @@ pub(crate) struct Local<'r> {
     pub(crate) wall: WallTime,
 }
 
-/// What a job wrote, once its transaction commits.
-struct Written {
-    dot: Dot,
-    clocks: ClockChanges,
-}
-
 /// The transaction of a group is gone; nothing of it was written.
 struct GroupLost;
 
@@ -99,23 +95,22 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
-        let result = self.run_job(queued, local).and_then(|written| {
+        local.contested.mark();
+        let result = self.run_job(queued, local).and_then(|dot| {
             self.command("/*littoral*/ COMMIT")?;
-            Ok(written)
+            Ok(dot)
         });
         self.user().sink().clear();
         match result {
-            Ok(written) => {
+            Ok(dot) => {
                 local.log.keep();
-                let dot = written.map(|Written { dot, clocks }| {
-                    local.contested.install(clocks);
-                    dot
-                });
+                local.contested.keep();
                 Ok(Committed { dot, lsn: local.log.last() })
             }
             Err(error) => {
                 let next = local.log.head(local.author).seq;
                 local.log.undo();
+                local.contested.undo();
                 if !self.user().is_autocommit() {
                     self.command("/*littoral*/ ROLLBACK")?;
                 }
@@ -164,16 +159,9 @@ impl Writer {
             if self.user().is_autocommit() {
                 return Err(GroupLost);
             }
-            let result = match result {
-                Ok(written) => Ok(written.map(|Written { dot, clocks }| {
-                    local.contested.install(clocks);
-                    dot
-                })),
-                Err(error) => {
-                    self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
-                    Err(error)
-                }
-            };
+            if result.is_err() {
+                self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
+            }
             self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
             let lsn = local.log.last();
             let result = result.map(|dot| Committed { dot, lsn });
@@ -234,7 +222,7 @@ impl Writer {
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-    ) -> Result<Option<Written>, WriteError> {
+    ) -> Result<Option<Dot>, WriteError> {
         (queued.job)(&mut WriteTx::new(self))?;
         if self.user().is_autocommit() {
             return Err(transaction_gone());
@@ -258,14 +246,19 @@ impl Writer {
             hlc: local.hlc.tick(local.wall),
             previous: head.digest,
             schema: local.registry.version,
-            under: 0,
+            under: local.contested.stable().number,
         };
         let sequences = self.sequences()?;
-        let encoded =
-            encode(&self.user().sink(), &sequences, local.contested, local.parked, header.stamp())?;
+        let (clocks, disk) = (&*local.contested, self.apply());
+        let recorder = self.user().sink();
+        let encoded = encode(&recorder, &sequences, clocks, disk, local.parked, header.stamp())?;
+        drop(recorder);
         let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
+        // A job that fails has left neither an entry nor clocks.
+        local.contested.load(self.apply(), &clocks)?;
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
-        Ok(Some(Written { dot: header.dot, clocks }))
+        local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
+        Ok(Some(header.dot))
     }
 }
 
@@ -283,23 +276,43 @@ impl Writer {
     }
 }
 
-/// Takes the rows of an entry into the clocks, whatever they do to stored rows.
+/// Takes an entry into the clocks, whatever it does to stored rows.
 pub(crate) fn remember(
     contested: &mut Contested,
+    disk: &Connection,
     registry: &Registry,
     entry: &Entry,
-) -> Result<(), DecodeError> {
+) -> Result<(), RememberError> {
     let mut effects = Effects::default();
     for segment in entry.segments() {
-        let Segment::Rows(rows) = segment? else { continue };
-        let mut reader = RowsReader::new(rows);
-        while let Some(op) = reader.next()? {
-            if let Some(table) = registry.by_id(op.table).filter(|table| table.is_multi_writer()) {
-                contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+        match segment? {
+            Segment::Rows(rows) => {
+                let mut reader = RowsReader::new(rows);
+                while let Some(op) = reader.next()? {
+                    let table = registry.by_id(op.table).filter(|table| table.is_multi_writer());
+                    let Some(table) = table else { continue };
+                    contested.apply(disk, &op, &entry.header, &table.assigned, &mut effects)?;
+                }
             }
+            Segment::Frontier { number, covered } => {
+                contested.frontier(disk, number, &covered, entry.header.stamp())?;
+            }
+            Segment::Ddl(_)
+            | Segment::Policy(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_) => {}
         }
     }
     Ok(())
+}
+
+/// Why an entry of the log cannot be taken into the clocks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RememberError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Clocks(#[from] ClockError),
 }
 
 fn deferred_violation() -> WriteError {

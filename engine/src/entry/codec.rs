@@ -18,7 +18,7 @@ use crate::{
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
     value::{ByteReader, DecodeError, put_prefixed, put_varint, put_zigzag},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// The first byte of every entry this version writes; it reads no other.
@@ -33,6 +33,7 @@ const TAG_ROWS: u64 = 32;
 const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
+const TAG_FRONTIER: u64 = 40;
 const TAG_SEQUENCE: u64 = 46;
 
 /// No entry's bytes outside its segments are more than this.
@@ -88,6 +89,15 @@ impl Body {
         put_prefixed(&mut field, member.node.as_str().as_bytes());
         field.extend_from_slice(&member.incarnation.0.to_be_bytes());
         self.field(TAG_MEMBERSHIP, field);
+    }
+
+    pub(crate) fn push_frontier(&mut self, number: u64, covered: &VersionVector) {
+        let mut field = Vec::new();
+        put_varint(&mut field, number);
+        for dot in covered.iter() {
+            put_dot(&mut field, dot);
+        }
+        self.field(TAG_FRONTIER, field);
     }
 
     fn field(&mut self, tag: u64, bytes: Vec<u8>) {
@@ -422,11 +432,28 @@ impl<'a> Segments<'a> {
             TAG_DDL => Segment::Ddl(read_ddl(bytes)?),
             TAG_POLICY => Segment::Policy(read_policy(bytes)?),
             TAG_MEMBERSHIP => Segment::Membership(read_whole(bytes, read_membership)?),
+            TAG_FRONTIER => read_frontier(bytes)?,
             TAG_SEQUENCE => Segment::Sequence(read_sequences(bytes)?),
             _ if tag % 2 == 1 => return Ok(None),
             _ => return Err(DecodeError::Unknown("segment")),
         }))
     }
+}
+
+fn read_frontier<'a>(bytes: &[u8]) -> Result<Segment<'a>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let number = reader.varint()?;
+    let mut covered = VersionVector::new();
+    let mut last = None;
+    while !reader.is_empty() {
+        let dot = read_dot(&mut reader)?;
+        if dot.seq == 0 || last >= Some(dot.author) {
+            return Err(DecodeError::Invalid("authors of a frontier do not ascend"));
+        }
+        last = Some(dot.author);
+        covered.advance(dot);
+    }
+    Ok(Segment::Frontier { number, covered })
 }
 
 fn read_ddl(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {

@@ -20,7 +20,7 @@ use crate::{
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, TableId},
     policy::TablePolicy,
     value::ValueRef,
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// What every entry says of itself before its segments.
@@ -67,6 +67,13 @@ pub enum Segment<'a> {
     Policy(Vec<TableDeclaration>),
     /// A change of who is a member; written by the origin only.
     Membership(Membership),
+    /// Everything that `covered` names has been applied by every member; written by the origin only.
+    Frontier {
+        /// Counts the frontiers, from 1.
+        number: u64,
+        /// What is covered.
+        covered: VersionVector,
+    },
     /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
     Sequence(Vec<(TableId, i64)>),
 }

@@ -249,7 +249,10 @@ impl<'a> Applier<'a> {
     ) -> Result<Stored<'a>, ApplyError> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
-        let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
+        let verdict = self
+            .contested
+            .apply(self.conn, op, &entry.header, &table.assigned, &mut effects)
+            .map_err(|error| ApplyError::clocks(entry.header.dot, error))?;
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
             self.conflicts.record(table, op, stamp, &effects.conflicts)?;

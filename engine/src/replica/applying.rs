@@ -4,11 +4,14 @@ use std::{collections::BTreeMap, mem, sync::Arc};
 
 use crate::{
     driver::{Event, Output},
-    entry::{Entry, Member, Membership, Segment},
+    entry::{Entry, EntryHeader, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
-    merge::apply::{Applier, Tally},
+    merge::{
+        Parked,
+        apply::{Applier, Tally},
+    },
     protocol::message::Register,
     replica::{Replica, is_storage_failure},
     schema::{Registry, catalog},
@@ -16,6 +19,17 @@ use crate::{
     value::DecodeError,
     version::Dot,
 };
+
+/// What was in memory before a batch.
+#[derive(Debug)]
+pub(super) struct Before {
+    lsn: Lsn,
+    log_bytes: u64,
+    registry: Arc<Registry>,
+    members: Vec<Member>,
+    author: Option<AuthorId>,
+    parked: Parked,
+}
 
 impl Replica {
     pub(super) fn apply_incoming(&mut self) -> bool {
@@ -28,39 +42,23 @@ impl Replica {
             return false;
         }
         self.applied_in_drain = true;
-        let before = self.log.last();
-        let snapshot = (Arc::clone(&self.registry), self.members.clone(), self.author);
-        let parked = self.aside.parked.clone();
-        self.contested.mark();
+        let before = self.before_apply();
         let mut refused = BTreeMap::new();
         match self.apply_batch(&batch, &mut refused) {
             Ok(tally) => {
-                self.contested.keep();
-                for (lsn, entry) in self.log.keep() {
-                    self.durable.appended(lsn, entry.header.dot);
-                    self.hlc.observe(entry.header.hlc);
-                }
+                self.keep_applied();
                 for (peer, entry) in &batch {
                     if let Some(session) = self.sessions.get_mut(peer) {
                         session.took(entry);
                     }
                 }
-                self.applied(before, tally, &snapshot);
+                self.applied(&before, tally);
                 for (peer, error) in refused {
                     self.refuse(peer, &error);
                 }
             }
             Err(error) => {
-                self.contested.undo();
-                self.log.undo();
-                (self.registry, self.members, self.author) = snapshot;
-                self.aside.parked = parked;
-                self.writer.apply().forget();
-                if !self.writer.apply().is_autocommit()
-                    && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
-                {
-                    tracing::error!(%error, "the transaction of a batch could not be rolled back");
-                }
+                self.undo_applied(before);
                 match error {
                     ApplyError::Sqlite(error) if is_storage_failure(&error) => {
                         for (peer, entry) in batch.into_iter().rev() {
@@ -90,13 +88,50 @@ impl Replica {
             Ok(())
         };
         if let Err(error) = retry() {
-            if !self.writer.apply().is_autocommit()
-                && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
-            {
-                tracing::error!(%error, "a transaction could not be rolled back");
-            }
+            self.roll_back();
             self.aside.parked = before;
             self.storage_fails(error.to_string());
+        }
+    }
+
+    /// From here on what a batch changes in memory can be taken back.
+    pub(super) fn before_apply(&mut self) -> Before {
+        self.contested.mark();
+        Before {
+            lsn: self.log.last(),
+            log_bytes: self.log.bytes(),
+            registry: Arc::clone(&self.registry),
+            members: self.members.clone(),
+            author: self.author,
+            parked: self.aside.parked.clone(),
+        }
+    }
+
+    /// The batch is committed.
+    pub(super) fn keep_applied(&mut self) {
+        self.contested.keep();
+        for (lsn, entry) in self.log.keep() {
+            self.durable.appended(lsn, entry.header.dot);
+            self.hlc.observe(entry.header.hlc);
+        }
+    }
+
+    /// The batch has failed.
+    pub(super) fn undo_applied(&mut self, before: Before) {
+        self.contested.undo();
+        self.log.undo();
+        (self.registry, self.members, self.author) =
+            (before.registry, before.members, before.author);
+        self.aside.parked = before.parked;
+        self.writer.apply().forget();
+        self.roll_back();
+    }
+
+    fn roll_back(&self) {
+        if !self.writer.apply().is_autocommit()
+            && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "the transaction of a batch could not be rolled back");
         }
     }
 
@@ -226,14 +261,18 @@ impl Replica {
             if let Segment::Sequence(sequences) = segment {
                 self.apply_sequences(entry, &sequences)?;
             } else {
-                self.apply_decree(segment)?;
+                self.apply_decree(&entry.header, segment)?;
             }
         }
         Ok(total)
     }
 
     /// Applies a segment that only the origin writes.
-    pub(super) fn apply_decree(&mut self, segment: Segment<'_>) -> Result<(), ApplyError> {
+    pub(super) fn apply_decree(
+        &mut self,
+        header: &EntryHeader,
+        segment: Segment<'_>,
+    ) -> Result<(), ApplyError> {
         let conn = self.writer.apply();
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
@@ -254,7 +293,16 @@ impl Replica {
                 if member.incarnation == self.identity.incarnation {
                     self.author = Some(member.author);
                 }
+                if self.is_origin() {
+                    self.count_joiner(member.author);
+                }
                 self.members.push(member);
+            }
+            Segment::Frontier { number, covered } => {
+                self.contested
+                    .frontier(conn, number, &covered, header.stamp())
+                    .map_err(|error| ApplyError::clocks(header.dot, error))?;
+                self.checkpointing.frontier = true;
             }
         }
         Ok(())
@@ -280,22 +328,32 @@ impl Replica {
         Ok(())
     }
 
-    /// A batch was committed.
-    pub(super) fn applied(
-        &mut self,
-        before: Lsn,
-        tally: Tally,
-        (registry, _, author): &(Arc<Registry>, Vec<Member>, Option<AuthorId>),
-    ) {
-        let entries = self.log.last().0 - before.0;
+    /// A batch of remote entries was committed.
+    pub(super) fn applied(&mut self, before: &Before, tally: Tally) {
+        let entries = self.log.last().0 - before.lsn.0;
         self.counts.entries_applied += entries;
         self.counts.rows_applied += tally.rows;
         self.counts.conflicts += tally.conflicts;
         self.parked_due = true;
-        if !Arc::ptr_eq(registry, &self.registry) {
+        self.after_apply(before);
+        if entries > 0 {
+            let lsn = self.log.last();
+            self.outputs.push_back(Output::Event(Event::Applied { lsn, entries }));
+        }
+    }
+
+    /// What follows from entries that were applied and committed.
+    pub(super) fn after_apply(&mut self, before: &Before) {
+        self.counting.news = true;
+        self.checkpointing.entries = true;
+        self.checkpointing.bytes += self.log.bytes() - before.log_bytes;
+        if !Arc::ptr_eq(&before.registry, &self.registry) {
             self.writer.learn(&self.registry, self.is_origin());
         }
-        if self.author != *author
+        if before.members.len() != self.members.len() {
+            self.hear_new_members();
+        }
+        if self.author != before.author
             && let Some(author) = self.author
         {
             self.outputs.push_back(Output::Event(Event::Joined(author)));
@@ -304,10 +362,6 @@ impl Replica {
             if let Some(seq) = known.filter(|seq| *seq > head.seq) {
                 self.lost_state(Dot { author, seq });
             }
-        }
-        if entries > 0 {
-            let lsn = self.log.last();
-            self.outputs.push_back(Output::Event(Event::Applied { lsn, entries }));
         }
         self.storage_works();
     }

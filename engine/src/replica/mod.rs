@@ -17,6 +17,7 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod frontier;
 mod links;
 
 use std::{
@@ -40,7 +41,8 @@ use crate::{
     log::Log,
     merge::{Aside, Parked},
     open::Builder,
-    protocol::{PeerSession, message::Register},
+    protocol::{PeerSession, acks::Acks, message::Register},
+    replica::frontier::{Checkpointing, Counting},
     schema::{Registry, catalog},
     status::{Counts, Status},
     time::{Instant, Now},
@@ -82,6 +84,10 @@ pub struct Replica {
     /// What halted the replica stops local writes too.
     writes_stopped: bool,
     counts: Counts,
+    /// What members have acknowledged.
+    acks: Acks,
+    counting: Counting,
+    checkpointing: Checkpointing,
 }
 
 /// What a file holds when it was just opened.
@@ -184,6 +190,9 @@ impl Replica {
             halted: None,
             writes_stopped: false,
             counts: Counts::default(),
+            acks: Acks::default(),
+            counting: Counting { news: true, ..Counting::default() },
+            checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
         }
     }
 
@@ -210,7 +219,10 @@ impl Replica {
                     self.refuse(peer, &error);
                 }
             }
-            Input::Synced(lsn) => self.durable.reached(lsn),
+            Input::Synced(lsn) => {
+                self.durable.reached(lsn);
+                self.counting.news = true;
+            }
             Input::SyncFailed(error) => self.sync_failed(&error),
             Input::Wake => {}
         }
@@ -225,6 +237,7 @@ impl Replica {
             self.retry_parked();
             if self.commit_jobs()
                 || self.apply_incoming()
+                || self.serve_frontier()
                 || self.serve_links()
                 || self.serve_disk()
             {
@@ -267,6 +280,7 @@ impl Replica {
             tables,
             peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
             vector,
+            stability: self.stability(),
             contested_rows: self.contested.rows(),
             parked_rows: self.aside.parked.count(),
             counts: self.counts,
@@ -289,7 +303,10 @@ impl Replica {
             self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
         }
         let outputs = mem::take(&mut self.outputs).into();
-        (outputs, self.writer.close())
+        let unsaved = self.checkpointing.entries && !self.writes_stopped;
+        let saved = if unsaved { self.checkpoint() } else { Ok(()) };
+        let closed = self.writer.close();
+        (outputs, saved.and(closed))
     }
 
     // --- Writing
@@ -329,7 +346,7 @@ impl Replica {
     }
 
     fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
-        let before = self.log.last();
+        let (before, bytes) = (self.log.last(), self.log.bytes());
         let mut local = Local {
             author,
             registry: &self.registry,
@@ -342,10 +359,13 @@ impl Replica {
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
         self.parked_due = true;
+        self.checkpointing.bytes += self.log.bytes() - bytes;
         let first = self.log.head(author).seq - (self.log.last().0 - before.0);
         for (lsn, seq) in (before.0 + 1..=self.log.last().0).zip(first + 1..) {
             self.durable.appended(Lsn(lsn), Dot { author, seq });
             self.counts.entries_authored += 1;
+            self.counting.news = true;
+            self.checkpointing.entries = true;
         }
         if self.log.last() > before {
             match self.synchronous {
@@ -382,6 +402,9 @@ impl Replica {
         if self.durable.asked < self.log.last() && self.durable.lsn < self.log.last() {
             self.durable.asked = self.log.last();
             self.outputs.push_back(Output::Sync(self.log.last()));
+        }
+        if self.serve_checkpoint() {
+            return true;
         }
         if self.writer.wants_checkpoint() {
             self.outputs.push_back(Output::WalCheckpoint);
@@ -452,10 +475,12 @@ impl Replica {
         if more && self.halted.is_none() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
+        let told = self.acknowledged();
         self.sessions
             .values()
-            .map(|session| session.deadline(&self.durable.vector))
+            .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
+            .chain(self.frontier_deadline())
             .min()
     }
 }

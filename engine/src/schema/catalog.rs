@@ -36,6 +36,9 @@ CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
   PRIMARY KEY(table_id, id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_clock(
+  id INTEGER PRIMARY KEY NOT NULL, table_id INTEGER NOT NULL, bound BLOB NOT NULL, bytes BLOB NOT NULL
+) STRICT;
 CREATE TABLE littoral_conflicts(
   id INTEGER PRIMARY KEY NOT NULL,
   rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT, \"row\" TEXT NOT NULL,

@@ -15,7 +15,7 @@ use std::{cmp::Ordering, collections::BTreeMap};
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowOpKind, RowsReader, Segment, Seq, Stamp, TableId, ValueRef, Writers,
+    RowOpKind, RowsReader, Segment, Seq, Stamp, TableId, ValueRef, VersionVector, Writers,
 };
 
 /// A value that can be compared bit for bit.
@@ -120,8 +120,13 @@ pub(crate) struct ShadowTable {
 struct Row {
     /// Cells outside the key; `None` while the row does not exist.
     cells: Option<BTreeMap<ColumnId, Held>>,
+    /// Counted from the beginning of time, whatever frontiers have done to the numbers in entries.
     epoch: u32,
     clocks: BTreeMap<ColumnId, Stamp>,
+    /// Every delete that was ever applied, and the epoch it named.
+    deletes: Vec<(u32, Dot)>,
+    /// By how much each frontier has made the epochs that entries name smaller.
+    shifts: Vec<(u64, u32)>,
 }
 
 /// A discarded value, as `littoral_conflicts` tells it.
@@ -163,6 +168,8 @@ pub(crate) struct Shadow {
     pub(crate) sequences: BTreeMap<TableId, i64>,
     rows: BTreeMap<(TableId, Vec<u8>), Row>,
     heads: BTreeMap<AuthorId, Head>,
+    /// The newest frontier, and what it covers.
+    frontier: (u64, VersionVector),
     newest: Hlc,
     /// In the order in which they arose.
     pub(crate) conflicts: Vec<ShadowConflict>,
@@ -197,6 +204,12 @@ fn name(dot: Dot) -> (AuthorId, Seq) {
 }
 
 impl Shadow {
+    /// What was applied.
+    pub(crate) fn vector(&self) -> VersionVector {
+        let dots = self.heads.iter().map(|(author, head)| Dot { author: *author, seq: head.seq });
+        dots.collect()
+    }
+
     /// The newest entry of every author.
     pub(crate) const fn heads(&self) -> &BTreeMap<AuthorId, Head> {
         &self.heads
@@ -213,15 +226,21 @@ impl Shadow {
             .filter_map(|((_, key), row)| Some((key, row.cells.as_ref()?)))
     }
 
-    /// Takes the next entry of the log. `own` says that the machine wrote it itself.
+    /// Takes the next entry of the log. `own` says that the machine wrote it itself, `seen` what its
+    /// author had applied before it.
     ///
     /// # Errors
     /// Tells which rule the entry breaks.
-    pub(crate) fn apply(&mut self, entry: &Entry, own: bool) -> Result<(), String> {
+    pub(crate) fn apply(
+        &mut self,
+        entry: &Entry,
+        own: bool,
+        seen: &VersionVector,
+    ) -> Result<(), String> {
         self.check_order(entry, own)?;
         for segment in entry.segments() {
             match segment.map_err(|error| format!("segment does not decode: {error}"))? {
-                Segment::Rows(bytes) => self.apply_rows(bytes, entry, own)?,
+                Segment::Rows(bytes) => self.apply_rows(bytes, entry, own, seen)?,
                 Segment::Policy(tables) => {
                     self.only_origin(entry, "policies")?;
                     for table in tables {
@@ -249,8 +268,40 @@ impl Shadow {
                     self.sequences.extend(sequences);
                 }
                 Segment::Membership(Membership::Join(_)) => self.only_origin(entry, "joins")?,
+                Segment::Frontier { number, covered } => {
+                    self.only_origin(entry, "frontiers")?;
+                    self.frontier(number, &covered, entry)?;
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Nothing is forgotten; but from here on authors name smaller epochs.
+    fn frontier(
+        &mut self,
+        number: u64,
+        covered: &VersionVector,
+        entry: &Entry,
+    ) -> Result<(), String> {
+        let (last, before) = &self.frontier;
+        if number != last + 1 || !covered.covers_all(before) {
+            return Err(format!("frontier {number} over {covered} after {last} over {before}"));
+        }
+        let applied =
+            |dot: Dot| self.heads.get(&dot.author).is_some_and(|head| dot.seq <= head.seq);
+        if let Some(dot) = covered.iter().find(|dot| !applied(*dot) || *dot == entry.header.dot) {
+            return Err(format!("frontier {number} covers {dot}, which is not applied"));
+        }
+        for row in self.rows.values_mut() {
+            let passed = row.shifts.iter().map(|(_, by)| by).sum::<u32>();
+            let deletes = row.deletes.iter().filter(|(_, dot)| covered.covers(*dot));
+            let upto = deletes.map(|(epoch, _)| epoch + 1).max().unwrap_or(0);
+            if upto > passed {
+                row.shifts.push((number, upto - passed));
+            }
+        }
+        self.frontier = (number, covered.clone());
         Ok(())
     }
 
@@ -287,7 +338,13 @@ impl Shadow {
         Ok(())
     }
 
-    fn apply_rows(&mut self, bytes: &[u8], entry: &Entry, own: bool) -> Result<(), String> {
+    fn apply_rows(
+        &mut self,
+        bytes: &[u8],
+        entry: &Entry,
+        own: bool,
+        seen: &VersionVector,
+    ) -> Result<(), String> {
         let mut reader = RowsReader::new(bytes);
         let mut last: Option<(TableId, Vec<u8>)> = None;
         while let Some(op) =
@@ -297,7 +354,7 @@ impl Shadow {
             if last.as_ref().is_some_and(|last| *last >= place) {
                 return Err("its operations are not ordered by table and key".to_owned());
             }
-            self.apply_op(&op, entry, own).map_err(|what| {
+            self.apply_op(&op, entry, own, seen).map_err(|what| {
                 format!("{:?} in table {} key {:02x?}: {what}", op.kind, op.table.0, op.key)
             })?;
             last = Some(place);
@@ -305,12 +362,24 @@ impl Shadow {
         Ok(())
     }
 
-    fn apply_op(&mut self, op: &RowOp<'_>, entry: &Entry, own: bool) -> Result<(), String> {
+    fn apply_op(
+        &mut self,
+        op: &RowOp<'_>,
+        entry: &Entry,
+        own: bool,
+        seen: &VersionVector,
+    ) -> Result<(), String> {
         let table = self.tables.get(&op.table).ok_or("the table was never declared")?;
         let stamp = entry.header.stamp();
         let row = self.rows.entry((op.table, op.key.to_vec())).or_default();
+        let under = entry.header.under;
+        if under > self.frontier.0 {
+            return Err(format!("written under frontier {under}, after {}", self.frontier.0));
+        }
+        let passed = row.shifts.iter().filter(|(number, _)| *number <= under);
+        let op = &RowOp { epoch: op.epoch + passed.map(|(_, by)| by).sum::<u32>(), ..*op };
         if own {
-            row.check_own(op, table)?;
+            row.check_own(op, table, &self.frontier.1)?;
         }
         if !table.any {
             if stamp.author != AuthorId::FIRST {
@@ -320,7 +389,7 @@ impl Shadow {
         }
         let mut conflicts = Vec::new();
         let before = row.cells.clone().filter(|_| op.epoch == row.epoch);
-        row.merge(op, stamp, table, &mut conflicts)?;
+        row.merge(op, stamp, table, seen, &mut conflicts)?;
         if let (Some(before), Some(after)) = (before, &row.cells)
             && !own
             && table.breaks_check(after)
@@ -350,8 +419,13 @@ impl Shadow {
 }
 
 impl Row {
-    /// An author's own operation fits what the author held.
-    fn check_own(&self, op: &RowOp<'_>, table: &ShadowTable) -> Result<(), String> {
+    /// An author's own operation fits what the author held; of what a frontier covers it names nothing.
+    fn check_own(
+        &self,
+        op: &RowOp<'_>,
+        table: &ShadowTable,
+        covered: &VersionVector,
+    ) -> Result<(), String> {
         let assigns = |column: &ColumnId| op.cells.iter().any(|cell| cell.column == *column);
         for group in table.groups.iter().filter(|group| group.iter().any(assigns)) {
             if !group.iter().all(assigns) {
@@ -378,6 +452,7 @@ impl Row {
         }
         for cell in op.cells {
             let held = self.clocks.get(&cell.column).map(|stamp| stamp.dot());
+            let held = held.filter(|dot| !covered.covers(*dot));
             if let CellWrite::Assign { previous, .. } = cell.write
                 && op.kind == RowOpKind::Update
                 && previous != held
@@ -386,7 +461,8 @@ impl Row {
             }
         }
         if op.kind == RowOpKind::Delete {
-            let unseen = self.clocks.values().find(|stamp| !op.saw.contains(&stamp.dot()));
+            let mut clocks = self.clocks.values().filter(|stamp| !covered.covers(stamp.dot()));
+            let unseen = clocks.find(|stamp| !op.saw.contains(&stamp.dot()));
             if let Some(stamp) = unseen {
                 return Err(format!(
                     "it did not see {}, which its author had applied",
@@ -420,6 +496,7 @@ impl Row {
         op: &RowOp<'_>,
         stamp: Stamp,
         table: &ShadowTable,
+        seen: &VersionVector,
         conflicts: &mut Vec<ShadowConflict>,
     ) -> Result<(), String> {
         let conflict = |column: ColumnId, rule: &str| ShadowConflict {
@@ -433,12 +510,13 @@ impl Row {
             lost_value: Held::Null,
         };
         if op.kind == RowOpKind::Delete {
+            self.deletes.push((op.epoch, stamp.dot()));
             if op.epoch != self.epoch {
                 return Ok(());
             }
             let cells = self.cells.take().unwrap_or_default();
             for (column, held) in std::mem::take(&mut self.clocks) {
-                if !op.saw.contains(&held.dot()) {
+                if !seen.covers(held.dot()) {
                     conflicts.push(ShadowConflict {
                         kept: Some(name(stamp.dot())),
                         lost: Some(name(held.dot())),
@@ -500,14 +578,14 @@ impl Row {
                         cells.insert(cell.column, value);
                     }
                 }
-                CellWrite::Assign { value, previous } => {
+                CellWrite::Assign { value, .. } => {
                     let value = Held::from(value);
                     let held = self.clocks.get(&cell.column).copied();
                     let stored = cells.get(&cell.column).cloned().unwrap_or_default();
                     let wins =
                         held.is_none_or(|held| (stamp.hlc, stamp.author) > (held.hlc, held.author));
                     if let Some(held) = held
-                        && (!wins || previous != Some(held.dot()))
+                        && (!wins || !seen.covers(held.dot()))
                     {
                         let (new, old) = (Some(name(stamp.dot())), Some(name(held.dot())));
                         let (kept, lost) = if wins { (new, old) } else { (old, new) };
@@ -612,7 +690,12 @@ mod tests {
             stamp: Stamp,
         ) {
             let op = RowOp { table: TableId(1), kind, key: b"k", epoch, cells, saw };
-            self.row.merge(&op, stamp, &table(), &mut self.conflicts).unwrap();
+            let previous = cells.iter().filter_map(|cell| match cell.write {
+                CellWrite::Assign { previous, .. } => previous,
+                CellWrite::Add(_) | CellWrite::Extreme(_) => None,
+            });
+            let seen = saw.iter().copied().chain(previous).collect();
+            self.row.merge(&op, stamp, &table(), &seen, &mut self.conflicts).unwrap();
         }
 
         fn value(&self, column: u32) -> Option<Held> {
