@@ -530,13 +530,16 @@ impl Author<'_> {
                 "UPDATE gauge SET high = ?2, low = ?3, peak = ?4 WHERE id <> ?1",
                 vec![key, one, other, number],
             ),
-            3 => self.try_step(
-                "UPDATE gauge SET high = ?2, peak = peak + ?2, note = ?3 WHERE id = ?1",
-                vec![key, number, other],
-            ),
+            3 => {
+                let note = self.place();
+                self.try_step(
+                    "UPDATE gauge SET high = ?2, peak = peak + ?2, note = ?3 WHERE id = ?1",
+                    vec![key, number, note],
+                );
+            }
             4 => self.try_step("UPDATE gauge SET low = high, high = low", vec![]),
             5 => {
-                let token = self.token();
+                let token = self.place();
                 self.try_step(
                     "UPDATE gauge SET street = ?2, town = ?2 WHERE id = ?1",
                     vec![key, token],
