@@ -16,7 +16,7 @@ use crate::{
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
     log::{Log, LogError, Start, Tail},
-    merge::Parked,
+    merge::{Parked, mirror},
     protocol::message::Register,
     replica::{Parts, Replica},
     schema::{Registry, catalog},
@@ -102,6 +102,7 @@ impl Builder {
         let opened: i64 = catalog::meta(&conn, "opened")?.unwrap_or(0);
         catalog::set_meta(&conn, "opened", opened + 1)?;
 
+        mirror::repair(&conn)?;
         let registry = Arc::new(Registry::load(&conn)?);
         let register = catalog::meta::<Vec<u8>>(&conn, "register")?
             .map(|bytes| {

@@ -7,12 +7,14 @@
 //! - rows of other nodes are written by this module only, with INSERT, UPDATE and DELETE only;
 //! - a value that a merge discards goes to `littoral_conflicts` in the same transaction;
 //! - so does a row that cannot be stored, and word of one that breaks a CHECK: no entry fails for what
-//!   its rows hold.
+//!   its rows hold;
+//! - of the schema's triggers only the derived ones fire, [mirrored](mirror).
 
 pub(crate) mod apply;
 mod checks;
 mod conflict;
 pub(crate) mod functions;
+pub(crate) mod mirror;
 mod parked;
 mod row;
 mod store;

@@ -11,6 +11,7 @@ use crate::{
     merge::{
         Parked,
         apply::{Applier, Tally},
+        mirror,
     },
     protocol::message::Register,
     replica::{Replica, is_storage_failure},
@@ -277,6 +278,7 @@ impl Replica {
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
+                mirror::remove(conn)?;
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
@@ -287,6 +289,7 @@ impl Replica {
                 catalog::declare(conn, version, &tables)?;
                 conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
+                mirror::refresh(conn, &self.registry)?;
             }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;
