@@ -20,6 +20,8 @@ mod applying;
 mod frontier;
 mod links;
 
+pub(crate) use links::origin_seen_by;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
@@ -351,7 +353,7 @@ impl Replica {
         let (before, bytes) = (self.log.last(), self.log.bytes());
         let mut local = Local {
             author,
-            registry: &self.registry,
+            registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
             parked: &self.aside.parked,
