@@ -84,6 +84,8 @@ pub(crate) struct Table {
     /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
     /// would store.
     pub(crate) normalized: bool,
+    /// Whether the table may have CHECK constraints.
+    pub(crate) may_check: bool,
     /// Nothing but a collision with another row, or a NULL, keeps a row out.
     pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
@@ -139,6 +141,7 @@ impl Table {
         Self {
             counted: has(&[ColumnType::Counter]),
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            may_check: false,
             next_column: ColumnId(1),
             since: Lsn(0),
             is_plain: false,
@@ -332,6 +335,7 @@ impl Registry {
             }
             let is_plain = enroll::is_plain(conn, &name)?;
             let mut table = Table::new(TableId(id), name, policy, key, cells);
+            table.may_check = enroll::may_check(conn, &table.name)?;
             table.next_column = next_column;
             table.since = since;
             table.is_plain = is_plain;
