@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::{
     Check, Promise, broken,
     keys::{encode_key, spelling},
-    shadow::{Held, Shadow, ShadowConflict, ShadowTable},
+    shadow::{CHECK, Held, Shadow, ShadowConflict, ShadowTable},
     shapes::{Shapes, quoted},
     unreadable,
 };
@@ -189,7 +189,10 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
                 column: row.get(2)?,
                 rule: row.get(3)?,
                 kept: dot(row.get(4)?, row.get(5)?),
-                kept_value: row.get_ref(6)?.into(),
+                kept_value: match row.get_ref(3)?.as_str()? {
+                    CHECK => Held::Null,
+                    _ => row.get_ref(6)?.into(),
+                },
                 lost: dot(row.get(7)?, row.get(8)?),
                 lost_value: row.get_ref(9)?.into(),
             })
