@@ -18,6 +18,7 @@ use crate::{
     hlc::Stamp,
     id::{ColumnId, TableId},
     limits::MAX_ENTRY_BYTES,
+    merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
@@ -44,6 +45,7 @@ pub(crate) fn encode(
     sequences: &[(TableId, i64)],
     contested: &mut Contested,
     disk: &Connection,
+    parked: &Parked,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
     let mut body = Body::default();
@@ -51,7 +53,7 @@ pub(crate) fn encode(
     for chapter in recorder.chapters() {
         if !chapter.page().is_empty() {
             change.push_to(&mut body);
-            let clocks = encode_rows(&mut body, contested, disk, stamp, chapter.page())?;
+            let clocks = encode_rows(&mut body, contested, disk, parked, stamp, chapter.page())?;
             // What follows in the same entry overwrites what it has written itself.
             contested.install(disk, &clocks)?;
         }
@@ -59,7 +61,7 @@ pub(crate) fn encode(
         change.changes.extend_from_slice(&chapter.changes);
     }
     change.push_to(&mut body);
-    let clocks = encode_rows(&mut body, contested, disk, stamp, recorder.page())?;
+    let clocks = encode_rows(&mut body, contested, disk, parked, stamp, recorder.page())?;
     if !sequences.is_empty() {
         body.push_sequences(sequences);
     }
@@ -101,6 +103,7 @@ fn encode_rows(
     body: &mut Body,
     contested: &Contested,
     disk: &Connection,
+    parked: &Parked,
     stamp: Stamp,
     page: Page<'_>,
 ) -> Result<ClockChanges, WriteError> {
@@ -110,6 +113,7 @@ fn encode_rows(
         saw: Vec::new(),
         columns: Vec::new(),
         cells: Vec::new(),
+        parked,
     };
     let mut result = Ok(());
     page.net(disk, |table, row| {
@@ -132,6 +136,7 @@ struct Encoder<'c> {
     /// Of the update at hand.
     columns: Vec<(ColumnId, CellKind)>,
     cells: Vec<u8>,
+    parked: &'c Parked,
 }
 
 impl Encoder<'_> {
@@ -154,6 +159,10 @@ impl Encoder<'_> {
     }
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
+        if self.parked.contains(table.id, key) {
+            let row = key_text(key);
+            return Err(WriteError::Parked { table: table.name.clone(), row });
+        }
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
             self.clocks.insert(table.id, key, upto)?
