@@ -528,8 +528,9 @@ impl Tape {
             Change::Insert => {
                 self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c))
             }
-            // If the row comes back, what it held is read where this transaction is not seen yet.
-            Change::Delete if scope.alone && scope.changeable.is_nothing() => {
+            // If the row comes back, what it held is read where this transaction is not seen yet. A row
+            // whose blob is written in place stays.
+            Change::Delete if scope.alone && scope.changeable.is_nothing() && !event.blob_write => {
                 let key = self.key(table, &|c| event.before(c))?;
                 self.push(table, scope.index, Change::Delete, key, self.arena.len());
                 Ok(())
