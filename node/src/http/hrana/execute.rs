@@ -168,7 +168,9 @@ impl Run<'_> {
                     if statement.arguments.iter().any(Option::is_some) {
                         let message = "a statement between PRAGMA foreign_keys = off and on takes no \
                                        arguments";
-                        refused.get_or_insert(HranaError::new("ARGS_INVALID", message.to_owned()));
+                        refused.get_or_insert_with(|| {
+                            HranaError::new("ARGS_INVALID", message.to_owned())
+                        });
                     }
                     if told_at == first && !statement.verb.controls_transaction() && step > first {
                         told_at = step;
@@ -177,7 +179,7 @@ impl Run<'_> {
                     script.push_str("\n;\n");
                 }
                 Action::Fail(error) => {
-                    refused.get_or_insert(error.clone());
+                    refused.get_or_insert_with(|| error.clone());
                 }
                 Action::Describe(_) | Action::Autocommit => {}
             }
