@@ -16,7 +16,7 @@ use crate::{
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
     log::{Log, LogError, Start, Tail},
-    merge::mirror,
+    merge::{Parked, mirror},
     protocol::message::Register,
     replica::{Parts, Replica, origin_seen_by},
     schema::{Registry, catalog},
@@ -137,6 +137,7 @@ impl Builder {
         let origin = origin_seen_by(register.as_ref(), &self.identity);
         let writer = Writer::open(&file, &registry, origin, self.synchronous, self.verify_capture)?;
         let members = catalog::members(&conn)?;
+        let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
         Ok(Replica::new(Parts {
@@ -149,6 +150,7 @@ impl Builder {
             register,
             log,
             contested,
+            parked,
             hlc,
             now,
         }))

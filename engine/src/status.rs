@@ -44,6 +44,8 @@ pub struct Status {
     pub stability: Stability,
     /// Rows that a concurrent write may still meet.
     pub contested_rows: u64,
+    /// Rows of other nodes that could not be stored; they are in `littoral_conflicts`, whole.
+    pub parked_rows: u64,
     /// The change of the schema that waits for other nodes, if one does.
     pub freeze: Option<FreezeStatus>,
     /// Counts since the file was opened.
