@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use crate::{
     driver::Identity,
-    entry::{EntryHeader, Member, TableDeclaration, codec::Body},
+    entry::{EntryHeader, Logged, Member, TableDeclaration, codec::Body},
     error::{GenesisError, OpenError},
     hlc::HlcClock,
     id::{AuthorId, Incarnation, NodeId, SchemaVersion},
@@ -96,7 +96,7 @@ impl Scribe<'_> {
             schema,
             under: 0,
         });
-        self.log.append(self.conn, entry)?;
+        self.log.append(self.conn, Logged::Whole(entry))?;
         Ok(())
     }
 }

@@ -15,9 +15,10 @@ use crate::{
     genesis::Genesis,
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
+    limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
     log::{Log, LogError},
     protocol::message::Register,
-    replica::{Parts, Replica},
+    replica::{Parts, Replica, Spools},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
@@ -31,6 +32,8 @@ pub struct Builder {
     vfs: Option<String>,
     synchronous: Synchronous,
     verify_capture: bool,
+    max_entry: u64,
+    sizes: Sizes,
 }
 
 impl Builder {
@@ -41,6 +44,8 @@ impl Builder {
             vfs: None,
             synchronous: Synchronous::default(),
             verify_capture: false,
+            max_entry: MAX_ENTRY_BYTES,
+            sizes: Sizes::default(),
         }
     }
 
@@ -70,6 +75,21 @@ impl Builder {
     #[must_use]
     pub fn verify_capture(mut self) -> Self {
         self.verify_capture = true;
+        self
+    }
+
+    /// The largest entry a write job may become, in bytes: 1 MiB to 64 GiB, 1 GiB if nothing is said.
+    /// A value outside is taken to the nearer bound. Every node of a cluster should have the same.
+    #[must_use]
+    pub fn max_entry(mut self, bytes: u64) -> Self {
+        self.max_entry = bytes.clamp(*MAX_ENTRY_RANGE.start(), *MAX_ENTRY_RANGE.end());
+        self
+    }
+
+    /// Has entries count as large that are not: for tests and the simulator.
+    #[must_use]
+    pub fn sizes(mut self, sizes: Sizes) -> Self {
+        self.sizes = sizes;
         self
     }
 
@@ -108,11 +128,11 @@ impl Builder {
             })
             .transpose()?;
         let mut contested = Contested::default();
-        let log = Log::open(&conn, |entry| {
+        let log = Log::open(&conn, self.sizes, |entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
-            crate::db::remember(&mut contested, &registry, entry).map_err(|e| e.to_string())
+            crate::db::remember(&mut contested, &registry, &conn, entry).map_err(|e| e.to_string())
         })
         .map_err(|error| match error {
             LogError::Sqlite(error) => OpenError::Sqlite(error),
@@ -124,9 +144,16 @@ impl Builder {
             HlcClock::starting_after(log.hlc())
         };
         let is_origin = register.as_ref().is_some_and(|r| r.is_origin(&self.identity));
-        let writer =
-            Writer::open(&file, &registry, is_origin, self.synchronous, self.verify_capture)?;
+        let writer = Writer::open(
+            &file,
+            &registry,
+            is_origin,
+            self.synchronous,
+            self.verify_capture,
+            self.sizes.tape,
+        )?;
         let members = catalog::members(&conn)?;
+        let spools = Spools::find(&conn, &log, now.mono)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
         Ok(Replica::new(Parts {
@@ -140,6 +167,8 @@ impl Builder {
             log,
             contested,
             hlc,
+            spools,
+            max_entry: self.max_entry,
             now,
         }))
     }

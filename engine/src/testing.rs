@@ -40,6 +40,8 @@ pub enum Bug {
     RelayForgotten,
     /// Clocks of entries applied before the restart are lost.
     ClocksNotReplayed,
+    /// What was received of a large entry is taken for the beginning of another one.
+    SpoolOfAnother,
 }
 
 impl Bug {

@@ -3,17 +3,17 @@
 
 use crate::{
     capture::{
-        Recorder,
         fold::{NetChange, NetRow, changes, split},
+        recorder::Captured,
     },
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind,
-        codec::{Body, CellKind, HEADER_BYTES_MAX, RowsWriter},
+        codec::{CellKind, RowsWriter},
     },
     error::WriteError,
     hlc::Stamp,
-    limits::MAX_ENTRY_BYTES,
+    log::chunks::Draft,
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
@@ -21,44 +21,28 @@ use crate::{
     version::Dot,
 };
 
-/// What a transaction becomes.
-#[derive(Debug)]
-pub(crate) struct Encoded {
-    pub(crate) body: Body,
-    /// The clocks to install once it has committed.
-    pub(crate) clocks: ClockChanges,
-}
-
-/// Writes down what `recorder` holds, as seen by a replica with these clocks, for the entry with this
-/// stamp; `None` if it comes to nothing.
+/// Writes down what was captured, as seen by a replica with these clocks, for the entry with this
+/// stamp. Gives the clocks to install once it has committed.
 pub(crate) fn encode(
-    recorder: &Recorder,
+    captured: &Captured,
     contested: &Contested,
     stamp: Stamp,
-) -> Result<Option<Encoded>, WriteError> {
+    draft: &mut Draft<'_>,
+) -> Result<ClockChanges, WriteError> {
     let mut encoder = Encoder {
         clocks: LocalWrites::new(contested, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
     };
-    let mut result = Ok(());
-    recorder.net(|table, row| {
-        if result.is_ok() {
-            result = encoder.row(table, &row);
+    captured.net(|table, row| {
+        encoder.row(table, &row)?;
+        if encoder.writer.len() >= draft.segment_bytes() {
+            draft.rows(&mut encoder.writer)?;
         }
-    });
-    result?;
-    encoder.writer.finish();
-    if encoder.writer.is_empty() {
-        return Ok(None);
-    }
-    let mut body = Body::default();
-    body.push_rows(encoder.writer);
-    let bytes = body.len() + HEADER_BYTES_MAX;
-    if bytes > MAX_ENTRY_BYTES {
-        return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });
-    }
-    Ok(Some(Encoded { body, clocks: encoder.clocks.finish() }))
+        Ok(())
+    })?;
+    draft.rows(&mut encoder.writer)?;
+    Ok(encoder.clocks.finish())
 }
 
 struct Encoder<'c> {

@@ -2,7 +2,7 @@
 //! operation per key.
 //!
 //! Taking them down is [`recorder`]'s, the net effect [`fold`]'s, the bytes of the entry
-//! [`encode`](mod@encode)'s.
+//! [`encode`](mod@encode)'s; events that are too many for memory are in [`runs`].
 //!
 //! Invariants:
 //! - at commit the recorder holds exactly what the transaction changed in replicated tables: after a
@@ -12,6 +12,7 @@
 mod encode;
 mod fold;
 mod recorder;
+mod runs;
 
-pub(crate) use encode::{Encoded, encode};
-pub(crate) use recorder::{Mark, Recorder};
+pub(crate) use encode::encode;
+pub(crate) use recorder::{Captured, Mark, Recorder};

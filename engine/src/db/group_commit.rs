@@ -4,23 +4,27 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
+use rusqlite::Connection;
+
 use crate::{
-    capture::{Encoded, encode},
+    capture::{Captured, encode},
     contested::{ClockChanges, Contested, Effects},
     db::{
         tx::{WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{Entry, EntryHeader, Segment, codec::RowsReader},
+    entry::{EntryHeader, Logged, Segment, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, Ticket},
-    log::Log,
+    log::{
+        Log,
+        chunks::{ChunkError, Draft},
+    },
     schema::Registry,
     sqlite,
     testing::{Bug, planted},
     time::WallTime,
-    value::DecodeError,
     version::Dot,
 };
 
@@ -65,6 +69,8 @@ pub(crate) struct Local<'r> {
     pub(crate) contested: &'r mut Contested,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
+    /// The largest entry, in bytes.
+    pub(crate) max_entry: u64,
 }
 
 /// What a job wrote, once its transaction commits.
@@ -197,11 +203,25 @@ impl Writer {
         if sqlite::has_deferred_violations(self.user()) {
             return Err(deferred_violation());
         }
-        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
-            self.as_engine(|conn| self.user().sink().verify(conn))?;
-        }
         if self.user().sink().is_empty() {
             return Ok(None);
+        }
+        // Chunks of a large entry are written while rows are read, so the sink cannot be held.
+        let captured = self.user().sink().take()?;
+        let written = self.as_engine(|conn| self.write_entry(conn, &captured, local));
+        self.user().sink().put_back(captured);
+        written
+    }
+
+    /// Appends the entry of what was captured.
+    fn write_entry(
+        &self,
+        conn: &Connection,
+        captured: &Captured,
+        local: &mut Local<'_>,
+    ) -> Result<Option<Written>, WriteError> {
+        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
+            captured.verify(conn)?;
         }
         let head = local.log.head(local.author);
         let header = EntryHeader {
@@ -211,9 +231,10 @@ impl Writer {
             schema: local.registry.version,
             under: 0,
         };
-        let encoded = encode(&self.user().sink(), local.contested, header.stamp())?;
-        let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
-        self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
+        let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
+        let clocks = encode(captured, local.contested, header.stamp(), &mut draft)?;
+        let Some(entry) = draft.finish()? else { return Ok(None) };
+        local.log.append(conn, entry)?;
         Ok(Some(Written { dot: header.dot, clocks }))
     }
 }
@@ -222,15 +243,17 @@ impl Writer {
 pub(crate) fn remember(
     contested: &mut Contested,
     registry: &Registry,
-    entry: &Entry,
-) -> Result<(), DecodeError> {
+    conn: &Connection,
+    entry: &Logged,
+) -> Result<(), ChunkError> {
     let mut effects = Effects::default();
-    for segment in entry.segments() {
-        let Segment::Rows(rows) = segment? else { continue };
+    let mut segments = entry.segments();
+    while let Some(segment) = segments.next(conn)? {
+        let Segment::Rows(rows) = segment else { continue };
         let mut reader = RowsReader::new(rows);
         while let Some(op) = reader.next()? {
             if let Some(table) = registry.by_id(op.table).filter(|table| table.is_multi_writer()) {
-                contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+                contested.apply(&op, entry.header().stamp(), &table.assigned, &mut effects);
             }
         }
     }

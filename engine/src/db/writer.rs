@@ -49,11 +49,12 @@ pub(crate) struct Writer {
 impl Writer {
     /// Opens both connections on a file that has the engine's tables.
     pub(crate) fn open(
-        file: &File,
+        file: &Arc<File>,
         registry: &Arc<Registry>,
         is_origin: bool,
         synchronous: Synchronous,
         verify_capture: bool,
+        tape_bytes: usize,
     ) -> rusqlite::Result<Self> {
         let mut user = connect(file)?;
         user.pragma_update(
@@ -76,8 +77,10 @@ impl Writer {
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         merge::apply::prepare_connection(&apply)?;
+        let recorder =
+            Recorder::new(Arc::clone(registry), verify_capture, Arc::clone(file), tape_bytes);
         Ok(Self {
-            user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
+            user: Hooked::new(user, recorder),
             gate,
             masks: Mutex::default(),
             apply,

@@ -7,7 +7,7 @@ use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
-    entry::{CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
+    entry::{CellWrite, EntryHeader, Logged, RowOp, RowOpKind, Segment, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
     merge::conflict,
@@ -31,6 +31,22 @@ pub(crate) struct Applier<'a> {
     pub(crate) origin: AuthorId,
     pub(crate) tally: Tally,
     pub(crate) effects: Effects,
+    pub(crate) waiting: &'a mut Waiting,
+}
+
+/// Operations of an entry that collided with a UNIQUE constraint, by their places among all of the
+/// entry.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    places: Vec<u64>,
+    /// The place of the next operation.
+    next: u64,
+}
+
+impl Waiting {
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
 }
 
 /// What was done.
@@ -51,33 +67,32 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
 }
 
 impl Applier<'_> {
-    /// Applies the operations of one `Rows` segment of `entry`.
-    pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let mut waiting: Vec<usize> = Vec::new();
+    /// Applies the operations of one `Rows` segment of an entry. [`Applier::settle`] follows before
+    /// anything else of the entry is applied.
+    pub(crate) fn rows(&mut self, header: &EntryHeader, rows: &[u8]) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(header.dot, error);
         let mut reader = RowsReader::new(rows);
-        let mut index = 0;
         while let Some(op) = reader.next().map_err(broken)? {
-            if self.row(entry, &op)? == Stored::Collides {
-                waiting.push(index);
+            if self.row(header, &op)? == Stored::Collides {
+                self.waiting.places.push(self.waiting.next);
             }
-            index += 1;
+            self.waiting.next += 1;
         }
-        self.settle(entry, rows, waiting)
+        Ok(())
     }
 
-    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn row(&mut self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
         let registry = self.registry;
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        let broken = |error| ApplyError::undecodable(header.dot, error);
         let table =
             registry.by_id(op.table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
         check_columns(table, op).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            self.merge(entry, table, op)?;
+            self.merge(header, table, op)?;
             return Ok(Stored::Yes);
         }
-        if entry.header.dot.author != self.origin {
+        if header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
         }
         self.store(table, op)
@@ -99,38 +114,35 @@ impl Applier<'_> {
 
     /// Stores the operations that collided with a UNIQUE constraint on rows which the same entry
     /// changes too: again while that helps, then all of them taken out and put in at once.
-    fn settle(
-        &self,
-        entry: &Entry,
-        rows: &[u8],
-        mut waiting: Vec<usize>,
-    ) -> Result<(), ApplyError> {
+    pub(crate) fn settle(&mut self, entry: &Logged) -> Result<(), ApplyError> {
+        let mut waiting = std::mem::take(&mut self.waiting.places);
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut still = Vec::new();
-            self.each_of(entry, rows, &waiting, |index, table, op| {
+            self.each_of(entry, &waiting, |place, table, op| {
                 if self.store(table, op)? == Stored::Collides {
-                    still.push(index);
+                    still.push(place);
                 }
                 Ok(())
             })?;
             waiting = still;
-            if waiting.len() == before {
-                return self.exchange(entry, rows, &waiting);
+            // As long as half of them find their place it is worth another pass.
+            if waiting.len() > before / 2 {
+                return self.exchange(entry, &waiting);
             }
         }
         Ok(())
     }
 
-    fn exchange(&self, entry: &Entry, rows: &[u8], waiting: &[usize]) -> Result<(), ApplyError> {
+    fn exchange(&self, entry: &Logged, waiting: &[u64]) -> Result<(), ApplyError> {
         let mut taken: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
-        self.each_of(entry, rows, waiting, |_, table, op| {
+        self.each_of(entry, waiting, |_, table, op| {
             taken.push(read_row(self.conn, table, op.key)?);
             delete(self.conn, table, op)?;
             Ok(())
         })?;
         let mut taken = taken.into_iter();
-        self.each_of(entry, rows, waiting, |_, table, op| {
+        self.each_of(entry, waiting, |_, table, op| {
             let mut row = taken.next().flatten().unwrap_or_default();
             row.resize(table.cells.len(), Vec::new());
             for cell in op.cells {
@@ -148,28 +160,36 @@ impl Applier<'_> {
 
     fn each_of(
         &self,
-        entry: &Entry,
-        rows: &[u8],
-        waiting: &[usize],
-        mut each: impl FnMut(usize, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
+        entry: &Logged,
+        waiting: &[u64],
+        mut each: impl FnMut(u64, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
     ) -> Result<(), ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let mut reader = RowsReader::new(rows);
-        let mut index = 0;
+        let dot = entry.header().dot;
+        let mut place = 0;
         let mut waiting = waiting.iter().peekable();
-        while let Some(op) = reader.next().map_err(broken)? {
-            if waiting.next_if(|&&next| next == index).is_some()
-                && let Some(table) = self.registry.by_id(op.table)
-            {
-                each(index, table, &op)?;
+        let mut segments = entry.segments();
+        while let Some(segment) = segments.next(self.conn).map_err(|error| (dot, error))? {
+            let Segment::Rows(rows) = segment else { continue };
+            let mut reader = RowsReader::new(rows);
+            while let Some(op) = reader.next().map_err(|e| ApplyError::undecodable(dot, e))? {
+                if waiting.next_if(|&&next| next == place).is_some()
+                    && let Some(table) = self.registry.by_id(op.table)
+                {
+                    each(place, table, &op)?;
+                }
+                place += 1;
             }
-            index += 1;
         }
         Ok(())
     }
 
-    fn merge(&mut self, entry: &Entry, table: &Table, op: &RowOp<'_>) -> Result<(), ApplyError> {
-        let stamp = entry.header.stamp();
+    fn merge(
+        &mut self,
+        header: &EntryHeader,
+        table: &Table,
+        op: &RowOp<'_>,
+    ) -> Result<(), ApplyError> {
+        let stamp = header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
         if !effects.conflicts.is_empty() {

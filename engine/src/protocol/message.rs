@@ -30,6 +30,11 @@ pub(crate) enum Message {
     Ping(u64),
     /// The answer.
     Pong(u64),
+    /// The sender cannot take this entry now, by author and sequence number: nothing behind it may be
+    /// sent.
+    Hold(u64, Seq),
+    /// It can, from this offset of the entry's bytes on.
+    Resume(u64, Seq, u64),
 }
 
 /// Who a replica is, and what it has.

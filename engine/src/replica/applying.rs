@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     contested::Effects,
     driver::{Event, Output},
-    entry::{Entry, Member, Membership, Segment},
+    entry::{EntryHeader, Logged, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion},
     limits::APPLY_BATCH_BYTES,
-    merge::apply::{Applier, Tally},
+    merge::apply::{Applier, Tally, Waiting},
     protocol::message::Register,
-    replica::{Replica, is_storage_failure},
+    replica::{Replica, holds::Arrived, is_storage_failure},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     value::DecodeError,
@@ -37,15 +37,18 @@ impl Replica {
             Ok(tally) => {
                 self.contested.keep();
                 for (lsn, entry) in self.log.keep() {
-                    self.durable.appended(lsn, entry.header.dot);
-                    self.hlc.observe(entry.header.hlc);
+                    self.durable.appended(lsn, entry.header().dot);
+                    self.hlc.observe(entry.header().hlc);
                 }
                 for (peer, entry) in &batch {
-                    if let Some(session) = self.sessions.get_mut(peer) {
-                        session.took(entry);
+                    if let Logged::Whole(entry) = entry
+                        && let Some(session) = self.sessions.get_mut(peer)
+                    {
+                        session.took(entry.bytes.len() as u64);
                     }
                 }
                 self.applied(before, tally, &snapshot);
+                self.spools_applied(batch.iter().map(|(_, entry)| entry));
                 for (peer, error) in refused {
                     self.refuse(peer, &error);
                 }
@@ -62,7 +65,7 @@ impl Replica {
                 match error {
                     ApplyError::Sqlite(error) if is_storage_failure(&error) => {
                         for (peer, entry) in batch.into_iter().rev() {
-                            self.incoming.entry(peer).or_default().put_back(entry);
+                            self.incoming.entry(peer).or_default().put_back(entry.into());
                         }
                         self.storage_fails(error.to_string());
                     }
@@ -73,8 +76,20 @@ impl Replica {
         true
     }
 
+    /// Whether an entry waits that can be applied now.
+    pub(super) fn can_apply(&self) -> bool {
+        self.incoming.values().any(|incoming| match incoming.first() {
+            None => false,
+            Some(Arrived::Whole(_)) => true,
+            Some(Arrived::Large(name)) => {
+                self.log.head(name.dot.author).seq >= name.dot.seq
+                    || self.spools.complete(name).is_some()
+            }
+        })
+    }
+
     /// Entries to apply together, of one link after the other, each link's in order.
-    pub(super) fn take_batch(&mut self) -> Vec<(PeerId, Entry)> {
+    pub(super) fn take_batch(&mut self) -> Vec<(PeerId, Logged)> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let order: Vec<PeerId> = self
@@ -88,7 +103,26 @@ impl Replica {
             while bytes < APPLY_BATCH_BYTES
                 && let Some(entry) = incoming.take()
             {
-                bytes += entry.bytes.len();
+                let entry = match entry {
+                    Arrived::Whole(entry) => {
+                        bytes += entry.bytes.len();
+                        Logged::Whole(entry)
+                    }
+                    Arrived::Large(name) if self.log.head(name.dot.author).seq >= name.dot.seq => {
+                        self.counts.entries_duplicate += 1;
+                        continue;
+                    }
+                    Arrived::Large(name) => match self.spools.complete(&name) {
+                        Some(entry) => {
+                            bytes = APPLY_BATCH_BYTES;
+                            Logged::Large(entry)
+                        }
+                        None => {
+                            incoming.put_back(Arrived::Large(name));
+                            break;
+                        }
+                    },
+                };
                 batch.push((peer, entry));
             }
             if bytes >= APPLY_BATCH_BYTES {
@@ -101,7 +135,7 @@ impl Replica {
 
     pub(super) fn apply_batch(
         &mut self,
-        batch: &[(PeerId, Entry)],
+        batch: &[(PeerId, Logged)],
         refused: &mut BTreeMap<PeerId, ProtocolError>,
     ) -> Result<Tally, ApplyError> {
         self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
@@ -132,11 +166,11 @@ impl Replica {
     }
 
     /// Whether the entry is its author's next (true) or was applied before (false).
-    pub(super) fn place(&self, entry: &Entry) -> Result<bool, ProtocolError> {
-        let dot = entry.header.dot;
+    pub(super) fn place(&self, entry: &Logged) -> Result<bool, ProtocolError> {
+        let EntryHeader { dot, previous, .. } = *entry.header();
         let head = self.log.head(dot.author);
         if dot.seq <= head.seq {
-            let forked = dot.seq == head.seq && entry.digest != head.digest;
+            let forked = dot.seq == head.seq && entry.digest() != head.digest;
             return if forked { Err(ProtocolError::ForkedVector { dot }) } else { Ok(false) };
         }
         if Some(dot.author) == self.author {
@@ -146,9 +180,8 @@ impl Replica {
         if dot != expected {
             return Err(ProtocolError::Gap { found: dot, expected });
         }
-        if entry.header.previous != head.digest {
-            let found = entry.header.previous;
-            return Err(ProtocolError::Fork { dot, found, ours: head.digest });
+        if previous != head.digest {
+            return Err(ProtocolError::Fork { dot, found: previous, ours: head.digest });
         }
         let first = dot == Dot { author: AuthorId::FIRST, seq: 1 };
         if !first && !self.members.iter().any(|member| member.author == dot.author) {
@@ -157,7 +190,7 @@ impl Replica {
         Ok(true)
     }
 
-    pub(super) fn apply(&mut self, entry: &Entry) -> Result<Tally, ApplyError> {
+    pub(super) fn apply(&mut self, entry: &Logged) -> Result<Tally, ApplyError> {
         let tally = self.apply_segments(entry, false)?;
         self.log.append(self.writer.apply(), entry.clone())?;
         Ok(tally)
@@ -165,28 +198,25 @@ impl Replica {
 
     pub(super) fn apply_segments(
         &mut self,
-        entry: &Entry,
+        entry: &Logged,
         again: bool,
     ) -> Result<Tally, ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        let header = entry.header();
+        let broken = |error| ApplyError::undecodable(header.dot, error);
         let origin = self.register.as_ref().map_or(AuthorId::FIRST, Register::origin_author);
         let mut total = Tally::default();
-        for segment in entry.segments() {
-            let segment = segment.map_err(broken)?;
+        let mut segments = entry.segments();
+        let mut waiting = Waiting::default();
+        while let Some(segment) =
+            segments.next(self.writer.apply()).map_err(|error| (header.dot, error))?
+        {
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
-                let mut applier = Applier {
-                    conn: self.writer.apply(),
-                    registry: &registry,
-                    contested: &mut self.contested,
-                    origin,
-                    tally: Tally::default(),
-                    effects: Effects::default(),
-                };
+                let mut applier = self.applier(&registry, origin, &mut waiting);
                 if again {
                     applier.count_again(rows)?;
                 } else {
-                    applier.rows(entry, rows)?;
+                    applier.rows(header, rows)?;
                 }
                 total.rows += applier.tally.rows;
                 total.conflicts += applier.tally.conflicts;
@@ -195,14 +225,46 @@ impl Replica {
             if again {
                 continue;
             }
-            if entry.header.dot.author != origin {
+            if header.dot.author != origin {
                 return Err(broken(DecodeError::Invalid(
                     "a segment that only the origin may write",
                 )));
             }
+            self.settle(entry, origin, &mut waiting)?;
             self.apply_decree(segment)?;
         }
+        self.settle(entry, origin, &mut waiting)?;
         Ok(total)
+    }
+
+    fn settle(
+        &mut self,
+        entry: &Logged,
+        origin: AuthorId,
+        waiting: &mut Waiting,
+    ) -> Result<(), ApplyError> {
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let registry = Arc::clone(&self.registry);
+        self.applier(&registry, origin, waiting).settle(entry)
+    }
+
+    fn applier<'a>(
+        &'a mut self,
+        registry: &'a Registry,
+        origin: AuthorId,
+        waiting: &'a mut Waiting,
+    ) -> Applier<'a> {
+        Applier {
+            conn: self.writer.apply(),
+            registry,
+            contested: &mut self.contested,
+            origin,
+            tally: Tally::default(),
+            effects: Effects::default(),
+            waiting,
+        }
     }
 
     /// Applies a segment that only the origin writes.

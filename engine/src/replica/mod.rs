@@ -17,7 +17,10 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod holds;
 mod links;
+
+pub(crate) use holds::Spools;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -32,7 +35,7 @@ use crate::{
         writer::{Synchronous, Writer},
     },
     driver::{CloseCode, Event, Identity, Input, Output},
-    entry::{Entry, Member},
+    entry::Member,
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
@@ -40,8 +43,9 @@ use crate::{
     log::Log,
     open::Builder,
     protocol::{PeerSession, message::Register},
+    replica::holds::Incoming,
     schema::{Registry, catalog},
-    status::{Counts, Status},
+    status::{Counts, PeerStatus, Status},
     time::{Instant, Now},
     version::{Dot, VersionVector},
 };
@@ -60,12 +64,15 @@ pub struct Replica {
     log: Log,
     contested: Contested,
     hlc: HlcClock,
+    /// The largest entry that a write job may become, in bytes.
+    max_entry: u64,
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
     next_ticket: u64,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
+    spools: Spools,
     /// The link whose entries are applied first in the next batch.
     next_peer: PeerId,
     /// Nodes that were linked before, in this process.
@@ -93,6 +100,8 @@ pub(crate) struct Parts {
     pub(crate) log: Log,
     pub(crate) contested: Contested,
     pub(crate) hlc: HlcClock,
+    pub(crate) spools: Spools,
+    pub(crate) max_entry: u64,
     pub(crate) now: Now,
 }
 
@@ -104,13 +113,6 @@ struct Durable {
     /// Entries behind `lsn`.
     waiting: VecDeque<(Lsn, Dot)>,
     asked: Lsn,
-}
-
-/// Entries of one link that wait to be applied.
-#[derive(Debug, Default)]
-struct Incoming {
-    entries: VecDeque<Entry>,
-    bytes: u64,
 }
 
 /// Whether storage works.
@@ -163,12 +165,14 @@ impl Replica {
             log: parts.log,
             contested: parts.contested,
             hlc: parts.hlc,
+            max_entry: parts.max_entry,
             durable,
             now: parts.now,
             jobs: Vec::new(),
             next_ticket: 1,
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            spools: parts.spools,
             next_peer: PeerId(0),
             linked: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -257,7 +261,15 @@ impl Replica {
             members: self.members.clone(),
             schema: self.registry.version,
             tables,
-            peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
+            peers: self
+                .sessions
+                .values()
+                .map(|session| PeerStatus {
+                    holds: self.spools.hold_of(session.peer),
+                    ..session.status(&vector)
+                })
+                .collect(),
+            spools: self.spools.count() as u64,
             vector,
             contested_rows: self.contested.rows(),
             counts: self.counts,
@@ -328,6 +340,7 @@ impl Replica {
             contested: &mut self.contested,
             hlc: &mut self.hlc,
             wall: self.now.wall,
+            max_entry: self.max_entry,
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
@@ -437,33 +450,15 @@ impl Replica {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let more = self.incoming.values().any(|incoming| !incoming.entries.is_empty());
-        if more && self.halted.is_none() {
+        if self.halted.is_none() && self.can_apply() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
         self.sessions
             .values()
             .map(|session| session.deadline(&self.durable.vector))
             .chain(self.storage.retry_at)
+            .chain(self.spools.deadline())
             .min()
-    }
-}
-
-impl Incoming {
-    fn put(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_back(entry);
-    }
-
-    fn put_back(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_front(entry);
-    }
-
-    fn take(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front()?;
-        self.bytes -= entry.bytes.len() as u64;
-        Some(entry)
     }
 }
 
