@@ -287,7 +287,18 @@ pub(crate) enum KeyPart<'a> {
     Blob(Cow<'a, [u8]>),
 }
 
-impl KeyPart<'_> {
+impl<'a> KeyPart<'a> {
+    /// The value, if it stands in the key as it is.
+    pub(crate) fn lent(&self) -> Option<ValueRef<'a>> {
+        match *self {
+            Self::Integer(n) => Some(ValueRef::Integer(n)),
+            Self::Real(r) => Some(ValueRef::Real(r)),
+            Self::Text(Cow::Borrowed(bytes)) => Some(ValueRef::Text(bytes)),
+            Self::Blob(Cow::Borrowed(bytes)) => Some(ValueRef::Blob(bytes)),
+            Self::Text(Cow::Owned(_)) | Self::Blob(Cow::Owned(_)) => None,
+        }
+    }
+
     pub(crate) fn as_value(&self) -> ValueRef<'_> {
         match self {
             Self::Integer(n) => ValueRef::Integer(*n),

@@ -631,3 +631,55 @@ fn what_triggers_upserts_and_foreign_key_actions_change_is_captured() {
         }
     }
 }
+
+#[test]
+fn many_rows_that_two_nodes_insert_at_once_add_up() {
+    let schema = "CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0)";
+    let mut cluster = Cluster::with_schema(2, schema);
+    cluster.link(0, 1);
+    cluster.settle();
+    cluster.cut();
+    // Some of them with a zero byte in the key, which stands there escaped.
+    let insert = |from: u32, qty: u32| {
+        format!(
+            "WITH RECURSIVE i(n) AS (VALUES({from}) UNION ALL SELECT n + 1 FROM i WHERE n < {from} + 199)
+             INSERT INTO cart SELECT iif(n % 7, 'k' || n, 'k' || char(0) || n), {qty} + n FROM i"
+        )
+    };
+    for (node, sql) in [(0, insert(0, 1000)), (1, insert(100, 5000))] {
+        cluster.try_write(node, move |tx| tx.execute(&sql, []).map(drop)).unwrap();
+    }
+    cluster.link(0, 1);
+    cluster.settle();
+    cluster.assert_equal();
+    let sum = (0..200).map(|n| 1000 + n).sum::<u64>() + (100..300).map(|n| 5000 + n).sum::<u64>();
+    let found = cluster.rows(1, "SELECT count(*), sum(qty) FROM cart");
+    assert_eq!(found, [format!("300|{sum}")]);
+}
+
+#[test]
+fn many_rows_may_take_over_the_unique_values_of_others_in_one_transaction() {
+    let mut cluster = Cluster::new(2);
+    cluster.link(0, 1);
+    cluster.settle();
+    let insert = |from: u32| {
+        format!(
+            "WITH RECURSIVE i(n) AS (VALUES(0) UNION ALL SELECT n + 1 FROM i WHERE n < 99)
+             INSERT INTO orders SELECT {from} + n, 'code ' || n, n FROM i"
+        )
+    };
+    let (old, new) = (insert(1000), insert(1));
+    cluster.try_write(0, move |tx| tx.execute(&old, []).map(drop)).unwrap();
+    cluster.settle();
+    // In key order, the new rows come before the old ones go; some codes are free.
+    cluster
+        .try_write(0, move |tx| {
+            tx.execute("UPDATE orders SET code = 'free ' || id WHERE id % 10 = 0", [])?;
+            tx.execute("DELETE FROM orders WHERE id % 10 <> 0", [])?;
+            tx.execute(&new, []).map(drop)
+        })
+        .unwrap();
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(cluster.rows(1, "SELECT count(*), count(DISTINCT code) FROM orders"), ["110|110"]);
+}

@@ -19,7 +19,7 @@ use crate::{
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::Registry,
-    sqlite::{self, Hooked},
+    sqlite::{self, Hooked, Keeping},
 };
 
 /// How the user connection commits.
@@ -39,7 +39,7 @@ pub(crate) struct Writer {
     user: Hooked<Recorder>,
     gate: Arc<Mutex<Gate>>,
     masks: Mutex<Masks>,
-    apply: Connection,
+    apply: Keeping,
     verify_capture: bool,
     /// Written to the WAL since a checkpoint was asked for.
     wal_pages: u64,
@@ -83,7 +83,7 @@ impl Writer {
             user: Hooked::new(user, recorder),
             gate,
             masks: Mutex::default(),
-            apply,
+            apply: Keeping::new(apply),
             verify_capture,
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),
@@ -94,7 +94,7 @@ impl Writer {
         &self.user
     }
 
-    pub(crate) fn apply(&self) -> &Connection {
+    pub(crate) fn apply(&self) -> &Keeping {
         &self.apply
     }
 
@@ -135,6 +135,7 @@ impl Writer {
         self.user.flush_prepared_statement_cache();
         self.masks.lock().clear();
         self.apply.flush_prepared_statement_cache();
+        self.apply.forget();
     }
 
     /// Lets the engine's own statements past the authorizer of the user connection.
@@ -157,7 +158,7 @@ impl Writer {
 
     /// Closes both connections. The last one of a file to close empties the WAL.
     pub(crate) fn close(self) -> rusqlite::Result<()> {
-        self.apply.close().map_err(|(_, error)| error)?;
+        self.apply.close()?;
         self.user.close()
     }
 

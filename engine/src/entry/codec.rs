@@ -532,6 +532,7 @@ pub struct RowsReader<'a> {
     reader: ByteReader<'a>,
     run: Option<(TableId, RowOpKind)>,
     columns: Vec<(ColumnId, CellKind)>,
+    key: &'a [u8],
     cells: Vec<Cell<'a>>,
     saw: Vec<Dot>,
 }
@@ -543,9 +544,15 @@ impl<'a> RowsReader<'a> {
             reader: ByteReader::new(rows),
             run: None,
             columns: Vec::new(),
+            key: &[],
             cells: Vec::new(),
             saw: Vec::new(),
         }
+    }
+
+    /// Key and cells of the operation that was read last; their bytes live as long as the segment's.
+    pub(crate) fn last(&self) -> (&'a [u8], &[Cell<'a>]) {
+        (self.key, &self.cells)
     }
 
     /// The next operation, or `None` at the end.
@@ -567,6 +574,7 @@ impl<'a> RowsReader<'a> {
                 },
             }
         };
+        self.key = key;
         let epoch = self.reader.varint_u32()?;
         if epoch > EPOCH_MAX {
             return Err(DecodeError::Range);

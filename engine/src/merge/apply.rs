@@ -10,13 +10,13 @@ use crate::{
     entry::{CellWrite, EntryHeader, Logged, RowOp, RowOpKind, Segment, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
-    merge::conflict,
-    policy::ColumnType,
-    schema::{
-        Registry, Table,
-        row::{bind_key, read_row},
+    merge::{
+        conflict,
+        store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
-    sqlite::{Param, quoted},
+    policy::ColumnType,
+    schema::{Registry, Table, row::read_row},
+    sqlite::Keeping,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef, put_cell},
 };
@@ -24,7 +24,7 @@ use crate::{
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Connection,
+    pub(crate) conn: &'a Keeping,
     pub(crate) registry: &'a Registry,
     pub(crate) contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
@@ -66,22 +66,30 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
     })
 }
 
-impl Applier<'_> {
+impl<'a> Applier<'a> {
     /// Applies the operations of one `Rows` segment of an entry. [`Applier::settle`] follows before
     /// anything else of the entry is applied.
     pub(crate) fn rows(&mut self, header: &EntryHeader, rows: &[u8]) -> Result<(), ApplyError> {
         let broken = |error| ApplyError::undecodable(header.dot, error);
+        let mut inserts = Inserts::new(self.conn);
         let mut reader = RowsReader::new(rows);
         while let Some(op) = reader.next().map_err(broken)? {
-            if self.row(header, &op)? == Stored::Collides {
-                self.waiting.places.push(self.waiting.next);
+            match self.row(header, &op)? {
+                Stored::Yes => {}
+                Stored::Collides => self.waiting.places.push(self.waiting.next),
+                Stored::Later(table) => {
+                    let (key, cells) = reader.last();
+                    let place = self.waiting.next;
+                    inserts.push(table, place, key, cells, &mut self.waiting.places)?;
+                }
             }
             self.waiting.next += 1;
         }
+        inserts.flush(&mut self.waiting.places)?;
         Ok(())
     }
 
-    fn row(&mut self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn row(&mut self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(header.dot, error);
         let table =
@@ -89,17 +97,19 @@ impl Applier<'_> {
         check_columns(table, op).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            self.merge(header, table, op)?;
-            return Ok(Stored::Yes);
+            return self.merge(header, table, op);
         }
         if header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
+        }
+        if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
+            return Ok(Stored::Later(table));
         }
         self.store(table, op)
     }
 
     /// Stores an operation on an origin-written table.
-    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored, ApplyError> {
+    fn store(&self, table: &Table, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let stored = match op.kind {
             RowOpKind::Insert => insert(self.conn, table, op),
             RowOpKind::Update => update(self.conn, table, op, |_| true),
@@ -112,15 +122,19 @@ impl Applier<'_> {
         }
     }
 
-    /// Stores the operations that collided with a UNIQUE constraint on rows which the same entry
-    /// changes too: again while that helps, then all of them taken out and put in at once.
+    /// Stores the operations that collided: inserts of rows that others have inserted too, and those
+    /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
+    /// again while that helps, then all of them taken out and put in at once.
     pub(crate) fn settle(&mut self, entry: &Logged) -> Result<(), ApplyError> {
         let mut waiting = std::mem::take(&mut self.waiting.places);
+        waiting.sort_unstable();
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut still = Vec::new();
             self.each_of(entry, &waiting, |place, table, op| {
-                if self.store(table, op)? == Stored::Collides {
+                if table.is_multi_writer() {
+                    update(self.conn, table, op, |_| true)?;
+                } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(place);
                 }
                 Ok(())
@@ -186,20 +200,21 @@ impl Applier<'_> {
     fn merge(
         &mut self,
         header: &EntryHeader,
-        table: &Table,
+        table: &'a Table,
         op: &RowOp<'_>,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<Stored<'a>, ApplyError> {
         let stamp = header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let stored = read_row(self.conn, table, op.key)?;
+            let held = read_row(self.conn, table, op.key)?;
             for discarded in &effects.conflicts {
-                let value = stored_value(table, stored.as_deref(), discarded);
+                let value = stored_value(table, held.as_deref(), discarded);
                 conflict::record(self.conn, table, op, stamp, discarded, value)?;
             }
         }
+        let mut stored = Stored::Yes;
         match verdict {
             Verdict::Nothing => {}
             Verdict::Delete => delete(self.conn, table, op)?,
@@ -207,16 +222,22 @@ impl Applier<'_> {
                 delete(self.conn, table, op)?;
                 insert(self.conn, table, op)?;
             }
-            Verdict::Merge if op.kind == RowOpKind::Insert => match insert(self.conn, table, op) {
-                Err(error) if is_collision(&error) => {
-                    update(self.conn, table, op, |cell| effects.wins[cell])?;
+            Verdict::Merge if op.kind == RowOpKind::Insert => {
+                if effects.wins.iter().all(|wins| *wins) && Inserts::takes(table, op) {
+                    stored = Stored::Later(table);
+                } else {
+                    match insert(self.conn, table, op) {
+                        Err(error) if is_collision(&error) => {
+                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                        }
+                        result => result?,
+                    }
                 }
-                result => result?,
-            },
+            }
             Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
-        Ok(())
+        Ok(stored)
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -236,9 +257,11 @@ impl Applier<'_> {
 }
 
 /// Whether an operation could be stored.
-#[derive(Debug, PartialEq, Eq)]
-enum Stored {
+#[derive(Debug)]
+enum Stored<'t> {
     Yes,
+    /// It is an insert that is stored together with others of its table.
+    Later(&'t Table),
     /// A UNIQUE constraint is in the way, for now.
     Collides,
 }
@@ -263,96 +286,6 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn is_collision(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{
-        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
-    };
-    matches!(
-        error,
-        rusqlite::Error::SqliteFailure(failure, _) if matches!(
-            failure.extended_code,
-            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
-        )
-    )
-}
-
-fn insert(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(op.cells) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => {
-                statement.raw_bind_parameter(place, Param(value))?;
-            }
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn insert_row(
-    conn: &Connection,
-    table: &Table,
-    key: &[u8],
-    cells: &[Vec<u8>],
-) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.insert)?;
-    bind_key(&mut statement, table, key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(cells) {
-        let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-        statement.raw_bind_parameter(place, Param(value))?;
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-/// Writes those cells of an operation that `wins` picks by their place in it.
-fn update(
-    conn: &Connection,
-    table: &Table,
-    op: &RowOp<'_>,
-    wins: impl Fn(usize) -> bool,
-) -> rusqlite::Result<()> {
-    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
-    let mut place = table.key.len();
-    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
-    for cell in winning() {
-        let Some(column) = table.cell(cell.column) else { continue };
-        let name = quoted(&table.cells[column].name);
-        place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
-        }
-    }
-    if place == table.key.len() {
-        return Ok(());
-    }
-    sql.push_str(" WHERE ");
-    sql.push_str(&table.sql.where_key);
-    let mut statement = conn.prepare_cached(&sql)?;
-    bind_key(&mut statement, table, op.key)?;
-    for (place, cell) in (table.key.len() + 1..).zip(winning()) {
-        match cell.write {
-            CellWrite::Assign { value, .. } => statement.raw_bind_parameter(place, Param(value))?,
-            CellWrite::Add(delta) => statement.raw_bind_parameter(place, delta)?,
-        }
-    }
-    statement.raw_execute()?;
-    Ok(())
-}
-
-fn delete(conn: &Connection, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    let mut statement = conn.prepare_cached(&table.sql.delete)?;
-    bind_key(&mut statement, table, op.key)?;
-    statement.raw_execute()?;
-    Ok(())
 }
 
 fn stored_value<'c>(

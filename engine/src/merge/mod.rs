@@ -9,3 +9,4 @@
 
 pub(crate) mod apply;
 mod conflict;
+mod store;

@@ -57,6 +57,7 @@ impl Replica {
                 self.contested.undo();
                 self.log.undo();
                 (self.registry, self.members, self.author) = snapshot;
+                self.writer.apply().forget();
                 if !self.writer.apply().is_autocommit()
                     && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
                 {
@@ -276,10 +277,12 @@ impl Replica {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
+                conn.forget();
             }
             Segment::Policy(tables) => {
                 let version = SchemaVersion(self.registry.version.0 + 1);
                 catalog::declare(conn, version, &tables)?;
+                conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
             }
             Segment::Membership(Membership::Join(member)) => {

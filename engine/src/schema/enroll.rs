@@ -62,6 +62,21 @@ fn all_columns(conn: &Connection, table: &str) -> rusqlite::Result<Vec<Shape>> {
         .collect()
 }
 
+/// Whether nothing but a collision with another row, or a NULL, can keep a row out of a table: it has
+/// no triggers, checks no types, and computes nothing.
+pub(super) fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
+    conn.prepare_cached(
+        "SELECT NOT EXISTS(SELECT 1 FROM sqlite_schema
+                           WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE)
+            AND NOT EXISTS(SELECT 1 FROM pragma_table_list
+                           WHERE schema = 'main' AND name = ?1 COLLATE NOCASE AND strict)
+            AND NOT EXISTS(SELECT 1 FROM pragma_table_xinfo(?1) WHERE hidden IN (2, 3))
+            AND NOT EXISTS(SELECT 1 FROM pragma_index_list(?1) l, pragma_index_xinfo(l.name) x
+                           WHERE l.partial OR x.cid = -2)",
+    )?
+    .query_row([table], |row| row.get(0))
+}
+
 #[derive(PartialEq, Eq)]
 enum Affinity {
     Integer,

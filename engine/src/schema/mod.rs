@@ -46,6 +46,8 @@ pub(crate) struct Table {
     pub(crate) cells: Vec<Column>,
     /// The ids of the cells that are assigned (not counted), ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// Nothing but a collision with another row, or a NULL, keeps a row out.
+    pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
 }
 
@@ -138,6 +140,7 @@ impl Registry {
             let key: Vec<Column> = key.into_iter().map(|(_, column)| column).collect();
             registry.push(Table {
                 sql: TableSql::new(&name, &key, &cells),
+                is_plain: enroll::is_plain(conn, &name)?,
                 id: TableId(id),
                 name,
                 policy,

@@ -1,0 +1,101 @@
+//! What another node's rows cost the node that receives them, as ratios to plain SQLite in the same
+//! run: 100,000 rows in one entry, from the frame to the commit; and how large the entry is on the way.
+
+use littoral::{Entry, Writers};
+use littoral_benches::{
+    Key, Node, Pair, Plain, Setup, UPDATE_BY_KEY, figure, repeats, row_count, rows, value,
+};
+use rusqlite::params;
+
+fn main() {
+    for writers in [Writers::Any, Writers::Origin] {
+        for key in [Key::Integer, Key::Text] {
+            inserts(Setup { writers, ..Setup::new(key) });
+        }
+    }
+    for key in [Key::Integer, Key::Text] {
+        conflicts(Setup::new(key));
+    }
+}
+
+fn inserts(setup: Setup) {
+    let key = setup.key;
+    let rows = rows(row_count(100_000));
+    let mut merges = Vec::new();
+    let mut sizes = (0.0, 0.0);
+    for _ in 0..repeats() {
+        let mut pair = Pair::new(setup);
+        let plain = Plain::new(key);
+        pair.origin.insert(key, &rows);
+        let exchanged = pair.exchange();
+        merges.push((exchanged.edge, plain.insert(key, &rows)));
+        assert_eq!(usize::try_from(count(&pair.edge)), Ok(rows.len()));
+        #[expect(clippy::cast_precision_loss, reason = "bytes of one entry")]
+        let per_row = |bytes: u64| bytes as f64 / rows.len() as f64 / key.row_bytes();
+        sizes = (per_row(newest_entry(&pair.edge)), per_row(exchanged.wire_bytes));
+    }
+    let whose = if setup.writers == Writers::Origin { "-of-origin" } else { "" };
+    figure(&format!("merge-insert-{}{whose}", key.name()), &merges, 2.0);
+    if setup.writers == Writers::Any {
+        value(&format!("wire-entry-bytes-{}", key.name()), sizes.0, 1.1);
+        value(&format!("wire-zstd-bytes-{}", key.name()), sizes.1, 0.8);
+    }
+}
+
+fn conflicts(setup: Setup) {
+    let key = setup.key;
+    let rows = rows(row_count(100_000));
+    let mut incoming_wins = Vec::new();
+    let mut incoming_loses = Vec::new();
+    for _ in 0..repeats() {
+        for (pairs, edge_is_later) in [(&mut incoming_wins, false), (&mut incoming_loses, true)] {
+            let mut pair = Pair::new(setup);
+            let plain = Plain::new(key);
+            pair.origin.insert(key, &rows);
+            plain.insert(key, &rows);
+            pair.exchange();
+            pair.edge.checkpoint();
+            plain.checkpoint();
+            // Neither has heard of the other's update; the later one wins.
+            let (first, second) = if edge_is_later {
+                (&mut pair.origin, &mut pair.edge)
+            } else {
+                (&mut pair.edge, &mut pair.origin)
+            };
+            first.write(|tx| tx.execute("UPDATE item SET qty = qty + 1", []).map(drop));
+            second.advance(std::time::Duration::from_millis(5));
+            second.write(|tx| tx.execute("UPDATE item SET qty = qty + 2", []).map(drop));
+            pair.edge.checkpoint();
+            let before = pair.edge.replica.status().counts.conflicts;
+            let ours = pair.exchange().edge;
+            let conflicts = pair.edge.replica.status().counts.conflicts - before;
+            assert_eq!(conflicts, rows.len() as u64, "every update conflicts");
+            let theirs = plain.each(UPDATE_BY_KEY, &rows, |update, r| {
+                update.execute(params![r.key(key), r.qty + 2]).expect("an update");
+            });
+            pairs.push((ours, theirs));
+        }
+    }
+    figure(&format!("merge-conflict-{}", key.name()), &incoming_wins, 3.0);
+    figure(&format!("merge-conflict-lost-{}", key.name()), &incoming_loses, 3.0);
+}
+
+fn count(node: &Node) -> i64 {
+    let reader = node.replica.db().reader().expect("a reader");
+    let count = reader.connection().query_row("SELECT count(*) FROM item", [], |row| row.get(0));
+    count.expect("a count")
+}
+
+/// The bytes of the newest entry that holds rows.
+fn newest_entry(node: &Node) -> u64 {
+    let reader = node.replica.db().reader().expect("a reader");
+    let bytes: Vec<u8> = reader
+        .connection()
+        .query_row(
+            "SELECT bytes FROM littoral_log ORDER BY length(bytes) DESC LIMIT 1",
+            [],
+            |row| row.get(0),
+        )
+        .expect("an entry");
+    Entry::decode(&bytes).expect("an entry").bytes.len() as u64
+}

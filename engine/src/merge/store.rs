@@ -1,0 +1,255 @@
+//! Writes rows of the user's tables: one statement per operation, kept prepared, or one for many
+//! inserts.
+//!
+//! What is written is decided elsewhere; that a row collides with another is told, not solved.
+
+use crate::{
+    entry::{Cell, CellWrite, RowOp},
+    id::TableId,
+    schema::{Table, row::lend_key},
+    sqlite::{Keeping, Parameters, quoted},
+    value::{ByteReader, ValueRef},
+};
+
+/// What the second word of a statement's name says; the first is the table's id.
+const INSERT: u64 = 1;
+const INSERTS: u64 = 2;
+const DELETE: u64 = 3;
+/// The places of the updated cells follow, one bit each.
+const UPDATE: u64 = 4;
+
+/// SQLite has no table of more columns, in words of 64 bits.
+const MASK_WORDS: usize = 2000 / 64 + 1;
+
+fn name(table: TableId, what: u64) -> [u64; 2] {
+    [table.0.into(), what]
+}
+
+pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
+    conn.run(
+        &name(table.id, INSERT),
+        || table.sql.insert.clone(),
+        |parameters| {
+            lend_key(parameters, table, op.key)?;
+            let places = table.key.len() + 1..;
+            places.zip(op.cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+        },
+    )
+}
+
+/// Inserts a row of which every cell is given encoded.
+pub(super) fn insert_row(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    cells: &[Vec<u8>],
+) -> rusqlite::Result<()> {
+    conn.run(
+        &name(table.id, INSERT),
+        || table.sql.insert.clone(),
+        |parameters| {
+            lend_key(parameters, table, key)?;
+            for (place, cell) in (table.key.len() + 1..).zip(cells) {
+                let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
+                parameters.lend(place, value)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// Writes those cells of an operation that `wins` picks by their place in it.
+pub(super) fn update(
+    conn: &Keeping,
+    table: &Table,
+    op: &RowOp<'_>,
+    wins: impl Fn(usize) -> bool,
+) -> rusqlite::Result<()> {
+    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
+    let mut name = [0; 2 + MASK_WORDS];
+    name[0] = table.id.0.into();
+    name[1] = UPDATE;
+    for place in winning().filter_map(|cell| table.cell(cell.column)) {
+        name[2 + place / 64] |= 1 << (place % 64);
+    }
+    let name = &name[..2 + table.cells.len().div_ceil(64)];
+    if name[2..].iter().all(|word| *word == 0) {
+        return Ok(());
+    }
+    conn.run(
+        name,
+        || update_sql(table, winning()),
+        |parameters| {
+            lend_key(parameters, table, op.key)?;
+            let places = table.key.len() + 1..;
+            places.zip(winning()).try_for_each(|(place, cell)| lend(parameters, place, cell))
+        },
+    )
+}
+
+fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
+    let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
+    let mut place = table.key.len();
+    for cell in cells {
+        let Some(column) = table.cell(cell.column) else { continue };
+        let name = quoted(&table.cells[column].name);
+        place += 1;
+        let comma = if place == table.key.len() + 1 { "" } else { ", " };
+        match cell.write {
+            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
+            CellWrite::Add(_) => {
+                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
+            }
+        }
+    }
+    sql.push_str(" WHERE ");
+    sql.push_str(&table.sql.where_key);
+    sql
+}
+
+pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
+    conn.run(
+        &name(table.id, DELETE),
+        || table.sql.delete.clone(),
+        |parameters| lend_key(parameters, table, op.key),
+    )
+}
+
+fn lend<'v>(
+    parameters: &mut Parameters<'v>,
+    place: usize,
+    cell: &Cell<'v>,
+) -> rusqlite::Result<()> {
+    parameters.lend(place, written(cell.write))
+}
+
+/// What a write binds: the value, or the increment.
+fn written(write: CellWrite<'_>) -> ValueRef<'_> {
+    match write {
+        CellWrite::Assign { value, .. } => value,
+        CellWrite::Add(delta) => ValueRef::Integer(delta),
+    }
+}
+
+pub(super) fn is_collision(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{
+        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
+    };
+    matches!(
+        error,
+        rusqlite::Error::SqliteFailure(failure, _) if matches!(
+            failure.extended_code,
+            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
+        )
+    )
+}
+
+/// Collects inserts of one table and writes many of them with one statement, which costs SQLite half
+/// as much as a statement each.
+#[derive(Debug)]
+pub(super) struct Inserts<'c, 'r> {
+    conn: &'c Keeping,
+    table: Option<&'c Table>,
+    /// Of every row its key, then its cells.
+    values: Vec<ValueRef<'r>>,
+    /// Of every row the place of its operation in the entry.
+    places: Vec<u64>,
+}
+
+impl<'c, 'r> Inserts<'c, 'r> {
+    /// Rows of one statement at most.
+    const ROWS: usize = 32;
+
+    /// Parameters of one statement at most, beside those of a single row.
+    const PARAMETERS: usize = 512;
+
+    pub(super) fn new(conn: &'c Keeping) -> Self {
+        Self { conn, table: None, values: Vec::new(), places: Vec::new() }
+    }
+
+    /// Whether an insert may be collected.
+    pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
+        let mut key = ByteReader::new(op.key);
+        table.is_plain
+            && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
+    }
+
+    /// Collects the insert at that place in its entry. Those that are found to collide go to
+    /// `collided`.
+    pub(super) fn push(
+        &mut self,
+        table: &'c Table,
+        at: u64,
+        key: &'r [u8],
+        cells: &[Cell<'r>],
+        collided: &mut Vec<u64>,
+    ) -> rusqlite::Result<()> {
+        if self.table.is_some_and(|collecting| collecting.id != table.id) {
+            self.flush(collided)?;
+        }
+        self.table = Some(table);
+        let mut reader = ByteReader::new(key);
+        let parts = table.key.iter().map_while(|_| reader.key_part().ok());
+        self.values.extend(parts.filter_map(|part| part.lent()));
+        self.values.extend(cells.iter().map(|cell| written(cell.write)));
+        self.places.push(at);
+        if self.places.len() == Self::rows_at_once(table) { self.flush(collided) } else { Ok(()) }
+    }
+
+    fn rows_at_once(table: &Table) -> usize {
+        (Self::PARAMETERS / (table.key.len() + table.cells.len())).clamp(1, Self::ROWS)
+    }
+
+    /// Writes what was collected.
+    pub(super) fn flush(&mut self, collided: &mut Vec<u64>) -> rusqlite::Result<()> {
+        let Some(table) = self.table.take() else { return Ok(()) };
+        let width = table.key.len() + table.cells.len();
+        let mut done = 0;
+        if self.places.len() == Self::rows_at_once(table) {
+            let sql = || insert_many_sql(table, self.places.len());
+            match self.write(&name(table.id, INSERTS), sql, &self.values) {
+                Ok(()) => done = self.places.len(),
+                // OR FAIL: the rows before the one that collided are in, and counted.
+                Err(error) if is_collision(&error) => {
+                    done = usize::try_from(self.conn.changes()).unwrap_or(0);
+                    collided.extend(self.places.get(done));
+                    done += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for (values, at) in self.values.chunks(width).zip(&self.places).skip(done) {
+            match self.write(&name(table.id, INSERT), || table.sql.insert.clone(), values) {
+                Err(error) if is_collision(&error) => collided.push(*at),
+                result => result?,
+            }
+        }
+        self.values.clear();
+        self.places.clear();
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        name: &[u64],
+        sql: impl FnOnce() -> String,
+        values: &[ValueRef<'r>],
+    ) -> rusqlite::Result<()> {
+        self.conn.run(name, sql, |parameters| {
+            (1..).zip(values).try_for_each(|(place, value)| parameters.lend(place, *value))
+        })
+    }
+}
+
+fn insert_many_sql(table: &Table, rows: usize) -> String {
+    let width = table.key.len() + table.cells.len();
+    let columns: Vec<String> =
+        table.key.iter().chain(&table.cells).map(|column| quoted(&column.name)).collect();
+    let row = format!("({})", vec!["?"; width].join(", "));
+    format!(
+        "INSERT OR FAIL INTO {}({}) VALUES {}",
+        quoted(&table.name),
+        columns.join(", "),
+        vec![row; rows].join(", ")
+    )
+}
