@@ -40,13 +40,19 @@ pub enum Bug {
     RelayForgotten,
     /// Clocks of entries applied before the restart are lost.
     ClocksNotReplayed,
+    /// A sender passes over an entry that the receiver holds.
+    HoldSkipped,
     /// What was received of a large entry is taken for the beginning of another one.
     SpoolOfAnother,
+    /// A large entry is applied in several transactions.
+    LargeInPieces,
+    /// Rows of a failed statement stay in the entry if they were on disk already.
+    SpilledRowsKept,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -61,6 +67,10 @@ impl Bug {
         Self::SawIgnored,
         Self::RelayForgotten,
         Self::ClocksNotReplayed,
+        Self::HoldSkipped,
+        Self::SpoolOfAnother,
+        Self::LargeInPieces,
+        Self::SpilledRowsKept,
     ];
 }
 

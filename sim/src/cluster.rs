@@ -28,7 +28,9 @@ use crate::{
     fault::Stop,
     machine::{Machine, StopPlan, node},
     network::{Arrival, Network, Port},
-    oracle::{Check, Failure, Oracle, Promise, broken, jobs::JobCounts, sights, unreadable},
+    oracle::{
+        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, sights, spools, unreadable,
+    },
     trace::Trace,
     workload::{JobId, PlannedJob},
     world::{Options, World},
@@ -411,6 +413,7 @@ impl Cluster {
         }
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let reader = engine.reader.connection();
+        spools::look(number, reader, &self.machines[number].plan.sizes)?;
         if draw.percent(20) {
             return self.oracle.compare(number, reader);
         }

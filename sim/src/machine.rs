@@ -152,6 +152,7 @@ impl Machine {
         let mut builder = Replica::builder(self.identity.clone())
             .vfs(vfs::NAME)
             .synchronous(synchronous)
+            .sizes(self.plan.sizes)
             .verify_capture();
         if let Some(machines) = origin_of {
             builder = builder.genesis(genesis(machines));

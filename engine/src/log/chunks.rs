@@ -164,7 +164,7 @@ impl LargeEntry {
         chunks: ChunksId,
     ) -> Result<Self, ChunkError> {
         let mut reader = SegmentReader::new(chunks, name.length);
-        reader.hasher = Some(blake3::Hasher::new());
+        reader.hasher = Some(Box::default());
         let header = reader.header(conn)?;
         while reader.next(conn)?.is_some() {}
         let digest = reader.hasher.take().map(|hasher| Digest(*hasher.finalize().as_bytes()));
@@ -204,7 +204,7 @@ pub(crate) struct SegmentReader {
     /// Bytes taken from chunks; those before `at` were read.
     buffer: Vec<u8>,
     at: usize,
-    hasher: Option<blake3::Hasher>,
+    hasher: Option<Box<blake3::Hasher>>,
 }
 
 impl SegmentReader {

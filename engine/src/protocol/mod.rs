@@ -178,8 +178,8 @@ impl PeerSession {
                 Ok(Received::Large(name))
             }
             Payload::Chunk(dot, offset, bytes) => {
-                self.check_chunk(dot, offset, &bytes)?;
-                Ok(Received::Chunk(dot, offset, bytes))
+                let wanted = self.check_chunk(dot, offset, &bytes)?;
+                Ok(if wanted { Received::Chunk(dot, offset, bytes) } else { Received::Nothing })
             }
         }
     }

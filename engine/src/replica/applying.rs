@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     contested::Effects,
     driver::{Event, Output},
-    entry::{EntryHeader, Logged, Member, Membership, Segment},
+    entry::{EntryHeader, LargeName, Logged, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion},
     limits::APPLY_BATCH_BYTES,
@@ -193,6 +193,12 @@ impl Replica {
 
     pub(super) fn apply(&mut self, entry: &Logged) -> Result<Tally, ApplyError> {
         let tally = self.apply_segments(entry, false)?;
+        if let Logged::Whole(entry) = entry
+            && self.spools.holds(entry.header.dot)
+        {
+            // To its author it was large, to another node it was not.
+            LargeName::remove(self.writer.apply(), entry.header.dot)?;
+        }
         self.log.append(self.writer.apply(), entry.clone())?;
         Ok(tally)
     }
@@ -212,6 +218,9 @@ impl Replica {
             segments.next(self.writer.apply()).map_err(|error| (header.dot, error))?
         {
             if let Segment::Rows(rows) = segment {
+                if total.rows > 0 && planted(Bug::LargeInPieces) {
+                    self.writer.apply().execute_batch("COMMIT; BEGIN IMMEDIATE")?;
+                }
                 let registry = Arc::clone(&self.registry);
                 let mut applier = self.applier(&registry, origin, &mut waiting);
                 if again {

@@ -128,6 +128,11 @@ impl Spools {
         self.by_dot.get(&name.dot)?.complete
     }
 
+    /// Whether there is one of this entry.
+    pub(super) fn holds(&self, dot: Dot) -> bool {
+        self.by_dot.contains_key(&dot)
+    }
+
     /// When the first one is given up.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let alone = self.by_dot.values().filter(|spool| spool.sender.is_none());
@@ -185,7 +190,10 @@ impl Replica {
             return Ok(());
         }
         let known = self.spools.by_dot.get(&dot);
-        let other = known.is_some_and(|spool| spool.name != name) && !planted(Bug::SpoolOfAnother);
+        if known.is_none() && planted(Bug::SpoolOfAnother) {
+            return self.take_spool_of_another(peer, name);
+        }
+        let other = known.is_some_and(|spool| spool.name != name);
         if other && known.is_some_and(|spool| spool.sender.is_none()) {
             // Nobody offers any more what was begun.
             self.remove_spool(dot)?;
@@ -218,6 +226,30 @@ impl Replica {
                 Ok(())
             }
         }
+    }
+
+    /// The planted bug [`Bug::SpoolOfAnother`].
+    fn take_spool_of_another(
+        &mut self,
+        peer: PeerId,
+        name: LargeName,
+    ) -> Result<(), ProtocolError> {
+        let conn = self.writer.apply();
+        let chunks = ChunksId::unused(conn)?;
+        let mut bytes = Vec::new();
+        if let Some(other) = self.spools.by_dot.values().find(|spool| spool.sender.is_none()) {
+            other.chunks.read(conn, 0, &mut bytes)?;
+            bytes.truncate(usize::try_from(name.length - 1).unwrap_or(usize::MAX));
+        }
+        name.put(conn, chunks)?;
+        if !bytes.is_empty() {
+            chunks.put(conn, 0, &bytes)?;
+        }
+        let received = bytes.len() as u64;
+        let spool = Spool::new(name, chunks, received, self.now.mono);
+        self.spools.by_dot.insert(name.dot, Spool { sender: Some(peer), ..spool });
+        self.say(peer, |session| session.resume(name.dot, received));
+        Ok(())
     }
 
     fn has_room_for(&self, name: &LargeName) -> bool {
@@ -276,15 +308,19 @@ impl Replica {
         Ok(())
     }
 
-    /// Large entries were applied: their chunks are the log's, and links held for them go on.
+    /// Entries were applied: chunks of large ones are the log's now, and links held for them go on.
     pub(super) fn spools_applied<'e>(&mut self, entries: impl Iterator<Item = &'e Logged>) {
+        if self.spools.by_dot.is_empty() {
+            return;
+        }
         let mut others = BTreeSet::new();
         for entry in entries {
-            let Logged::Large(LargeEntry { header, .. }) = entry else { continue };
-            if self.log.head(header.dot.author).seq >= header.dot.seq
-                && let Some(spool) = self.spools.by_dot.remove(&header.dot)
+            let dot = entry.header().dot;
+            if self.log.head(dot.author).seq >= dot.seq
+                && let Some(spool) = self.spools.by_dot.remove(&dot)
             {
                 others.extend(spool.held);
+                others.extend(spool.sender.filter(|_| spool.complete.is_none()));
             }
         }
         self.offer_again(others);

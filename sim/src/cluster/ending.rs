@@ -5,7 +5,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, Stage};
 use crate::{
     disk::vfs,
-    oracle::{Check, Failure, Promise, broken, convergence, unreadable},
+    oracle::{Check, Failure, Promise, broken, convergence, spools, unreadable},
     workload::PlannedJob,
 };
 
@@ -117,6 +117,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let Some(engine) = &self.machines[number].engine else { continue };
             self.oracle.compare(number, engine.reader.connection())?;
+            spools::none_left(number, engine.reader.connection())?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
         let digest = first.reader.digest().map_err(unreadable(0))?;

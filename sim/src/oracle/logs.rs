@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, shadow::Shadow, unreadable};
+use super::{Check, Promise, broken, shadow::Shadow, spools, unreadable};
 
 /// Which machines hold an entry.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +67,11 @@ impl Logs {
             let lsn: i64 = row.get(0).map_err(&failed)?;
             let author: i64 = row.get(1).map_err(&failed)?;
             let seq: i64 = row.get(2).map_err(&failed)?;
-            let bytes = row.get_ref(3).map_err(&failed)?;
-            let bytes = bytes.as_blob().unwrap_or_default();
-            let entry = match Entry::decode(bytes) {
+            let mut bytes: Vec<u8> = row.get(3).map_err(&failed)?;
+            if bytes.is_empty() {
+                bytes = spools::chunks_of(reader, author, seq).map_err(&failed)?;
+            }
+            let entry = match Entry::decode(&bytes) {
                 Ok(entry) => entry,
                 Err(error) => {
                     return broken(

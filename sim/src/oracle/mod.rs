@@ -7,6 +7,7 @@
 //! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
 //! - [`jobs`]: what was answered is true and stays true;
 //! - [`sights`]: readers see whole transactions;
+//! - [`spools`]: large entries are kept whole, and nothing else of them;
 //! - [`convergence`]: in the end everybody holds the same.
 
 pub(crate) mod convergence;
@@ -14,6 +15,7 @@ pub(crate) mod jobs;
 pub(crate) mod logs;
 pub(crate) mod shadow;
 pub(crate) mod sights;
+pub(crate) mod spools;
 
 use std::fmt;
 
@@ -62,6 +64,8 @@ pub(crate) enum Promise {
     Determinism,
     /// A file opens after any crash, and a healthy replica goes on.
     Availability,
+    /// What is kept stays within its bounds.
+    Bounds,
 }
 
 impl fmt::Display for Promise {
@@ -78,6 +82,7 @@ impl fmt::Display for Promise {
             Self::Answers => "answers",
             Self::Determinism => "determinism",
             Self::Availability => "availability",
+            Self::Bounds => "bounds",
         })
     }
 }
