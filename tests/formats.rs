@@ -71,7 +71,7 @@ fn header(seq: u64, hlc: u64, schema: u32) -> EntryHeader {
 #[test]
 fn the_file_has_an_entry_for_each_kind_of_segment() {
     let names: Vec<&str> = golden().into_keys().collect();
-    assert_eq!(names, ["ddl", "membership", "mixed", "policy", "rows"]);
+    assert_eq!(names, ["ddl", "membership", "mixed", "policy", "rows", "sequence"]);
 }
 
 #[test]
@@ -203,6 +203,16 @@ fn segments_come_in_their_order_and_what_is_optional_is_passed_over() {
     assert_eq!(
         segments(&entry),
         [Segment::Ddl(vec!["a".to_owned()]), Segment::Rows(&[]), Segment::Ddl(Vec::new())]
+    );
+}
+
+#[test]
+fn sequences_are_read() {
+    let entry = entry("sequence");
+    assert_eq!(entry.header, header(5, (MS + 2) << 16, 1));
+    assert_eq!(
+        segments(&entry),
+        [Segment::Sequence(vec![(TableId(1), 90), (TableId(70_000), -1)])]
     );
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct RowEvent<'e> {
     pub(crate) table: &'e [u8],
     /// The row is about to be changed by `sqlite3_blob_write`, and the new value is not told.
     pub(crate) blob_write: bool,
+    /// Before and after; one of them counts for an insert or a delete, none for a table WITHOUT ROWID.
+    rowids: [i64; 2],
     lifetime: PhantomData<&'e ()>,
 }
 
@@ -48,15 +50,24 @@ pub(crate) struct RowEvent<'e> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Untold(pub(crate) c_int);
 
+/// What stands for a column's number where the rowid is meant.
+pub(crate) const ROWID: usize = usize::MAX;
+
 impl<'e> RowEvent<'e> {
     /// The value before an update or a delete.
     pub(crate) fn before(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+        if column == ROWID {
+            return Ok(ValueRef::Integer(self.rowids[0]));
+        }
         // SAFETY: `self` exists only within the hook's call, where SQLite allows this.
         unsafe { self.value(column, ffi::sqlite3_preupdate_old) }
     }
 
     /// The value after an insert or an update.
     pub(crate) fn after(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+        if column == ROWID {
+            return Ok(ValueRef::Integer(self.rowids[1]));
+        }
         // SAFETY: as above.
         unsafe { self.value(column, ffi::sqlite3_preupdate_new) }
     }
@@ -170,8 +181,8 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
     op: c_int,
     schema: *const c_char,
     table: *const c_char,
-    _old_rowid: ffi::sqlite3_int64,
-    _new_rowid: ffi::sqlite3_int64,
+    old_rowid: ffi::sqlite3_int64,
+    new_rowid: ffi::sqlite3_int64,
 ) {
     // SAFETY: SQLite passes names that end in a zero and live while the hook runs.
     let (schema, table) = unsafe { (CStr::from_ptr(schema), CStr::from_ptr(table)) };
@@ -187,7 +198,9 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
     let blob_write = unsafe { ffi::sqlite3_preupdate_blobwrite(db) } >= 0;
     // SAFETY: `context` is the mutex of a `Hooked<S>` that is alive, since its connection is.
     let sink = unsafe { &*context.cast::<Mutex<S>>() };
-    let event = RowEvent { db, change, table: table.to_bytes(), blob_write, lifetime: PhantomData };
+    let rowids = [old_rowid, new_rowid];
+    let table = table.to_bytes();
+    let event = RowEvent { db, change, table, blob_write, rowids, lifetime: PhantomData };
     sink.lock().row(&event);
 }
 

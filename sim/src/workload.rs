@@ -7,7 +7,8 @@
 //! - the two rows of a pair in `pair` hold the same token, or both are missing;
 //! - the balances in `account` sum to zero;
 //! - every `tally` equals the sum of its rows in `ledger`; a job writes its own number there;
-//! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted.
+//! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted;
+//! - no two rows of `ticket` ever had the same key, which `stub` remembers.
 
 mod author;
 
@@ -52,6 +53,12 @@ CREATE TABLE purchase (
 CREATE TABLE refund (
   id INTEGER PRIMARY KEY,
   purchase INTEGER NOT NULL REFERENCES purchase (id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE handle (
+  name TEXT COLLATE NOCASE NOT NULL PRIMARY KEY, mail TEXT, hits INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE jotting (line TEXT UNIQUE, at);
+CREATE TABLE ticket (id INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT UNIQUE);
+CREATE TABLE stub (id INTEGER PRIMARY KEY);
+CREATE TRIGGER ticket_stub AFTER INSERT ON ticket BEGIN INSERT INTO stub VALUES (new.id); END;
 CREATE TRIGGER item_guard BEFORE INSERT ON item WHEN new.name = 'forbidden'
 BEGIN SELECT raise(ABORT, 'forbidden'); END;
 CREATE TRIGGER item_echo AFTER UPDATE OF name ON item
@@ -67,6 +74,10 @@ pub(crate) struct TableShape {
     pub(crate) key: &'static [&'static str],
     /// Its counters; `None` if only the origin writes it.
     pub(crate) counters: Option<&'static [&'static str]>,
+    /// Whether its key compares text without regard to case.
+    pub(crate) nocase: bool,
+    /// Whether equal keys may differ in bytes, and then which parts of the key are REAL.
+    pub(crate) spelled: Option<&'static [bool]>,
 }
 
 const fn any(
@@ -74,19 +85,37 @@ const fn any(
     key: &'static [&'static str],
     counters: &'static [&'static str],
 ) -> TableShape {
-    TableShape { name, key, counters: Some(counters) }
+    TableShape { name, key, counters: Some(counters), nocase: false, spelled: None }
 }
 
 const fn origin(name: &'static str) -> TableShape {
-    TableShape { name, key: &["id"], counters: None }
+    TableShape { name, key: &["id"], counters: None, nocase: false, spelled: None }
+}
+
+impl TableShape {
+    const fn spelled(mut self, real: &'static [bool]) -> Self {
+        self.spelled = Some(real);
+        self
+    }
+
+    const fn nocase(mut self) -> Self {
+        self.nocase = true;
+        self
+    }
+
+    const fn by_rowid(mut self) -> Self {
+        self.key = &["rowid"];
+        self
+    }
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 13] = [
+pub(crate) const TABLES: [TableShape; 17] = [
     any("item", &["id"], &["stock", "sold"]),
     any("cart", &["owner", "sku"], &["quantity"]),
-    any("loose", &["k"], &["seen"]),
-    any("scale", &["part", "k"], &[]),
+    any("loose", &["k"], &["seen"]).spelled(&[false]),
+    any("scale", &["part", "k"], &[]).spelled(&[false, true]),
+    any("handle", &["name"], &["hits"]).spelled(&[false]).nocase(),
     any("echo", &["id"], &[]),
     any("pair", &["id"], &[]),
     any("account", &["id"], &["balance"]),
@@ -96,6 +125,9 @@ pub(crate) const TABLES: [TableShape; 13] = [
     origin("holder"),
     origin("purchase"),
     origin("refund"),
+    origin("jotting").by_rowid(),
+    origin("ticket"),
+    origin("stub"),
 ];
 
 /// The policies that belong to [`SCHEMA`].
@@ -116,7 +148,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 5] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 6] = [
     (
         "half of a transaction on a pair",
         "SELECT count(*) FROM pair a LEFT JOIN pair b ON b.id = a.id + 1 - 2 * (a.id % 2)
@@ -135,6 +167,10 @@ pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 5] = [
     (
         "a refund without its purchase",
         "SELECT count(*) FROM refund WHERE purchase NOT IN (SELECT id FROM purchase)",
+    ),
+    (
+        "a ticket without its stub",
+        "SELECT count(*) FROM ticket WHERE id NOT IN (SELECT id FROM stub)",
     ),
 ];
 
@@ -182,6 +218,7 @@ enum Act {
     BreakRule,
     CartAdd,
     CartChange,
+    Handle,
     Loose,
     Scale,
     Pair,
@@ -192,7 +229,7 @@ enum Act {
     Abort,
 }
 
-const ACTS: [Act; 24] = [
+const ACTS: [Act; 25] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -209,6 +246,7 @@ const ACTS: [Act; 24] = [
     Act::BreakRule,
     Act::CartAdd,
     Act::CartChange,
+    Act::Handle,
     Act::Loose,
     Act::Scale,
     Act::Pair,

@@ -13,6 +13,7 @@ use crate::{
     },
     error::WriteError,
     hlc::Stamp,
+    id::TableId,
     log::chunks::Draft,
     policy::ColumnType,
     schema::{Column, Table},
@@ -21,10 +22,11 @@ use crate::{
     version::Dot,
 };
 
-/// Writes down what was captured, as seen by a replica with these clocks, for the entry with this
-/// stamp. Gives the clocks to install once it has committed.
+/// Writes down what was captured, and the keys that AUTOINCREMENT has handed out, as seen by a replica
+/// with these clocks, for the entry with this stamp. Gives the clocks to install once it has committed.
 pub(crate) fn encode(
     captured: &Captured,
+    sequences: &[(TableId, i64)],
     contested: &Contested,
     stamp: Stamp,
     draft: &mut Draft<'_>,
@@ -42,6 +44,9 @@ pub(crate) fn encode(
         Ok(())
     })?;
     draft.rows(&mut encoder.writer)?;
+    if !sequences.is_empty() {
+        draft.segment(|body| body.push_sequences(sequences))?;
+    }
     Ok(encoder.clocks.finish())
 }
 

@@ -15,10 +15,10 @@ use crate::{
         mask::{ChangeMask, Changeable},
     },
     error::WriteError,
-    schema::{Registry, Table, row::read_row},
+    schema::{Registry, Table, row::read_row, spelling::put_spelling},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
     testing::{Bug, planted},
-    value::{ValueRef, integral, put_cell, put_key_part, put_varint},
+    value::{ValueRef, put_cell, put_key_part, put_varint},
 };
 
 /// Row events of the transaction under way.
@@ -45,6 +45,9 @@ pub(crate) struct Recorder {
 struct Tape {
     arena: Vec<u8>,
     events: Vec<Event>,
+    /// Tables with AUTOINCREMENT that were inserted into, each with the ordinal of the first event that
+    /// did.
+    counted: Vec<(u32, u64)>,
     /// Events before those, on disk.
     runs: Option<Runs>,
     /// How many events were put on disk, or taken back there.
@@ -150,6 +153,7 @@ impl Recorder {
         const KEPT_BYTES: usize = 16 << 20;
         self.tape.arena.clear();
         self.tape.arena.shrink_to(KEPT_BYTES);
+        self.tape.counted.clear();
         self.tape.events.clear();
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
         self.tape.runs = None;
@@ -182,6 +186,11 @@ impl Recorder {
     pub(crate) fn put_back(&mut self, captured: Captured) {
         debug_assert!(self.is_empty(), "nothing is captured meanwhile");
         self.tape = captured.tape;
+    }
+
+    /// The tables with AUTOINCREMENT that were inserted into, even if nothing is left of it.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = &Table> {
+        self.tape.counted.iter().map(|(table, _)| &self.registry.tables()[*table as usize])
     }
 
     /// The first value that cannot be replicated, if one was captured.
@@ -277,13 +286,11 @@ impl Recorder {
         };
         match change {
             None => self.tape.arena.truncate(key_start),
-            Some(change) => self.tape.events.push(Event {
-                table: suspect.table,
-                change,
-                key: key_start,
-                cells: cells_start,
-                end: self.tape.arena.len(),
-            }),
+            Some(change) => {
+                let registry = Arc::clone(&self.registry);
+                let table = &registry.tables()[suspect.table as usize];
+                self.tape.push(table, suspect.table, change, key_start, cells_start);
+            }
         }
     }
 
@@ -428,6 +435,7 @@ impl Tape {
     }
 
     fn back_to(&mut self, mark: Mark) {
+        self.counted.retain(|(_, first)| *first < mark.events);
         match (mark.events.checked_sub(self.spilled), &mut self.runs) {
             (None, Some(runs)) => {
                 let total = self.spilled + self.events.len() as u64;
@@ -488,8 +496,14 @@ impl Tape {
         order
     }
 
-    fn push(&mut self, table: u32, change: Change, key: usize, cells: usize) {
-        self.events.push(Event { key, cells, end: self.arena.len(), table, change });
+    fn push(&mut self, table: &Table, index: u32, change: Change, key: usize, cells: usize) {
+        if table.autoincrement
+            && change == Change::Insert
+            && self.counted.iter().all(|(counted, _)| *counted != index)
+        {
+            self.counted.push((index, self.total()));
+        }
+        self.events.push(Event { key, cells, end: self.arena.len(), table: index, change });
     }
 
     fn record(
@@ -524,11 +538,14 @@ impl Tape {
     ) -> Result<(), Untellable> {
         let key = self.key(table, read)?;
         let start = self.arena.len();
-        for column in &table.cells {
-            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
-            put_cell(&mut self.arena, with_affinity(value, column.real));
+        if table.has_spelling() {
+            self.spelling(table, read)?;
         }
-        self.push(index, change, key, start);
+        for column in table.stored() {
+            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            put_cell(&mut self.arena, column.stored(value));
+        }
+        self.push(table, index, change, key, start);
         Ok(())
     }
 
@@ -538,30 +555,40 @@ impl Tape {
         table: &Table,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
-        let key_changed = Cell::new(false);
+        let rewritten = Cell::new(false);
         let key = self.key(table, &|column| {
             let before = event.before(column)?;
             if scope.changeable.contains_key() || scope.verify {
-                key_changed.set(key_changed.get() || event.after(column)? != before);
+                rewritten.set(rewritten.get() || !same(event.after(column)?, before));
             }
             Ok(before)
         })?;
-        if key_changed.get() {
-            assert!(scope.changeable.contains_key(), "a statement changed a key unannounced");
-            // Another key is another row.
-            self.arena.truncate(key);
-            self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
-            return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
-        }
         let start = self.arena.len();
-        for (place, column) in table.cells.iter().enumerate() {
+        if rewritten.get() {
+            assert!(scope.changeable.contains_key(), "a statement changed a key unannounced");
+            let after = self.key(table, &|c| event.after(c))?;
+            let another = self.arena[key..start] != self.arena[after..];
+            self.arena.truncate(start);
+            if another {
+                // Another key is another row.
+                self.arena.truncate(key);
+                self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
+                return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
+            }
+            if table.has_spelling() {
+                put_varint(&mut self.arena, 0);
+                self.spelling(table, &|c| event.before(c))?;
+                self.spelling(table, &|c| event.after(c))?;
+            }
+        }
+        for (place, column) in (usize::from(table.has_spelling())..).zip(table.stored()) {
             let can_change = scope.changeable.contains(place);
             if !can_change && !scope.verify {
                 continue;
             }
             let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = with_affinity(event.before(column.position).map_err(untold)?, column.real);
-            let new = with_affinity(event.after(column.position).map_err(untold)?, column.real);
+            let old = column.stored(event.before(column.position).map_err(untold)?);
+            let new = column.stored(event.after(column.position).map_err(untold)?);
             if !same(old, new) {
                 assert!(
                     can_change,
@@ -576,7 +603,7 @@ impl Tape {
         if self.arena.len() == start {
             self.arena.truncate(key);
         } else {
-            self.push(scope.index, Change::Update, key, start);
+            self.push(table, scope.index, Change::Update, key, start);
         }
         Ok(())
     }
@@ -589,22 +616,31 @@ impl Tape {
         let start = self.arena.len();
         for column in &table.key {
             let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
-            if matches!(value, ValueRef::Real(r) if !column.real && integral(r).is_some()) {
+            if !table.has_spelling() && !column.is_canonical(value) {
                 // Its canonical key is that of the integer, and another node would store that.
                 return Err(Untellable {
                     column: Some(column.name.clone()),
-                    what:
-                        "a key that is a REAL of integer value is not available in this version; \
-                           store an INTEGER, or declare the column REAL"
-                            .to_owned(),
+                    what: "its column's type does not turn this REAL into the INTEGER it equals; \
+                           store the INTEGER"
+                        .to_owned(),
                 });
             }
-            put_key_part(&mut self.arena, value).map_err(|_| Untellable {
+            put_key_part(&mut self.arena, value, column.collation).map_err(|_| Untellable {
                 column: Some(column.name.clone()),
                 what: "a key cannot be NULL".to_owned(),
             })?;
         }
         Ok(start)
+    }
+
+    fn spelling<'e>(
+        &mut self,
+        table: &Table,
+        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+    ) -> Result<(), Untellable> {
+        put_spelling(&mut self.arena, table, |_, column| {
+            read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))
+        })
     }
 }
 
@@ -682,15 +718,6 @@ fn check(table: &Table, row: &NetRow<'_>, stored: Option<&[Vec<u8>]>) {
             }
         }
         (change, stored) => panic!("captured {change:?} of {name}, the file holds {stored:?}"),
-    }
-}
-
-/// What a column stores: SQLite may tell an integer where a REAL column will hold a real.
-#[expect(clippy::cast_precision_loss, reason = "REAL affinity rounds just so")]
-fn with_affinity(value: ValueRef<'_>, real: bool) -> ValueRef<'_> {
-    match value {
-        ValueRef::Integer(n) if real => ValueRef::Real(n as f64),
-        other => other,
     }
 }
 

@@ -16,12 +16,12 @@ use crate::{
     entry::{EntryHeader, Logged, Segment, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
-    id::{AuthorId, Lsn, Ticket},
+    id::{AuthorId, Lsn, TableId, Ticket},
     log::{
         Log,
         chunks::{ChunkError, Draft},
     },
-    schema::Registry,
+    schema::{Registry, catalog},
     sqlite,
     testing::{Bug, planted},
     time::WallTime,
@@ -207,8 +207,9 @@ impl Writer {
             return Ok(None);
         }
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
+        let sequences = self.sequences()?;
         let captured = self.user().sink().take()?;
-        let written = self.as_engine(|conn| self.write_entry(conn, &captured, local));
+        let written = self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, local));
         self.user().sink().put_back(captured);
         written
     }
@@ -218,6 +219,7 @@ impl Writer {
         &self,
         conn: &Connection,
         captured: &Captured,
+        sequences: &[(TableId, i64)],
         local: &mut Local<'_>,
     ) -> Result<Option<Written>, WriteError> {
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
@@ -232,10 +234,24 @@ impl Writer {
             under: 0,
         };
         let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
-        let clocks = encode(captured, local.contested, header.stamp(), &mut draft)?;
+        let clocks = encode(captured, sequences, local.contested, header.stamp(), &mut draft)?;
         let Some(entry) = draft.finish()? else { return Ok(None) };
         local.log.append(conn, entry)?;
         Ok(Some(Written { dot: header.dot, clocks }))
+    }
+}
+
+impl Writer {
+    /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
+    fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
+        let counted: Vec<(TableId, String)> =
+            self.user().sink().counted().map(|table| (table.id, table.name.clone())).collect();
+        let mut sequences = Vec::new();
+        for (table, name) in counted {
+            sequences.push((table, self.as_engine(|conn| catalog::sequence(conn, &name))?));
+        }
+        sequences.sort_unstable();
+        Ok(sequences)
     }
 }
 

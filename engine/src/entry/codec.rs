@@ -33,6 +33,7 @@ const TAG_ROWS: u64 = 32;
 const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
+const TAG_SEQUENCE: u64 = 46;
 
 /// No entry's bytes outside its segments are more than this.
 pub(crate) const HEADER_BYTES_MAX: usize = 256;
@@ -70,6 +71,15 @@ impl Body {
             put_prefixed(&mut field, &one);
         }
         self.field(TAG_POLICY, field);
+    }
+
+    pub(crate) fn push_sequences(&mut self, sequences: &[(TableId, i64)]) {
+        let mut field = Vec::new();
+        for (table, last) in sequences {
+            put_varint(&mut field, u64::from(table.0));
+            put_zigzag(&mut field, *last);
+        }
+        self.field(TAG_SEQUENCE, field);
     }
 
     pub(crate) fn push_join(&mut self, member: &Member) {
@@ -450,6 +460,7 @@ pub(crate) fn decode_segment(
         TAG_DDL => Segment::Ddl(read_ddl(contents)?),
         TAG_POLICY => Segment::Policy(read_policy(contents)?),
         TAG_MEMBERSHIP => Segment::Membership(read_whole(contents, read_membership)?),
+        TAG_SEQUENCE => Segment::Sequence(read_sequences(contents)?),
         _ if tag % 2 == 1 => return Ok(None),
         _ => return Err(DecodeError::Unknown("segment")),
     }))
@@ -462,6 +473,15 @@ fn read_ddl(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
         statements.push(reader.string()?.to_owned());
     }
     Ok(statements)
+}
+
+fn read_sequences(bytes: &[u8]) -> Result<Vec<(TableId, i64)>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let mut sequences = Vec::new();
+    while !reader.is_empty() {
+        sequences.push((TableId(reader.varint_u32()?), reader.zigzag()?));
+    }
+    Ok(sequences)
 }
 
 fn read_policy(bytes: &[u8]) -> Result<Vec<TableDeclaration>, DecodeError> {

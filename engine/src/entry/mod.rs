@@ -69,6 +69,8 @@ pub enum Segment<'a> {
     Policy(Vec<TableDeclaration>),
     /// A change of who is a member; written by the origin only.
     Membership(Membership),
+    /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
+    Sequence(Vec<(TableId, i64)>),
 }
 
 /// Gives a table its id, and its columns theirs.

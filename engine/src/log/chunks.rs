@@ -310,6 +310,17 @@ impl<'c> Draft<'c> {
         Ok(())
     }
 
+    /// Adds segments of other kinds than rows.
+    pub(crate) fn segment(&mut self, push: impl FnOnce(&mut Body)) -> Result<(), WriteError> {
+        push(&mut self.body);
+        // Of an entry that is large already the body holds only what was just pushed.
+        let more = if self.large.is_some() { self.body.len() } else { 0 };
+        if self.becomes_large(more)? {
+            self.chunks()?;
+        }
+        Ok(())
+    }
+
     /// Whether the entry is too large for memory with so many more bytes.
     fn becomes_large(&self, more: usize) -> Result<bool, WriteError> {
         let before = match &self.large {
@@ -325,16 +336,19 @@ impl<'c> Draft<'c> {
 
     /// The chunks, with all that came before in them.
     fn chunks(&mut self) -> rusqlite::Result<&mut ChunkWriter<'c>> {
-        if self.large.is_none() {
-            let mut large = ChunkWriter::new(self.conn, self.sizes.chunk)?;
-            large.write(&encode_header(&self.header))?;
-            for (head, contents) in self.body.take() {
-                large.write(&head)?;
-                large.write(&contents)?;
+        let mut large = match self.large.take() {
+            Some(large) => large,
+            None => {
+                let mut large = ChunkWriter::new(self.conn, self.sizes.chunk)?;
+                large.write(&encode_header(&self.header))?;
+                large
             }
-            self.large = Some(large);
+        };
+        for (head, contents) in self.body.take() {
+            large.write(&head)?;
+            large.write(&contents)?;
         }
-        Ok(self.large.as_mut().expect("it was just made"))
+        Ok(self.large.insert(large))
     }
 
     /// The entry; `None` if nothing was written.

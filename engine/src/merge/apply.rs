@@ -7,7 +7,7 @@ use rusqlite::{Connection, functions::FunctionFlags};
 
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
-    entry::{CellWrite, EntryHeader, Logged, RowOp, RowOpKind, Segment, codec::RowsReader},
+    entry::{Cell, CellWrite, EntryHeader, Logged, RowOp, RowOpKind, Segment, codec::RowsReader},
     error::ApplyError,
     id::AuthorId,
     merge::{
@@ -15,7 +15,11 @@ use crate::{
         store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
     policy::ColumnType,
-    schema::{Registry, Table, row::read_row},
+    schema::{
+        Registry, Table,
+        row::read_row,
+        spelling::{check_spelling, split_spelling},
+    },
     sqlite::Keeping,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef, put_cell},
@@ -280,6 +284,10 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     }
     if op.kind == RowOpKind::Insert && op.cells.len() != table.cells.len() {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
+    }
+    if let (Some(Cell { write: CellWrite::Assign { value, .. }, .. }), _) = split_spelling(op.cells)
+    {
+        check_spelling(table, op.key, *value)?;
     }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {

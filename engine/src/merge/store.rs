@@ -6,7 +6,11 @@
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    schema::{Table, row::lend_key},
+    schema::{
+        Table,
+        row::lend_key,
+        spelling::{KEY_SPELLING, lend_spelled, split_spelling},
+    },
     sqlite::{Keeping, Parameters, quoted},
     value::{ByteReader, ValueRef},
 };
@@ -30,9 +34,11 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
+            let (spelling, cells) = split_spelling(op.cells);
+            let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
+            lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(op.cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            places.zip(cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
         },
     )
 }
@@ -48,12 +54,12 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            lend_key(parameters, table, key)?;
-            for (place, cell) in (table.key.len() + 1..).zip(cells) {
-                let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-                parameters.lend(place, value)?;
-            }
-            Ok(())
+            let mut values =
+                cells.iter().map(|cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null));
+            let spelling = if table.has_spelling() { values.next() } else { None };
+            lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
+            let mut places = table.key.len() + 1..;
+            values.try_for_each(|value| parameters.lend(places.next().unwrap_or(0), value))
         },
     )
 }
@@ -80,9 +86,18 @@ pub(super) fn update(
         name,
         || update_sql(table, winning()),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
-            let places = table.key.len() + 1..;
-            places.zip(winning()).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            lend_key(parameters, 0, table, op.key)?;
+            let mut before = table.key.len();
+            for cell in winning() {
+                if cell.column == KEY_SPELLING {
+                    lend_spelled(parameters, before, table, op.key, written(cell.write))?;
+                    before += table.key.len();
+                } else {
+                    before += 1;
+                    lend(parameters, before, cell)?;
+                }
+            }
+            Ok(())
         },
     )
 }
@@ -90,16 +105,20 @@ pub(super) fn update(
 fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    for cell in cells {
-        let Some(column) = table.cell(cell.column) else { continue };
-        let name = quoted(&table.cells[column].name);
+    let mut set = |name: &str, counted: bool| {
+        let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
+        sql.push_str(&match counted {
+            false => format!("{comma}{name} = ?{place}"),
+            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
+        });
+    };
+    for cell in cells {
+        if cell.column == KEY_SPELLING {
+            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+        } else if let Some(column) = table.cell(cell.column) {
+            let counted = matches!(cell.write, CellWrite::Add(_));
+            set(&quoted(&table.cells[column].name), counted);
         }
     }
     sql.push_str(" WHERE ");
@@ -111,7 +130,7 @@ pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
     conn.run(
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
-        |parameters| lend_key(parameters, table, op.key),
+        |parameters| lend_key(parameters, 0, table, op.key),
     )
 }
 
@@ -171,6 +190,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
     pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
         let mut key = ByteReader::new(op.key);
         table.is_plain
+            && !table.has_spelling()
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 

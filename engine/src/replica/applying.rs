@@ -7,7 +7,7 @@ use crate::{
     driver::{Event, Output},
     entry::{EntryHeader, LargeName, Logged, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
-    id::{AuthorId, Lsn, PeerId, SchemaVersion},
+    id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
     merge::apply::{Applier, Tally, Waiting},
     protocol::message::Register,
@@ -241,7 +241,11 @@ impl Replica {
                 )));
             }
             self.settle(entry, origin, &mut waiting)?;
-            self.apply_decree(segment)?;
+            if let Segment::Sequence(sequences) = segment {
+                self.apply_sequences(header.dot, &sequences)?;
+            } else {
+                self.apply_decree(segment)?;
+            }
         }
         self.settle(entry, origin, &mut waiting)?;
         Ok(total)
@@ -281,7 +285,7 @@ impl Replica {
     pub(super) fn apply_decree(&mut self, segment: Segment<'_>) -> Result<(), ApplyError> {
         let conn = self.writer.apply();
         match segment {
-            Segment::Rows(_) => {}
+            Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
@@ -301,6 +305,22 @@ impl Replica {
                 }
                 self.members.push(member);
             }
+        }
+        Ok(())
+    }
+
+    /// Makes AUTOINCREMENT go on where the origin's does, so that this node never hands out a key again
+    /// once it is origin itself.
+    fn apply_sequences(&self, dot: Dot, sequences: &[(TableId, i64)]) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(dot, error);
+        for (table, last) in sequences {
+            let table =
+                self.registry.by_id(*table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
+            if !table.autoincrement {
+                let what = "a sequence of a table without AUTOINCREMENT";
+                return Err(broken(DecodeError::Invalid(what)));
+            }
+            catalog::set_sequence(self.writer.apply(), &table.name, *last)?;
         }
         Ok(())
     }

@@ -83,6 +83,27 @@ pub(crate) fn set_meta(
     Ok(())
 }
 
+/// The greatest key that AUTOINCREMENT has handed out in a table; 0 if none.
+pub(crate) fn sequence(conn: &Connection, table: &str) -> rusqlite::Result<i64> {
+    let last = conn
+        .prepare_cached("/*littoral*/ SELECT seq FROM sqlite_sequence WHERE name = ?")?
+        .query_row([table], |row| row.get(0))
+        .optional()?;
+    Ok(last.unwrap_or(0))
+}
+
+/// Makes AUTOINCREMENT go on behind `last`.
+pub(crate) fn set_sequence(conn: &Connection, table: &str, last: i64) -> rusqlite::Result<()> {
+    let known = conn
+        .prepare_cached("UPDATE sqlite_sequence SET seq = ?2 WHERE name = ?1")?
+        .execute(params![table, last])?;
+    if known == 0 {
+        conn.prepare_cached("INSERT INTO sqlite_sequence(name, seq) VALUES(?, ?)")?
+            .execute(params![table, last])?;
+    }
+    Ok(())
+}
+
 /// Adds a member.
 pub(crate) fn add_member(conn: &Connection, member: &Member) -> rusqlite::Result<()> {
     conn.execute(

@@ -12,6 +12,7 @@
 
 pub(crate) mod convergence;
 pub(crate) mod jobs;
+pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod shadow;
 pub(crate) mod sights;

@@ -113,6 +113,8 @@ pub(crate) struct Head {
 pub(crate) struct Shadow {
     /// The tables by id.
     pub(crate) tables: BTreeMap<TableId, ShadowTable>,
+    /// The greatest keys that AUTOINCREMENT has handed out, as far as the log says.
+    pub(crate) sequences: BTreeMap<TableId, i64>,
     rows: BTreeMap<(TableId, Vec<u8>), Row>,
     heads: BTreeMap<AuthorId, Head>,
     newest: Hlc,
@@ -165,6 +167,10 @@ impl Shadow {
                     }
                 }
                 Segment::Ddl(_) => self.only_origin(entry, "schema changes")?,
+                Segment::Sequence(sequences) => {
+                    self.only_origin(entry, "sequences")?;
+                    self.sequences.extend(sequences);
+                }
                 Segment::Membership(Membership::Join(_)) => self.only_origin(entry, "joins")?,
             }
         }
@@ -404,59 +410,6 @@ fn assigned(cells: &[Cell<'_>]) -> Vec<(ColumnId, Held)> {
     assigned.collect()
 }
 
-/// The canonical encoding of a key, after docs/format.md.
-pub(crate) fn encode_key<'v>(parts: impl Iterator<Item = &'v Held>) -> Result<Vec<u8>, String> {
-    let mut key = Vec::new();
-    for part in parts {
-        match part {
-            Held::Null => return Err("NULL in a key".to_owned()),
-            Held::Integer(n) => encode_integer(&mut key, *n),
-            Held::Real(bits) => match whole(f64::from_bits(*bits)) {
-                Some(n) => encode_integer(&mut key, n),
-                None => {
-                    key.push(0x21);
-                    let flipped = if bits >> 63 == 1 { !bits } else { bits | 1 << 63 };
-                    key.extend(flipped.to_be_bytes());
-                }
-            },
-            Held::Text(bytes) => encode_bytes(&mut key, 0x30, bytes),
-            Held::Blob(bytes) => encode_bytes(&mut key, 0x31, bytes),
-        }
-    }
-    Ok(key)
-}
-
-/// The integer that has exactly this value.
-#[expect(clippy::cast_possible_truncation, reason = "a cast that does not come back is no match")]
-fn whole(r: f64) -> Option<i64> {
-    let n = r as i64;
-    (n as f64 == r && (n != i64::MAX)).then_some(n)
-}
-
-fn encode_integer(key: &mut Vec<u8>, n: i64) {
-    let magnitude = n.unsigned_abs().to_be_bytes();
-    let digits: Vec<u8> = magnitude.into_iter().skip_while(|byte| *byte == 0).collect();
-    let len = u8::try_from(digits.len()).expect("an integer has eight bytes");
-    if n < 0 {
-        key.push(0x14 - len);
-        key.extend(digits.iter().map(|byte| !byte));
-    } else {
-        key.push(0x14 + len);
-        key.extend(digits);
-    }
-}
-
-fn encode_bytes(key: &mut Vec<u8>, class: u8, bytes: &[u8]) {
-    key.push(class);
-    for &byte in bytes {
-        key.push(byte);
-        if byte == 0 {
-            key.push(0xff);
-        }
-    }
-    key.push(0);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -563,19 +516,5 @@ mod tests {
             (Some(Held::Integer(7)), Some(Held::Integer(1)))
         );
         assert_eq!(case.conflicts.len(), 2);
-    }
-
-    #[test]
-    fn keys_encode_as_the_format_says() {
-        let encode = |parts: &[Held]| encode_key(parts.iter()).unwrap();
-        assert_eq!(encode(&[Held::Integer(0)]), [0x14]);
-        assert_eq!(encode(&[Held::Integer(258)]), [0x16, 1, 2]);
-        assert_eq!(encode(&[Held::Integer(-1)]), [0x13, 0xfe]);
-        assert_eq!(encode(&[Held::Real(2f64.to_bits())]), encode(&[Held::Integer(2)]));
-        assert_eq!(encode(&[Held::Real((-0f64).to_bits())]), [0x14]);
-        assert_eq!(encode(&[Held::Real(1e19f64.to_bits())]).len(), 9);
-        assert_eq!(encode(&[Held::Blob(vec![1])]), [0x31, 1, 0]);
-        let parts = [Held::Text(b"a\0".to_vec()), Held::Integer(7)];
-        assert_eq!(encode(&parts), [0x30, b'a', 0, 0xff, 0, 0x15, 7]);
     }
 }
