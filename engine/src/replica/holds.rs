@@ -10,7 +10,7 @@
 //! - all spools together are no longer than [`SPOOL_BYTES`](crate::limits::SPOOL_BYTES), except for a
 //!   single larger one.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use rusqlite::Connection;
 
@@ -104,8 +104,8 @@ struct Spool {
     /// Received whole, and checked.
     complete: Option<LargeEntry>,
     sender: Option<PeerId>,
-    /// Links that offer the same entry.
-    held: BTreeSet<PeerId>,
+    /// Links that offer an entry of the same dot.
+    held: BTreeMap<PeerId, LargeName>,
     /// Since when it has no sender.
     alone_since: Instant,
 }
@@ -141,7 +141,7 @@ impl Spools {
 
     /// What a link is held for.
     pub(super) fn hold_of(&self, peer: PeerId) -> Option<Hold> {
-        let elsewhere = self.by_dot.values().find(|spool| spool.held.contains(&peer));
+        let elsewhere = self.by_dot.values().find(|spool| spool.held.contains_key(&peer));
         let elsewhere =
             elsewhere.map(|spool| Hold { dot: spool.name.dot, why: HoldReason::ReceivedElsewhere });
         let room = || self.without.get(&peer);
@@ -161,7 +161,7 @@ impl Spools {
 
 impl Spool {
     const fn new(name: LargeName, chunks: ChunksId, received: u64, now: Instant) -> Self {
-        let held = BTreeSet::new();
+        let held = BTreeMap::new();
         Self { name, chunks, received, complete: None, sender: None, held, alone_since: now }
     }
 }
@@ -207,7 +207,7 @@ impl Replica {
                 if received == name.length { self.check_spool(dot) } else { Ok(()) }
             }
             Some(spool) => {
-                spool.held.insert(peer);
+                spool.held.insert(peer, name);
                 self.say(peer, |session| session.hold(dot));
                 Ok(())
             }
@@ -313,14 +313,15 @@ impl Replica {
         if self.spools.by_dot.is_empty() {
             return;
         }
-        let mut others = BTreeSet::new();
+        let mut others = BTreeMap::new();
         for entry in entries {
             let dot = entry.header().dot;
             if self.log.head(dot.author).seq >= dot.seq
                 && let Some(spool) = self.spools.by_dot.remove(&dot)
             {
                 others.extend(spool.held);
-                others.extend(spool.sender.filter(|_| spool.complete.is_none()));
+                let sender = spool.sender.filter(|_| spool.complete.is_none());
+                others.extend(sender.map(|peer| (peer, spool.name)));
             }
         }
         self.offer_again(others);
@@ -328,10 +329,9 @@ impl Replica {
     }
 
     /// Answers again what links offered that were held.
-    fn offer_again(&mut self, peers: BTreeSet<PeerId>) {
-        for peer in peers {
-            let offered = self.incoming.get(&peer).and_then(Incoming::offered);
-            if let Some(name) = offered
+    fn offer_again(&mut self, offers: BTreeMap<PeerId, LargeName>) {
+        for (peer, name) in offers {
+            if self.sessions.contains_key(&peer)
                 && let Err(error) = self.answer_offer(peer, name)
             {
                 self.refuse(peer, &error);
@@ -342,13 +342,13 @@ impl Replica {
     /// Answers links again for whose entries there was no room.
     fn fill_room(&mut self) {
         let without = std::mem::take(&mut self.spools.without);
-        self.offer_again(without.into_keys().collect());
+        self.offer_again(without);
     }
 
     /// A link is gone: another one that is held for the same entry goes on.
     pub(super) fn spools_without(&mut self, peer: PeerId) {
         self.spools.without.remove(&peer);
-        let mut others = BTreeSet::new();
+        let mut others = BTreeMap::new();
         for spool in self.spools.by_dot.values_mut() {
             spool.held.remove(&peer);
             if spool.sender.take_if(|sender| *sender == peer).is_some() {
@@ -383,16 +383,6 @@ impl Replica {
     fn say(&mut self, peer: PeerId, what: impl FnOnce(&mut crate::protocol::PeerSession)) {
         if let Some(session) = self.sessions.get_mut(&peer) {
             what(session);
-        }
-    }
-}
-
-impl Incoming {
-    /// The large entry at which the link's stream stands: nothing comes behind it.
-    fn offered(&self) -> Option<LargeName> {
-        match self.entries.back() {
-            Some(Arrived::Large(name)) => Some(*name),
-            _ => None,
         }
     }
 }

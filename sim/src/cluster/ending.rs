@@ -94,7 +94,11 @@ impl Cluster {
                     .iter()
                     .map(|peer| {
                         let state = if peer.streaming { "streaming" } else { "handshake" };
-                        format!("{} {state}, behind {}", peer.node, peer.behind)
+                        let held = match (peer.holds, peer.held_by_peer) {
+                            (None, None) => String::new(),
+                            (ours, theirs) => format!(", holds {ours:?}, is held at {theirs:?}"),
+                        };
+                        format!("{} {state}, behind {}{held}", peer.node, peer.behind)
                     })
                     .collect();
                 format!(
