@@ -1,13 +1,14 @@
 //! One error enum per operation. Every variant says whether the database changed and what to do.
 
 use crate::{
+    contested::ClockError,
     driver::CloseCode,
     entry::Digest,
     id::{AuthorId, ClusterId, Incarnation, NodeId},
     log::chunks::ChunkError,
     schema::Refusal,
     value::DecodeError,
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// Why a file could not be opened as a replica. Nothing in it was changed, unless a variant says so.
@@ -201,6 +202,15 @@ impl ApplyError {
     pub(crate) fn undecodable(dot: Dot, error: DecodeError) -> Self {
         Self::Undecodable { dot, what: error.to_string() }
     }
+
+    pub(crate) fn clocks(dot: Dot, error: ClockError) -> Self {
+        match error {
+            ClockError::Sqlite(error) => Self::Sqlite(error),
+            ClockError::PassedEpoch | ClockError::Frontier { .. } => {
+                Self::Undecodable { dot, what: error.to_string() }
+            }
+        }
+    }
 }
 
 /// A peer broke the protocol; its link is closed, nothing else happens.
@@ -231,6 +241,8 @@ pub(crate) enum ProtocolError {
     UnknownAuthor(AuthorId),
     #[error("more entries than the credit allows")]
     TooMuch,
+    #[error("entries up to {trimmed} are trimmed at one end, and the other lacks some of them")]
+    TooOld { trimmed: VersionVector },
     #[error("nothing heard for too long")]
     TimedOut,
     #[error("a newer link to the same node took over")]
@@ -252,6 +264,7 @@ impl ProtocolError {
             Self::Gap { .. } | Self::UnknownAuthor(_) => CloseCode::Gap,
             Self::Fork { .. } | Self::ForkedVector { .. } => CloseCode::Fork,
             Self::LostState { .. } => CloseCode::LostState,
+            Self::TooOld { .. } => CloseCode::TooOld,
             Self::TimedOut => CloseCode::TimedOut,
             Self::Replaced => CloseCode::Replaced,
             Self::Storage(_) => CloseCode::Storage,

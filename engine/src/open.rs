@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::{
-    contested::Contested,
+    contested::{Contested, Stable},
     db::{
         File,
         writer::{Synchronous, Writer, configure},
@@ -16,12 +16,13 @@ use crate::{
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
     limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
-    log::{Log, LogError},
+    log::{Log, LogError, Start, Tail},
     protocol::message::Register,
     replica::{Parts, Replica, Spools},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
+    value::{ByteReader, DecodeError},
 };
 
 /// Settings of a replica that is about to be opened.
@@ -127,12 +128,19 @@ impl Builder {
                 Register::decode(&bytes).ok_or(OpenError::DamagedLog { lsn: 0, what })
             })
             .transpose()?;
-        let mut contested = Contested::default();
-        let log = Log::open(&conn, self.sizes, |entry| {
+        let damaged = |what: &str| OpenError::DamagedLog { lsn: 0, what: what.to_owned() };
+        let start = catalog::meta::<Vec<u8>>(&conn, "trimmed")?
+            .map_or_else(|| Ok(Start::default()), |bytes| Start::decode(&bytes))
+            .map_err(|_| damaged("the note of what is trimmed does not decode"))?;
+        let (tail, stable) = catalog::meta::<Vec<u8>>(&conn, "checkpoint")?
+            .map_or_else(|| Ok(Default::default()), |bytes| read_checkpoint(&bytes))
+            .map_err(|_| damaged("the clock checkpoint does not decode"))?;
+        let mut contested = Contested::open(&conn, stable)?;
+        let log = Log::open(&conn, self.sizes, start, tail, |entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
-            crate::db::remember(&mut contested, &registry, &conn, entry).map_err(|e| e.to_string())
+            crate::db::remember(&mut contested, &conn, &registry, entry).map_err(|e| e.to_string())
         })
         .map_err(|error| match error {
             LogError::Sqlite(error) => OpenError::Sqlite(error),
@@ -187,6 +195,12 @@ impl Builder {
         tx.commit()?;
         Ok(())
     }
+}
+
+/// What the last clock checkpoint says beside the clocks.
+fn read_checkpoint(bytes: &[u8]) -> Result<(Tail, Stable), DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    Ok((Tail::decode(&mut reader)?, Stable::decode(&mut reader)?))
 }
 
 fn check_identity(conn: &Connection, identity: &Identity) -> Result<(), OpenError> {

@@ -237,6 +237,41 @@ pub(crate) struct Parameters<'v> {
     lent: PhantomData<&'v [u8]>,
 }
 
+/// A row that a [`Keeping`] statement returns.
+#[derive(Debug)]
+pub(crate) struct Columns<'r> {
+    statement: *mut ffi::sqlite3_stmt,
+    row: PhantomData<&'r [u8]>,
+}
+
+impl<'r> Columns<'r> {
+    /// The value of a column, counted from 0; NULL if there is no such column.
+    pub(crate) fn value(&self, column: usize) -> ValueRef<'r> {
+        let (statement, column) = (self.statement, c_int::try_from(column).unwrap_or(c_int::MAX));
+        // SAFETY: the statement stands on a row, whose values live until it steps on, which is longer
+        // than `'r`; a column that it does not have is NULL. For the order see `value_ref`.
+        unsafe {
+            match ffi::sqlite3_column_type(statement, column) {
+                ffi::SQLITE_INTEGER => {
+                    ValueRef::Integer(ffi::sqlite3_column_int64(statement, column))
+                }
+                ffi::SQLITE_FLOAT => ValueRef::Real(ffi::sqlite3_column_double(statement, column)),
+                ffi::SQLITE_TEXT => {
+                    let start = ffi::sqlite3_column_blob(statement, column);
+                    let len = ffi::sqlite3_column_bytes(statement, column);
+                    ValueRef::Text(bytes(start.cast(), len))
+                }
+                ffi::SQLITE_BLOB => {
+                    let start = ffi::sqlite3_column_blob(statement, column);
+                    let len = ffi::sqlite3_column_bytes(statement, column);
+                    ValueRef::Blob(bytes(start.cast(), len))
+                }
+                _ => ValueRef::Null,
+            }
+        }
+    }
+}
+
 impl Keeping {
     /// More statements than this are not kept; beyond it all are forgotten, which costs time only.
     const KEPT: usize = 2 * crate::limits::STATEMENT_CACHE;
@@ -252,6 +287,17 @@ impl Keeping {
         name: &[u64],
         sql: impl FnOnce() -> String,
         set: impl FnOnce(&mut Parameters<'v>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        self.query(name, sql, set, |_| {})
+    }
+
+    /// As [`Keeping::run`], and gives each row that the statement returns.
+    pub(crate) fn query<'v>(
+        &self,
+        name: &[u64],
+        sql: impl FnOnce() -> String,
+        set: impl FnOnce(&mut Parameters<'v>) -> rusqlite::Result<()>,
+        mut each: impl FnMut(&Columns<'_>),
     ) -> rusqlite::Result<()> {
         // Borrowed until the end, so that nobody runs or finalizes a statement that is running.
         let mut statements = self.statements.borrow_mut();
@@ -276,7 +322,7 @@ impl Keeping {
         let code = loop {
             // SAFETY: as above. What was lent lives for `'v`, which is longer than this call.
             match unsafe { ffi::sqlite3_step(statement) } {
-                ffi::SQLITE_ROW => {}
+                ffi::SQLITE_ROW => each(&Columns { statement, row: PhantomData }),
                 code => break code,
             }
         };

@@ -7,6 +7,7 @@ use crate::{
     entry::Member,
     id::{AuthorId, Lsn, NodeId, PeerId, SchemaVersion},
     policy::TablePolicy,
+    time::WallTime,
     version::{Dot, VersionVector},
 };
 
@@ -35,6 +36,8 @@ pub struct Status {
     pub peers: Vec<PeerStatus>,
     /// Large entries that are being received, or were until their links were lost.
     pub spools: u64,
+    /// What every member has applied, and what holds that back.
+    pub stability: Stability,
     /// Rows that a concurrent write may still meet.
     pub contested_rows: u64,
     /// Counts since the file was opened.
@@ -43,6 +46,32 @@ pub struct Status {
     pub storage_error: Option<String>,
     /// Why the replica has stopped its links or its writes, if it has.
     pub halted: Option<String>,
+}
+
+/// How far the frontier has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stability {
+    /// Number of the newest frontier applied.
+    pub frontier: u64,
+    /// What it covers.
+    pub covered: VersionVector,
+    /// Members that have not acknowledged all that this node has applied, as far as it has heard.
+    pub held_back_by: Vec<Held>,
+    /// Bytes of entries that the log keeps for them, and for what is new.
+    pub log_bytes: u64,
+    /// Bytes of memory that contested clocks take, about.
+    pub contested_bytes: u64,
+}
+
+/// A member that holds the frontier back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The member.
+    pub node: NodeId,
+    /// How many entries it has not acknowledged.
+    pub missing: u64,
+    /// When its newest acknowledgement was heard; `None` if it was not heard since the file was opened.
+    pub heard: Option<WallTime>,
 }
 
 /// A picture of one link.

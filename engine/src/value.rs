@@ -8,7 +8,7 @@
 //! - two keys have equal bytes exactly if SQLite calls every part equal under the key's collations:
 //!   an INTEGER and a REAL of equal value share one encoding, -0.0 is 0, and text is folded.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cmp::Ordering};
 
 /// A borrowed SQLite value. Text is kept as bytes, since SQLite does not check that it is UTF-8.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -23,6 +23,45 @@ pub enum ValueRef<'a> {
     Text(&'a [u8]),
     /// BLOB.
     Blob(&'a [u8]),
+}
+
+impl ValueRef<'_> {
+    /// A total order of all values: NULL, then numbers, text and blobs. Numbers compare by value,
+    /// exactly also beyond 2^53; of equal ones INTEGER comes first, then -0.0. Text and blobs compare
+    /// byte by byte. Two values are equal exactly if they are stored alike.
+    pub fn total_cmp(self, other: Self) -> Ordering {
+        match (self, other) {
+            (Self::Integer(a), Self::Integer(b)) => a.cmp(&b),
+            (Self::Real(a), Self::Real(b)) => a.total_cmp(&b),
+            (Self::Integer(a), Self::Real(b)) => compare_numbers(a, b),
+            (Self::Real(a), Self::Integer(b)) => compare_numbers(b, a).reverse(),
+            (Self::Text(a), Self::Text(b)) | (Self::Blob(a), Self::Blob(b)) => a.cmp(b),
+            _ => self.class().cmp(&other.class()),
+        }
+    }
+
+    const fn class(self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Integer(_) | Self::Real(_) => 1,
+            Self::Text(_) => 2,
+            Self::Blob(_) => 3,
+        }
+    }
+}
+
+/// An INTEGER against a REAL; never equal, since the INTEGER comes first then.
+fn compare_numbers(integer: i64, real: f64) -> Ordering {
+    // A double at or beyond 2^63 is beyond every integer; below that its whole part is an integer.
+    const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+    if real >= TWO_TO_63 {
+        return Ordering::Less;
+    }
+    match integral(real.floor()) {
+        // The whole part decides; what is behind the point only makes the REAL greater.
+        Some(floor) if integer <= floor => Ordering::Less,
+        _ => Ordering::Greater,
+    }
 }
 
 /// Bytes that do not follow the format.

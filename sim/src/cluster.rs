@@ -45,6 +45,9 @@ const EVENTS_PER_RUN: u64 = 4_000_000;
 /// After the faults have ended, everything settles within this time.
 const SETTLE_WITHIN: Nanos = 300 * SECOND;
 
+/// How long a cluster without writes is watched.
+const SILENT_FOR: Nanos = 5 * SECOND;
+
 /// How often it is looked whether everything has settled.
 const CHECK_EVERY: Nanos = 250 * MS;
 
@@ -77,8 +80,20 @@ enum Event {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Chaos,
-    Settling { deadline: Nanos },
-    Marked { deadline: Nanos },
+    Settling {
+        deadline: Nanos,
+    },
+    Marked {
+        deadline: Nanos,
+    },
+    /// Nothing is written any more: frontiers come until everything is stable and forgotten.
+    Forgetting {
+        deadline: Nanos,
+    },
+    /// And then nothing at all happens.
+    Silent {
+        until: Nanos,
+    },
     Over,
 }
 
@@ -112,6 +127,8 @@ pub(crate) struct Cluster {
     queued: u64,
     now: Nanos,
     stage: Stage,
+    /// What everybody had applied when everything had become quiet.
+    silence: Vec<u64>,
     next_peer: u64,
     tally: Tally,
     _session: vfs::Session,
@@ -137,6 +154,7 @@ impl Cluster {
             queued: 0,
             now: 0,
             stage: Stage::Chaos,
+            silence: Vec::new(),
             next_peer: 1,
             tally: Tally::default(),
             options: *options,
@@ -443,6 +461,10 @@ impl Cluster {
                 return self.stop(number);
             }
             if !self.carry_out(number, output)? {
+                // Before anything of it can be trimmed.
+                if let Some(engine) = &self.machines[number].engine {
+                    self.oracle.refresh(number, engine.reader.connection())?;
+                }
                 return Ok(());
             }
         }
@@ -520,6 +542,11 @@ impl Cluster {
             Output::Event(news) => {
                 let text = format!("{news:?}");
                 self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
+                if let (News::Applied { .. }, Some(engine)) = (&news, &self.machines[number].engine)
+                {
+                    // A frontier that covers them may be near, and trims them.
+                    self.oracle.refresh(number, engine.reader.connection())?;
+                }
                 if let News::Halted(why) = news
                     && !self.machines[number].may_halt
                 {

@@ -17,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{ColumnType, Job, TablePolicy, WriteError, WriteTx, Writers};
+use littoral::{Job, TablePolicy, WriteError, WriteTx, Writers};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
@@ -46,6 +46,9 @@ CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0
 CREATE TABLE ledger (id INTEGER PRIMARY KEY, tally INTEGER NOT NULL, amount INTEGER NOT NULL);
 CREATE TABLE tally (id INTEGER PRIMARY KEY, total INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE ghost (id INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE gauge (
+  id INTEGER PRIMARY KEY, high, low, peak REAL NOT NULL DEFAULT 0, turns INTEGER NOT NULL DEFAULT 0,
+  street TEXT, town, note TEXT);
 CREATE TABLE holder (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, grade INTEGER);
 CREATE TABLE purchase (
   id INTEGER PRIMARY KEY, total INTEGER CHECK (total >= 0),
@@ -72,8 +75,8 @@ pub(crate) struct TableShape {
     pub(crate) name: &'static str,
     /// Its primary key.
     pub(crate) key: &'static [&'static str],
-    /// Its counters; `None` if only the origin writes it.
-    pub(crate) counters: Option<&'static [&'static str]>,
+    /// Its columns that are not `lww`; `None` if only the origin writes it.
+    pub(crate) merges: Option<&'static [(&'static str, &'static str)]>,
     /// Whether its key compares text without regard to case.
     pub(crate) nocase: bool,
     /// Whether equal keys may differ in bytes, and then which parts of the key are REAL.
@@ -83,13 +86,13 @@ pub(crate) struct TableShape {
 const fn any(
     name: &'static str,
     key: &'static [&'static str],
-    counters: &'static [&'static str],
+    merges: &'static [(&'static str, &'static str)],
 ) -> TableShape {
-    TableShape { name, key, counters: Some(counters), nocase: false, spelled: None }
+    TableShape { name, key, merges: Some(merges), nocase: false, spelled: None }
 }
 
 const fn origin(name: &'static str) -> TableShape {
-    TableShape { name, key: &["id"], counters: None, nocase: false, spelled: None }
+    TableShape { name, key: &["id"], merges: None, nocase: false, spelled: None }
 }
 
 impl TableShape {
@@ -110,18 +113,30 @@ impl TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 17] = [
-    any("item", &["id"], &["stock", "sold"]),
-    any("cart", &["owner", "sku"], &["quantity"]),
-    any("loose", &["k"], &["seen"]).spelled(&[false]),
+pub(crate) const TABLES: [TableShape; 18] = [
+    any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
+    any("cart", &["owner", "sku"], &[("quantity", "counter")]),
+    any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
     any("scale", &["part", "k"], &[]).spelled(&[false, true]),
-    any("handle", &["name"], &["hits"]).spelled(&[false]).nocase(),
+    any("handle", &["name"], &[("hits", "counter")]).spelled(&[false]).nocase(),
     any("echo", &["id"], &[]),
     any("pair", &["id"], &[]),
-    any("account", &["id"], &["balance"]),
+    any("account", &["id"], &[("balance", "counter")]),
     any("ledger", &["id"], &[]),
-    any("tally", &["id"], &["total"]),
+    any("tally", &["id"], &[("total", "counter")]),
     any("ghost", &["id"], &[]),
+    any(
+        "gauge",
+        &["id"],
+        &[
+            ("high", "max"),
+            ("low", "min"),
+            ("peak", "max"),
+            ("turns", "counter"),
+            ("street", "group=address"),
+            ("town", "group=address"),
+        ],
+    ),
     origin("holder"),
     origin("purchase"),
     origin("refund"),
@@ -136,11 +151,12 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
         .iter()
         .map(|table| {
             let mut policy = TablePolicy::default();
-            if let Some(counters) = table.counters {
+            if let Some(merges) = table.merges {
                 policy.writers = Writers::Any;
                 policy.explicit_key = table.key == ["id"];
-                policy.columns =
-                    counters.iter().map(|name| ((*name).to_owned(), ColumnType::Counter)).collect();
+                for (column, word) in merges {
+                    policy.declare_column(column, word).expect("a word there is");
+                }
             }
             (table.name.to_owned(), policy)
         })
@@ -224,12 +240,13 @@ enum Act {
     Pair,
     Transfer,
     Ghost,
+    Gauge,
     Savepoint,
     Origin,
     Abort,
 }
 
-const ACTS: [Act; 25] = [
+const ACTS: [Act; 26] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -252,6 +269,7 @@ const ACTS: [Act; 25] = [
     Act::Pair,
     Act::Transfer,
     Act::Ghost,
+    Act::Gauge,
     Act::Savepoint,
     Act::Origin,
     Act::Abort,

@@ -1,6 +1,8 @@
 //! The net changes of a transaction as the rows of an entry: assignments with the entry they
 //! overwrite, increments, epochs.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{
         fold::{NetChange, NetRow, changes, split},
@@ -18,21 +20,23 @@ use crate::{
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef},
+    value::{ByteReader, ValueRef, integral},
     version::Dot,
 };
 
 /// Writes down what was captured, and the keys that AUTOINCREMENT has handed out, as seen by a replica
-/// with these clocks, for the entry with this stamp. Gives the clocks to install once it has committed.
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp. Gives the clocks
+/// to install once it has committed.
 pub(crate) fn encode(
     captured: &Captured,
     sequences: &[(TableId, i64)],
     contested: &Contested,
+    disk: &Connection,
     stamp: Stamp,
     draft: &mut Draft<'_>,
 ) -> Result<ClockChanges, WriteError> {
     let mut encoder = Encoder {
-        clocks: LocalWrites::new(contested, stamp),
+        clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
     };
@@ -64,7 +68,7 @@ impl Encoder<'_> {
             NetChange::Delete => {
                 self.saw.clear();
                 let epoch = if table.is_multi_writer() {
-                    self.clocks.delete(table.id, row.key, &mut self.saw)
+                    self.clocks.delete(table.id, row.key, &mut self.saw)?
                 } else {
                     0
                 };
@@ -78,19 +82,19 @@ impl Encoder<'_> {
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
-            self.clocks.insert(table.id, key, upto)
+            self.clocks.insert(table.id, key, upto)?
         } else {
             0
         };
         let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
         self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
-        if table.assigned.len() == table.cells.len() {
+        if !table.counted {
             self.writer.encoded(cells);
             return Ok(());
         }
         for (column, cell) in table.cells.iter().zip(split(cells)) {
             match cell_kind(column) {
-                CellKind::Assign => self.writer.encoded(cell),
+                CellKind::Assign | CellKind::Extreme => self.writer.encoded(cell),
                 CellKind::Add => self.writer.delta(count(table, column, cell)?),
             }
         }
@@ -100,8 +104,8 @@ impl Encoder<'_> {
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
         let (epoch, mut clock) = if table.is_multi_writer() {
-            let (epoch, clock) = self.clocks.update(table.id, key);
-            (epoch, Some(clock))
+            let clock = self.clocks.update(table.id, key)?;
+            (clock.epoch_for(RowOpKind::Update), Some(clock))
         } else {
             (0, None)
         };
@@ -118,6 +122,7 @@ impl Encoder<'_> {
                     self.writer.previous(previous);
                     self.writer.encoded(new);
                 }
+                CellKind::Extreme => self.writer.encoded(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
                     let before =
@@ -125,6 +130,9 @@ impl Encoder<'_> {
                     self.writer.delta(after.wrapping_sub(before));
                 }
             }
+        }
+        if let Some(clock) = &clock {
+            self.clocks.updated(table.id, key, clock);
         }
         Ok(())
     }
@@ -134,16 +142,23 @@ fn cell_kind(column: &Column) -> CellKind {
     match column.merge {
         ColumnType::Lww => CellKind::Assign,
         ColumnType::Counter => CellKind::Add,
+        ColumnType::Max | ColumnType::Min => CellKind::Extreme,
     }
 }
 
 fn count(table: &Table, column: &Column, cell: &[u8]) -> Result<i64, WriteError> {
     match ByteReader::new(cell).cell() {
         Ok(ValueRef::Integer(n)) => Ok(n),
-        _ => Err(WriteError::Value {
+        other => Err(WriteError::Value {
             table: table.name.clone(),
             column: column.name.clone(),
-            what: "a counter holds 64-bit integers only".to_owned(),
+            what: match other {
+                // SQL gives a REAL where the sum of two integers is beyond 64 bits.
+                Ok(ValueRef::Real(r)) if integral(r).is_none() && r.fract() == 0.0 => {
+                    "the counter overflows 64 bits".to_owned()
+                }
+                _ => "a counter holds 64-bit integers only".to_owned(),
+            },
         }),
     }
 }

@@ -1,8 +1,9 @@
 //! What one local transaction changed: rows as the preupdate hook tells them, folded at commit to one
 //! operation per key.
 //!
-//! Taking them down is [`recorder`]'s, the net effect [`fold`]'s, the bytes of the entry
-//! [`encode`](mod@encode)'s; events that are too many for memory are in [`runs`].
+//! Taking them down is [`recorder`]'s, the net effect [`fold`]'s, what the author must still change
+//! [`normalize`]'s, the bytes of the entry [`encode`](mod@encode)'s; events that are too many for memory
+//! are in [`runs`].
 //!
 //! Invariants:
 //! - at commit the recorder holds exactly what the transaction changed in replicated tables: after a
@@ -11,8 +12,10 @@
 
 mod encode;
 mod fold;
+mod normalize;
 mod recorder;
 mod runs;
 
 pub(crate) use encode::encode;
+pub(crate) use normalize::{Repair, repairs};
 pub(crate) use recorder::{Captured, Mark, Recorder};

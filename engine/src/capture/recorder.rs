@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use crate::{
     capture::{
-        fold::{Fold, NetChange, NetRow, changes, split},
+        fold::{Fold, NetChange, NetRow, assigned_with, changes, split},
         runs::{Groups, RunEvent, Runs},
     },
     db::{
@@ -15,7 +15,7 @@ use crate::{
         mask::{ChangeMask, Changeable},
     },
     error::WriteError,
-    schema::{Registry, Table, row::read_row, spelling::put_spelling},
+    schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
     testing::{Bug, planted},
     value::{ValueRef, put_cell, put_key_part, put_varint},
@@ -28,6 +28,8 @@ pub(crate) struct Recorder {
     tape: Tape,
     /// The table of the event before: most statements change rows of one table only.
     table: Option<(Vec<u8>, Option<u32>)>,
+    /// A row of a table that is normalized was captured.
+    normalized: bool,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
     /// What the statement that runs can change; `None`: anything.
@@ -132,6 +134,7 @@ impl Recorder {
             registry,
             tape: Tape::default(),
             table: None,
+            normalized: false,
             refused: None,
             mask: None,
             verify_mask,
@@ -158,6 +161,7 @@ impl Recorder {
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
         self.tape.runs = None;
         self.tape.spilled = 0;
+        self.normalized = false;
         self.refused = None;
     }
 
@@ -186,6 +190,11 @@ impl Recorder {
     pub(crate) fn put_back(&mut self, captured: Captured) {
         debug_assert!(self.is_empty(), "nothing is captured meanwhile");
         self.tape = captured.tape;
+    }
+
+    /// Whether a row of a table that is normalized was captured; see [`Table::normalized`].
+    pub(crate) fn wants_normalizing(&self) -> bool {
+        self.normalized
     }
 
     /// The tables with AUTOINCREMENT that were inserted into, even if nothing is left of it.
@@ -274,8 +283,13 @@ impl Recorder {
                 Some(Change::Delete)
             }
             (true, Some(stored)) => {
+                let groups = &self.registry.tables()[suspect.table as usize].groups;
+                let differs = |place: usize| {
+                    suspect.old[place].as_ref().is_some_and(|old| *old != stored[place])
+                };
+                let assigned = assigned_with(groups, &differs);
                 for (place, (old, new)) in suspect.old.iter().zip(stored).enumerate() {
-                    if let Some(old) = old.as_ref().filter(|old| *old != new) {
+                    if let Some(old) = old.as_ref().filter(|_| assigned(place)) {
                         put_varint(&mut self.tape.arena, place as u64);
                         self.tape.arena.extend_from_slice(old);
                         self.tape.arena.extend_from_slice(new);
@@ -312,6 +326,11 @@ impl Recorder {
 }
 
 impl Captured {
+    /// The schema that rows were captured under.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
     fn table_at(&self, event: &Event) -> &Table {
         &self.registry.tables()[event.table as usize]
     }
@@ -343,7 +362,7 @@ impl Captured {
                         fold.add(event.change, event.cells_in(&bytes));
                     }
                     folded.clear();
-                    fold.net(&mut folded).map(|change| (change, folded.as_slice()))
+                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
                 }
             };
             if let Some((change, cells)) = change {
@@ -370,7 +389,7 @@ impl Captured {
                         fold.add(*change, &group.bytes[cells.clone()]);
                     }
                     folded.clear();
-                    fold.net(&mut folded).map(|change| (change, folded.as_slice()))
+                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
                 }
             };
             if let Some((change, cells)) = change {
@@ -581,19 +600,26 @@ impl Tape {
                 self.spelling(table, &|c| event.after(c))?;
             }
         }
+        // Cells of a group are captured together, so that what is folded of them is whole.
+        let differs = |place: usize| {
+            scope.changeable.contains(place)
+                && values(&table.cells[place], event).is_ok_and(|(old, new)| !same(old, new))
+        };
+        let assigned = assigned_with(&table.groups, &differs);
         for (place, column) in (usize::from(table.has_spelling())..).zip(table.stored()) {
             let can_change = scope.changeable.contains(place);
-            if !can_change && !scope.verify {
+            let with_group = !table.groups.is_empty() && assigned(place);
+            if !can_change && !scope.verify && !with_group {
                 continue;
             }
-            let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = column.stored(event.before(column.position).map_err(untold)?);
-            let new = column.stored(event.after(column.position).map_err(untold)?);
-            if !same(old, new) {
+            let (old, new) =
+                values(column, event).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            if with_group || !same(old, new) {
                 assert!(
-                    can_change,
+                    can_change || same(old, new),
                     "a statement changed {}.{} unannounced",
-                    table.name, column.name
+                    table.name,
+                    column.name
                 );
                 put_varint(&mut self.arena, place as u64);
                 put_cell(&mut self.arena, old);
@@ -648,6 +674,7 @@ impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
         let table = &self.registry.tables()[index as usize];
+        self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));
         let scope = Scope { index, changeable, verify: self.verify_mask };
@@ -665,6 +692,15 @@ impl PreupdateSink for Recorder {
             self.refused.get_or_insert(WriteError::Sqlite(error));
         }
     }
+}
+
+/// The values of a column before and after an update, as they are stored.
+fn values<'e>(
+    column: &Column,
+    event: &RowEvent<'e>,
+) -> Result<(ValueRef<'e>, ValueRef<'e>), Untold> {
+    let (old, new) = (event.before(column.position)?, event.after(column.position)?);
+    Ok((column.stored(old), column.stored(new)))
 }
 
 /// Why a row event cannot be recorded.

@@ -7,8 +7,8 @@
 use rusqlite::Connection;
 
 use crate::{
-    capture::{Captured, encode},
-    contested::{ClockChanges, Contested, Effects},
+    capture::{Captured, Repair, encode, repairs},
+    contested::{ClockError, Contested, Effects},
     db::{
         tx::{WriteTx, transaction_gone},
         writer::Writer,
@@ -21,10 +21,11 @@ use crate::{
         Log,
         chunks::{ChunkError, Draft},
     },
-    schema::{Registry, catalog},
-    sqlite,
+    schema::{Registry, Table, catalog},
+    sqlite::{self, Param, quoted},
     testing::{Bug, planted},
     time::WallTime,
+    value::{ByteReader, DecodeError},
     version::Dot,
 };
 
@@ -73,12 +74,6 @@ pub(crate) struct Local<'r> {
     pub(crate) max_entry: u64,
 }
 
-/// What a job wrote, once its transaction commits.
-struct Written {
-    dot: Dot,
-    clocks: ClockChanges,
-}
-
 /// The transaction of a group is gone; nothing of it was written.
 struct GroupLost;
 
@@ -103,23 +98,22 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
-        let result = self.run_job(queued, local).and_then(|written| {
+        local.contested.mark();
+        let result = self.run_job(queued, local).and_then(|dot| {
             self.command("/*littoral*/ COMMIT")?;
-            Ok(written)
+            Ok(dot)
         });
         self.user().sink().clear();
         match result {
-            Ok(written) => {
+            Ok(dot) => {
                 local.log.keep();
-                let dot = written.map(|Written { dot, clocks }| {
-                    local.contested.install(clocks);
-                    dot
-                });
+                local.contested.keep();
                 Ok(Committed { dot, lsn: local.log.last() })
             }
             Err(error) => {
                 let next = local.log.head(local.author).seq;
                 local.log.undo();
+                local.contested.undo();
                 if !self.user().is_autocommit() {
                     self.command("/*littoral*/ ROLLBACK")?;
                 }
@@ -168,16 +162,9 @@ impl Writer {
             if self.user().is_autocommit() {
                 return Err(GroupLost);
             }
-            let result = match result {
-                Ok(written) => Ok(written.map(|Written { dot, clocks }| {
-                    local.contested.install(clocks);
-                    dot
-                })),
-                Err(error) => {
-                    self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
-                    Err(error)
-                }
-            };
+            if result.is_err() {
+                self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
+            }
             self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
             let lsn = local.log.last();
             let result = result.map(|dot| Committed { dot, lsn });
@@ -187,16 +174,69 @@ impl Writer {
         Ok(answers)
     }
 
+    /// Makes the rows hold what a merge would store; triggers see it as any other update.
+    fn normalize(&self, registry: &Registry) -> Result<(), WriteError> {
+        /// Triggers may answer a repair with another change that needs one. Those that do so without
+        /// end are told.
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
+            if !self.user().sink().wants_normalizing() {
+                return Ok(());
+            }
+            let captured = self.user().sink().take()?;
+            let repairs = repairs(&captured);
+            self.user().sink().put_back(captured);
+            let repairs = repairs?;
+            if repairs.is_empty() {
+                return Ok(());
+            }
+            for repair in &repairs {
+                self.repair(&registry.tables()[repair.table], repair)?;
+            }
+        }
+        Err(WriteError::Aborted(
+            "triggers change a max or min column again and again, away from the value that stays"
+                .to_owned(),
+        ))
+    }
+
+    fn repair(&self, table: &Table, repair: &Repair) -> Result<(), WriteError> {
+        let set: Vec<String> = (table.key.len() + 1..)
+            .zip(&repair.cells)
+            .map(|(n, (place, _))| format!("{} = ?{n}", quoted(&table.cells[*place].name)))
+            .collect();
+        let sql = format!(
+            "UPDATE OR ABORT {} SET {} WHERE {}",
+            quoted(&table.name),
+            set.join(", "),
+            table.sql.where_key
+        );
+        // Not as the engine: its triggers are judged like those of any statement of the job.
+        let mut tx = WriteTx::new(self);
+        let mut statement = tx.prepare(&sql)?;
+        let mut key = ByteReader::new(&repair.key);
+        for place in 1..=table.key.len() {
+            let part = key.key_part().expect("the recorder encoded the key");
+            statement.bind(place, Param(part.as_value()))?;
+        }
+        for (n, (_, cell)) in (table.key.len() + 1..).zip(&repair.cells) {
+            let value = ByteReader::new(cell).cell().expect("the recorder encoded the cells");
+            statement.bind(n, Param(value))?;
+        }
+        statement.run(|_| Ok(()))
+    }
+
     /// Runs one job within the transaction and appends its entry.
     fn run_job(
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-    ) -> Result<Option<Written>, WriteError> {
+    ) -> Result<Option<Dot>, WriteError> {
         (queued.job)(&mut WriteTx::new(self))?;
         if self.user().is_autocommit() {
             return Err(transaction_gone());
         }
+        self.normalize(local.registry)?;
         if let Some(refused) = self.user().sink().take_refusal() {
             return Err(refused);
         }
@@ -221,7 +261,7 @@ impl Writer {
         captured: &Captured,
         sequences: &[(TableId, i64)],
         local: &mut Local<'_>,
-    ) -> Result<Option<Written>, WriteError> {
+    ) -> Result<Option<Dot>, WriteError> {
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
             captured.verify(conn)?;
         }
@@ -231,13 +271,17 @@ impl Writer {
             hlc: local.hlc.tick(local.wall),
             previous: head.digest,
             schema: local.registry.version,
-            under: 0,
+            under: local.contested.stable().number,
         };
         let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
-        let clocks = encode(captured, sequences, local.contested, header.stamp(), &mut draft)?;
+        let (clocks, disk) = (&*local.contested, self.apply());
+        let clocks = encode(captured, sequences, clocks, disk, header.stamp(), &mut draft)?;
         let Some(entry) = draft.finish()? else { return Ok(None) };
+        // A job that fails has left neither an entry nor clocks.
+        local.contested.load(self.apply(), &clocks)?;
         local.log.append(conn, entry)?;
-        Ok(Some(Written { dot: header.dot, clocks }))
+        local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
+        Ok(Some(header.dot))
     }
 }
 
@@ -255,25 +299,47 @@ impl Writer {
     }
 }
 
-/// Takes the rows of an entry into the clocks, whatever they do to stored rows.
+/// Takes an entry into the clocks, whatever it does to stored rows.
 pub(crate) fn remember(
     contested: &mut Contested,
+    disk: &Connection,
     registry: &Registry,
-    conn: &Connection,
     entry: &Logged,
-) -> Result<(), ChunkError> {
+) -> Result<(), RememberError> {
+    let header = *entry.header();
     let mut effects = Effects::default();
     let mut segments = entry.segments();
-    while let Some(segment) = segments.next(conn)? {
-        let Segment::Rows(rows) = segment else { continue };
-        let mut reader = RowsReader::new(rows);
-        while let Some(op) = reader.next()? {
-            if let Some(table) = registry.by_id(op.table).filter(|table| table.is_multi_writer()) {
-                contested.apply(&op, entry.header().stamp(), &table.assigned, &mut effects);
+    while let Some(segment) = segments.next(disk)? {
+        match segment {
+            Segment::Rows(rows) => {
+                let mut reader = RowsReader::new(rows);
+                while let Some(op) = reader.next()? {
+                    let table = registry.by_id(op.table).filter(|table| table.is_multi_writer());
+                    let Some(table) = table else { continue };
+                    contested.apply(disk, &op, &header, &table.assigned, &mut effects)?;
+                }
             }
+            Segment::Frontier { number, covered } => {
+                contested.frontier(disk, number, &covered, header.stamp())?;
+            }
+            Segment::Ddl(_)
+            | Segment::Policy(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_) => {}
         }
     }
     Ok(())
+}
+
+/// Why an entry of the log cannot be taken into the clocks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RememberError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Chunks(#[from] ChunkError),
+    #[error(transparent)]
+    Clocks(#[from] ClockError),
 }
 
 fn deferred_violation() -> WriteError {

@@ -77,7 +77,7 @@ impl Writer {
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
-        merge::apply::prepare_connection(&apply)?;
+        merge::functions::prepare_connection(&apply)?;
         let recorder =
             Recorder::new(Arc::clone(registry), verify_capture, Arc::clone(file), tape_bytes);
         Ok(Self {

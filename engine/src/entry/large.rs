@@ -60,6 +60,14 @@ impl Logged {
         }
     }
 
+    /// Of its bytes.
+    pub(crate) fn length(&self) -> u64 {
+        match self {
+            Self::Whole(entry) => entry.bytes.len() as u64,
+            Self::Large(entry) => entry.length,
+        }
+    }
+
     /// What it takes in memory.
     pub(crate) fn bytes_in_memory(&self) -> usize {
         match self {

@@ -125,7 +125,7 @@ impl LargeName {
             .collect()
     }
 
-    fn find(conn: &Connection, dot: Dot) -> rusqlite::Result<Option<(Self, ChunksId)>> {
+    pub(crate) fn find(conn: &Connection, dot: Dot) -> rusqlite::Result<Option<(Self, ChunksId)>> {
         conn.prepare_cached(
             "SELECT id, digest, length FROM littoral_large WHERE author = ? AND seq = ?",
         )?

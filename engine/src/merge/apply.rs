@@ -3,15 +3,18 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
-use rusqlite::{Connection, functions::FunctionFlags};
-
 use crate::{
-    contested::{Conflict, Contested, Effects, Verdict},
-    entry::{Cell, CellWrite, EntryHeader, Logged, RowOp, RowOpKind, Segment, codec::RowsReader},
+    contested::{Contested, Effects, Verdict},
+    entry::{
+        Cell, CellWrite, EntryHeader, Logged, Member, RowOp, RowOpKind, Segment, codec::RowsReader,
+    },
     error::ApplyError,
+    hlc::Stamp,
     id::AuthorId,
     merge::{
-        conflict,
+        conflict::Conflicts,
+        functions::is_overflow,
+        row,
         store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
     policy::ColumnType,
@@ -22,20 +25,21 @@ use crate::{
     },
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, ValueRef, put_cell},
+    value::{ByteReader, DecodeError, put_cell},
 };
 
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Keeping,
-    pub(crate) registry: &'a Registry,
-    pub(crate) contested: &'a mut Contested,
+    conn: &'a Keeping,
+    registry: &'a Registry,
+    contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
-    pub(crate) origin: AuthorId,
+    origin: AuthorId,
     pub(crate) tally: Tally,
-    pub(crate) effects: Effects,
-    pub(crate) waiting: &'a mut Waiting,
+    effects: Effects,
+    conflicts: Conflicts<'a>,
+    waiting: &'a mut Waiting,
 }
 
 /// Operations of an entry that collided with a UNIQUE constraint, by their places among all of the
@@ -60,17 +64,27 @@ pub(crate) struct Tally {
     pub(crate) conflicts: u64,
 }
 
-/// Makes the functions that apply statements call.
-pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
-    // In SQL, an addition that overflows gives a REAL; a counter wraps.
-    let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
-    conn.create_scalar_function("littoral_add", 2, flags, |context| {
-        let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
-        Ok(count.wrapping_add(delta))
-    })
-}
-
 impl<'a> Applier<'a> {
+    pub(crate) fn new(
+        conn: &'a Keeping,
+        registry: &'a Registry,
+        contested: &'a mut Contested,
+        origin: AuthorId,
+        members: &'a [Member],
+        waiting: &'a mut Waiting,
+    ) -> Self {
+        Self {
+            conn,
+            registry,
+            contested,
+            origin,
+            tally: Tally::default(),
+            effects: Effects::default(),
+            conflicts: Conflicts::new(conn, members),
+            waiting,
+        }
+    }
+
     /// Applies the operations of one `Rows` segment of an entry. [`Applier::settle`] follows before
     /// anything else of the entry is applied.
     pub(crate) fn rows(&mut self, header: &EntryHeader, rows: &[u8]) -> Result<(), ApplyError> {
@@ -90,7 +104,7 @@ impl<'a> Applier<'a> {
             self.waiting.next += 1;
         }
         inserts.flush(&mut self.waiting.places)?;
-        Ok(())
+        Ok(self.conflicts.flush()?)
     }
 
     fn row(&mut self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
@@ -135,9 +149,10 @@ impl<'a> Applier<'a> {
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut still = Vec::new();
-            self.each_of(entry, &waiting, |place, table, op| {
+            each_of(self.conn, self.registry, entry, &waiting, |place, table, op| {
                 if table.is_multi_writer() {
-                    update(self.conn, table, op, |_| true)?;
+                    // Collected because all of it wins.
+                    self.combine(table, op, entry.header().stamp(), |_| true)?;
                 } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(place);
                 }
@@ -149,18 +164,18 @@ impl<'a> Applier<'a> {
                 return self.exchange(entry, &waiting);
             }
         }
-        Ok(())
+        Ok(self.conflicts.flush()?)
     }
 
     fn exchange(&self, entry: &Logged, waiting: &[u64]) -> Result<(), ApplyError> {
         let mut taken: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
-        self.each_of(entry, waiting, |_, table, op| {
+        each_of(self.conn, self.registry, entry, waiting, |_, table, op| {
             taken.push(read_row(self.conn, table, op.key)?);
             delete(self.conn, table, op)?;
             Ok(())
         })?;
         let mut taken = taken.into_iter();
-        self.each_of(entry, waiting, |_, table, op| {
+        each_of(self.conn, self.registry, entry, waiting, |_, table, op| {
             let mut row = taken.next().flatten().unwrap_or_default();
             row.resize(table.cells.len(), Vec::new());
             for cell in op.cells {
@@ -176,31 +191,6 @@ impl<'a> Applier<'a> {
         })
     }
 
-    fn each_of(
-        &self,
-        entry: &Logged,
-        waiting: &[u64],
-        mut each: impl FnMut(u64, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
-    ) -> Result<(), ApplyError> {
-        let dot = entry.header().dot;
-        let mut place = 0;
-        let mut waiting = waiting.iter().peekable();
-        let mut segments = entry.segments();
-        while let Some(segment) = segments.next(self.conn).map_err(|error| (dot, error))? {
-            let Segment::Rows(rows) = segment else { continue };
-            let mut reader = RowsReader::new(rows);
-            while let Some(op) = reader.next().map_err(|e| ApplyError::undecodable(dot, e))? {
-                if waiting.next_if(|&&next| next == place).is_some()
-                    && let Some(table) = self.registry.by_id(op.table)
-                {
-                    each(place, table, &op)?;
-                }
-                place += 1;
-            }
-        }
-        Ok(())
-    }
-
     fn merge(
         &mut self,
         header: &EntryHeader,
@@ -209,14 +199,13 @@ impl<'a> Applier<'a> {
     ) -> Result<Stored<'a>, ApplyError> {
         let stamp = header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
-        let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
+        let verdict = self
+            .contested
+            .apply(self.conn, op, header, &table.assigned, &mut effects)
+            .map_err(|error| ApplyError::clocks(header.dot, error))?;
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let held = read_row(self.conn, table, op.key)?;
-            for discarded in &effects.conflicts {
-                let value = stored_value(table, held.as_deref(), discarded);
-                conflict::record(self.conn, table, op, stamp, discarded, value)?;
-            }
+            self.conflicts.record(table, op, stamp, &effects.conflicts)?;
         }
         let mut stored = Stored::Yes;
         match verdict {
@@ -232,16 +221,38 @@ impl<'a> Applier<'a> {
                 } else {
                     match insert(self.conn, table, op) {
                         Err(error) if is_collision(&error) => {
-                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                            self.combine(table, op, stamp, |cell| effects.wins[cell])?;
                         }
                         result => result?,
                     }
                 }
             }
-            Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
+            Verdict::Merge => self.combine(table, op, stamp, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
         Ok(stored)
+    }
+
+    /// Merges an operation into the row that is there.
+    fn combine(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        wins: impl Fn(usize) -> bool,
+    ) -> Result<(), ApplyError> {
+        match update(self.conn, table, op, &wins) {
+            Err(error) if is_overflow(&error) => {}
+            result => return Ok(result?),
+        }
+        let Some(mut cells) = read_row(self.conn, table, op.key)? else { return Ok(()) };
+        for overflow in row::merge(table, &mut cells, op, wins) {
+            self.tally.conflicts += 1;
+            self.conflicts.record_overflow(table, op.key, stamp, overflow)?;
+        }
+        delete(self.conn, table, op)?;
+        insert_row(self.conn, table, op.key, &cells)?;
+        Ok(())
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -260,6 +271,33 @@ impl<'a> Applier<'a> {
     }
 }
 
+/// Gives those operations of an entry whose places are in `waiting`, which ascends.
+fn each_of(
+    conn: &Keeping,
+    registry: &Registry,
+    entry: &Logged,
+    waiting: &[u64],
+    mut each: impl FnMut(u64, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
+) -> Result<(), ApplyError> {
+    let dot = entry.header().dot;
+    let mut place = 0;
+    let mut waiting = waiting.iter().peekable();
+    let mut segments = entry.segments();
+    while let Some(segment) = segments.next(conn).map_err(|error| (dot, error))? {
+        let Segment::Rows(rows) = segment else { continue };
+        let mut reader = RowsReader::new(rows);
+        while let Some(op) = reader.next().map_err(|e| ApplyError::undecodable(dot, e))? {
+            if waiting.next_if(|&&next| next == place).is_some()
+                && let Some(table) = registry.by_id(op.table)
+            {
+                each(place, table, &op)?;
+            }
+            place += 1;
+        }
+    }
+    Ok(())
+}
+
 /// Whether an operation could be stored.
 #[derive(Debug)]
 enum Stored<'t> {
@@ -275,6 +313,7 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     let fits = |place: usize, write: CellWrite<'_>| match table.cells[place].merge {
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
+        ColumnType::Max | ColumnType::Min => matches!(write, CellWrite::Extreme(_)),
     };
     for cell in op.cells {
         let place = table.cell(cell.column).ok_or(DecodeError::Unknown("column"))?;
@@ -294,16 +333,4 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn stored_value<'c>(
-    table: &Table,
-    stored: Option<&'c [Vec<u8>]>,
-    conflict: &Conflict,
-) -> ValueRef<'c> {
-    table
-        .cell(conflict.column)
-        .and_then(|place| stored?.get(place))
-        .and_then(|cell| ByteReader::new(cell).cell().ok())
-        .unwrap_or(ValueRef::Null)
 }

@@ -3,15 +3,18 @@
 //!
 //! What is written is decided elsewhere; that a row collides with another is told, not solved.
 
+use std::convert::Infallible;
+
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
+    merge::{functions::combining, row},
     schema::{
         Table,
         row::lend_key,
-        spelling::{KEY_SPELLING, lend_spelled, split_spelling},
+        spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
     },
-    sqlite::{Keeping, Parameters, quoted},
+    sqlite::{Columns, Keeping, Parameters, quoted},
     value::{ByteReader, ValueRef},
 };
 
@@ -21,6 +24,7 @@ const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
 /// The places of the updated cells follow, one bit each.
 const UPDATE: u64 = 4;
+const SELECT: u64 = 5;
 
 /// SQLite has no table of more columns, in words of 64 bits.
 const MASK_WORDS: usize = 2000 / 64 + 1;
@@ -54,8 +58,7 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            let mut values =
-                cells.iter().map(|cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null));
+            let mut values = cells.iter().map(|cell| row::value(cell));
             let spelling = if table.has_spelling() { values.next() } else { None };
             lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
             let mut places = table.key.len() + 1..;
@@ -105,20 +108,20 @@ pub(super) fn update(
 fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    let mut set = |name: &str, counted: bool| {
+    let mut set = |name: &str, function: Option<&str>| {
         let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        sql.push_str(&match counted {
-            false => format!("{comma}{name} = ?{place}"),
-            true => format!("{comma}{name} = littoral_add({name}, ?{place})"),
+        sql.push_str(&match function {
+            None => format!("{comma}{name} = ?{place}"),
+            Some(function) => format!("{comma}{name} = {function}({name}, ?{place})"),
         });
     };
     for cell in cells {
         if cell.column == KEY_SPELLING {
-            table.key.iter().for_each(|column| set(&quoted(&column.name), false));
+            table.key.iter().for_each(|column| set(&quoted(&column.name), None));
         } else if let Some(column) = table.cell(cell.column) {
-            let counted = matches!(cell.write, CellWrite::Add(_));
-            set(&quoted(&table.cells[column].name), counted);
+            let column = &table.cells[column];
+            set(&quoted(&column.name), combining(column.merge));
         }
     }
     sql.push_str(" WHERE ");
@@ -134,6 +137,47 @@ pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
     )
 }
 
+/// A row that is there.
+#[derive(Debug)]
+pub(super) struct StoredRow<'r> {
+    columns: &'r Columns<'r>,
+    /// The cell in front of the columns, encoded, if the table has one.
+    spelling: Vec<u8>,
+}
+
+impl StoredRow<'_> {
+    /// The cell at that place in the table.
+    pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
+        match place.checked_sub(usize::from(!self.spelling.is_empty())) {
+            Some(column) => self.columns.value(column),
+            None => row::value(&self.spelling),
+        }
+    }
+}
+
+/// Reads the row with a key, if it is there.
+pub(super) fn read(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    mut take: impl FnMut(&StoredRow<'_>),
+) -> rusqlite::Result<()> {
+    conn.query(
+        &name(table.id, SELECT),
+        || table.sql.select.clone(),
+        |parameters| lend_key(parameters, 0, table, key),
+        |columns| {
+            let mut spelling = Vec::new();
+            if table.has_spelling() {
+                let behind = table.stored().len();
+                let part = |part: usize, _: &_| Ok(columns.value(behind + part));
+                let Ok(()) = put_spelling::<Infallible>(&mut spelling, table, part);
+            }
+            take(&StoredRow { columns, spelling });
+        },
+    )
+}
+
 fn lend<'v>(
     parameters: &mut Parameters<'v>,
     place: usize,
@@ -145,7 +189,7 @@ fn lend<'v>(
 /// What a write binds: the value, or the increment.
 fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     match write {
-        CellWrite::Assign { value, .. } => value,
+        CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => value,
         CellWrite::Add(delta) => ValueRef::Integer(delta),
     }
 }

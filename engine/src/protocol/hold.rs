@@ -83,6 +83,11 @@ impl PeerSession {
         self.end_if_sent();
     }
 
+    /// What is offered may be trimmed: the peer has it, or is too old.
+    pub(super) fn stop_sending_trimmed(&mut self, upto: Lsn) {
+        self.outgoing.take_if(|outgoing| outgoing.lsn <= upto);
+    }
+
     fn end_if_sent(&mut self) {
         let sent = self.outgoing.take_if(|outgoing| outgoing.from == Some(outgoing.entry.length));
         if let Some(outgoing) = sent {

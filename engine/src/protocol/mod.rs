@@ -15,23 +15,30 @@
 //! - entries are sent in this node's log order, none left out that the peer lacks;
 //! - no more than the credit window is under way, except for a single larger entry.
 
+pub(crate) mod acks;
 pub(crate) mod frame;
 mod hold;
 pub(crate) mod message;
 mod push;
 
-use std::{collections::VecDeque, mem, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+    time::Duration,
+};
 
 use crate::{
     driver::{Channel, Identity},
     entry::{Entry, LargeName, codec::FORMAT},
     error::ProtocolError,
-    id::{AuthorId, Lsn, NodeId, PeerId, Seq},
+    id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},
     limits::{
         ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES,
-        UNAPPLIED_BYTES_MAX,
+        RELAY_ACK_INTERVAL, UNAPPLIED_BYTES_MAX,
     },
+    log::Start,
     protocol::{
+        acks::Acks,
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         hold::{Offered, Outgoing},
         message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
@@ -68,6 +75,7 @@ pub(crate) struct PeerSession {
     /// The durable vector told last.
     told: VersionVector,
     ack_due: Instant,
+    relay: Relay,
     ping_due: Instant,
     last_heard: Instant,
     round_trip: Option<Duration>,
@@ -82,12 +90,26 @@ pub(crate) struct PeerSession {
     offered: Option<Offered>,
     /// A link to this node existed before in this process.
     pub(crate) is_reconnect: bool,
+    /// Which life of the node it is, and what its entries are signed with, once that is known.
+    pub(crate) incarnation: Option<Incarnation>,
+    pub(crate) author: Option<AuthorId>,
+    /// It lacks entries that are trimmed here: nothing is sent to it.
+    pub(crate) is_too_old: bool,
 }
 
 #[derive(Debug)]
 enum State {
     AwaitHello { early: Vec<Vec<u8>>, early_bytes: usize },
     Streaming,
+}
+
+/// Which acknowledgements of other members the peer knows.
+#[derive(Debug, Default)]
+struct Relay {
+    told: BTreeMap<AuthorId, VersionVector>,
+    /// Up to which change of them it was told.
+    version: u64,
+    due: Instant,
 }
 
 /// What a frame brought.
@@ -100,6 +122,8 @@ pub(crate) enum Received {
     Large(LargeName),
     /// Bytes of a large entry that were asked for, from an offset on.
     Chunk(Dot, u64, Vec<u8>),
+    /// What members hold on stable storage; the peer itself is `None`.
+    Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
 
 impl PeerSession {
@@ -119,6 +143,7 @@ impl PeerSession {
             entry_bytes_told: 0,
             told: VersionVector::new(),
             ack_due: now,
+            relay: Relay { due: now, ..Relay::default() },
             ping_due: now + KEEP_ALIVE,
             last_heard: now,
             round_trip: None,
@@ -129,6 +154,9 @@ impl PeerSession {
             held_by_peer: None,
             offered: None,
             is_reconnect: false,
+            incarnation: None,
+            author: None,
+            is_too_old: false,
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -200,7 +228,16 @@ impl PeerSession {
             Message::Hello(_) => {
                 return Err(ProtocolError::Malformed("a second hello".to_owned()));
             }
-            Message::Ack(vector) => self.acknowledged = read_vector(&vector),
+            Message::Ack(vector) => {
+                self.acknowledged = read_vector(&vector);
+                return Ok(Received::Acks(vec![(None, self.acknowledged.clone())]));
+            }
+            Message::Acks(acks) => {
+                let acks = acks.iter().map(|(author, vector)| {
+                    (Some(AuthorId::from_u64(*author)), read_vector(vector))
+                });
+                return Ok(Received::Acks(acks.collect()));
+            }
             Message::Credit(taken) => {
                 if taken < self.entry_bytes_credited || taken > self.entry_bytes_sent {
                     return Err(ProtocolError::Malformed("credit for bytes never sent".to_owned()));
@@ -246,6 +283,20 @@ impl PeerSession {
         Ok(all)
     }
 
+    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
+    /// trimmed, every member has said to have.
+    pub(crate) fn skip_trimmed(&mut self, start: &Start) -> bool {
+        if self.cursor > start.lsn {
+            return true;
+        }
+        self.stop_sending_trimmed(start.lsn);
+        self.cursor = start.lsn.next();
+        if self.author.is_some() {
+            self.known.advance_all(&start.vector);
+        }
+        self.known.covers_all(&start.vector)
+    }
+
     /// The newest entry of an author that the peer has, as far as is known.
     pub(crate) fn known_of(&self, author: AuthorId) -> Seq {
         self.known.seq(author)
@@ -261,6 +312,7 @@ impl PeerSession {
         &mut self,
         now: Instant,
         durable: &VersionVector,
+        acks: &Acks,
     ) -> Result<(), ProtocolError> {
         if now >= self.last_heard + LINK_TIMEOUT {
             return Err(ProtocolError::TimedOut);
@@ -276,6 +328,7 @@ impl PeerSession {
                 self.told = durable.clone();
                 self.say(&Message::Ack(wire_vector(durable)));
             }
+            self.relay_acks(now, acks);
             if now >= self.ping_due {
                 self.ping_due = now + KEEP_ALIVE;
                 self.say(&Message::Ping(now.0));
@@ -284,14 +337,47 @@ impl PeerSession {
         Ok(())
     }
 
+    /// Passes on what other members have acknowledged.
+    fn relay_acks(&mut self, now: Instant, acks: &Acks) {
+        if acks.version() == self.relay.version || now < self.relay.due {
+            return;
+        }
+        self.relay.version = acks.version();
+        let peer = self.author;
+        let news: Vec<_> = acks
+            .heard()
+            .filter(|(author, _)| Some(*author) != peer)
+            .filter(|(author, vector)| self.relay.told.get(author) != Some(vector))
+            .map(|(author, vector)| (author, vector.clone()))
+            .collect();
+        if news.is_empty() {
+            return;
+        }
+        self.relay.due = now + RELAY_ACK_INTERVAL;
+        let wire = news.iter().map(|(author, vector)| (author.to_u64(), wire_vector(vector)));
+        self.say(&Message::Acks(wire.collect()));
+        self.relay.told.extend(news);
+    }
+
+    /// What the peer has said to hold on stable storage.
+    pub(crate) const fn acknowledged(&self) -> &VersionVector {
+        &self.acknowledged
+    }
+
+    /// The peer knows of these acknowledgements.
+    pub(crate) fn knows_ack(&mut self, author: AuthorId, vector: VersionVector) {
+        self.relay.told.insert(author, vector);
+    }
+
     /// When [`PeerSession::tick`] has something to do next.
-    pub(crate) fn deadline(&self, durable: &VersionVector) -> Instant {
+    pub(crate) fn deadline(&self, durable: &VersionVector, acks: &Acks) -> Instant {
         let timeout = self.last_heard + LINK_TIMEOUT;
         if !self.is_streaming() {
             return timeout;
         }
         let ack = if *durable == self.told { timeout } else { self.ack_due };
-        timeout.min(self.ping_due).min(ack)
+        let relay = if acks.version() == self.relay.version { timeout } else { self.relay.due };
+        timeout.min(self.ping_due).min(ack).min(relay)
     }
 
     /// The next frame to send.

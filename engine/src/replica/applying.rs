@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    contested::Effects,
     driver::{Event, Output},
     entry::{EntryHeader, LargeName, Logged, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
@@ -18,6 +17,16 @@ use crate::{
     version::Dot,
 };
 
+/// What was in memory before a batch.
+#[derive(Debug)]
+pub(super) struct Before {
+    lsn: Lsn,
+    log_bytes: u64,
+    registry: Arc<Registry>,
+    members: Vec<Member>,
+    author: Option<AuthorId>,
+}
+
 impl Replica {
     pub(super) fn apply_incoming(&mut self) -> bool {
         let waits = self.storage.retry_at.is_some_and(|at| self.now.mono < at);
@@ -29,17 +38,11 @@ impl Replica {
             return false;
         }
         self.applied_in_drain = true;
-        let before = self.log.last();
-        let snapshot = (Arc::clone(&self.registry), self.members.clone(), self.author);
-        self.contested.mark();
+        let before = self.before_apply();
         let mut refused = BTreeMap::new();
         match self.apply_batch(&batch, &mut refused) {
             Ok(tally) => {
-                self.contested.keep();
-                for (lsn, entry) in self.log.keep() {
-                    self.durable.appended(lsn, entry.header().dot);
-                    self.hlc.observe(entry.header().hlc);
-                }
+                self.keep_applied();
                 for (peer, entry) in &batch {
                     if let Logged::Whole(entry) = entry
                         && let Some(session) = self.sessions.get_mut(peer)
@@ -47,22 +50,14 @@ impl Replica {
                         session.took(entry.bytes.len() as u64);
                     }
                 }
-                self.applied(before, tally, &snapshot);
+                self.applied(&before, tally);
                 self.spools_applied(batch.iter().map(|(_, entry)| entry));
                 for (peer, error) in refused {
                     self.refuse(peer, &error);
                 }
             }
             Err(error) => {
-                self.contested.undo();
-                self.log.undo();
-                (self.registry, self.members, self.author) = snapshot;
-                self.writer.apply().forget();
-                if !self.writer.apply().is_autocommit()
-                    && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
-                {
-                    tracing::error!(%error, "the transaction of a batch could not be rolled back");
-                }
+                self.undo_applied(before);
                 match error {
                     ApplyError::Sqlite(error) if is_storage_failure(&error) => {
                         for (peer, entry) in batch.into_iter().rev() {
@@ -87,6 +82,41 @@ impl Replica {
                     || self.spools.complete(name).is_some()
             }
         })
+    }
+
+    /// From here on what a batch changes in memory can be taken back.
+    pub(super) fn before_apply(&mut self) -> Before {
+        self.contested.mark();
+        Before {
+            lsn: self.log.last(),
+            log_bytes: self.log.bytes(),
+            registry: Arc::clone(&self.registry),
+            members: self.members.clone(),
+            author: self.author,
+        }
+    }
+
+    /// The batch is committed.
+    pub(super) fn keep_applied(&mut self) {
+        self.contested.keep();
+        for (lsn, entry) in self.log.keep() {
+            self.durable.appended(lsn, entry.header().dot);
+            self.hlc.observe(entry.header().hlc);
+        }
+    }
+
+    /// The batch has failed.
+    pub(super) fn undo_applied(&mut self, before: Before) {
+        self.contested.undo();
+        self.log.undo();
+        (self.registry, self.members, self.author) =
+            (before.registry, before.members, before.author);
+        self.writer.apply().forget();
+        if !self.writer.apply().is_autocommit()
+            && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "the transaction of a batch could not be rolled back");
+        }
     }
 
     /// Entries to apply together, of one link after the other, each link's in order.
@@ -240,28 +270,31 @@ impl Replica {
                     "a segment that only the origin may write",
                 )));
             }
-            self.settle(entry, origin, &mut waiting)?;
+            total.conflicts += self.settle(entry, origin, &mut waiting)?;
             if let Segment::Sequence(sequences) = segment {
                 self.apply_sequences(header.dot, &sequences)?;
             } else {
-                self.apply_decree(segment)?;
+                self.apply_decree(header, segment)?;
             }
         }
-        self.settle(entry, origin, &mut waiting)?;
+        total.conflicts += self.settle(entry, origin, &mut waiting)?;
         Ok(total)
     }
 
+    /// Stores what collided; gives how many conflicts that made.
     fn settle(
         &mut self,
         entry: &Logged,
         origin: AuthorId,
         waiting: &mut Waiting,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<u64, ApplyError> {
         if waiting.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let registry = Arc::clone(&self.registry);
-        self.applier(&registry, origin, waiting).settle(entry)
+        let mut applier = self.applier(&registry, origin, waiting);
+        applier.settle(entry)?;
+        Ok(applier.tally.conflicts)
     }
 
     fn applier<'a>(
@@ -270,19 +303,16 @@ impl Replica {
         origin: AuthorId,
         waiting: &'a mut Waiting,
     ) -> Applier<'a> {
-        Applier {
-            conn: self.writer.apply(),
-            registry,
-            contested: &mut self.contested,
-            origin,
-            tally: Tally::default(),
-            effects: Effects::default(),
-            waiting,
-        }
+        let contested = &mut self.contested;
+        Applier::new(self.writer.apply(), registry, contested, origin, &self.members, waiting)
     }
 
     /// Applies a segment that only the origin writes.
-    pub(super) fn apply_decree(&mut self, segment: Segment<'_>) -> Result<(), ApplyError> {
+    pub(super) fn apply_decree(
+        &mut self,
+        header: &EntryHeader,
+        segment: Segment<'_>,
+    ) -> Result<(), ApplyError> {
         let conn = self.writer.apply();
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
@@ -303,7 +333,16 @@ impl Replica {
                 if member.incarnation == self.identity.incarnation {
                     self.author = Some(member.author);
                 }
+                if self.is_origin() {
+                    self.count_joiner(member.author);
+                }
                 self.members.push(member);
+            }
+            Segment::Frontier { number, covered } => {
+                self.contested
+                    .frontier(conn, number, &covered, header.stamp())
+                    .map_err(|error| ApplyError::clocks(header.dot, error))?;
+                self.checkpointing.frontier = true;
             }
         }
         Ok(())
@@ -325,21 +364,31 @@ impl Replica {
         Ok(())
     }
 
-    /// A batch was committed.
-    pub(super) fn applied(
-        &mut self,
-        before: Lsn,
-        tally: Tally,
-        (registry, _, author): &(Arc<Registry>, Vec<Member>, Option<AuthorId>),
-    ) {
-        let entries = self.log.last().0 - before.0;
+    /// A batch of remote entries was committed.
+    pub(super) fn applied(&mut self, before: &Before, tally: Tally) {
+        let entries = self.log.last().0 - before.lsn.0;
         self.counts.entries_applied += entries;
         self.counts.rows_applied += tally.rows;
         self.counts.conflicts += tally.conflicts;
-        if !Arc::ptr_eq(registry, &self.registry) {
+        self.after_apply(before);
+        if entries > 0 {
+            let lsn = self.log.last();
+            self.outputs.push_back(Output::Event(Event::Applied { lsn, entries }));
+        }
+    }
+
+    /// What follows from entries that were applied and committed.
+    pub(super) fn after_apply(&mut self, before: &Before) {
+        self.counting.news = true;
+        self.checkpointing.entries = true;
+        self.checkpointing.bytes += self.log.bytes() - before.log_bytes;
+        if !Arc::ptr_eq(&before.registry, &self.registry) {
             self.writer.learn(&self.registry, self.is_origin());
         }
-        if self.author != *author
+        if before.members.len() != self.members.len() {
+            self.hear_new_members();
+        }
+        if self.author != before.author
             && let Some(author) = self.author
         {
             self.outputs.push_back(Output::Event(Event::Joined(author)));
@@ -348,10 +397,6 @@ impl Replica {
             if let Some(seq) = known.filter(|seq| *seq > head.seq) {
                 self.lost_state(Dot { author, seq });
             }
-        }
-        if entries > 0 {
-            let lsn = self.log.last();
-            self.outputs.push_back(Output::Event(Event::Applied { lsn, entries }));
         }
         self.storage_works();
     }

@@ -16,7 +16,7 @@ use crate::{
     replica::{Replica, holds::Arrived, is_storage_failure},
     schema::catalog,
     testing::{Bug, planted},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 impl Replica {
@@ -25,12 +25,18 @@ impl Replica {
             self.outputs.push_back(Output::Close { peer, code: CloseCode::Halted, reason: why });
             return;
         }
-        let hello = Hello::new(
+        let mut hello = Hello::new(
             &self.identity,
             self.log.heads(),
             self.register.as_ref(),
             self.registry.version,
+            &self.log.start().vector,
+            self.contested.stable().number,
         );
+        let lives = self.members.iter().filter(|member| member.node == node);
+        hello.yours = lives
+            .map(|life| (life.incarnation.0, life.author.to_u64(), self.log.head(life.author).seq))
+            .collect();
         let mut session = PeerSession::new(peer, node, self.now.mono, hello);
         session.is_reconnect = !self.linked.insert(session.node.clone());
         self.sessions.insert(peer, session);
@@ -47,6 +53,10 @@ impl Replica {
             Received::Large(name) => self.offered(peer, name),
             Received::Chunk(dot, offset, bytes) => self.chunk(peer, dot, offset, &bytes),
             Received::Hello(hello) => self.hello(peer, &hello),
+            Received::Acks(acks) => {
+                self.hear_acks(peer, acks);
+                Ok(())
+            }
         }
     }
 
@@ -62,7 +72,13 @@ impl Replica {
     pub(super) fn hello(&mut self, peer: PeerId, hello: &Hello) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions.get(&peer) else { return Ok(()) };
         let node = session.node.clone();
-        check_hello(&self.identity, &node, hello)?;
+        let them = check_hello(&self.identity, &node, hello)?;
+        if let Some(theirs) = hello.knows_of(self.identity.incarnation) {
+            let ours = self.log.head(theirs.author).seq;
+            if theirs.seq > ours {
+                return Err(ProtocolError::LostState { theirs, ours });
+            }
+        }
         for (dot, prefix) in hello.heads() {
             self.compare(dot, prefix)?;
         }
@@ -73,6 +89,10 @@ impl Replica {
         }
         self.close_replaced(peer, &node);
         let vector = hello.vector();
+        let trimmed = hello.trimmed();
+        if !self.log.vector().covers_all(&trimmed) {
+            return Err(ProtocolError::TooOld { trimmed });
+        }
         let cursor = match self.sessions.get(&peer) {
             Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
                 self.durable.lsn.next()
@@ -80,6 +100,9 @@ impl Replica {
             _ => self.log.start_for(&vector),
         };
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
+        session.incarnation = Some(them.incarnation);
+        // It finds that out itself, and closes the link.
+        session.is_too_old = !vector.covers_all(&self.log.start().vector);
         let early = session.start_streaming(vector, cursor)?;
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         early.into_iter().try_for_each(|received| self.received(peer, received))
@@ -145,8 +168,9 @@ impl Replica {
         self.serve_spools();
         self.push_entries();
         let mut failed = Vec::new();
+        let told = self.acknowledged();
         for (peer, session) in &mut self.sessions {
-            if let Err(error) = session.tick(self.now.mono, &self.durable.vector) {
+            if let Err(error) = session.tick(self.now.mono, &told, &self.acks) {
                 failed.push((*peer, error));
             }
             while let Some((channel, bytes)) = session.take_frame() {
@@ -162,11 +186,26 @@ impl Replica {
     pub(super) fn push_entries(&mut self) {
         let upto = if planted(Bug::SendUnsynced) { self.log.last() } else { self.durable.lsn };
         let mut broken = None;
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.author_of(peer);
+        }
+        let mut too_old = Vec::new();
         for session in self.sessions.values_mut() {
+            if session.is_too_old {
+                continue;
+            }
+            if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
+                too_old.push(session.peer);
+                continue;
+            }
             if let Err(error) = push(&self.log, self.writer.apply(), session, upto) {
                 broken = Some(error);
                 break;
             }
+        }
+        for peer in too_old {
+            let trimmed = self.log.start().vector.clone();
+            self.refuse(peer, &ProtocolError::TooOld { trimmed });
         }
         match broken {
             None => {}
@@ -175,6 +214,11 @@ impl Replica {
             }
             Some(error) => self.halt(error.to_string()),
         }
+    }
+
+    /// What peers are told that this node holds.
+    pub(super) fn acknowledged(&self) -> VersionVector {
+        if planted(Bug::AckUnsynced) { self.log.vector() } else { self.durable.vector.clone() }
     }
 
     /// A peer broke the protocol, or its link has to end.

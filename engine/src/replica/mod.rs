@@ -17,6 +17,7 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod frontier;
 mod holds;
 mod links;
 
@@ -42,8 +43,11 @@ use crate::{
     limits::{GROUP_JOBS, STORAGE_RETRY},
     log::Log,
     open::Builder,
-    protocol::{PeerSession, message::Register},
-    replica::holds::Incoming,
+    protocol::{PeerSession, acks::Acks, message::Register},
+    replica::{
+        frontier::{Checkpointing, Counting},
+        holds::Incoming,
+    },
     schema::{Registry, catalog},
     status::{Counts, PeerStatus, Status},
     time::{Instant, Now},
@@ -85,6 +89,10 @@ pub struct Replica {
     /// What halted the replica stops local writes too.
     writes_stopped: bool,
     counts: Counts,
+    /// What members have acknowledged.
+    acks: Acks,
+    counting: Counting,
+    checkpointing: Checkpointing,
 }
 
 /// What a file holds when it was just opened.
@@ -181,6 +189,9 @@ impl Replica {
             halted: None,
             writes_stopped: false,
             counts: Counts::default(),
+            acks: Acks::default(),
+            counting: Counting { news: true, ..Counting::default() },
+            checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
         }
     }
 
@@ -207,7 +218,10 @@ impl Replica {
                     self.refuse(peer, &error);
                 }
             }
-            Input::Synced(lsn) => self.durable.reached(lsn),
+            Input::Synced(lsn) => {
+                self.durable.reached(lsn);
+                self.counting.news = true;
+            }
             Input::SyncFailed(error) => self.sync_failed(&error),
             Input::Wake => {}
         }
@@ -221,6 +235,7 @@ impl Replica {
             }
             if self.commit_jobs()
                 || self.apply_incoming()
+                || self.serve_frontier()
                 || self.serve_links()
                 || self.serve_disk()
             {
@@ -271,6 +286,7 @@ impl Replica {
                 .collect(),
             spools: self.spools.count() as u64,
             vector,
+            stability: self.stability(),
             contested_rows: self.contested.rows(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
@@ -292,7 +308,10 @@ impl Replica {
             self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
         }
         let outputs = mem::take(&mut self.outputs).into();
-        (outputs, self.writer.close())
+        let unsaved = self.checkpointing.entries && !self.writes_stopped;
+        let saved = if unsaved { self.checkpoint() } else { Ok(()) };
+        let closed = self.writer.close();
+        (outputs, saved.and(closed))
     }
 
     // --- Writing
@@ -332,7 +351,7 @@ impl Replica {
     }
 
     fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
-        let before = self.log.last();
+        let (before, bytes) = (self.log.last(), self.log.bytes());
         let mut local = Local {
             author,
             registry: &self.registry,
@@ -344,10 +363,13 @@ impl Replica {
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
+        self.checkpointing.bytes += self.log.bytes() - bytes;
         let first = self.log.head(author).seq - (self.log.last().0 - before.0);
         for (lsn, seq) in (before.0 + 1..=self.log.last().0).zip(first + 1..) {
             self.durable.appended(Lsn(lsn), Dot { author, seq });
             self.counts.entries_authored += 1;
+            self.counting.news = true;
+            self.checkpointing.entries = true;
         }
         if self.log.last() > before {
             match self.synchronous {
@@ -384,6 +406,9 @@ impl Replica {
         if self.durable.asked < self.log.last() && self.durable.lsn < self.log.last() {
             self.durable.asked = self.log.last();
             self.outputs.push_back(Output::Sync(self.log.last()));
+        }
+        if self.serve_checkpoint() {
+            return true;
         }
         if self.writer.wants_checkpoint() {
             self.outputs.push_back(Output::WalCheckpoint);
@@ -453,11 +478,13 @@ impl Replica {
         if self.halted.is_none() && self.can_apply() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
+        let told = self.acknowledged();
         self.sessions
             .values()
-            .map(|session| session.deadline(&self.durable.vector))
+            .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
             .chain(self.spools.deadline())
+            .chain(self.frontier_deadline())
             .min()
     }
 }

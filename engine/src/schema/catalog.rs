@@ -8,7 +8,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::{
     entry::{Member, TableDeclaration},
     id::{AuthorId, Incarnation, NodeId, SchemaVersion},
-    policy::ColumnType,
 };
 
 /// What the names of the engine's tables begin with.
@@ -42,12 +41,15 @@ CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
   PRIMARY KEY(table_id, id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_clock(
+  id INTEGER PRIMARY KEY NOT NULL, table_id INTEGER NOT NULL, bound BLOB NOT NULL, bytes BLOB NOT NULL
+) STRICT;
 CREATE TABLE littoral_conflicts(
   id INTEGER PRIMARY KEY NOT NULL,
-  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT NOT NULL, \"row\" TEXT NOT NULL,
+  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT, \"row\" TEXT NOT NULL,
   kept ANY, kept_at INTEGER, kept_by TEXT,
   lost ANY, lost_at INTEGER, lost_by TEXT,
-  table_id INTEGER NOT NULL, column_id INTEGER NOT NULL, key BLOB NOT NULL,
+  table_id INTEGER NOT NULL, column_id INTEGER, key BLOB NOT NULL,
   kept_hlc INTEGER, kept_author INTEGER, kept_seq INTEGER,
   lost_hlc INTEGER, lost_author INTEGER, lost_seq INTEGER
 ) STRICT;
@@ -155,10 +157,9 @@ pub(crate) fn declare(
             ],
         )?;
         for (id, name) in &table.columns {
-            let merge: ColumnType = table.policy.columns.get(name).copied().unwrap_or_default();
             conn.execute(
                 "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
-                params![table.id.0, id.0, name, merge.as_str()],
+                params![table.id.0, id.0, name, table.policy.column_word(name)],
             )?;
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! All reasons are told at once, each with the constraint that gives it and what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
@@ -75,13 +75,13 @@ pub(crate) fn declarations(
             .map(|(id, column)| (ColumnId(id), column.name.clone()))
             .collect();
         // From here on columns are named as the table names them; SQLite does not mind the case.
-        policy.columns = std::mem::take(&mut policy.columns)
-            .into_iter()
-            .map(|(named, merge)| {
-                let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
-                (column.map_or(named, |(_, name)| name.clone()), merge)
-            })
-            .collect();
+        let spelled = |named: String| {
+            let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
+            column.map_or(named, |(_, name)| name.clone())
+        };
+        let TablePolicy { columns: merges, groups, .. } = &mut policy;
+        *merges = std::mem::take(merges).into_iter().map(|(c, m)| (spelled(c), m)).collect();
+        *groups = std::mem::take(groups).into_iter().map(|(c, g)| (spelled(c), g)).collect();
         tables.push(TableDeclaration { id: TableId(id), name, policy, columns });
     }
     Ok(tables)
@@ -144,44 +144,54 @@ fn any_table(
             }
         }
     }
-    for (name, merge) in &table.policy.columns {
+    let policy = &table.policy;
+    for name in policy.columns.keys().chain(policy.groups.keys()).collect::<BTreeSet<_>>() {
         match shape.columns.iter().find(|c| c.name.eq_ignore_ascii_case(name)) {
             None => reasons.refuse(
                 format!("its policy names the column {name:?}, which it does not have"),
                 "correct the name in the policy",
             ),
-            Some(column) if *merge == ColumnType::Counter => {
-                counter_column(&shape, column, table.policy.writers, reasons);
-            }
-            Some(_) => {}
+            Some(column) => typed_column(&shape, column, policy, reasons),
         }
     }
     Ok(())
 }
 
-fn counter_column(
+/// A column with a type of its own, or in a group.
+fn typed_column(
     shape: &TableShape,
     column: &ColumnShape,
-    writers: Writers,
+    policy: &TablePolicy,
     reasons: &mut Reasons<'_>,
 ) {
-    if writers == Writers::Origin {
+    let name = &column.name;
+    let merge = policy.columns.get(name).copied().unwrap_or_default();
+    let word = policy.column_word(name);
+    if merge != ColumnType::Lww && policy.groups.contains_key(name) {
         reasons.refuse(
-            format!(
-                "its column {:?} is a counter, but only the origin writes the table",
-                column.name
-            ),
+            format!("its column {name:?} is of type {merge} and in a group"),
+            "a group is one register of lww columns; leave out the type or the group",
+        );
+    }
+    if word == ColumnType::Lww.as_str() {
+        return;
+    }
+    if policy.writers == Writers::Origin {
+        reasons.refuse(
+            format!("its column {name:?} is declared {word}, but only the origin writes the table"),
             "declare writers = \"any\", or leave the column type out",
         );
     }
     if shape.is_key(column.position) || column.generated {
         reasons.refuse(
-            format!("its column {:?} is a counter and part of the key or generated", column.name),
-            "use an ordinary column as a counter",
+            format!("its column {name:?} is declared {word} and part of the key or generated"),
+            "give the type to an ordinary column",
         );
-    } else if column.affinity != Affinity::Integer || !column.not_null {
+    } else if merge == ColumnType::Counter
+        && (column.affinity != Affinity::Integer || !column.not_null)
+    {
         reasons.refuse(
-            format!("its column {:?} is a counter but not INTEGER NOT NULL", column.name),
+            format!("its column {name:?} is a counter but not INTEGER NOT NULL"),
             "declare the column INTEGER NOT NULL DEFAULT 0",
         );
     }

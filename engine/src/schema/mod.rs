@@ -54,8 +54,15 @@ pub(crate) struct Table {
     pub(crate) cells: Vec<Column>,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
-    /// The ids of the cells that are assigned (not counted), ascending.
+    /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// The places of the cells of each group.
+    pub(crate) groups: Vec<Vec<usize>>,
+    /// Whether there is a counter among the cells.
+    pub(crate) counted: bool,
+    /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
+    /// would store.
+    pub(crate) normalized: bool,
     /// Nothing but a collision with another row, or a NULL, keeps a row out.
     pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
@@ -91,6 +98,39 @@ pub(crate) struct TableSql {
 }
 
 impl Table {
+    fn new(
+        id: TableId,
+        name: String,
+        policy: TablePolicy,
+        key: Vec<Column>,
+        cells: Vec<Column>,
+    ) -> Self {
+        let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (place, cell) in cells.iter().enumerate() {
+            if let Some(group) = policy.groups.get(&cell.name) {
+                groups.entry(group).or_default().push(place);
+            }
+        }
+        let groups = groups.into_values().collect();
+        let lww = |cell: &&Column| cell.merge == ColumnType::Lww;
+        let assigned = cells.iter().filter(lww).map(|cell| cell.id).collect();
+        let has = |merges: &[ColumnType]| cells.iter().any(|cell| merges.contains(&cell.merge));
+        Self {
+            counted: has(&[ColumnType::Counter]),
+            normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            is_plain: false,
+            autoincrement: false,
+            sql: TableSql::new(&name, &key, &cells),
+            id,
+            name,
+            policy,
+            key,
+            assigned,
+            groups,
+            cells,
+        }
+    }
+
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
         self.policy.writers == Writers::Any
@@ -205,7 +245,7 @@ impl Registry {
                 consistency: word(&policy)?,
                 writers: word(&writers)?,
                 explicit_key,
-                columns: BTreeMap::new(),
+                ..TablePolicy::default()
             };
             let columns: Vec<(u32, String, String)> = conn
                 .prepare(
@@ -218,31 +258,19 @@ impl Registry {
             let mut cells: Vec<Column> =
                 shape.has_spellings().then(Column::spelling).into_iter().collect();
             for (id, column, merge) in columns {
-                let merge: ColumnType = word(&merge)?;
-                if merge != ColumnType::default() {
-                    policy.columns.insert(column.clone(), merge);
-                }
+                policy.declare_column(&column, &merge).map_err(unreadable)?;
+                let merge = policy.columns.get(&column).copied().unwrap_or_default();
                 let Some(found) = shape.stored().find(|c| c.name == column) else { continue };
                 match key.iter_mut().find(|part| part.position == found.position) {
                     Some(part) => part.id = ColumnId(id),
                     None => cells.push(Column { id: ColumnId(id), merge, ..Column::from(found) }),
                 }
             }
-            registry.push(Table {
-                sql: TableSql::new(&name, &key, &cells),
-                is_plain: enroll::is_plain(conn, &name)?,
-                id: TableId(id),
-                name,
-                policy,
-                assigned: cells
-                    .iter()
-                    .filter(|c| c.merge == ColumnType::Lww)
-                    .map(|c| c.id)
-                    .collect(),
-                key,
-                cells,
-                autoincrement: shape.autoincrement,
-            });
+            let is_plain = enroll::is_plain(conn, &name)?;
+            let mut table = Table::new(TableId(id), name, policy, key, cells);
+            table.is_plain = is_plain;
+            table.autoincrement = shape.autoincrement;
+            registry.push(table);
         }
         Ok(registry)
     }
@@ -320,9 +348,12 @@ fn word<T: std::str::FromStr>(word: &str) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    word.parse().map_err(|error: T::Err| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
-    })
+    word.parse().map_err(unreadable)
+}
+
+/// A word of the catalog that this version does not know.
+fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
 }
 
 #[cfg(test)]

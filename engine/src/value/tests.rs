@@ -101,6 +101,16 @@ proptest! {
     }
 
     #[test]
+    fn the_total_order_is_one(a in key_value(), b in key_value(), c in key_value()) {
+        let (a, b, c) = (a.as_value(), b.as_value(), c.as_value());
+        prop_assert_eq!(a.total_cmp(b), b.total_cmp(a).reverse());
+        prop_assert_eq!(a.total_cmp(a), Ordering::Equal);
+        if a.total_cmp(b).is_le() && b.total_cmp(c).is_le() {
+            prop_assert!(a.total_cmp(c).is_le());
+        }
+    }
+
+    #[test]
     fn integer_keys_sort_as_bytes(a in number(), b in number()) {
         prop_assert_eq!(key(&Owned::Integer(a)).cmp(&key(&Owned::Integer(b))), a.cmp(&b));
     }
@@ -111,6 +121,38 @@ proptest! {
             [key(&Owned::Text(x.clone())), key(&Owned::Blob(y.clone()))].concat()
         };
         prop_assert_eq!(pair(&a, &b) == pair(&c, &d), a == c && b == d);
+    }
+}
+
+#[test]
+fn numbers_compare_exactly_and_integers_come_first() {
+    use ValueRef::{Integer, Real};
+    let big = (1i64 << 53) + 1;
+    let ascending = [
+        Real(f64::NEG_INFINITY),
+        Real(-1e19),
+        Integer(i64::MIN),
+        Real(i64::MIN as f64),
+        Real(-1.5),
+        Integer(-1),
+        Real(-1.0),
+        Real(-0.5),
+        Integer(0),
+        Real(-0.0),
+        Real(0.0),
+        Real(0.5),
+        Integer(1),
+        Real((big - 1) as f64),
+        Integer(big),
+        Real((big + 1) as f64),
+        Integer(i64::MAX),
+        Real(i64::MAX as f64),
+        Real(f64::INFINITY),
+    ];
+    for (place, a) in ascending.iter().enumerate() {
+        for (other, b) in ascending.iter().enumerate() {
+            assert_eq!(a.total_cmp(*b), place.cmp(&other), "{a:?} {b:?}");
+        }
     }
 }
 

@@ -42,8 +42,8 @@ fn to_json(status: &Status) -> Value {
             "name": name,
             "policy": policy.consistency.as_str(),
             "writers": policy.writers.as_str(),
-            "columns": policy.columns.iter()
-                .map(|(column, kind)| (column.clone(), kind.as_str()))
+            "columns": policy.columns.keys().chain(policy.groups.keys())
+                .map(|column| (column.clone(), policy.column_word(column)))
                 .collect::<BTreeMap<_, _>>(),
         })).collect::<Vec<_>>(),
         "peers": status.peers.iter().map(|peer| json!({

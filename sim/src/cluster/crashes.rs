@@ -204,7 +204,7 @@ impl Cluster {
         if let Some(engine) = &self.machines[number].engine {
             let told = self.machines[number].durable_told;
             let reader = engine.reader.connection();
-            if sights::log_length(number, reader)?.cast_unsigned() < told.0 {
+            if sights::log_end(number, reader)?.cast_unsigned() < told.0 {
                 return broken(
                     Promise::Durability,
                     format!(

@@ -166,7 +166,7 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
     let failed = unreadable(machine);
     let mut query = reader
         .prepare_cached(
-            "SELECT table_id, key, column_id, rule = 'delete wins', kept_author, kept_seq, kept,
+            "SELECT table_id, key, column_id, rule, kept_author, kept_seq, kept,
              lost_author, lost_seq, lost FROM littoral_conflicts",
         )
         .map_err(&failed)?;
@@ -182,7 +182,7 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
                 table: row.get(0)?,
                 key: row.get(1)?,
                 column: row.get(2)?,
-                by_delete: row.get(3)?,
+                rule: row.get(3)?,
                 kept: dot(row.get(4)?, row.get(5)?),
                 kept_value: row.get_ref(6)?.into(),
                 lost: dot(row.get(7)?, row.get(8)?),

@@ -7,15 +7,17 @@
 
 use std::collections::BTreeMap;
 
-use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq};
+use littoral::{AuthorId, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, shadow::Shadow, spools, unreadable};
+use super::{Check, Promise, broken, shadow::Shadow, sights, spools, unreadable};
 
 /// Which machines hold an entry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Holders {
-    digest: Digest,
+    entry: Entry,
+    /// What its author had applied before it; `None` until its author's log was read.
+    seen: Option<VersionVector>,
     machines: u64,
 }
 
@@ -23,7 +25,7 @@ struct Holders {
 #[derive(Debug, Default)]
 struct Book {
     /// By LSN, from 1.
-    entries: Vec<(Dot, Digest)>,
+    entries: Vec<Dot>,
     shadow: Shadow,
 }
 
@@ -111,11 +113,12 @@ impl Logs {
                 self.authors.insert(member.author, number);
             }
         }
-        let holders = self
-            .entries
-            .entry((dot.author, dot.seq))
-            .or_insert(Holders { digest: entry.digest, machines: 0 });
-        if holders.digest != entry.digest {
+        let holders = self.entries.entry((dot.author, dot.seq)).or_insert_with(|| Holders {
+            entry: entry.clone(),
+            seen: None,
+            machines: 0,
+        });
+        if holders.entry.digest != entry.digest {
             return broken(
                 Promise::DurableFirst,
                 format!(
@@ -127,8 +130,15 @@ impl Logs {
         holders.machines |= 1 << machine;
         let own = self.authors.get(&dot.author) == Some(&machine);
         let book = &mut self.books[machine];
-        book.entries.push((dot, entry.digest));
-        book.shadow.apply(entry, own).or_else(|what| {
+        if own {
+            holders.seen.get_or_insert_with(|| book.shadow.vector());
+        }
+        let Some(seen) = &holders.seen else {
+            let what = format!("m{machine} holds {dot}, which its author has not written");
+            return broken(Promise::DurableFirst, what);
+        };
+        book.entries.push(dot);
+        book.shadow.apply(entry, own, seen).or_else(|what| {
             let promise = if own { Promise::Merge } else { Promise::Causality };
             let whose = if own { "its own" } else { "a received" };
             broken(
@@ -145,11 +155,7 @@ impl Logs {
         power_cut: bool,
         reader: &Connection,
     ) -> Check<Vec<Dot>> {
-        let failed = unreadable(machine);
-        let left: Option<i64> = reader
-            .query_row("SELECT max(lsn) FROM littoral_log", [], |row| row.get(0))
-            .map_err(&failed)?;
-        let left = usize::try_from(left.unwrap_or(0)).expect("LSNs begin at 1");
+        let left = usize::try_from(sights::log_end(machine, reader)?).expect("LSNs begin at 1");
         let known = self.books[machine].entries.len();
         if left >= known {
             return Ok(Vec::new());
@@ -161,9 +167,9 @@ impl Logs {
             );
         }
         let lost = self.books[machine].entries.split_off(left);
-        self.books[machine] = Book::default();
+        let rest = std::mem::take(&mut self.books[machine]).entries;
         let mut own = Vec::new();
-        for (dot, _) in lost {
+        for dot in lost {
             let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else { continue };
             holders.machines &= !(1 << machine);
             if self.authors.get(&dot.author) != Some(&machine) {
@@ -180,6 +186,13 @@ impl Logs {
             }
             self.entries.remove(&(dot.author, dot.seq));
             own.push(dot);
+        }
+        // What is trimmed cannot be read again.
+        for dot in rest {
+            let known = self.entries.get(&(dot.author, dot.seq)).map(|held| held.entry.clone());
+            if let Some(entry) = known {
+                self.take(machine, &entry)?;
+            }
         }
         self.refresh(machine, reader)?;
         Ok(own)

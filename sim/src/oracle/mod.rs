@@ -63,6 +63,8 @@ pub(crate) enum Promise {
     Answers,
     /// A run is a function of its seed.
     Determinism,
+    /// A cluster without writes writes nothing.
+    Silence,
     /// A file opens after any crash, and a healthy replica goes on.
     Availability,
     /// What is kept stays within its bounds.
@@ -82,6 +84,7 @@ impl fmt::Display for Promise {
             Self::Atomicity => "atomicity",
             Self::Answers => "answers",
             Self::Determinism => "determinism",
+            Self::Silence => "silence",
             Self::Availability => "availability",
             Self::Bounds => "bounds",
         })

@@ -97,6 +97,7 @@ impl Author<'_> {
             Act::Pair => self.pair(),
             Act::Transfer => self.transfer(),
             Act::Ghost => self.ghost(depth),
+            Act::Gauge => self.gauge(),
             Act::Savepoint if depth < 2 => self.savepoint(depth),
             Act::Origin if self.machine == 0 || self.draw.percent(10) => self.origin_act(),
             Act::Savepoint | Act::Origin | Act::Abort => {}
@@ -509,6 +510,56 @@ impl Author<'_> {
                          SET balance = balance + excluded.balance",
                 vec![int(account), Value::Integer(amount)],
             );
+        }
+    }
+
+    /// Columns of every type but `lww`, in rows that come and go.
+    fn gauge(&mut self) {
+        let (key, one, other) = (int(self.draw.below(4)), self.anything(), self.anything());
+        let number = self.number();
+        match self.draw.below(10) {
+            0 => self.try_step(
+                "INSERT INTO gauge (id, high, low, peak, turns) VALUES (?1, ?2, ?3, ?4, ?4)",
+                vec![key, one, other, number],
+            ),
+            1 => self.try_step(
+                "INSERT OR REPLACE INTO gauge (id, high, low, town) VALUES (?, ?, ?, ?)",
+                vec![key, number, one, other],
+            ),
+            2 => self.try_step(
+                "UPDATE gauge SET high = ?2, low = ?3, peak = ?4 WHERE id <> ?1",
+                vec![key, one, other, number],
+            ),
+            3 => self.try_step(
+                "UPDATE gauge SET high = ?2, peak = peak + ?2, note = ?3 WHERE id = ?1",
+                vec![key, number, other],
+            ),
+            4 => self.try_step("UPDATE gauge SET low = high, high = low", vec![]),
+            5 => {
+                let token = self.token();
+                self.try_step(
+                    "UPDATE gauge SET street = ?2, town = ?2 WHERE id = ?1",
+                    vec![key, token],
+                );
+            }
+            6 => {
+                let (column, token) = (*self.draw.pick(&["street", "town"]), self.token());
+                self.try_step(
+                    &format!("UPDATE gauge SET {column} = ?2, low = ?3 WHERE id = ?1"),
+                    vec![key, token, one],
+                );
+            }
+            7 => {
+                let far = *self.draw.pick(&[i64::MAX, i64::MAX - 9, i64::MIN, i64::MIN + 9, 0]);
+                self.try_step(
+                    "UPDATE gauge SET turns = ?2 WHERE id = ?1",
+                    vec![key, Value::Integer(far)],
+                );
+            }
+            // Refused where the sum is a REAL already at its author.
+            8 => self
+                .try_step("UPDATE gauge SET turns = turns + ?2 WHERE id = ?1", vec![key, number]),
+            _ => self.try_step("DELETE FROM gauge WHERE id = ?", vec![key]),
         }
     }
 
