@@ -86,8 +86,8 @@ impl Cluster {
 
     /// After quiet no clock is left, and of the log only the last frontiers.
     fn remembers(&self) -> Option<String> {
-        /// The last frontier, and one that was under way before it.
-        const FRONTIERS: i64 = 3;
+        /// The last frontier, and those that were under way before it: one a second, on slow links.
+        const FRONTIERS: i64 = 6;
         self.machines.iter().find_map(|machine| {
             let engine = machine.engine.as_ref()?;
             let rows = engine.replica.status().contested_rows;
