@@ -79,7 +79,7 @@ pub use open::Builder;
 pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
-pub use schema::Refusal;
+pub use schema::{Refusal, Trigger, TriggerClass};
 pub use status::{Counts, Held, Hold, HoldReason, PeerStatus, Stability, Status};
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};

@@ -17,6 +17,7 @@ use crate::{
     id::{ClusterId, Incarnation, NodeId},
     limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
     log::{Log, LogError, Start, Tail},
+    merge::mirror,
     protocol::message::Register,
     replica::{Parts, Replica, Spools},
     schema::{Registry, catalog},
@@ -121,6 +122,7 @@ impl Builder {
         let opened: i64 = catalog::meta(&conn, "opened")?.unwrap_or(0);
         catalog::set_meta(&conn, "opened", opened + 1)?;
 
+        mirror::repair(&conn)?;
         let registry = Arc::new(Registry::load(&conn)?);
         let register = catalog::meta::<Vec<u8>>(&conn, "register")?
             .map(|bytes| {

@@ -210,7 +210,7 @@ async fn errors_have_codes_that_clients_test() {
         ("SELECT ?", "ARGS_INVALID"),
         ("COMMIT", "SQLITE_ERROR"),
         ("ROLLBACK", "SQLITE_ERROR"),
-        ("VACUUM", "SQLITE_ERROR"),
+        ("VACUUM", "LITTORAL_FORBIDDEN"),
         ("CREATE TABLE t (a)", "LITTORAL_SCHEMA_FIXED"),
         ("ATTACH 'x' AS y", "LITTORAL_FORBIDDEN"),
         ("INSERT INTO counters (name) VALUES (NULL)", "SQLITE_CONSTRAINT"),

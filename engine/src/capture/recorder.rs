@@ -594,7 +594,7 @@ impl Tape {
                 self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
                 return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
             }
-            if table.has_spelling() {
+            if table.has_spelling() && !planted(Bug::RespellingIgnored) {
                 put_varint(&mut self.arena, 0);
                 self.spelling(table, &|c| event.before(c))?;
                 self.spelling(table, &|c| event.after(c))?;
@@ -674,6 +674,18 @@ impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
         let table = &self.registry.tables()[index as usize];
+        if let Some(target) = &table.kept_by_deletes
+            && event.change == Change::Delete
+            && self.mask.as_ref().is_some_and(|mask| mask.only_replaces(index))
+        {
+            self.refused.get_or_insert_with(|| WriteError::Forbidden {
+                what: format!(
+                    "REPLACE, which deletes a row of {:?} and fires no trigger, so that {target:?} would \
+                     keep the row (ON CONFLICT DO UPDATE fires triggers),",
+                    table.name
+                ),
+            });
+        }
         self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));

@@ -95,10 +95,20 @@ impl Gate {
             return Authorization::Allow;
         }
         self.asked = true;
-        if let Some(running) = &self.running {
-            running.set_all();
-        } else if let AuthAction::Update { table_name, column_name } = context.action {
-            self.mask.add(&self.registry, table_name, column_name);
+        let known = |table: &str| self.registry.position(table.as_bytes()).is_some();
+        match (context.action, &self.running) {
+            // FTS5 prepares statements of its own, on tables behind its own, while one runs.
+            (
+                AuthAction::Update { table_name, .. } | AuthAction::Delete { table_name },
+                Some(running),
+            ) if known(table_name) => running.set_all(),
+            (AuthAction::Update { table_name, column_name }, None) => {
+                self.mask.add(&self.registry, table_name, column_name);
+            }
+            (AuthAction::Delete { table_name }, None) => {
+                self.mask.add_delete(&self.registry, table_name);
+            }
+            _ => {}
         }
         match self.denial(context) {
             None => Authorization::Allow,

@@ -21,6 +21,7 @@ use crate::{
     merge,
     schema::Registry,
     sqlite::{self, Hooked, Keeping},
+    testing::{Bug, planted},
 };
 
 /// How the user connection commits.
@@ -77,9 +78,19 @@ impl Writer {
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        // Triggers that are mirrored there need no file.
+        apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::functions::prepare_connection(&apply)?;
         let recorder =
             Recorder::new(Arc::clone(registry), verify_capture, Arc::clone(file), tape_bytes);
+        if !planted(Bug::MirrorsForgotten) {
+            merge::mirror::refresh(&apply, registry)?;
+        }
+        if planted(Bug::TruncationUnseen) {
+            for table in registry.tables() {
+                user.prepare_cached(&format!("DELETE FROM {}", table.name)).ok();
+            }
+        }
         Ok(Self {
             user: Hooked::new(user, recorder),
             gate,

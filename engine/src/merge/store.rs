@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    merge::{functions::combining, row},
+    merge::{functions::combining, mirror, row},
     schema::{
         Table,
         row::lend_key,
@@ -34,7 +34,9 @@ fn name(table: TableId, what: u64) -> [u64; 2] {
 }
 
 pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
@@ -54,7 +56,9 @@ pub(super) fn insert_row(
     key: &[u8],
     cells: &[Vec<u8>],
 ) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
@@ -85,7 +89,9 @@ pub(super) fn update(
     if name[2..].iter().all(|word| *word == 0) {
         return Ok(());
     }
-    conn.run(
+    run(
+        conn,
+        table,
         name,
         || update_sql(table, winning()),
         |parameters| {
@@ -130,11 +136,30 @@ fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> S
 }
 
 pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
         |parameters| lend_key(parameters, 0, table, op.key),
     )
+}
+
+/// Runs a statement on the table; if a mirrored trigger makes it fail, without the table's triggers.
+fn run<'v>(
+    conn: &Keeping,
+    table: &Table,
+    name: &[u64],
+    sql: impl Fn() -> String,
+    set: impl Fn(&mut Parameters<'v>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    match conn.run(name, &sql, &set) {
+        Err(error) if !table.targets.is_empty() && mirror::is_at_fault(table, &error) => {
+            mirror::give_up(conn, table, &error)?;
+            conn.run(name, sql, set)
+        }
+        result => result,
+    }
 }
 
 /// A row that is there.

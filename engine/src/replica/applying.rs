@@ -8,7 +8,10 @@ use crate::{
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
-    merge::apply::{Applier, Tally, Waiting},
+    merge::{
+        apply::{Applier, Tally, Waiting},
+        mirror,
+    },
     protocol::message::Register,
     replica::{Replica, holds::Arrived, is_storage_failure},
     schema::{Registry, catalog},
@@ -317,6 +320,7 @@ impl Replica {
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
+                mirror::remove(conn)?;
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
@@ -327,6 +331,7 @@ impl Replica {
                 catalog::declare(conn, version, &tables)?;
                 conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
+                mirror::refresh(conn, &self.registry)?;
             }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;

@@ -276,6 +276,8 @@ impl Replica {
             members: self.members.clone(),
             schema: self.registry.version,
             tables,
+            triggers: self.registry.triggers.clone(),
+            stale: catalog::stale(self.writer.apply()).unwrap_or_default().into_iter().collect(),
             peers: self
                 .sessions
                 .values()

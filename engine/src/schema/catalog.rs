@@ -3,6 +3,8 @@
 //! They share the prefix `littoral_`, which user tables may not have, and live in the user's file,
 //! because a commit in WAL mode is atomic within one file only.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
@@ -41,6 +43,7 @@ CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
   PRIMARY KEY(table_id, id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_stale(name TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE littoral_clock(
   id INTEGER PRIMARY KEY NOT NULL, table_id INTEGER NOT NULL, bound BLOB NOT NULL, bytes BLOB NOT NULL
 ) STRICT;
@@ -104,6 +107,21 @@ pub(crate) fn set_sequence(conn: &Connection, table: &str, last: i64) -> rusqlit
             .execute(params![table, last])?;
     }
     Ok(())
+}
+
+/// The tables that derived triggers could not keep.
+pub(crate) fn stale(conn: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    conn.prepare_cached("SELECT name FROM littoral_stale ORDER BY name")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+pub(crate) fn mark_stale(conn: &Connection, name: &str) -> rusqlite::Result<()> {
+    conn.execute("INSERT OR IGNORE INTO littoral_stale VALUES(?)", [name]).map(drop)
+}
+
+pub(crate) fn forget_stale(conn: &Connection, name: &str) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM littoral_stale WHERE name = ?", [name]).map(drop)
 }
 
 /// Adds a member.

@@ -48,7 +48,8 @@ pub(crate) fn plan(
             return Err(GenesisError::NoSuchTable(name.clone()));
         }
     }
-    let refusals = schema::check(&scratch, &tables).map_err(scratch_error)?;
+    let mut refusals = schema::check(&scratch, &tables).map_err(scratch_error)?;
+    refusals.extend(schema::check_triggers(&scratch, &tables).map_err(scratch_error)?);
     if refusals.is_empty() {
         Ok(Plan { statements, tables })
     } else {

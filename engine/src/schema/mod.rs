@@ -15,9 +15,12 @@ mod enroll;
 pub(crate) mod row;
 mod shape;
 pub(crate) mod spelling;
+mod trigger;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};
+pub(crate) use trigger::check as check_triggers;
+pub use trigger::{Trigger, TriggerClass};
 
 use std::collections::BTreeMap;
 
@@ -38,6 +41,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) version: SchemaVersion,
+    /// All triggers of the schema, by name.
+    pub(crate) triggers: Vec<Trigger>,
     tables: Vec<Table>,
     by_id: BTreeMap<TableId, usize>,
 }
@@ -56,6 +61,10 @@ pub(crate) struct Table {
     pub(crate) autoincrement: bool,
     /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// What derived triggers keep of its rows: tables that do not replicate.
+    pub(crate) targets: Vec<String>,
+    /// One of these that would not learn of a row that REPLACE deletes.
+    pub(crate) kept_by_deletes: Option<String>,
     /// The places of the cells of each group.
     pub(crate) groups: Vec<Vec<usize>>,
     /// Whether there is a counter among the cells.
@@ -120,6 +129,8 @@ impl Table {
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
             is_plain: false,
             autoincrement: false,
+            targets: Vec::new(),
+            kept_by_deletes: None,
             sql: TableSql::new(&name, &key, &cells),
             id,
             name,
@@ -271,6 +282,16 @@ impl Registry {
             table.is_plain = is_plain;
             table.autoincrement = shape.autoincrement;
             registry.push(table);
+        }
+        registry.triggers =
+            trigger::triggers(conn, |table| registry.position(table.as_bytes()).is_some())?;
+        for trigger in registry.triggers.iter().filter(|t| t.class == TriggerClass::Derived) {
+            let Some(place) = registry.position(trigger.table.as_bytes()) else { continue };
+            let table = &mut registry.tables[place];
+            table.targets.extend(trigger.targets.iter().cloned());
+            if trigger.on_delete {
+                table.kept_by_deletes.clone_from(&trigger.targets.first().cloned());
+            }
         }
         Ok(registry)
     }
