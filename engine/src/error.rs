@@ -91,6 +91,10 @@ fn list(refusals: &[Refusal]) -> String {
     format!("the schema cannot replicate as declared:\n  {}", lines.join("\n  "))
 }
 
+fn at(origin: Option<&NodeId>) -> String {
+    origin.map(|node| format!(" (node {node})")).unwrap_or_default()
+}
+
 /// Why a write job was not committed. Nothing of it was written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -111,10 +115,38 @@ pub enum WriteError {
         /// The table.
         table: String,
     },
-    /// The schema cannot change after `init` in this version.
-    #[error("{what} is not available: this version fixes the schema at init")]
+    /// The schema changes at the origin only. Run the statement there: it reaches every node.
+    #[error(
+        "{what} changes the schema, which is the origin's: run it there{}, and it reaches every node",
+        at(.origin.as_ref())
+    )]
     SchemaChange {
         /// What was asked for.
+        what: String,
+        /// The node that is origin, if this node knows.
+        origin: Option<NodeId>,
+    },
+    /// Tables could not replicate after the change; every offending constraint is listed.
+    #[error("{}", list(.0))]
+    Refused(Vec<Refusal>),
+    /// A policy was declared of a table that there is not.
+    #[error("there is no table {table:?} to declare a policy of")]
+    NoSuchTable {
+        /// Its name.
+        table: String,
+    },
+    /// What was declared is no policy.
+    #[error("{0}")]
+    Policy(String),
+    /// A change of a multi-writer table that must not meet writes under way on other nodes.
+    #[error(
+        "{what} cannot happen while other nodes write to table {table:?}: the change needs a freeze of \
+         the table, which this version does not have"
+    )]
+    NeedsFreeze {
+        /// The table.
+        table: String,
+        /// The change.
         what: String,
     },
     /// A statement that write jobs may not use, because it would reach beyond the job.
@@ -168,6 +200,10 @@ impl WriteError {
             ),
             Self::OriginOnly { .. }
             | Self::SchemaChange { .. }
+            | Self::Refused(_)
+            | Self::NoSuchTable { .. }
+            | Self::Policy(_)
+            | Self::NeedsFreeze { .. }
             | Self::Forbidden { .. }
             | Self::Value { .. }
             | Self::EntryTooLarge { .. }

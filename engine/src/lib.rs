@@ -66,7 +66,7 @@ pub use db::{Committed, Db, Job, Reader, TxStatement, WriteTx, writer::Synchrono
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
     Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
-    TableDeclaration, codec::RowsReader,
+    TableChange, TableDeclaration, codec::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
 pub use genesis::Genesis;

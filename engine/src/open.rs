@@ -19,7 +19,7 @@ use crate::{
     log::{Log, LogError, Start, Tail},
     merge::mirror,
     protocol::message::Register,
-    replica::{Parts, Replica, Spools},
+    replica::{Parts, Replica, Spools, origin_seen_by},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
@@ -138,11 +138,12 @@ impl Builder {
             .map_or_else(|| Ok(Default::default()), |bytes| read_checkpoint(&bytes))
             .map_err(|_| damaged("the clock checkpoint does not decode"))?;
         let mut contested = Contested::open(&conn, stable)?;
-        let log = Log::open(&conn, self.sizes, start, tail, |entry| {
+        let log = Log::open(&conn, self.sizes, start, tail, |lsn, entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
-            crate::db::remember(&mut contested, &conn, &registry, entry).map_err(|e| e.to_string())
+            let clocks = &mut contested;
+            crate::db::remember(clocks, &conn, &registry, lsn, entry).map_err(|e| e.to_string())
         })
         .map_err(|error| match error {
             LogError::Sqlite(error) => OpenError::Sqlite(error),
@@ -153,11 +154,11 @@ impl Builder {
         } else {
             HlcClock::starting_after(log.hlc())
         };
-        let is_origin = register.as_ref().is_some_and(|r| r.is_origin(&self.identity));
+        let origin = origin_seen_by(register.as_ref(), &self.identity);
         let writer = Writer::open(
             &file,
             &registry,
-            is_origin,
+            origin,
             self.synchronous,
             self.verify_capture,
             self.sizes.tape,

@@ -6,12 +6,12 @@ use rusqlite::Connection;
 use crate::{
     capture::{
         fold::{NetChange, NetRow, changes, split},
-        recorder::Captured,
+        recorder::{Captured, Page},
     },
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
-        RowOpKind,
-        codec::{CellKind, RowsWriter},
+        RowOpKind, TableChange,
+        codec::{Body, CellKind, RowsWriter},
     },
     error::WriteError,
     hlc::Stamp,
@@ -24,23 +24,85 @@ use crate::{
     version::Dot,
 };
 
+/// What a transaction becomes, beside its entry.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// The clocks to install once it has committed.
+    pub(crate) clocks: ClockChanges,
+    /// By how much the entry raises the schema version.
+    pub(crate) schema_changes: u32,
+}
+
 /// Writes down what was captured, and the keys that AUTOINCREMENT has handed out, as seen by a replica
-/// with these clocks, of which some may be on `disk` only, for the entry with this stamp. Gives the clocks
-/// to install once it has committed.
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp. If the
+/// transaction changed the schema, clocks are changed on the way: undo them if it fails.
 pub(crate) fn encode(
     captured: &Captured,
     sequences: &[(TableId, i64)],
-    contested: &Contested,
+    contested: &mut Contested,
     disk: &Connection,
     stamp: Stamp,
     draft: &mut Draft<'_>,
+) -> Result<Encoded, WriteError> {
+    let mut change = SchemaChange::default();
+    for chapter in captured.chapters() {
+        if !chapter.page().is_empty() {
+            change.push_to(draft)?;
+            let clocks = encode_rows(draft, contested, disk, stamp, chapter.page())?;
+            // What follows in the same entry overwrites what it has written itself.
+            contested.install(disk, &clocks)?;
+        }
+        change.statements.extend_from_slice(&chapter.statements);
+        change.changes.extend_from_slice(&chapter.changes);
+    }
+    change.push_to(draft)?;
+    let clocks = encode_rows(draft, contested, disk, stamp, captured.page())?;
+    if !sequences.is_empty() {
+        draft.segment(|body| body.push_sequences(sequences))?;
+    }
+    Ok(Encoded { clocks, schema_changes: change.pushed })
+}
+
+/// Changes of the schema with no rows in between.
+#[derive(Default)]
+struct SchemaChange {
+    statements: Vec<String>,
+    changes: Vec<TableChange>,
+    /// How many `Policy` segments were written.
+    pushed: u32,
+}
+
+impl SchemaChange {
+    fn push_to(&mut self, draft: &mut Draft<'_>) -> Result<(), WriteError> {
+        if self.statements.is_empty() && self.changes.is_empty() {
+            return Ok(());
+        }
+        draft.segment(|body: &mut Body| {
+            if !self.statements.is_empty() {
+                body.push_ddl(self.statements.drain(..).as_slice().iter().map(String::as_str));
+            }
+            // Also if no table changed: it makes the next version of the schema.
+            body.push_policy(&self.changes);
+        })?;
+        self.changes.clear();
+        self.pushed += 1;
+        Ok(())
+    }
+}
+
+fn encode_rows(
+    draft: &mut Draft<'_>,
+    contested: &Contested,
+    disk: &Connection,
+    stamp: Stamp,
+    page: Page<'_>,
 ) -> Result<ClockChanges, WriteError> {
     let mut encoder = Encoder {
         clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
     };
-    captured.net(|table, row| {
+    page.net(|table, row| {
         encoder.row(table, &row)?;
         if encoder.writer.len() >= draft.segment_bytes() {
             draft.rows(&mut encoder.writer)?;
@@ -48,9 +110,6 @@ pub(crate) fn encode(
         Ok(())
     })?;
     draft.rows(&mut encoder.writer)?;
-    if !sequences.is_empty() {
-        draft.segment(|body| body.push_sequences(sequences))?;
-    }
     Ok(encoder.clocks.finish())
 }
 

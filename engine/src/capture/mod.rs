@@ -16,6 +16,6 @@ mod normalize;
 mod recorder;
 mod runs;
 
-pub(crate) use encode::encode;
+pub(crate) use encode::{Encoded, encode};
 pub(crate) use normalize::{Repair, repairs};
 pub(crate) use recorder::{Captured, Mark, Recorder};

@@ -32,7 +32,7 @@ pub(crate) fn repairs(captured: &Captured) -> Result<Vec<Repair>, WriteError> {
     if planted(Bug::NotNormalized) {
         return Ok(found);
     }
-    captured.net(|table, row| {
+    captured.page().net(|table, row| {
         let NetChange::Update(cells) = row.change else { return Ok(()) };
         let cells: Vec<(usize, Vec<u8>)> = changes(cells)
             .filter(|(place, old, new)| takes_back(table, *place, old, new))

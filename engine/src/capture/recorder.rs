@@ -1,7 +1,13 @@
 //! [`Recorder`]: row events in the order in which they happened, in one arena; in [`Runs`] when they
 //! are too many.
 
-use std::{borrow::Cow, cell::Cell, collections::BTreeMap, mem, sync::Arc};
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::Arc,
+};
 
 use rusqlite::Connection;
 
@@ -14,7 +20,9 @@ use crate::{
         File,
         mask::{ChangeMask, Changeable},
     },
+    entry::TableChange,
     error::WriteError,
+    id::TableId,
     schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
     testing::{Bug, planted},
@@ -26,6 +34,10 @@ use crate::{
 pub(crate) struct Recorder {
     registry: Arc<Registry>,
     tape: Tape,
+    /// What was captured before each change of the schema in this transaction, and the change.
+    chapters: Vec<Chapter>,
+    /// The table that is being dropped, whose rows go with it.
+    dropping: Option<u32>,
     /// The table of the event before: most statements change rows of one table only.
     table: Option<(Vec<u8>, Option<u32>)>,
     /// A row of a table that is normalized was captured.
@@ -40,6 +52,17 @@ pub(crate) struct Recorder {
     file: Arc<File>,
     /// How many bytes of events are too many.
     tape_bytes: usize,
+}
+
+/// The rows captured under one schema, and the change of the schema that ended it.
+#[derive(Debug)]
+pub(crate) struct Chapter {
+    tape: Tape,
+    registry: Arc<Registry>,
+    /// The statements that changed the schema.
+    pub(crate) statements: Vec<String>,
+    /// What they did to tables, or what was declared of them.
+    pub(crate) changes: Vec<TableChange>,
 }
 
 /// The events, and the bytes they refer to.
@@ -110,7 +133,8 @@ impl Place {
 /// A point to which the recorder can go back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
-    /// How many events there were, those on disk included.
+    chapters: usize,
+    /// How many events there were in the last chapter, those on disk included.
     events: u64,
     arena: usize,
 }
@@ -119,8 +143,35 @@ pub(crate) struct Mark {
 /// read.
 #[derive(Debug)]
 pub(crate) struct Captured {
+    chapters: Vec<Chapter>,
     registry: Arc<Registry>,
     tape: Tape,
+}
+
+impl Captured {
+    /// What was captured before each change of the schema.
+    pub(crate) fn chapters(&self) -> &[Chapter] {
+        &self.chapters
+    }
+
+    /// What was captured since the schema changed last.
+    pub(crate) fn page(&self) -> Page<'_> {
+        Page { tape: &self.tape, registry: &self.registry }
+    }
+
+    /// The schema that rows were captured under last.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Reads every row captured since the schema changed last again and panics where the file holds
+    /// something else than the events say: the simulator's check that capture is exact.
+    pub(crate) fn verify(&self, conn: &Connection) -> Result<(), WriteError> {
+        self.page().net(|table, row| {
+            check(table, &row, read_row(conn, table, row.key)?.as_deref());
+            Ok(())
+        })
+    }
 }
 
 impl Recorder {
@@ -133,6 +184,8 @@ impl Recorder {
         Self {
             registry,
             tape: Tape::default(),
+            chapters: Vec::new(),
+            dropping: None,
             table: None,
             normalized: false,
             refused: None,
@@ -145,15 +198,55 @@ impl Recorder {
 
     /// Begins to capture under another schema. Nothing may be captured at that moment.
     pub(crate) fn set_registry(&mut self, registry: Arc<Registry>) {
-        debug_assert!(self.tape.events.is_empty(), "the schema changes between transactions");
+        debug_assert!(self.is_empty(), "the schema changes between transactions");
         self.registry = registry;
         self.table = None;
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// From here on rows are captured under `registry`, since these statements have run and made these
+    /// changes. Net folding stops here.
+    pub(crate) fn end_chapter(
+        &mut self,
+        statements: Vec<String>,
+        changes: Vec<TableChange>,
+        registry: Arc<Registry>,
+    ) {
+        let tape = mem::take(&mut self.tape);
+        let registry = mem::replace(&mut self.registry, registry);
+        self.chapters.push(Chapter { tape, registry, statements, changes });
+        self.table = None;
+    }
+
+    /// The rows of this table, by its name, vanish with it: they are not captured until `None` is said.
+    pub(crate) fn set_dropping(&mut self, table: Option<&str>) {
+        self.dropping = table
+            .and_then(|name| self.registry.position(name.as_bytes()))
+            .and_then(|place| u32::try_from(place).ok());
+    }
+
+    /// Whether a row of the table was captured.
+    pub(crate) fn has_rows_of(&self, table: TableId) -> bool {
+        self.chapters.iter().map(Chapter::page).chain([self.page()]).any(|page| {
+            let place = page.registry.tables().iter().position(|known| known.id == table);
+            // Of rows on disk it is not known which they are.
+            page.tape.runs.is_some()
+                || page.tape.events.iter().any(|event| Some(event.table as usize) == place)
+        })
     }
 
     /// Forgets everything captured.
     pub(crate) fn clear(&mut self) {
         /// What one huge transaction left behind is not kept for ever.
         const KEPT_BYTES: usize = 16 << 20;
+        if let Some(first) = self.chapters.drain(..).next() {
+            self.registry = first.registry;
+            self.table = None;
+        }
+        self.dropping = None;
         self.tape.arena.clear();
         self.tape.arena.shrink_to(KEPT_BYTES);
         self.tape.counted.clear();
@@ -171,35 +264,58 @@ impl Recorder {
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        self.tape.mark()
+        Mark { chapters: self.chapters.len(), ..self.tape.mark() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.tape.total() == 0
+        self.tape.total() == 0 && self.chapters.is_empty()
     }
 
     /// Takes out what was captured; [`Recorder::put_back`] follows.
     pub(crate) fn take(&mut self) -> rusqlite::Result<Captured> {
-        if self.tape.runs.is_some() {
-            self.tape.spill(&self.file)?;
+        let chapters = self.chapters.iter_mut().map(|chapter| &mut chapter.tape);
+        for tape in chapters.chain([&mut self.tape]) {
+            if tape.runs.is_some() {
+                tape.spill(&self.file)?;
+            }
         }
-        Ok(Captured { registry: Arc::clone(&self.registry), tape: mem::take(&mut self.tape) })
+        Ok(Captured {
+            chapters: mem::take(&mut self.chapters),
+            registry: Arc::clone(&self.registry),
+            tape: mem::take(&mut self.tape),
+        })
     }
 
     /// Has what was taken out again.
     pub(crate) fn put_back(&mut self, captured: Captured) {
         debug_assert!(self.is_empty(), "nothing is captured meanwhile");
+        self.chapters = captured.chapters;
         self.tape = captured.tape;
+    }
+
+    /// The tables whose AUTOINCREMENT may have handed out a key: those inserted into, even if nothing is
+    /// left of it, and those that are new or took another's place.
+    pub(crate) fn counted(&self) -> Vec<(TableId, String)> {
+        let mut ids: BTreeSet<TableId> = BTreeSet::new();
+        for page in self.chapters.iter().map(Chapter::page).chain([self.page()]) {
+            let tables = page.registry.tables();
+            ids.extend(page.tape.counted.iter().map(|(table, _)| tables[*table as usize].id));
+        }
+        for change in self.chapters.iter().flat_map(|chapter| &chapter.changes) {
+            if let TableChange::Declared(table) = change {
+                ids.insert(table.id);
+            }
+        }
+        let counted = ids.into_iter().filter_map(|id| self.registry.by_id(id));
+        counted
+            .filter(|table| table.autoincrement && !table.is_local())
+            .map(|table| (table.id, table.name.clone()))
+            .collect()
     }
 
     /// Whether a row of a table that is normalized was captured; see [`Table::normalized`].
     pub(crate) fn wants_normalizing(&self) -> bool {
         self.normalized
-    }
-
-    /// The tables with AUTOINCREMENT that were inserted into, even if nothing is left of it.
-    pub(crate) fn counted(&self) -> impl Iterator<Item = &Table> {
-        self.tape.counted.iter().map(|(table, _)| &self.registry.tables()[*table as usize])
     }
 
     /// The first value that cannot be replicated, if one was captured.
@@ -210,6 +326,11 @@ impl Recorder {
     /// After a statement failed or was rolled back: reads every row captured since `mark` again, and
     /// keeps exactly what the file now holds.
     pub(crate) fn reread(&mut self, mark: Mark, conn: &Connection) -> rusqlite::Result<()> {
+        if mark.chapters < self.chapters.len() {
+            // SQLite has rolled back to before the schema changed: all of it, not a part.
+            self.forget_since(mark);
+            return Ok(());
+        }
         if self.tape.total() == mark.events || planted(Bug::FailedStatementKept) {
             return Ok(());
         }
@@ -250,6 +371,16 @@ impl Recorder {
             }
         }
         Ok(())
+    }
+
+    /// Forgets what was captured since `mark`, all of which is known to be rolled back.
+    pub(crate) fn forget_since(&mut self, mark: Mark) {
+        if let Some(chapter) = self.chapters.drain(mark.chapters..).next() {
+            self.tape = chapter.tape;
+            self.registry = chapter.registry;
+            self.table = None;
+        }
+        self.tape.back_to(mark);
     }
 
     fn suspects(&self, first: usize) -> Vec<Suspect> {
@@ -312,12 +443,20 @@ impl Recorder {
         &self.registry.tables()[event.table as usize]
     }
 
+    /// What was captured since the schema changed last.
+    pub(crate) fn page(&self) -> Page<'_> {
+        Page { tape: &self.tape, registry: &self.registry }
+    }
+
     fn table_of(&mut self, name: &[u8]) -> Option<u32> {
         match &self.table {
             Some((last, table)) if last == name => *table,
             _ => {
-                let table =
-                    self.registry.position(name).and_then(|place| u32::try_from(place).ok());
+                let table = self
+                    .registry
+                    .position(name)
+                    .filter(|place| !self.registry.tables()[*place].is_local())
+                    .and_then(|place| u32::try_from(place).ok());
                 self.table = Some((name.to_vec(), table));
                 table
             }
@@ -325,20 +464,28 @@ impl Recorder {
     }
 }
 
-impl Captured {
-    /// The schema that rows were captured under.
-    pub(crate) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+impl Chapter {
+    /// What was captured before the schema changed.
+    pub(crate) fn page(&self) -> Page<'_> {
+        Page { tape: &self.tape, registry: &self.registry }
+    }
+}
+
+/// What was captured under one schema.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page<'a> {
+    tape: &'a Tape,
+    registry: &'a Registry,
+}
+
+impl Page<'_> {
+    pub(crate) fn is_empty(self) -> bool {
+        self.tape.total() == 0
     }
 
-    fn table_at(&self, event: &Event) -> &Table {
-        &self.registry.tables()[event.table as usize]
-    }
-
-    /// Gives the net changes of the transaction, one per key, by table and key, until one of them
-    /// meets an error.
+    /// Gives the net changes, one per key, by table and key, until one of them meets an error.
     pub(crate) fn net(
-        &self,
+        self,
         mut each: impl FnMut(&Table, NetRow<'_>) -> Result<(), WriteError>,
     ) -> Result<(), WriteError> {
         if let Some(runs) = &self.tape.runs {
@@ -353,7 +500,7 @@ impl Captured {
             let count = 1 + rest[1..].iter().take_while(alike).count();
             let (group, behind) = rest.split_at(count);
             rest = behind;
-            let table = self.table_at(first);
+            let table = &self.registry.tables()[first.table as usize];
             let change = match group {
                 [only] => Some((only.change, only.cells_in(&bytes))),
                 _ => {
@@ -373,7 +520,7 @@ impl Captured {
     }
 
     fn net_of_runs(
-        &self,
+        self,
         runs: &Runs,
         mut each: impl FnMut(&Table, NetRow<'_>) -> Result<(), WriteError>,
     ) -> Result<(), WriteError> {
@@ -397,15 +544,6 @@ impl Captured {
             }
         }
         Ok(())
-    }
-
-    /// Reads every captured row again and panics where the file holds something else than the events
-    /// say: the simulator's check that capture is exact.
-    pub(crate) fn verify(&self, conn: &Connection) -> Result<(), WriteError> {
-        self.net(|table, row| {
-            check(table, &row, read_row(conn, table, row.key)?.as_deref());
-            Ok(())
-        })
     }
 }
 
@@ -450,7 +588,7 @@ impl Tape {
     }
 
     fn mark(&self) -> Mark {
-        Mark { events: self.total(), arena: self.arena.len() }
+        Mark { chapters: 0, events: self.total(), arena: self.arena.len() }
     }
 
     fn back_to(&mut self, mark: Mark) {
@@ -673,6 +811,9 @@ impl Tape {
 impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
+        if self.dropping == Some(index) {
+            return;
+        }
         let table = &self.registry.tables()[index as usize];
         if let Some(target) = &table.kept_by_deletes
             && event.change == Change::Delete

@@ -23,7 +23,7 @@ use crate::{
     id::Lsn,
     protocol::{PeerSession, frame, message::Message},
     testing::{Bug, planted},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// A large entry that is offered to the peer.
@@ -84,8 +84,8 @@ impl PeerSession {
     }
 
     /// What is offered may be trimmed: the peer has it, or is too old.
-    pub(super) fn stop_sending_trimmed(&mut self, upto: Lsn) {
-        self.outgoing.take_if(|outgoing| outgoing.lsn <= upto);
+    pub(super) fn stop_sending_trimmed(&mut self, trimmed: &VersionVector) {
+        self.outgoing.take_if(|outgoing| trimmed.covers(outgoing.entry.header.dot));
     }
 
     fn end_if_sent(&mut self) {

@@ -326,9 +326,9 @@ impl Replica {
                 }
                 conn.forget();
             }
-            Segment::Policy(tables) => {
-                let version = SchemaVersion(self.registry.version.0 + 1);
-                catalog::declare(conn, version, &tables)?;
+            Segment::Policy(changes) => {
+                catalog::carry_out(conn, &changes, self.log.last().next())?;
+                catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
                 conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
                 mirror::refresh(conn, &self.registry)?;
@@ -388,7 +388,7 @@ impl Replica {
         self.checkpointing.entries = true;
         self.checkpointing.bytes += self.log.bytes() - before.log_bytes;
         if !Arc::ptr_eq(&before.registry, &self.registry) {
-            self.writer.learn(&self.registry, self.is_origin());
+            self.writer.learn(&self.registry);
         }
         if before.members.len() != self.members.len() {
             self.hear_new_members();

@@ -3,7 +3,8 @@
 use rusqlite::Connection;
 
 use crate::{
-    driver::{CloseCode, Event, Output},
+    db::authorizer::Origin,
+    driver::{CloseCode, Event, Identity, Output},
     entry::{Digest, Entry, codec::Head},
     error::ProtocolError,
     id::{AuthorId, Lsn, NodeId, PeerId},
@@ -140,7 +141,7 @@ impl Replica {
         }
         catalog::set_meta(self.writer.apply(), "register", register.encode())?;
         self.register = Some(register.clone());
-        self.writer.learn(&self.registry, self.is_origin());
+        self.writer.learn_origin(origin_seen_by(self.register.as_ref(), &self.identity));
         Ok(())
     }
 
@@ -278,5 +279,13 @@ fn push(
         if session.wants_chunk().is_none() {
             return Ok(());
         }
+    }
+}
+
+/// Who is origin, as the control register says to the node with this identity.
+pub(crate) fn origin_seen_by(register: Option<&Register>, identity: &Identity) -> Origin {
+    match register {
+        Some(register) if register.is_origin(identity) => Origin::Here,
+        register => Origin::Elsewhere(register.and_then(|r| NodeId::new(&r.origin.0).ok())),
     }
 }

@@ -22,6 +22,7 @@ mod holds;
 mod links;
 
 pub(crate) use holds::Spools;
+pub(crate) use links::origin_seen_by;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -356,7 +357,7 @@ impl Replica {
         let (before, bytes) = (self.log.last(), self.log.bytes());
         let mut local = Local {
             author,
-            registry: &self.registry,
+            registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
             hlc: &mut self.hlc,

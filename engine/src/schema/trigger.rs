@@ -18,6 +18,7 @@ use rusqlite::{
 
 use crate::{
     entry::TableDeclaration,
+    policy::Consistency,
     schema::enroll::{Refusal, is_reserved},
     sqlite::quoted,
 };
@@ -149,7 +150,10 @@ pub(crate) fn check(
     conn: &Connection,
     tables: &[TableDeclaration],
 ) -> rusqlite::Result<Vec<Refusal>> {
-    let named = |name: &str| tables.iter().any(|table| table.name.eq_ignore_ascii_case(name));
+    let replicates = |table: &&TableDeclaration| table.policy.consistency != Consistency::Local;
+    let named = |name: &str| {
+        tables.iter().filter(replicates).any(|table| table.name.eq_ignore_ascii_case(name))
+    };
     let mut virtual_tables = conn.prepare(
         "SELECT 1 FROM pragma_table_list WHERE schema = 'main' AND type = 'virtual' AND name = ?",
     )?;

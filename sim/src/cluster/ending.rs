@@ -1,5 +1,6 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
+use littoral::{Entry, Segment};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, SILENT_FOR, Stage};
@@ -84,20 +85,17 @@ impl Cluster {
         engines.map(|engine| engine.replica.status().applied.0).collect()
     }
 
-    /// After quiet no clock is left, and of the log only the last frontiers.
+    /// After quiet no clock is left, and of the log only frontiers that no later one covers.
     fn remembers(&self) -> Option<String> {
-        /// The last frontier, and those that were under way before it: one a second, on slow links.
-        const FRONTIERS: i64 = 6;
         self.machines.iter().find_map(|machine| {
             let engine = machine.engine.as_ref()?;
             let rows = engine.replica.status().contested_rows;
             let reader = engine.reader.connection();
-            let count = |table| {
-                let sql = format!("SELECT count(*) FROM {table}");
-                reader.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap_or(i64::MAX)
-            };
-            let (entries, blocks) = (count("littoral_log"), count("littoral_clock"));
-            (rows > 0 || blocks > 0 || entries > FRONTIERS).then(|| {
+            let blocks: i64 = reader
+                .query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0))
+                .unwrap_or(i64::MAX);
+            let entries = entries_of_note(reader).unwrap_or(usize::MAX);
+            (rows > 0 || blocks > 0 || entries > 0).then(|| {
                 format!(
                     "{} remembers {rows} rows, {blocks} blocks of clocks and {entries} entries | ",
                     machine.name
@@ -241,4 +239,16 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// How many entries of a log hold something else than a frontier.
+fn entries_of_note(reader: &Connection) -> rusqlite::Result<usize> {
+    let mut query = reader.prepare_cached("SELECT bytes FROM littoral_log")?;
+    let entries: Vec<Vec<u8>> = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let is_frontier = |bytes: &Vec<u8>| {
+        Entry::decode(bytes).is_ok_and(|entry| {
+            entry.segments().all(|segment| matches!(segment, Ok(Segment::Frontier { .. })))
+        })
+    };
+    Ok(entries.iter().filter(|bytes| !is_frontier(bytes)).count())
 }
