@@ -7,15 +7,16 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use littoral::{
     ClusterId, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, Reader, Replica,
-    Synchronous, Ticket, VersionVector,
+    Synchronous, TablePolicy, Ticket, VersionVector,
 };
 
 use crate::{
+    application::Application,
     chance::{Chance, Stream},
     clock::{Nanos, WallClock},
     disk::vfs,
     fault::Stop,
-    workload::{self, JobId},
+    workload::JobId,
     world::MachinePlan,
 };
 
@@ -94,12 +95,20 @@ pub(crate) fn node(machine: usize) -> NodeId {
     NodeId::new(&format!("m{machine}")).expect("a letter and digits")
 }
 
-fn genesis(machines: usize) -> Genesis {
-    Genesis {
-        members: (0..machines).map(|machine| (node(machine), incarnation(machine))).collect(),
-        schema: workload::SCHEMA.to_owned(),
-        policies: workload::policies(),
-    }
+/// What a cluster of so many machines begins with.
+pub(crate) fn genesis(machines: usize, application: &dyn Application) -> Genesis {
+    let (schema, policies) = application.schema();
+    genesis_of(machines, schema, policies)
+}
+
+/// What a cluster of so many machines with this schema begins with.
+pub(crate) fn genesis_of(
+    machines: usize,
+    schema: String,
+    policies: BTreeMap<String, TablePolicy>,
+) -> Genesis {
+    let members = (0..machines).map(|machine| (node(machine), incarnation(machine))).collect();
+    Genesis { members, schema, policies }
 }
 
 impl Machine {
@@ -141,11 +150,11 @@ impl Machine {
         format!("/{}/replica.db-wal", self.name)
     }
 
-    /// Opens the replica. `origin_of` is the number of machines, at the origin.
+    /// Opens the replica, at the origin with what the cluster begins with.
     pub(crate) fn open(
         &self,
         now: Nanos,
-        origin_of: Option<usize>,
+        genesis: Option<Genesis>,
         seed: u64,
     ) -> Result<Engine, OpenError> {
         let synchronous = if self.plan.full { Synchronous::Full } else { Synchronous::Normal };
@@ -154,8 +163,8 @@ impl Machine {
             .synchronous(synchronous)
             .sizes(self.plan.sizes)
             .verify_capture();
-        if let Some(machines) = origin_of {
-            builder = builder.genesis(genesis(machines));
+        if let Some(genesis) = genesis {
+            builder = builder.genesis(genesis);
         }
         let now = self.clock.at(now);
         vfs::with(|store| store.wall_ms = now.wall.0);

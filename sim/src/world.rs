@@ -1,6 +1,6 @@
 //! [`World`]: what a seed makes of nodes, links, disks, clients and faults, before anything happens.
 
-use std::fmt;
+use std::{fmt, rc::Rc};
 
 use littoral::limits::Sizes;
 
@@ -9,11 +9,11 @@ use crate::{
     clock::{MS, Nanos, SECOND},
     fault::{self, Fault},
     network::LinkPlan,
-    workload::{self, Habits},
+    scenario::Scenario,
 };
 
 /// What the command line says about every run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// How many machines there are.
     pub(crate) nodes: usize,
@@ -21,11 +21,15 @@ pub(crate) struct Options {
     pub(crate) chaos: Nanos,
     /// Whether every event is printed.
     pub(crate) trace: bool,
+    /// Whether everything is kept that an explanation of a violated invariant needs.
+    pub(crate) recording: bool,
+    /// A user's scenario; `None` runs the simulator's own schema and workload.
+    pub(crate) scenario: Option<Rc<Scenario>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 5, chaos: 20 * SECOND, trace: false }
+        Self { nodes: 5, chaos: 20 * SECOND, trace: false, recording: false, scenario: None }
     }
 }
 
@@ -37,6 +41,8 @@ pub(crate) enum Topology {
     Ring,
     Tree,
     Mesh,
+    /// Each link was named.
+    Told,
 }
 
 impl fmt::Display for Topology {
@@ -47,6 +53,7 @@ impl fmt::Display for Topology {
             Self::Ring => "ring",
             Self::Tree => "tree",
             Self::Mesh => "mesh",
+            Self::Told => "links as told",
         })
     }
 }
@@ -62,19 +69,6 @@ pub(crate) struct MachinePlan {
     pub(crate) sizes: Sizes,
 }
 
-/// Jobs that are queued at one machine at one time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Arrival {
-    /// When.
-    pub(crate) at: Nanos,
-    /// Where.
-    pub(crate) machine: usize,
-    /// The number of the first.
-    pub(crate) first: u64,
-    /// How many.
-    pub(crate) count: u64,
-}
-
 /// Everything a run will meet. Machine 0 is the origin.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -84,11 +78,7 @@ pub(crate) struct World {
     pub(crate) links: Vec<LinkPlan>,
     /// The machines.
     pub(crate) machines: Vec<MachinePlan>,
-    /// What clients like to do.
-    pub(crate) habits: Habits,
-    /// What clients do, by time.
-    pub(crate) arrivals: Vec<Arrival>,
-    /// What goes wrong, by time.
+    /// What goes wrong, by time since the clients began.
     pub(crate) faults: Vec<(Nanos, Fault)>,
     /// How long between two looks of the readers.
     pub(crate) probe_every: Nanos,
@@ -101,6 +91,9 @@ pub(crate) struct World {
 impl World {
     /// Expands a seed.
     pub(crate) fn of(chance: &Chance, options: &Options) -> Self {
+        if let Some(scenario) = &options.scenario {
+            return scenario.world(chance);
+        }
         let mut draw = chance.draw(Stream::World, 0, 0);
         let topology = *draw.pick(&[
             Topology::Star,
@@ -126,14 +119,12 @@ impl World {
                 },
             })
             .collect();
-        let habits = Habits::draw(&mut chance.draw(Stream::World, 1, 0));
-        let faults = fault::schedule(chance, options, links.len());
+        let faults =
+            fault::schedule(chance, options.nodes, options.chaos, links.len(), &fault::Kind::ALL);
         Self {
             topology,
             links,
             machines,
-            habits,
-            arrivals: arrivals(chance, options),
             faults,
             checkpoints: *draw.pick(&[0, 20, 60]),
             long_readers: *draw.pick(&[0, 0, 40]),
@@ -153,7 +144,8 @@ fn sizes(draw: &mut Draw) -> Sizes {
     }
 }
 
-fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
+/// Which machines are linked.
+pub(crate) fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
     let mut order: Vec<usize> = (0..nodes).collect();
     draw.shuffle(&mut order);
     let mut pairs = Vec::new();
@@ -161,7 +153,7 @@ fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
         let before = match topology {
             Topology::Star => 0,
             Topology::Line | Topology::Ring => place - 1,
-            Topology::Tree | Topology::Mesh => draw.index(place),
+            Topology::Tree | Topology::Mesh | Topology::Told => draw.index(place),
         };
         pairs.push([order[before], order[place]]);
     }
@@ -179,24 +171,4 @@ fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
         }
     }
     pairs
-}
-
-fn arrivals(chance: &Chance, options: &Options) -> Vec<Arrival> {
-    let mut rate = chance.draw(Stream::Arrival, 0, 0);
-    let gap = rate.spread(25 * MS, 200 * MS);
-    let bursts = rate.percent(70);
-    let mut arrivals = Vec::new();
-    let (mut at, mut first) = (50 * MS, workload::FIRST_JOB);
-    for index in 0.. {
-        let mut draw = chance.draw(Stream::Arrival, 1, index);
-        at += draw.between(1, 2 * gap);
-        if at >= options.chaos {
-            break;
-        }
-        let machine = draw.index(options.nodes);
-        let count = if bursts && draw.percent(30) { draw.between(2, 6) } else { 1 };
-        arrivals.push(Arrival { at, machine, first, count });
-        first += count;
-    }
-    arrivals
 }

@@ -11,7 +11,7 @@ use crate::{
     clock::{MS, Nanos},
     disk::vfs,
     fault::{Fault, Stop},
-    machine::{StopPlan, node},
+    machine::{StopPlan, genesis, node},
     network::Whose,
     oracle::{Check, Promise, broken, sights, unreadable},
 };
@@ -136,7 +136,9 @@ impl Cluster {
         let machine = &mut self.machines[number];
         machine.power_was_cut |= plan.stop == Stop::PowerCut;
         machine.life += 1;
-        machine.tickets.clear();
+        for id in std::mem::take(&mut machine.tickets).into_values() {
+            self.application.unanswered(id);
+        }
         machine.syncing = false;
         machine.sync_wanted = None;
         machine.wake_at = None;
@@ -168,8 +170,8 @@ impl Cluster {
         });
         machine.stopping = again.map(|plan| StopPlan { again_after: None, ..plan });
         let seed = self.chance.draw(Stream::Engine, number as u64, machine.life).word();
-        let origin_of = (number == 0).then_some(self.world.machines.len());
-        let opened = machine.open(self.now, origin_of, seed);
+        let genesis = (number == 0).then(|| genesis(self.world.machines.len(), &*self.application));
+        let opened = machine.open(self.now, genesis, seed);
         let down = vfs::with(|store| store.is_down(&name));
         let engine = match opened {
             Ok(engine) => engine,

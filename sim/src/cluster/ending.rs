@@ -3,11 +3,11 @@
 use littoral::{Entry, Segment};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, SILENT_FOR, Stage};
+use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
+    application::Moment,
     disk::vfs,
     oracle::{Check, Failure, Promise, broken, convergence, spools, unreadable},
-    workload::{PlannedJob, TABLES},
 };
 
 impl Cluster {
@@ -39,7 +39,8 @@ impl Cluster {
 
     pub(super) fn check_settled(&mut self) -> Check {
         let deadline = match self.stage {
-            Stage::Settling { deadline }
+            Stage::Preparing { deadline }
+            | Stage::Settling { deadline }
             | Stage::Marked { deadline }
             | Stage::Forgetting { deadline } => deadline,
             Stage::Silent { until } => until + CHECK_EVERY,
@@ -58,23 +59,33 @@ impl Cluster {
             return Ok(());
         }
         self.note(0, "settled", String::new);
-        if matches!(self.stage, Stage::Marked { .. }) {
-            self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
-            self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
-            return Ok(());
-        }
-        if forgets {
-            self.silence = self.applied();
-            let until = self.now + SILENT_FOR;
-            self.stage = Stage::Silent { until };
-            self.schedule(until, Event::CheckSettled);
-            return Ok(());
-        }
-        self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
-        for number in 0..self.machines.len() {
-            let id = MARKS + number as u64;
-            let mark = PlannedJob::mark(&self.chance, &self.world.habits, id, number);
-            self.write(number, vec![(id, mark)])?;
+        match self.stage {
+            Stage::Preparing { .. } => match self.application.preparation() {
+                Some(job) => self.write(0, vec![job])?,
+                None => {
+                    self.begin();
+                    return Ok(());
+                }
+            },
+            Stage::Settling { .. } => {
+                self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
+                for number in 0..self.machines.len() {
+                    if let Some(job) = self.application.last_job(number) {
+                        self.write(number, vec![job])?;
+                    }
+                }
+            }
+            Stage::Marked { .. } => {
+                self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
+            }
+            Stage::Forgetting { .. } => {
+                self.silence = self.applied();
+                let until = self.now + SILENT_FOR;
+                self.stage = Stage::Silent { until };
+                self.schedule(until, Event::CheckSettled);
+                return Ok(());
+            }
+            Stage::Chaos | Stage::Silent { .. } | Stage::Over => return Ok(()),
         }
         self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
         Ok(())
@@ -133,6 +144,16 @@ impl Cluster {
         vectors.windows(2).all(|pair| pair[0] == pair[1])
     }
 
+    /// Whether all machines are up and have applied the same entries.
+    pub(super) fn agrees(&self) -> bool {
+        let vector = |number: usize| {
+            let engine = self.machines[number].engine.as_ref()?;
+            Some(engine.replica.status().vector)
+        };
+        let first = vector(0);
+        first.is_some() && (1..self.machines.len()).all(|number| vector(number) == first)
+    }
+
     /// Who waits for what.
     pub(super) fn waiting(&self) -> String {
         let machines: Vec<String> = self
@@ -176,6 +197,7 @@ impl Cluster {
             let Some(engine) = &self.machines[number].engine else { continue };
             self.oracle.compare(number, engine.reader.connection())?;
             spools::none_left(number, engine.reader.connection())?;
+            self.look(number, Moment::Final)?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
         let digest = first.reader.digest().map_err(unreadable(0))?;
@@ -187,6 +209,7 @@ impl Cluster {
                 [0, number],
                 [first.reader.connection(), reader],
                 logs.shadow(0),
+                self.oracle.shapes,
             )?;
             if engine.reader.digest().map_err(unreadable(number))? != digest {
                 return broken(
@@ -195,8 +218,11 @@ impl Cluster {
                 );
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
-            if matches!(self.stage, Stage::Over) && !logs.shadow(number).heads().is_empty() {
-                self.oracle.jobs.judge_mark(MARKS + number as u64)?;
+            if matches!(self.stage, Stage::Over)
+                && !logs.shadow(number).heads().is_empty()
+                && let Some((id, _)) = self.application.last_job(number)
+            {
+                self.oracle.jobs.judge_mark(id)?;
             }
         }
         self.close_all()
@@ -225,13 +251,8 @@ impl Cluster {
             let orphans: i64 = plain
                 .query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))
                 .map_err(&failed)?;
-            if self.oracle.logs.shadow(number).tables.len() == TABLES.len() {
-                let words =
-                    "INSERT INTO memo_words (memo_words, rank) VALUES ('integrity-check', 1)";
-                if let Err(error) = plain.execute(words, []) {
-                    let what = format!("the full-text index of m{number}: {error}");
-                    return broken(Promise::Convergence, what);
-                }
+            if !self.oracle.logs.shadow(number).tables.is_empty() {
+                self.application.inspect(number, &plain)?;
             }
             if orphans != 0 {
                 return broken(Promise::Atomicity, format!("m{number} holds {orphans} orphans"));

@@ -10,7 +10,11 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, references, shadow::Shadow, sights, spools, unreadable};
+use super::{
+    Check, Promise, broken, recording::Recording, references, shadow::Shadow, shapes::Shapes,
+    sights, spools, unreadable,
+};
+use crate::clock::Nanos;
 
 /// Which machines hold an entry.
 #[derive(Clone, Debug)]
@@ -35,14 +39,20 @@ pub(crate) struct Logs {
     books: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
+    shapes: Shapes,
+    /// The time of what is taken.
+    pub(crate) at: Nanos,
+    /// What happened to which row, if that was asked for.
+    pub(crate) recording: Option<Recording>,
 }
 
 impl Logs {
     /// Empty logs.
-    pub(crate) fn new(machines: usize) -> Self {
+    pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
         let books = (0..machines).map(|_| Book::default()).collect();
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
-        Self { books, entries: BTreeMap::new(), authors }
+        let recording = recording.then(|| Recording::new(machines));
+        Self { books, entries: BTreeMap::new(), authors, shapes, at: 0, recording }
     }
 
     /// What the machine's log leads to.
@@ -138,7 +148,14 @@ impl Logs {
             return broken(Promise::DurableFirst, what);
         };
         book.entries.push(dot);
-        book.shadow.apply(entry, own, seen).or_else(|what| {
+        let taken = match &mut self.recording {
+            Some(recording) => {
+                let take = |shadow: &mut Shadow| shadow.apply(entry, own, seen);
+                recording.take(machine, self.at, entry, own, &mut book.shadow, take)
+            }
+            None => book.shadow.apply(entry, own, seen),
+        };
+        taken.or_else(|what| {
             let promise = if own { Promise::Merge } else { Promise::Causality };
             let whose = if own { "its own" } else { "a received" };
             broken(
@@ -146,7 +163,10 @@ impl Logs {
                 format!("m{machine} took {whose} entry {dot} that breaks a rule: {what}"),
             )
         })?;
-        references::hold(machine, &book.shadow)
+        match self.shapes {
+            Shapes::BuiltIn => references::hold(machine, &book.shadow),
+            Shapes::Asked => Ok(()),
+        }
     }
 
     /// A machine has started again. Returns the entries of its own that it has lost.
@@ -168,6 +188,9 @@ impl Logs {
             );
         }
         let lost = self.books[machine].entries.split_off(left);
+        if let Some(recording) = &mut self.recording {
+            recording.cut(machine, left);
+        }
         let rest = std::mem::take(&mut self.books[machine]).entries;
         let mut own = Vec::new();
         for dot in lost {
