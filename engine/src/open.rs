@@ -17,7 +17,7 @@ use crate::{
     id::{ClusterId, Incarnation, NodeId},
     limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
     log::{Log, LogError, Start, Tail},
-    merge::mirror,
+    merge::{Parked, mirror},
     protocol::message::Register,
     replica::{Parts, Replica, Spools, origin_seen_by},
     schema::{Registry, catalog},
@@ -165,6 +165,7 @@ impl Builder {
         )?;
         let members = catalog::members(&conn)?;
         let spools = Spools::find(&conn, &log, now.mono)?;
+        let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
         Ok(Replica::new(Parts {
@@ -177,6 +178,7 @@ impl Builder {
             register,
             log,
             contested,
+            parked,
             hlc,
             spools,
             max_entry: self.max_entry,

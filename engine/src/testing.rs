@@ -62,6 +62,8 @@ pub enum Bug {
     ExtremeByArrival,
     /// A counter that overflows in a merge is not reported.
     OverflowUnreported,
+    /// A merge that breaks a CHECK is not reported.
+    CheckUnreported,
     /// A DELETE without WHERE that was prepared before the hook was installed truncates the table, and
     /// no row is captured.
     TruncationUnseen,
@@ -85,7 +87,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -111,6 +113,7 @@ impl Bug {
         Self::GroupSplit,
         Self::ExtremeByArrival,
         Self::OverflowUnreported,
+        Self::CheckUnreported,
         Self::TruncationUnseen,
         Self::DeferredViolationKept,
         Self::SequenceForgotten,

@@ -17,6 +17,7 @@ use crate::{
     hlc::Stamp,
     id::TableId,
     log::chunks::Draft,
+    merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
@@ -41,6 +42,7 @@ pub(crate) fn encode(
     sequences: &[(TableId, i64)],
     contested: &mut Contested,
     disk: &Connection,
+    parked: &Parked,
     stamp: Stamp,
     draft: &mut Draft<'_>,
 ) -> Result<Encoded, WriteError> {
@@ -48,7 +50,7 @@ pub(crate) fn encode(
     for chapter in captured.chapters() {
         if !chapter.page().is_empty() {
             change.push_to(draft)?;
-            let clocks = encode_rows(draft, contested, disk, stamp, chapter.page())?;
+            let clocks = encode_rows(draft, contested, disk, parked, stamp, chapter.page())?;
             // What follows in the same entry overwrites what it has written itself.
             contested.install(disk, &clocks)?;
         }
@@ -56,7 +58,7 @@ pub(crate) fn encode(
         change.changes.extend_from_slice(&chapter.changes);
     }
     change.push_to(draft)?;
-    let clocks = encode_rows(draft, contested, disk, stamp, captured.page())?;
+    let clocks = encode_rows(draft, contested, disk, parked, stamp, captured.page())?;
     if !sequences.is_empty() {
         draft.segment(|body| body.push_sequences(sequences))?;
     }
@@ -94,6 +96,7 @@ fn encode_rows(
     draft: &mut Draft<'_>,
     contested: &Contested,
     disk: &Connection,
+    parked: &Parked,
     stamp: Stamp,
     page: Page<'_>,
 ) -> Result<ClockChanges, WriteError> {
@@ -101,6 +104,7 @@ fn encode_rows(
         clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
+        parked,
     };
     page.net(|table, row| {
         encoder.row(table, &row)?;
@@ -117,6 +121,7 @@ struct Encoder<'c> {
     clocks: LocalWrites<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
+    parked: &'c Parked,
 }
 
 impl Encoder<'_> {
@@ -139,6 +144,10 @@ impl Encoder<'_> {
     }
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
+        if self.parked.contains(table.id, key) {
+            let row = key_text(key);
+            return Err(WriteError::Parked { table: table.name.clone(), row });
+        }
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
             self.clocks.insert(table.id, key, upto)?

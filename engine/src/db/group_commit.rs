@@ -23,6 +23,7 @@ use crate::{
         Log,
         chunks::{ChunkError, Draft},
     },
+    merge::Parked,
     schema::{Registry, Table, catalog},
     sqlite::{self, Param, quoted},
     testing::{Bug, planted},
@@ -70,6 +71,7 @@ pub(crate) struct Local<'r> {
     pub(crate) registry: &'r mut Arc<Registry>,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
+    pub(crate) parked: &'r Parked,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
     /// The largest entry, in bytes.
@@ -299,8 +301,9 @@ impl Writer {
         };
         let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
         let (clocks, disk) = (&mut *local.contested, self.apply());
+        let (parked, stamp) = (local.parked, header.stamp());
         let Encoded { clocks, schema_changes } =
-            encode(captured, sequences, clocks, disk, header.stamp(), &mut draft)?;
+            encode(captured, sequences, clocks, disk, parked, stamp, &mut draft)?;
         let Some(entry) = draft.finish()? else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
