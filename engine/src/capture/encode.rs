@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What a transaction becomes, beside its entry.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Encoded {
     /// The clocks to install once it has committed.
     pub(crate) clocks: ClockChanges,

@@ -76,6 +76,8 @@ pub(crate) struct Local<'r> {
     pub(crate) wall: WallTime,
     /// The largest entry, in bytes.
     pub(crate) max_entry: u64,
+    /// The freeze that the job ends, if it does what the freeze waited for.
+    pub(crate) ends: Option<Dot>,
 }
 
 /// What a job wrote, once its transaction commits.
@@ -269,7 +271,7 @@ impl Writer {
         if sqlite::has_deferred_violations(self.user()) && !planted(Bug::DeferredViolationKept) {
             return Err(deferred_violation());
         }
-        if self.user().sink().is_empty() {
+        if self.user().sink().is_empty() && local.ends.is_none() {
             return Ok(None);
         }
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
@@ -302,8 +304,13 @@ impl Writer {
         let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
         let (clocks, disk) = (&mut *local.contested, self.apply());
         let (parked, stamp) = (local.parked, header.stamp());
-        let Encoded { clocks, schema_changes } =
+        let Encoded { clocks, mut schema_changes } =
             encode(captured, sequences, clocks, disk, parked, stamp, &mut draft)?;
+        if let Some(freeze) = local.ends {
+            draft.segment(|body| body.push_unfreeze(freeze, None))?;
+            schema_changes += 1;
+            catalog::unfreeze(conn, freeze, None)?;
+        }
         let Some(entry) = draft.finish()? else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
@@ -322,7 +329,7 @@ impl Writer {
         schema_changes: u32,
     ) -> rusqlite::Result<Option<Arc<Registry>>> {
         let now = Arc::clone(captured.registry());
-        if Arc::ptr_eq(before, &now) {
+        if Arc::ptr_eq(before, &now) && schema_changes == 0 {
             return Ok(None);
         }
         let version = SchemaVersion(before.version.0 + schema_changes);
@@ -392,7 +399,11 @@ pub(crate) fn remember(
             Segment::Frontier { number, covered } => {
                 contested.frontier(disk, number, &covered, header.stamp())?;
             }
-            Segment::Ddl(_) | Segment::Membership(_) | Segment::Sequence(_) => {}
+            Segment::Ddl(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_)
+            | Segment::Freeze(_)
+            | Segment::Unfreeze { .. } => {}
         }
     }
     Ok(())

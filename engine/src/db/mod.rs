@@ -72,6 +72,10 @@ impl Db {
         Self { file }
     }
 
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.file.path

@@ -20,8 +20,11 @@ mod applying;
 mod frontier;
 mod holds;
 mod links;
+mod schema;
 
 pub(crate) use holds::Spools;
+
+use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
 
 use std::{
@@ -78,6 +81,7 @@ pub struct Replica {
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
+    schema_jobs: VecDeque<(Ticket, SchemaJob)>,
     next_ticket: u64,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
@@ -98,6 +102,8 @@ pub struct Replica {
     acks: Acks,
     counting: Counting,
     checkpointing: Checkpointing,
+    /// The freeze that the job ends which is committed next.
+    ending: Option<Dot>,
 }
 
 /// What a file holds when it was just opened.
@@ -185,6 +191,7 @@ impl Replica {
             durable,
             now: parts.now,
             jobs: Vec::new(),
+            schema_jobs: VecDeque::new(),
             next_ticket: 1,
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
@@ -200,6 +207,7 @@ impl Replica {
             acks: Acks::default(),
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
+            ending: None,
         }
     }
 
@@ -243,6 +251,7 @@ impl Replica {
             }
             self.retry_parked();
             if self.commit_jobs()
+                || self.serve_schema()
                 || self.apply_incoming()
                 || self.serve_frontier()
                 || self.serve_links()
@@ -299,6 +308,7 @@ impl Replica {
             vector,
             stability: self.stability(),
             contested_rows: self.contested.rows(),
+            freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
@@ -352,7 +362,10 @@ impl Replica {
                 })
                 .collect(),
         };
-        for Answer { ticket, result } in answers {
+        for Answer { ticket, mut result } in answers {
+            if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
+                *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
+            }
             match &result {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
@@ -373,6 +386,7 @@ impl Replica {
             hlc: &mut self.hlc,
             wall: self.now.wall,
             max_entry: self.max_entry,
+            ends: self.ending.take(),
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
