@@ -46,6 +46,8 @@ pub struct Status {
     pub contested_rows: u64,
     /// Rows of other nodes that could not be stored; they are in `littoral_conflicts`, whole.
     pub parked_rows: u64,
+    /// The change of the schema that waits for other nodes, if one does.
+    pub freeze: Option<FreezeStatus>,
     /// Counts since the file was opened.
     pub counts: Counts,
     /// Why storage is failing, if it is.
@@ -78,6 +80,20 @@ pub struct Held {
     pub missing: u64,
     /// When its newest acknowledgement was heard; `None` if it was not heard since the file was opened.
     pub heard: Option<WallTime>,
+}
+
+/// A change of multi-writer tables that waits until every node has heard of it. Until then the tables
+/// take no local writes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FreezeStatus {
+    /// The tables.
+    pub tables: Vec<String>,
+    /// When the origin froze them.
+    pub since: WallTime,
+    /// What is to run.
+    pub script: String,
+    /// Members that have not said yet that they know, as far as this node has heard.
+    pub waiting_for: Vec<NodeId>,
 }
 
 /// A picture of one link.

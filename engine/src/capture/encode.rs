@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What a transaction becomes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Encoded {
     pub(crate) body: Body,
     /// The clocks to install once it has committed.

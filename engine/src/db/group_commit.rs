@@ -71,6 +71,8 @@ pub(crate) struct Local<'r> {
     pub(crate) parked: &'r Parked,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
+    /// The freeze that the job ends, if it does what the freeze waited for.
+    pub(crate) ends: Option<Dot>,
 }
 
 /// What a job wrote, once its transaction commits.
@@ -261,7 +263,7 @@ impl Writer {
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
             self.as_engine(|conn| self.user().sink().verify(conn))?;
         }
-        if self.user().sink().is_empty() {
+        if self.user().sink().is_empty() && local.ends.is_none() {
             return Ok(None);
         }
         let head = local.log.head(local.author);
@@ -277,7 +279,15 @@ impl Writer {
         let recorder = self.user().sink();
         let encoded = encode(&recorder, &sequences, clocks, disk, local.parked, header.stamp())?;
         drop(recorder);
-        let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
+        let Some(mut encoded) = encoded.or_else(|| local.ends.map(|_| Encoded::default())) else {
+            return Ok(None);
+        };
+        if let Some(freeze) = local.ends {
+            encoded.body.push_unfreeze(freeze, None);
+            encoded.schema_changes += 1;
+            self.as_engine(|conn| catalog::unfreeze(conn, freeze, None))?;
+        }
+        let Encoded { body, clocks, schema_changes } = encoded;
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
         let registry = self.settle_schema(local.registry, schema_changes)?;
@@ -294,7 +304,7 @@ impl Writer {
         schema_changes: u32,
     ) -> rusqlite::Result<Option<Arc<Registry>>> {
         let now = Arc::clone(self.user().sink().registry());
-        if Arc::ptr_eq(before, &now) {
+        if Arc::ptr_eq(before, &now) && schema_changes == 0 {
             return Ok(None);
         }
         let version = SchemaVersion(before.version.0 + schema_changes);
@@ -365,7 +375,11 @@ pub(crate) fn remember(
             Segment::Frontier { number, covered } => {
                 contested.frontier(disk, number, &covered, entry.header.stamp())?;
             }
-            Segment::Ddl(_) | Segment::Membership(_) | Segment::Sequence(_) => {}
+            Segment::Ddl(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_)
+            | Segment::Freeze(_)
+            | Segment::Unfreeze { .. } => {}
         }
     }
     Ok(())

@@ -59,6 +59,10 @@ impl Db {
         Self { file }
     }
 
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// The path that was opened.
     pub fn path(&self) -> &Path {
         &self.file.path

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::{
     entry::{
-        Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
-        TableChange, TableDeclaration,
+        Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, RowOp, RowOpKind,
+        Segment, TableChange, TableDeclaration,
     },
     hlc::Hlc,
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
@@ -34,6 +34,8 @@ const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
 const TAG_FRONTIER: u64 = 40;
+const TAG_FREEZE: u64 = 42;
+const TAG_UNFREEZE: u64 = 44;
 const TAG_SEQUENCE: u64 = 46;
 
 /// No entry's bytes outside its segments are more than this.
@@ -96,6 +98,25 @@ impl Body {
         put_prefixed(&mut field, member.node.as_str().as_bytes());
         field.extend_from_slice(&member.incarnation.0.to_be_bytes());
         self.field(TAG_MEMBERSHIP, field);
+    }
+
+    pub(crate) fn push_freeze(&mut self, freeze: &Freeze) {
+        let mut field = Vec::new();
+        put_varint(&mut field, freeze.tables.len() as u64);
+        for table in &freeze.tables {
+            put_varint(&mut field, u64::from(table.0));
+        }
+        put_prefixed(&mut field, freeze.script.as_bytes());
+        self.field(TAG_FREEZE, field);
+    }
+
+    pub(crate) fn push_unfreeze(&mut self, freeze: Dot, failure: Option<&str>) {
+        let mut field = Vec::new();
+        put_dot(&mut field, freeze);
+        if let Some(failure) = failure {
+            put_prefixed(&mut field, failure.as_bytes());
+        }
+        self.field(TAG_UNFREEZE, field);
     }
 
     pub(crate) fn push_frontier(&mut self, number: u64, covered: &VersionVector) {
@@ -441,6 +462,8 @@ impl<'a> Segments<'a> {
             TAG_POLICY => Segment::Policy(read_policy(bytes)?),
             TAG_MEMBERSHIP => Segment::Membership(read_whole(bytes, read_membership)?),
             TAG_FRONTIER => read_frontier(bytes)?,
+            TAG_FREEZE => Segment::Freeze(read_whole(bytes, read_freeze)?),
+            TAG_UNFREEZE => read_whole(bytes, read_unfreeze)?,
             TAG_SEQUENCE => Segment::Sequence(read_sequences(bytes)?),
             _ if tag % 2 == 1 => return Ok(None),
             _ => return Err(DecodeError::Unknown("segment")),
@@ -480,6 +503,24 @@ fn read_sequences(bytes: &[u8]) -> Result<Vec<(TableId, i64)>, DecodeError> {
         sequences.push((TableId(reader.varint_u32()?), reader.zigzag()?));
     }
     Ok(sequences)
+}
+
+fn read_freeze(reader: &mut ByteReader<'_>) -> Result<Freeze, DecodeError> {
+    let mut tables: Vec<TableId> = Vec::new();
+    for _ in 0..reader.varint()? {
+        let table = TableId(reader.varint_u32()?);
+        if tables.last().is_some_and(|last| *last >= table) {
+            return Err(DecodeError::Invalid("table ids do not ascend"));
+        }
+        tables.push(table);
+    }
+    Ok(Freeze { tables, script: reader.string()?.to_owned() })
+}
+
+fn read_unfreeze<'a>(reader: &mut ByteReader<'_>) -> Result<Segment<'a>, DecodeError> {
+    let freeze = read_dot(reader)?;
+    let failure = if reader.is_empty() { None } else { Some(reader.string()?.to_owned()) };
+    Ok(Segment::Unfreeze { freeze, failure })
 }
 
 fn read_policy(bytes: &[u8]) -> Result<Vec<TableChange>, DecodeError> {

@@ -291,6 +291,14 @@ impl Replica {
                 self.registry = Arc::new(Registry::load(conn)?);
                 mirror::refresh(conn, &self.registry)?;
             }
+            Segment::Freeze(freeze) => {
+                catalog::freeze(conn, &freeze, header.dot, header.hlc.wall())?;
+                self.next_schema()?;
+            }
+            Segment::Unfreeze { freeze, failure } => {
+                catalog::unfreeze(conn, freeze, failure.as_deref())?;
+                self.next_schema()?;
+            }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;
                 if member.incarnation == self.identity.incarnation {
@@ -308,6 +316,13 @@ impl Replica {
                 self.checkpointing.frontier = true;
             }
         }
+        Ok(())
+    }
+
+    fn next_schema(&mut self) -> Result<(), ApplyError> {
+        let conn = self.writer.apply();
+        catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
+        self.registry = Arc::new(Registry::load(conn)?);
         Ok(())
     }
 

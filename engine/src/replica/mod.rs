@@ -19,7 +19,9 @@
 mod applying;
 mod frontier;
 mod links;
+mod schema;
 
+use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
 
 use std::{
@@ -71,6 +73,7 @@ pub struct Replica {
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
+    schema_jobs: VecDeque<(Ticket, SchemaJob)>,
     next_ticket: u64,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
@@ -90,6 +93,8 @@ pub struct Replica {
     acks: Acks,
     counting: Counting,
     checkpointing: Checkpointing,
+    /// The freeze that the job ends which is committed next.
+    ending: Option<Dot>,
 }
 
 /// What a file holds when it was just opened.
@@ -181,6 +186,7 @@ impl Replica {
             durable,
             now: parts.now,
             jobs: Vec::new(),
+            schema_jobs: VecDeque::new(),
             next_ticket: 1,
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
@@ -195,6 +201,7 @@ impl Replica {
             acks: Acks::default(),
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
+            ending: None,
         }
     }
 
@@ -238,6 +245,7 @@ impl Replica {
             }
             self.retry_parked();
             if self.commit_jobs()
+                || self.serve_schema()
                 || self.apply_incoming()
                 || self.serve_frontier()
                 || self.serve_links()
@@ -286,6 +294,7 @@ impl Replica {
             vector,
             stability: self.stability(),
             contested_rows: self.contested.rows(),
+            freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
@@ -339,7 +348,10 @@ impl Replica {
                 })
                 .collect(),
         };
-        for Answer { ticket, result } in answers {
+        for Answer { ticket, mut result } in answers {
+            if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
+                *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
+            }
             match &result {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
@@ -359,6 +371,7 @@ impl Replica {
             parked: &self.aside.parked,
             hlc: &mut self.hlc,
             wall: self.now.wall,
+            ends: self.ending.take(),
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;

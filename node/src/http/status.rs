@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use littoral::{Status, VersionVector};
+use littoral::{NodeId, Status, VersionVector};
 use serde_json::{Value, json};
 
 use super::{
@@ -56,6 +56,12 @@ fn to_json(status: &Status) -> Value {
             "class": trigger.class.as_str(),
         })).collect::<Vec<_>>(),
         "stale": status.stale,
+        "freeze": status.freeze.as_ref().map(|freeze| json!({
+            "tables": freeze.tables,
+            "since_ms": freeze.since.0,
+            "script": freeze.script,
+            "waiting_for": freeze.waiting_for.iter().map(NodeId::as_str).collect::<Vec<_>>(),
+        })),
         "peers": status.peers.iter().map(|peer| json!({
             "node": peer.node.as_str(),
             "link": peer.peer.0,

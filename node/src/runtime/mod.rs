@@ -112,6 +112,17 @@ impl NodeHandle {
         self.queue(None, job).await
     }
 
+    /// Runs a migration at the origin; see [`Replica::migrate`](littoral::Replica::migrate).
+    ///
+    /// # Errors
+    /// Nothing of the script was done, unless it is [`WriteError::SchemaChanging`]: then it waits for other
+    /// nodes.
+    pub async fn migrate(&self, script: String) -> Result<Committed, WriteError> {
+        let (done, answer) = oneshot::channel();
+        self.events.send(Event::Migrate { script, done }).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
     /// As [`NodeHandle::write`]; a job that takes longer is interrupted, and fails.
     pub(crate) async fn write_within<T: Send + 'static>(
         &self,
