@@ -7,7 +7,7 @@ use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
     application::Moment,
     disk::vfs,
-    oracle::{Check, Failure, Promise, broken, convergence, unreadable},
+    oracle::{Check, Failure, Promise, broken, convergence, spools, unreadable},
 };
 
 impl Cluster {
@@ -169,7 +169,11 @@ impl Cluster {
                     .iter()
                     .map(|peer| {
                         let state = if peer.streaming { "streaming" } else { "handshake" };
-                        format!("{} {state}, behind {}", peer.node, peer.behind)
+                        let held = match (peer.holds, peer.held_by_peer) {
+                            (None, None) => String::new(),
+                            (ours, theirs) => format!(", holds {ours:?}, is held at {theirs:?}"),
+                        };
+                        format!("{} {state}, behind {}{held}", peer.node, peer.behind)
                     })
                     .collect();
                 format!(
@@ -192,6 +196,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let Some(engine) = &self.machines[number].engine else { continue };
             self.oracle.compare(number, engine.reader.connection())?;
+            spools::none_left(number, engine.reader.connection())?;
             self.look(number, Moment::Final)?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
