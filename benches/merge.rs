@@ -27,12 +27,14 @@ fn inserts(setup: Setup) {
         let mut pair = Pair::new(setup);
         let plain = Plain::new(key);
         pair.origin.insert(key, &rows);
+        // Before both have it: then it may be trimmed.
+        let entry_bytes = largest_entry(&pair.origin);
         let exchanged = pair.exchange();
         merges.push((exchanged.edge, plain.insert(key, &rows)));
         assert_eq!(usize::try_from(count(&pair.edge)), Ok(rows.len()));
         #[expect(clippy::cast_precision_loss, reason = "bytes of one entry")]
         let per_row = |bytes: u64| bytes as f64 / rows.len() as f64 / key.row_bytes();
-        sizes = (per_row(largest_entry(&pair.edge)), per_row(exchanged.wire_bytes));
+        sizes = (per_row(entry_bytes), per_row(exchanged.wire_bytes));
     }
     let whose = if setup.writers == Writers::Origin { "-of-origin" } else { "" };
     figure(&format!("merge-insert-{}{whose}", key.name()), &merges, 2.0);
