@@ -295,6 +295,7 @@ impl Replica {
                 catalog::add_member(conn, &member)?;
                 if member.incarnation == self.identity.incarnation {
                     self.author = Some(member.author);
+                    self.db.ids().tell(self.now.wall, self.author);
                 }
                 if self.is_origin() {
                     self.count_joiner(member.author);
