@@ -69,6 +69,8 @@ pub(crate) struct Table {
     pub(crate) since: Lsn,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
+    /// Its key is the rowid under a name of its own.
+    pub(crate) is_alias: bool,
     /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
     /// What derived triggers keep of its rows: tables that do not replicate.
@@ -144,6 +146,7 @@ impl Table {
             since: Lsn(0),
             is_plain: false,
             autoincrement: false,
+            is_alias: false,
             targets: Vec::new(),
             kept_by_deletes: None,
             sql: TableSql::new(&name, &key, &cells),
@@ -186,6 +189,11 @@ impl Table {
             policy: self.policy.clone(),
             columns,
         }
+    }
+
+    /// Whether statements must give its key, which SQLite would hand out.
+    pub(crate) fn is_given_its_key(&self) -> bool {
+        self.is_alias && self.is_multi_writer() && self.policy.explicit_key
     }
 
     /// Whether the first of its cells is the key's spelling.
@@ -332,6 +340,7 @@ impl Registry {
             table.since = since;
             table.is_plain = is_plain;
             table.autoincrement = shape.autoincrement;
+            table.is_alias = matches!(shape.key, KeyShape::Alias(_));
             registry.push(table);
         }
         registry.triggers =

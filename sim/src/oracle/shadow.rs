@@ -14,9 +14,9 @@
 use std::{cmp::Ordering, collections::BTreeMap};
 
 use littoral::{
-    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowOpKind, RowsReader, Segment, Seq, Stamp, TableChange, TableDeclaration, TableId, ValueRef,
-    VersionVector,
+    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Entry, Hlc,
+    Membership, RowOp, RowOpKind, RowsReader, Segment, Seq, Stamp, TableChange, TableDeclaration,
+    TableId, ValueRef, VersionVector,
 };
 
 /// A value that can be compared bit for bit.
@@ -110,6 +110,8 @@ pub(crate) struct ShadowTable {
     pub(crate) name: String,
     /// Whether every node writes it.
     pub(crate) any: bool,
+    /// Whether it stays on its node: no log leads to its rows.
+    pub(crate) local: bool,
     /// Its columns, those of the key included.
     pub(crate) columns: BTreeMap<ColumnId, (String, ColumnType)>,
     /// Columns that are assigned together.
@@ -288,7 +290,8 @@ impl Shadow {
         let groups = groups.into_values().collect();
         let columns = table.columns.into_iter().map(column).collect();
         let any = table.policy.is_multi_writer();
-        self.tables.insert(table.id, ShadowTable { name: table.name, any, columns, groups });
+        let local = table.policy.consistency == Consistency::Local;
+        self.tables.insert(table.id, ShadowTable { name: table.name, any, local, columns, groups });
     }
 
     /// Nothing is forgotten; but from here on authors name smaller epochs.
@@ -662,7 +665,13 @@ mod tests {
             (ColumnId(3), ("count".to_owned(), ColumnType::Counter)),
             (ColumnId(4), ("low".to_owned(), ColumnType::Min)),
         ];
-        ShadowTable { name: "t".to_owned(), any: true, columns: columns.into(), groups: vec![] }
+        ShadowTable {
+            name: "t".to_owned(),
+            any: true,
+            local: false,
+            columns: columns.into(),
+            groups: vec![],
+        }
     }
 
     #[test]
