@@ -18,8 +18,13 @@
 
 mod applying;
 mod frontier;
+mod holds;
 mod links;
+mod schema;
 
+pub(crate) use holds::Spools;
+
+use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
 
 use std::{
@@ -35,7 +40,7 @@ use crate::{
         writer::{Synchronous, Writer},
     },
     driver::{CloseCode, Event, Identity, Input, Output},
-    entry::{Entry, Member},
+    entry::Member,
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
@@ -44,9 +49,12 @@ use crate::{
     merge::{Aside, Parked},
     open::Builder,
     protocol::{PeerSession, acks::Acks, message::Register},
-    replica::frontier::{Checkpointing, Counting},
+    replica::{
+        frontier::{Checkpointing, Counting},
+        holds::Incoming,
+    },
     schema::{Registry, catalog},
-    status::{Counts, Status},
+    status::{Counts, PeerStatus, Status},
     time::{Instant, Now},
     version::{Dot, VersionVector},
 };
@@ -68,12 +76,16 @@ pub struct Replica {
     /// Something has changed since parked rows were last tried.
     parked_due: bool,
     hlc: HlcClock,
+    /// The largest entry that a write job may become, in bytes.
+    max_entry: u64,
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
+    schema_jobs: VecDeque<(Ticket, SchemaJob)>,
     next_ticket: u64,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
+    spools: Spools,
     /// The link whose entries are applied first in the next batch.
     next_peer: PeerId,
     /// Nodes that were linked before, in this process.
@@ -90,6 +102,8 @@ pub struct Replica {
     acks: Acks,
     counting: Counting,
     checkpointing: Checkpointing,
+    /// The freeze that the job ends which is committed next.
+    ending: Option<Dot>,
 }
 
 /// What a file holds when it was just opened.
@@ -106,6 +120,8 @@ pub(crate) struct Parts {
     pub(crate) contested: Contested,
     pub(crate) parked: Parked,
     pub(crate) hlc: HlcClock,
+    pub(crate) spools: Spools,
+    pub(crate) max_entry: u64,
     pub(crate) now: Now,
 }
 
@@ -117,13 +133,6 @@ struct Durable {
     /// Entries behind `lsn`.
     waiting: VecDeque<(Lsn, Dot)>,
     asked: Lsn,
-}
-
-/// Entries of one link that wait to be applied.
-#[derive(Debug, Default)]
-struct Incoming {
-    entries: VecDeque<Entry>,
-    bytes: u64,
 }
 
 /// Whether storage works.
@@ -180,12 +189,15 @@ impl Replica {
             aside: Aside { parked: parts.parked, ..Aside::default() },
             parked_due: true,
             hlc: parts.hlc,
+            max_entry: parts.max_entry,
             durable,
             now: parts.now,
             jobs: Vec::new(),
+            schema_jobs: VecDeque::new(),
             next_ticket: 1,
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            spools: parts.spools,
             next_peer: PeerId(0),
             linked: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -197,6 +209,7 @@ impl Replica {
             acks: Acks::default(),
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
+            ending: None,
         }
     }
 
@@ -245,6 +258,7 @@ impl Replica {
             }
             self.retry_parked();
             if self.commit_jobs()
+                || self.serve_schema()
                 || self.apply_incoming()
                 || self.serve_frontier()
                 || self.serve_links()
@@ -289,10 +303,19 @@ impl Replica {
             tables,
             triggers: self.registry.triggers.clone(),
             stale: catalog::stale(self.writer.apply()).unwrap_or_default().into_iter().collect(),
-            peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
+            peers: self
+                .sessions
+                .values()
+                .map(|session| PeerStatus {
+                    holds: self.spools.hold_of(session.peer),
+                    ..session.status(&vector)
+                })
+                .collect(),
+            spools: self.spools.count() as u64,
             vector,
             stability: self.stability(),
             contested_rows: self.contested.rows(),
+            freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
@@ -346,7 +369,10 @@ impl Replica {
                 })
                 .collect(),
         };
-        for Answer { ticket, result } in answers {
+        for Answer { ticket, mut result } in answers {
+            if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
+                *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
+            }
             match &result {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
@@ -366,6 +392,8 @@ impl Replica {
             parked: &self.aside.parked,
             hlc: &mut self.hlc,
             wall: self.now.wall,
+            max_entry: self.max_entry,
+            ends: self.ending.take(),
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
@@ -482,8 +510,7 @@ impl Replica {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let more = self.incoming.values().any(|incoming| !incoming.entries.is_empty());
-        if more && self.halted.is_none() {
+        if self.halted.is_none() && self.can_apply() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
         let told = self.acknowledged();
@@ -491,26 +518,9 @@ impl Replica {
             .values()
             .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
+            .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
             .min()
-    }
-}
-
-impl Incoming {
-    fn put(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_back(entry);
-    }
-
-    fn put_back(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_front(entry);
-    }
-
-    fn take(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front()?;
-        self.bytes -= entry.bytes.len() as u64;
-        Some(entry)
     }
 }
 
