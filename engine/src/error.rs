@@ -5,6 +5,7 @@ use crate::{
     driver::CloseCode,
     entry::Digest,
     id::{AuthorId, ClusterId, Incarnation, NodeId},
+    log::chunks::ChunkError,
     schema::Refusal,
     value::DecodeError,
     version::{Dot, VersionVector},
@@ -199,13 +200,14 @@ pub enum WriteError {
     },
     /// The transaction changes more than one entry can hold. Split it.
     #[error(
-        "the transaction's entry would be {bytes} bytes, more than the {max} allowed; split it"
+        "the transaction's entry would be {bytes} bytes or more, and {max} are allowed; split it, or \
+         raise max_entry"
     )]
     EntryTooLarge {
-        /// Its size.
-        bytes: usize,
+        /// Its size as far as it was encoded.
+        bytes: u64,
         /// The bound.
-        max: usize,
+        max: u64,
     },
     /// The job itself gave up.
     #[error("{0}")]
@@ -255,6 +257,15 @@ pub(crate) enum ApplyError {
     /// causality, so the node stops its links.
     #[error("entry {dot} cannot be applied: {what}")]
     Undecodable { dot: Dot, what: String },
+}
+
+impl From<(Dot, ChunkError)> for ApplyError {
+    fn from((dot, error): (Dot, ChunkError)) -> Self {
+        match error {
+            ChunkError::Sqlite(error) => Self::Sqlite(error),
+            error => Self::Undecodable { dot, what: error.to_string() },
+        }
+    }
 }
 
 impl ApplyError {

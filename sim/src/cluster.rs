@@ -32,7 +32,7 @@ use crate::{
     machine::{Machine, StopPlan, node},
     network::{Arrival, Network, Port},
     oracle::{
-        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights,
+        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights, spools,
         unreadable,
     },
     scenario::{BlockCounts, Tenant},
@@ -478,6 +478,7 @@ impl Cluster {
         }
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let reader = engine.reader.connection();
+        spools::look(number, reader, &self.machines[number].plan.sizes)?;
         if draw.percent(20) {
             self.oracle.compare(number, reader)?;
         }

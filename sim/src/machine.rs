@@ -161,6 +161,7 @@ impl Machine {
         let mut builder = Replica::builder(self.identity.clone())
             .vfs(vfs::NAME)
             .synchronous(synchronous)
+            .sizes(self.plan.sizes)
             .verify_capture();
         if let Some(genesis) = genesis {
             builder = builder.genesis(genesis);

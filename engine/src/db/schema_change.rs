@@ -144,7 +144,10 @@ fn within_savepoint(
     // What was captured so far is about to be closed.
     writer.normalize(course)?;
     if writer.verifies_capture() {
-        writer.as_engine(|conn| writer.user().sink().verify(conn))?;
+        let captured = writer.user().sink().take()?;
+        let verified = writer.as_engine(|conn| captured.verify(conn));
+        writer.user().sink().put_back(captured);
+        verified?;
     }
     writer.unmirror()?;
     let mark = writer.user().sink().mark();

@@ -53,26 +53,29 @@ pub(crate) struct Writer {
 impl Writer {
     /// Opens both connections on a file that has the engine's tables.
     pub(crate) fn open(
-        file: &File,
+        file: &Arc<File>,
         registry: &Arc<Registry>,
         origin: Origin,
         synchronous: Synchronous,
         verify_capture: bool,
+        tape_bytes: usize,
     ) -> rusqlite::Result<Self> {
-        Self::open_as(file, registry, origin, synchronous, verify_capture, false)
+        Self::open_as(file, registry, origin, synchronous, verify_capture, tape_bytes, false)
     }
 
     /// Opens connections for one migration at the origin: with foreign keys off, so that a table can be
     /// dropped and made anew under the rows that refer to it.
     pub(crate) fn open_migrating(
-        file: &File,
+        file: &Arc<File>,
         registry: &Arc<Registry>,
         synchronous: Synchronous,
         verify_capture: bool,
+        tape_bytes: usize,
         thawed: BTreeSet<TableId>,
     ) -> rusqlite::Result<Self> {
         let origin = Origin::Here;
-        let writer = Self::open_as(file, registry, origin, synchronous, verify_capture, true)?;
+        let writer =
+            Self::open_as(file, registry, origin, synchronous, verify_capture, tape_bytes, true)?;
         let mut gate = writer.gate();
         gate.migrating = true;
         gate.thawed = thawed;
@@ -81,11 +84,12 @@ impl Writer {
     }
 
     fn open_as(
-        file: &File,
+        file: &Arc<File>,
         registry: &Arc<Registry>,
         origin: Origin,
         synchronous: Synchronous,
         verify_capture: bool,
+        tape_bytes: usize,
         migrating: bool,
     ) -> rusqlite::Result<Self> {
         let mut user = connect(file)?;
@@ -114,6 +118,8 @@ impl Writer {
         // Triggers that are mirrored there need no file.
         apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::functions::prepare_connection(&apply)?;
+        let recorder =
+            Recorder::new(Arc::clone(registry), verify_capture, Arc::clone(file), tape_bytes);
         if !planted(Bug::MirrorsForgotten) {
             merge::mirror::refresh(&apply, registry)?;
         }
@@ -123,7 +129,7 @@ impl Writer {
             }
         }
         Ok(Self {
-            user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
+            user: Hooked::new(user, recorder),
             gate,
             masks: Mutex::default(),
             calls,

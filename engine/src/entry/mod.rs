@@ -10,8 +10,10 @@
 
 pub(crate) mod codec;
 mod digest;
+mod large;
 
 pub use digest::Digest;
+pub(crate) use large::{ChunksId, LargeEntry, LargeName, Logged};
 
 use std::sync::Arc;
 

@@ -18,8 +18,11 @@
 
 mod applying;
 mod frontier;
+mod holds;
 mod links;
 mod schema;
+
+pub(crate) use holds::Spools;
 
 use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
@@ -37,7 +40,7 @@ use crate::{
         writer::{Synchronous, Writer},
     },
     driver::{CloseCode, Event, Identity, Input, Output},
-    entry::{Entry, Member},
+    entry::Member,
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
@@ -46,9 +49,12 @@ use crate::{
     merge::{Aside, Parked},
     open::Builder,
     protocol::{PeerSession, acks::Acks, message::Register},
-    replica::frontier::{Checkpointing, Counting},
+    replica::{
+        frontier::{Checkpointing, Counting},
+        holds::Incoming,
+    },
     schema::{Registry, catalog},
-    status::{Counts, Status},
+    status::{Counts, PeerStatus, Status},
     time::{Instant, Now},
     version::{Dot, VersionVector},
 };
@@ -70,6 +76,8 @@ pub struct Replica {
     /// Something has changed since parked rows were last tried.
     parked_due: bool,
     hlc: HlcClock,
+    /// The largest entry that a write job may become, in bytes.
+    max_entry: u64,
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
@@ -77,6 +85,7 @@ pub struct Replica {
     next_ticket: u64,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
+    spools: Spools,
     /// The link whose entries are applied first in the next batch.
     next_peer: PeerId,
     /// Nodes that were linked before, in this process.
@@ -111,6 +120,8 @@ pub(crate) struct Parts {
     pub(crate) contested: Contested,
     pub(crate) parked: Parked,
     pub(crate) hlc: HlcClock,
+    pub(crate) spools: Spools,
+    pub(crate) max_entry: u64,
     pub(crate) now: Now,
 }
 
@@ -122,13 +133,6 @@ struct Durable {
     /// Entries behind `lsn`.
     waiting: VecDeque<(Lsn, Dot)>,
     asked: Lsn,
-}
-
-/// Entries of one link that wait to be applied.
-#[derive(Debug, Default)]
-struct Incoming {
-    entries: VecDeque<Entry>,
-    bytes: u64,
 }
 
 /// Whether storage works.
@@ -183,6 +187,7 @@ impl Replica {
             aside: Aside { parked: parts.parked, ..Aside::default() },
             parked_due: true,
             hlc: parts.hlc,
+            max_entry: parts.max_entry,
             durable,
             now: parts.now,
             jobs: Vec::new(),
@@ -190,6 +195,7 @@ impl Replica {
             next_ticket: 1,
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            spools: parts.spools,
             next_peer: PeerId(0),
             linked: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -290,7 +296,15 @@ impl Replica {
             tables,
             triggers: self.registry.triggers.clone(),
             stale: catalog::stale(self.writer.apply()).unwrap_or_default().into_iter().collect(),
-            peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
+            peers: self
+                .sessions
+                .values()
+                .map(|session| PeerStatus {
+                    holds: self.spools.hold_of(session.peer),
+                    ..session.status(&vector)
+                })
+                .collect(),
+            spools: self.spools.count() as u64,
             vector,
             stability: self.stability(),
             contested_rows: self.contested.rows(),
@@ -371,6 +385,7 @@ impl Replica {
             parked: &self.aside.parked,
             hlc: &mut self.hlc,
             wall: self.now.wall,
+            max_entry: self.max_entry,
             ends: self.ending.take(),
         };
         let answers = self.writer.commit(jobs, &mut local);
@@ -488,8 +503,7 @@ impl Replica {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let more = self.incoming.values().any(|incoming| !incoming.entries.is_empty());
-        if more && self.halted.is_none() {
+        if self.halted.is_none() && self.can_apply() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
         let told = self.acknowledged();
@@ -497,26 +511,9 @@ impl Replica {
             .values()
             .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
+            .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
             .min()
-    }
-}
-
-impl Incoming {
-    fn put(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_back(entry);
-    }
-
-    fn put_back(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_front(entry);
-    }
-
-    fn take(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front()?;
-        self.bytes -= entry.bytes.len() as u64;
-        Some(entry)
     }
 }
 

@@ -201,6 +201,7 @@ impl Replica {
             &self.registry,
             self.synchronous,
             self.writer.verifies_capture(),
+            self.log.sizes().tape,
             attempt.thawed.clone(),
         )?;
         let would_do = Arc::new(AtomicBool::new(false));

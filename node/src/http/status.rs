@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use littoral::{NodeId, Status, VersionVector};
+use littoral::{HoldReason, NodeId, Status, VersionVector};
 use serde_json::{Value, json};
 
 use super::{
@@ -69,10 +69,19 @@ fn to_json(status: &Status) -> Value {
             "behind": peer.behind,
             "acknowledged": vector(&peer.acknowledged),
             "round_trip_us": peer.round_trip.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            "holds": peer.holds.map(|hold| json!({
+                "entry": hold.dot.to_string(),
+                "why": match hold.why {
+                    HoldReason::ReceivedElsewhere => "it is being received on another link",
+                    HoldReason::NoRoom => "other large entries are being received",
+                },
+            })),
+            "held_by_peer": peer.held_by_peer.map(|dot| dot.to_string()),
             "bytes_sent": peer.bytes_sent,
             "bytes_received": peer.bytes_received,
         })).collect::<Vec<_>>(),
         "contested_rows": status.contested_rows,
+        "spools": status.spools,
         "parked_rows": status.parked_rows,
         "degraded": degraded(status),
         "stability": {

@@ -291,8 +291,9 @@ pub enum StopError {
 }
 
 fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
-    let mut builder =
-        Replica::builder(config.identity.clone()).synchronous(config.storage.synchronous);
+    let mut builder = Replica::builder(config.identity.clone())
+        .synchronous(config.storage.synchronous)
+        .max_entry(config.storage.max_entry);
     if let Some(genesis) = &config.genesis {
         builder = builder.genesis(genesis.clone());
     }

@@ -20,7 +20,7 @@ mod violation;
 
 use std::{collections::BTreeMap, path::Path};
 
-use littoral::TablePolicy;
+use littoral::{TablePolicy, limits::Sizes};
 
 use self::blocks::{Block, Statement};
 pub(crate) use self::{
@@ -155,10 +155,11 @@ impl Scenario {
                 (topology.unwrap_or(drawn), ends.into_iter().enumerate().map(plan).collect())
             }
         };
-        let machines = self
-            .nodes
-            .iter()
-            .map(|_| MachinePlan { full: self.full, sync: draw.spread(MS, 100 * MS) });
+        let machines = self.nodes.iter().map(|_| MachinePlan {
+            full: self.full,
+            sync: draw.spread(MS, 100 * MS),
+            sizes: Sizes::default(),
+        });
         let machines = machines.collect();
         let mut faults =
             fault::schedule(chance, self.nodes.len(), self.time, links.len(), &self.random);

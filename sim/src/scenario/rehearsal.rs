@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{Job, OpenError, Output, Replica, WriteError};
+use littoral::{Job, OpenError, Output, Replica, WriteError, limits::Sizes};
 use rusqlite::{
     Connection, OpenFlags,
     hooks::{AuthAction, AuthContext, Authorization},
@@ -28,7 +28,8 @@ use crate::{
 pub(super) fn rehearse(scenario: &mut Scenario) -> Result<(), Mistake> {
     let chance = Chance::of(0);
     let _session = vfs::Session::begin(&chance);
-    let machine = Machine::new(0, MachinePlan { full: true, sync: MS }, &chance);
+    let machine =
+        Machine::new(0, MachinePlan { full: true, sync: MS, sizes: Sizes::default() }, &chance);
     vfs::with(|store| store.start(&machine.name));
     let genesis =
         genesis_of(scenario.nodes.len(), scenario.schema.clone(), scenario.policies.clone());
