@@ -46,6 +46,7 @@ mod error;
 mod genesis;
 mod hlc;
 mod id;
+mod ids;
 pub mod limits;
 mod log;
 mod merge;
