@@ -46,6 +46,7 @@ mod error;
 mod genesis;
 mod hlc;
 mod id;
+mod identity;
 pub mod limits;
 mod log;
 mod merge;
@@ -62,7 +63,7 @@ mod time;
 mod value;
 mod version;
 
-pub use db::{Committed, Db, Job, Reader, TxStatement, WriteTx, writer::Synchronous};
+pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
     Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,

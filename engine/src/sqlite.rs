@@ -1,10 +1,12 @@
 //! What rusqlite does not wrap: the preupdate hook and two connection counters; and the bridge
 //! between its values and ours.
 //!
-//! The only unsafe code of the engine. Everything it exports is safe to use: the hook's context
+//! With `sqlite/file.rs` the only unsafe code of the engine. Everything it exports is safe to use: the hook's context
 //! lives as long as the connection it is installed on, because [`Hooked`] owns both.
 
 #![expect(unsafe_code, reason = "SQLite's C interface, where rusqlite has no safe one")]
+
+pub(crate) mod file;
 
 use std::{
     cell::RefCell,

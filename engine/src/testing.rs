@@ -40,11 +40,13 @@ pub enum Bug {
     RelayForgotten,
     /// Clocks of entries applied before the restart are lost.
     ClocksNotReplayed,
+    /// A snapshot is taken for a joiner before its `Join` was applied.
+    EarlySnapshot,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -59,6 +61,7 @@ impl Bug {
         Self::SawIgnored,
         Self::RelayForgotten,
         Self::ClocksNotReplayed,
+        Self::EarlySnapshot,
     ];
 }
 

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
+#[path = "pair/joining.rs"]
+mod joining;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
@@ -9,7 +12,7 @@ use std::{
 
 use littoral::{
     Channel, CloseCode, ClusterId, ColumnType, Committed, Event, Genesis, Identity, Incarnation,
-    Input, Instant, NodeId, Now, Output, PeerId, Replica, TablePolicy, Ticket, WallTime,
+    Input, Instant, NodeId, Now, OpenError, Output, PeerId, Replica, Snapshot, TablePolicy, Ticket, WallTime,
     WriteError, WriteTx, Writers,
 };
 
@@ -32,6 +35,16 @@ struct Cluster {
     done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
     closed: Vec<(usize, CloseCode)>,
     events: Vec<(usize, Event)>,
+    /// Members in the genesis.
+    members: usize,
+    opened: u64,
+    read_only: Vec<usize>,
+    /// Snapshots that became somebody's file.
+    installed: usize,
+    /// Bytes of snapshots received.
+    received: usize,
+    /// All links are cut when so much was received.
+    cut_at: Option<usize>,
 }
 
 impl Cluster {
@@ -53,6 +66,12 @@ impl Cluster {
             done: BTreeMap::new(),
             closed: Vec::new(),
             events: Vec::new(),
+            members: nodes,
+            opened: 0,
+            read_only: Vec::new(),
+            installed: 0,
+            received: 0,
+            cut_at: None,
         };
         for node in 0..nodes {
             cluster.open(node);
@@ -80,9 +99,12 @@ impl Cluster {
             ..TablePolicy::default()
         };
         let mut builder = Replica::builder(self.identity(node)).verify_capture();
+        if self.read_only.contains(&node) {
+            builder = builder.read_only();
+        }
         if node == 0 {
             builder = builder.genesis(Genesis {
-                members: (0..self.names.len())
+                members: (0..self.members)
                     .map(|n| (self.names[n].clone(), Incarnation(100 + n as u128)))
                     .collect(),
                 schema: self.schema.to_owned(),
@@ -92,7 +114,9 @@ impl Cluster {
                     .collect(),
             });
         }
-        self.replicas[node] = Some(builder.open(&self.path(node), self.now, 0).unwrap());
+        self.opened += 1;
+        let seed = self.opened;
+        self.replicas[node] = Some(builder.open(&self.path(node), self.now, seed).unwrap());
     }
 
     fn link(&mut self, a: usize, b: usize) {
@@ -153,8 +177,60 @@ impl Cluster {
                     self.done.insert((node, ticket), result);
                 }
                 Output::Event(event) => self.events.push((node, event)),
+                Output::TakeSnapshot => {
+                    let taken = self.replica(node).db().take_snapshot();
+                    let taken = taken.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotTaken(taken));
+                }
+                Output::ReadSnapshot { peer, offset, bytes } => {
+                    let read = self.replica(node).db().read_snapshot(offset, bytes);
+                    let bytes = read.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotRead { peer, offset, bytes });
+                }
+                Output::DiscardSnapshot => self.replica(node).db().discard_snapshot().unwrap(),
+                Output::WriteSnapshot { peer, offset, bytes, sync } => {
+                    let upto = offset + bytes.len() as u64;
+                    self.received += bytes.len();
+                    let written = self.replica(node).db().write_incoming(offset, &bytes, sync);
+                    let result = written.map(|()| sync).map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotWritten { peer, upto, result });
+                    if self.cut_at.is_some_and(|at| self.received >= at) {
+                        self.cut_at = None;
+                        self.cut();
+                        return;
+                    }
+                }
+                Output::InstallSnapshot(snapshot) => return self.install(node, &snapshot),
             }
         }
+    }
+
+    fn install(&mut self, node: usize, snapshot: &Snapshot) {
+        let replica = self.replicas[node].take().unwrap();
+        let db = replica.db().clone();
+        let (outputs, closed) = replica.close(self.now);
+        closed.unwrap();
+        for output in outputs {
+            if let Output::Close { peer, .. } = output
+                && let Some((to, at)) = self.links.remove(&(node, peer))
+            {
+                self.links.remove(&(to, at));
+                self.handle(to, Input::PeerDown { peer: at });
+            }
+        }
+        assert!(db.verify_incoming(snapshot).unwrap());
+        std::fs::rename(db.incoming_path(), db.path()).unwrap();
+        self.installed += 1;
+        self.open(node);
+    }
+
+    /// One more node, whom nobody knows yet.
+    fn newcomer(&mut self) -> usize {
+        let node = self.names.len();
+        self.names.push(NodeId::new(&format!("n{node}")).unwrap());
+        self.replicas.push(None);
+        self.open(node);
+        node
     }
 
     fn settle(&mut self) {

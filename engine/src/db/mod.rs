@@ -3,11 +3,14 @@
 pub(crate) mod authorizer;
 mod group_commit;
 pub(crate) mod mask;
+mod snapshot;
 mod tx;
 pub(crate) mod writer;
 
 pub(crate) use group_commit::{Answer, Local, Queued, remember};
 pub use group_commit::{Committed, Job};
+pub use snapshot::Snapshot;
+pub(crate) use snapshot::{INCOMING, TAKEN};
 pub use tx::{TxStatement, WriteTx};
 
 use std::{

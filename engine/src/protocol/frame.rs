@@ -5,9 +5,12 @@
 
 use crate::{
     driver::Channel,
-    entry::{Entry, codec::decode_entry},
+    entry::{Digest, Entry, codec::decode_entry},
     error::ProtocolError,
-    limits::{COMPRESS_FROM_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES},
+    limits::{
+        COMPRESS_FROM_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES, MAX_FRAME_OVERHEAD_BYTES,
+        SNAPSHOT_CHUNK_BYTES,
+    },
     value::{ByteReader, DecodeError, put_prefixed, put_varint},
 };
 
@@ -36,6 +39,7 @@ pub fn frame_length(
     let max = match channel {
         Channel::Control => MAX_CONTROL_FRAME_BYTES,
         Channel::Entries => MAX_FRAME_BYTES,
+        Channel::Snapshot => SNAPSHOT_CHUNK_BYTES + MAX_FRAME_OVERHEAD_BYTES,
     } - FRAME_HEADER_BYTES;
     if bytes > max { Err(FrameTooLong { bytes, max }) } else { Ok(bytes) }
 }
@@ -43,6 +47,7 @@ pub fn frame_length(
 const KIND_CONTROL: u8 = 1;
 const KIND_ENTRIES: u8 = 2;
 const KIND_ENTRIES_ZSTD: u8 = 3;
+const KIND_CHUNK: u8 = 4;
 
 /// zstd's default level costs more than the link it saves; this one is nearly free.
 const ZSTD_LEVEL: i32 = 1;
@@ -52,11 +57,22 @@ const ZSTD_LEVEL: i32 = 1;
 pub(crate) enum Payload<'f> {
     Control(&'f [u8]),
     Entries(Vec<Entry>),
+    /// A piece of a snapshot, whose digest is right, and where it begins.
+    Chunk { offset: u64, bytes: &'f [u8] },
 }
 
 /// Puts the header before a control message.
 pub(crate) fn control_frame(message: &[u8]) -> Vec<u8> {
     framed(KIND_CONTROL, message)
+}
+
+/// Puts offset and digest before a piece of a snapshot.
+pub(crate) fn chunk_frame(offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(bytes.len() + 50);
+    put_varint(&mut payload, offset);
+    payload.extend_from_slice(&Digest::of(bytes).0);
+    payload.extend_from_slice(bytes);
+    framed(KIND_CHUNK, &payload)
 }
 
 /// Collects the bytes of entries for one frame.
@@ -118,7 +134,21 @@ pub(crate) fn decode_frame(channel: Channel, frame: &[u8]) -> Result<Payload<'_>
         (Channel::Control, KIND_CONTROL) => Ok(Payload::Control(payload)),
         (Channel::Entries, KIND_ENTRIES) => entries(payload).map(Payload::Entries),
         (Channel::Entries, KIND_ENTRIES_ZSTD) => entries(&unpacked(payload)?).map(Payload::Entries),
+        (Channel::Snapshot, KIND_CHUNK) => chunk(payload),
         (_, kind) => Err(ProtocolError::Malformed(format!("frame of kind {kind} on {channel:?}"))),
+    }
+}
+
+fn chunk(payload: &[u8]) -> Result<Payload<'_>, ProtocolError> {
+    let mut reader = ByteReader::new(payload);
+    let cut = |error: DecodeError| malformed(&error.to_string());
+    let offset = reader.varint().map_err(cut)?;
+    let digest = Digest(reader.array().map_err(cut)?);
+    let bytes = &payload[payload.len() - reader.remaining()..];
+    if Digest::of(bytes) == digest {
+        Ok(Payload::Chunk { offset, bytes })
+    } else {
+        Err(malformed("a piece of a snapshot whose digest is another one"))
     }
 }
 

@@ -30,6 +30,17 @@ pub(crate) enum Message {
     Ping(u64),
     /// The answer.
     Pong(u64),
+    /// An incarnation of a node asks to become a member, itself or through others.
+    AskJoin(String, u128),
+    /// The sender streams nothing on this link: the receiver must take a snapshot first.
+    SnapshotFirst,
+    /// Asks for a snapshot: whether it must hold the sender's own `Join`, and digest and number of bytes
+    /// of what the sender has of one already.
+    AskSnapshot(bool, Option<([u8; 32], u64)>),
+    /// The snapshot that follows on its own stream: digest, size, and the offset at which it begins.
+    Snapshot([u8; 32], u64, u64),
+    /// How many bytes of the snapshot the sender has written.
+    SnapshotCredit(u64),
 }
 
 /// Who a replica is, and what it has.

@@ -18,14 +18,20 @@
 pub(crate) mod frame;
 pub(crate) mod message;
 mod push;
+pub(crate) mod snapshot;
 
-use std::{collections::VecDeque, mem, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    mem,
+    time::Duration,
+};
 
 use crate::{
     driver::{Channel, Identity},
-    entry::{Entry, codec::FORMAT},
+    db::Snapshot,
+    entry::{Digest, Entry, codec::FORMAT},
     error::ProtocolError,
-    id::{AuthorId, Lsn, NodeId, PeerId, Seq},
+    id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},
     limits::{
         ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES,
         UNAPPLIED_BYTES_MAX,
@@ -33,6 +39,7 @@ use crate::{
     protocol::{
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
+        snapshot::{Sending, Wish},
     },
     status::PeerStatus,
     time::Instant,
@@ -70,6 +77,18 @@ pub(crate) struct PeerSession {
     outbox: VecDeque<(Channel, Vec<u8>)>,
     /// A link to this node existed before in this process.
     pub(crate) is_reconnect: bool,
+    /// Which life of the node is at the other end, once it has said hello.
+    pub(crate) incarnation: Option<Incarnation>,
+    /// The peer has too little for the log: nothing is streamed to it.
+    pub(crate) needs_snapshot: bool,
+    /// The peer says the same of us.
+    pub(crate) says_snapshot_first: bool,
+    /// A snapshot that it waits for.
+    pub(crate) wish: Option<Wish>,
+    /// A snapshot on its way.
+    pub(crate) sending: Option<Sending>,
+    /// Requests to join that it was told, or told us.
+    pub(crate) asked: BTreeSet<Incarnation>,
 }
 
 #[derive(Debug)]
@@ -84,6 +103,12 @@ pub(crate) enum Received {
     Nothing,
     Hello(Box<Hello>),
     Entries(Vec<Entry>),
+    AskJoin(NodeId, Incarnation),
+    SnapshotFirst,
+    AskSnapshot,
+    /// What follows has this digest and size, and begins at this offset.
+    Snapshot(Snapshot, u64),
+    Chunk(u64, Vec<u8>),
 }
 
 impl PeerSession {
@@ -110,6 +135,12 @@ impl PeerSession {
             bytes_received: 0,
             outbox: VecDeque::new(),
             is_reconnect: false,
+            incarnation: None,
+            needs_snapshot: false,
+            says_snapshot_first: false,
+            wish: None,
+            sending: None,
+            asked: BTreeSet::new(),
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -140,6 +171,10 @@ impl PeerSession {
         }
         match decode_frame(channel, &bytes)? {
             Payload::Entries(entries) => Ok(Received::Entries(self.received(entries))),
+            Payload::Chunk { .. } if !self.is_streaming() => {
+                Err(ProtocolError::Malformed("a snapshot without a hello".to_owned()))
+            }
+            Payload::Chunk { offset, bytes } => Ok(Received::Chunk(offset, bytes.to_vec())),
             Payload::Control(message) => self.handle_message(now, Message::decode(message)?),
         }
     }
@@ -173,6 +208,32 @@ impl PeerSession {
                     return Err(ProtocolError::Malformed("credit for bytes never sent".to_owned()));
                 }
                 self.entry_bytes_credited = taken;
+            }
+            Message::AskJoin(node, incarnation) => {
+                let node = NodeId::new(&node)
+                    .map_err(|error| ProtocolError::Malformed(error.to_string()))?;
+                return Ok(Received::AskJoin(node, Incarnation(incarnation)));
+            }
+            Message::SnapshotFirst => {
+                self.says_snapshot_first = true;
+                return Ok(Received::SnapshotFirst);
+            }
+            Message::AskSnapshot(joins, has) => {
+                self.wish = Some(Wish { joins, has });
+                self.sending = None;
+                return Ok(Received::AskSnapshot);
+            }
+            Message::Snapshot(digest, bytes, from) => {
+                let digest = Digest(digest);
+                return Ok(Received::Snapshot(Snapshot { digest, bytes }, from));
+            }
+            Message::SnapshotCredit(upto) => {
+                let Some(sending) = &mut self.sending else {
+                    return Err(ProtocolError::Malformed("credit for no snapshot".to_owned()));
+                };
+                if sending.written(upto)? {
+                    self.sending = None;
+                }
             }
             Message::Ping(token) => self.say(&Message::Pong(token)),
             Message::Pong(token) => self.round_trip = Some(now.since(Instant(token))),
@@ -274,7 +335,7 @@ impl PeerSession {
         }
     }
 
-    fn say(&mut self, message: &Message) {
+    pub(crate) fn say(&mut self, message: &Message) {
         self.outbox.push_back((Channel::Control, control_frame(&message.encode())));
     }
 

@@ -15,7 +15,9 @@ use crate::{
 impl PeerSession {
     /// Where to read the log, if there may be something to send up to `durable`.
     pub(crate) fn wants_from(&self, durable: Lsn) -> Option<Lsn> {
-        (self.is_streaming() && self.cursor <= durable && self.has_credit_for(1))
+        (self.is_streaming()
+            && !self.needs_snapshot
+            && self.cursor <= durable && self.has_credit_for(1))
             .then_some(self.cursor)
     }
 

@@ -93,6 +93,7 @@ impl Side {
                 let early = self.session.start_streaming(hello.vector(), Lsn(1))?;
                 self.inbox.extend(early);
             }
+            other => panic!("unexpected: {other:?}"),
         }
         if self.eager {
             self.take_all();
@@ -216,7 +217,7 @@ fn messages(frames: &[(Channel, Vec<u8>)]) -> Vec<Message> {
         .iter()
         .filter_map(|(channel, frame)| match decode_frame(*channel, frame).unwrap() {
             Payload::Control(bytes) => Some(Message::decode(bytes).unwrap()),
-            Payload::Entries(_) => None,
+            Payload::Entries(_) | Payload::Chunk { .. } => None,
         })
         .filter(|message| !matches!(message, Message::Hello(_)))
         .collect()

@@ -51,15 +51,7 @@ impl Replica {
                 }
             }
             Err(error) => {
-                self.contested.undo();
-                self.log.undo();
-                (self.registry, self.members, self.author) = snapshot;
-                self.writer.apply().forget();
-                if !self.writer.apply().is_autocommit()
-                    && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
-                {
-                    tracing::error!(%error, "the transaction of a batch could not be rolled back");
-                }
+                self.undo_batch(snapshot);
                 match error {
                     ApplyError::Sqlite(error) if is_storage_failure(&error) => {
                         for (peer, entry) in batch.into_iter().rev() {
@@ -72,6 +64,22 @@ impl Replica {
             }
         }
         true
+    }
+
+    /// Makes memory what it was before a batch that has failed.
+    pub(super) fn undo_batch(
+        &mut self,
+        before: (Arc<Registry>, Vec<Member>, Option<AuthorId>),
+    ) {
+        self.contested.undo();
+        self.log.undo();
+        (self.registry, self.members, self.author) = before;
+        self.writer.apply().forget();
+        if !self.writer.apply().is_autocommit()
+            && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "the transaction of a batch could not be rolled back");
+        }
     }
 
     /// Entries to apply together, of one link after the other, each link's in order.
@@ -239,7 +247,7 @@ impl Replica {
         &mut self,
         before: Lsn,
         tally: Tally,
-        (registry, _, author): &(Arc<Registry>, Vec<Member>, Option<AuthorId>),
+        (registry, members, author): &(Arc<Registry>, Vec<Member>, Option<AuthorId>),
     ) {
         let entries = self.log.last().0 - before.0;
         self.counts.entries_applied += entries;
@@ -248,6 +256,7 @@ impl Replica {
         if !Arc::ptr_eq(registry, &self.registry) {
             self.writer.learn(&self.registry, self.is_origin());
         }
+        self.note_joins(members.len());
         if self.author != *author
             && let Some(author) = self.author
         {

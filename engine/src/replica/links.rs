@@ -9,7 +9,7 @@ use crate::{
     log::LogError,
     protocol::{
         PeerSession, Received, check_hello,
-        message::{Hello, Register, begins_with},
+        message::{Hello, Message, Register, begins_with},
     },
     replica::{Replica, is_storage_failure},
     schema::catalog,
@@ -43,6 +43,15 @@ impl Replica {
             Received::Nothing => Ok(()),
             Received::Entries(entries) => self.queue(peer, entries),
             Received::Hello(hello) => self.hello(peer, &hello),
+            Received::AskJoin(node, incarnation) => self.asked_to_join(peer, node, incarnation),
+            Received::SnapshotFirst => {
+                self.told_snapshot_first();
+                Ok(())
+            }
+            // Granted in the drain that follows, or when there is one to give.
+            Received::AskSnapshot => Ok(()),
+            Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
+            Received::Chunk(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
         }
     }
 
@@ -58,7 +67,7 @@ impl Replica {
     pub(super) fn hello(&mut self, peer: PeerId, hello: &Hello) -> Result<(), ProtocolError> {
         let Some(session) = self.sessions.get(&peer) else { return Ok(()) };
         let node = session.node.clone();
-        check_hello(&self.identity, &node, hello)?;
+        let them = check_hello(&self.identity, &node, hello)?;
         for (dot, prefix) in hello.heads() {
             self.compare(dot, prefix)?;
         }
@@ -69,6 +78,7 @@ impl Replica {
         }
         self.close_replaced(peer, &node);
         let vector = hello.vector();
+        let too_little = self.is_too_little(&vector);
         let cursor = match self.sessions.get(&peer) {
             Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
                 self.durable.lsn.next()
@@ -76,7 +86,13 @@ impl Replica {
             _ => self.log.start_for(&vector),
         };
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
+        session.incarnation = Some(them.incarnation);
+        session.needs_snapshot = too_little;
         let early = session.start_streaming(vector, cursor)?;
+        if too_little {
+            session.say(&Message::SnapshotFirst);
+        }
+        self.ask_to_join(peer);
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         self.queue(peer, early)
     }
@@ -207,5 +223,6 @@ impl Replica {
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.sessions.remove(&peer);
         self.incoming.remove(&peer);
+        self.stop_fetching_from(peer);
     }
 }

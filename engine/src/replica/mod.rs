@@ -17,7 +17,11 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod joining;
 mod links;
+mod snapshot;
+
+pub(crate) use snapshot::Progress;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -40,6 +44,10 @@ use crate::{
     log::Log,
     open::Builder,
     protocol::{PeerSession, message::Register},
+    replica::{
+        joining::Joining,
+        snapshot::{Fetching, Sponsor},
+    },
     schema::{Registry, catalog},
     status::{Counts, Status},
     time::{Instant, Now},
@@ -64,6 +72,11 @@ pub struct Replica {
     now: Now,
     jobs: Vec<Queued>,
     next_ticket: u64,
+    /// Never a member: it applies and relays only.
+    read_only: bool,
+    joining: Joining,
+    sponsor: Sponsor,
+    fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
     /// The link whose entries are applied first in the next batch.
@@ -93,6 +106,8 @@ pub(crate) struct Parts {
     pub(crate) log: Log,
     pub(crate) contested: Contested,
     pub(crate) hlc: HlcClock,
+    pub(crate) read_only: bool,
+    pub(crate) progress: Option<Progress>,
     pub(crate) now: Now,
 }
 
@@ -167,6 +182,10 @@ impl Replica {
             now: parts.now,
             jobs: Vec::new(),
             next_ticket: 1,
+            read_only: parts.read_only,
+            joining: Joining::default(),
+            sponsor: Sponsor::default(),
+            fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
             next_peer: PeerId(0),
@@ -204,6 +223,11 @@ impl Replica {
                 }
             }
             Input::Synced(lsn) => self.durable.reached(lsn),
+            Input::SnapshotTaken(result) => self.snapshot_taken(result),
+            Input::SnapshotRead { peer, offset, bytes } => self.snapshot_read(peer, offset, bytes),
+            Input::SnapshotWritten { peer, upto, result } => {
+                self.snapshot_written(peer, upto, result);
+            }
             Input::SyncFailed(error) => self.sync_failed(&error),
             Input::Wake => {}
         }
@@ -217,6 +241,8 @@ impl Replica {
             }
             if self.commit_jobs()
                 || self.apply_incoming()
+                || self.serve_joins()
+                || self.serve_snapshots()
                 || self.serve_links()
                 || self.serve_disk()
             {
@@ -293,6 +319,7 @@ impl Replica {
         let mut jobs = mem::replace(&mut self.jobs, rest);
         let refused = match (self.author, &self.halted) {
             (_, Some(why)) if self.writes_stopped => Some(WriteError::Unavailable(why.clone())),
+            (None, _) if self.read_only => Some(WriteError::ReadOnly),
             (None, _) => Some(WriteError::NotAMember),
             (Some(_), _) => None,
         };
@@ -304,6 +331,7 @@ impl Replica {
                     ticket: job.ticket,
                     result: Err(match &refused {
                         Some(WriteError::Unavailable(why)) => WriteError::Unavailable(why.clone()),
+                        Some(WriteError::ReadOnly) => WriteError::ReadOnly,
                         _ => WriteError::NotAMember,
                     }),
                 })
@@ -445,6 +473,7 @@ impl Replica {
             .values()
             .map(|session| session.deadline(&self.durable.vector))
             .chain(self.storage.retry_at)
+            .chain(self.snapshot_deadline())
             .min()
     }
 }

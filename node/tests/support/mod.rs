@@ -79,6 +79,7 @@ impl Cluster {
                 max_body_bytes: 1 << 20,
             }),
             storage: Storage::default(),
+            read_only: false,
             genesis: (place == 0).then(|| self.genesis()),
         }
     }
