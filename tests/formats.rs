@@ -71,7 +71,7 @@ fn header(seq: u64, hlc: u64, schema: u32) -> EntryHeader {
 #[test]
 fn the_file_has_an_entry_for_each_kind_of_segment() {
     let names: Vec<&str> = golden().into_keys().collect();
-    assert_eq!(names, ["ddl", "membership", "mixed", "policy", "rows"]);
+    assert_eq!(names, ["ddl", "membership", "mixed", "policy", "rows", "sequence"]);
 }
 
 #[test]
@@ -104,20 +104,22 @@ fn policies_are_read() {
         policy,
         columns: columns.iter().map(|(id, name)| (ColumnId(*id), (*name).to_owned())).collect(),
     };
-    let policy = |consistency, writers| TablePolicy {
-        consistency,
-        writers,
-        explicit_key: false,
-        columns: BTreeMap::new(),
-    };
+    let policy =
+        |consistency, writers| TablePolicy { consistency, writers, ..TablePolicy::default() };
     let cart = TablePolicy {
         explicit_key: true,
         columns: [("qty".to_owned(), ColumnType::Counter)].into(),
         ..policy(Consistency::ReadAfterWrite, Writers::Any)
     };
+    let seen = TablePolicy {
+        columns: [("x".to_owned(), ColumnType::Max), ("y".to_owned(), ColumnType::Min)].into(),
+        groups: [("z".to_owned(), "place".to_owned())].into(),
+        ..policy(Consistency::Eventual, Writers::Any)
+    };
     let tables = vec![
         table(1, "cart", cart, &[(1, "id"), (2, "note"), (200, "qty")]),
         table(2, "news", policy(Consistency::Eventual, Writers::Origin), &[(1, "a")]),
+        table(3, "seen", seen, &[(1, "x"), (2, "y"), (3, "z")]),
         table(70_000, "stock", policy(Consistency::OriginStrong, Writers::Origin), &[]),
     ];
     assert_eq!(segments(&entry), [Segment::Policy(tables)]);
@@ -173,6 +175,7 @@ fn rows_are_read() {
     let cells = [
         over(2, ValueRef::Text(b"yo"), Some(dot(1, 1, 4))),
         assign(3, ValueRef::Integer(7)),
+        Cell { column: ColumnId(7), write: CellWrite::Extreme(ValueRef::Integer(4)) },
         add(200, -1),
     ];
     expect(1, RowOpKind::Update, b"\x14", 1, &cells, &[]);
@@ -203,6 +206,16 @@ fn segments_come_in_their_order_and_what_is_optional_is_passed_over() {
     assert_eq!(
         segments(&entry),
         [Segment::Ddl(vec!["a".to_owned()]), Segment::Rows(&[]), Segment::Ddl(Vec::new())]
+    );
+}
+
+#[test]
+fn sequences_are_read() {
+    let entry = entry("sequence");
+    assert_eq!(entry.header, header(5, (MS + 2) << 16, 1));
+    assert_eq!(
+        segments(&entry),
+        [Segment::Sequence(vec![(TableId(1), 90), (TableId(70_000), -1)])]
     );
 }
 

@@ -9,5 +9,6 @@ mod convergence;
 mod crash_recovery;
 mod formats;
 mod hrana;
+mod joining;
 mod simulator;
 mod tidy;

@@ -73,7 +73,7 @@ fn sqlite_is_named_only_where_it_is_the_business() {
         "engine/src/open.rs",
         "engine/src/replica/mod.rs",
         "engine/src/schema/",
-        "engine/src/sqlite.rs",
+        "engine/src/sqlite",
     ];
     let naming: Vec<String> = files(&["engine/src"], &[".rs"])
         .into_iter()

@@ -215,6 +215,8 @@ pub enum CloseCode {
     Halted = 10,
     /// Storage fails at present; the link may be tried again.
     Storage = 11,
+    /// One of the two lacks entries that the other has trimmed from its log.
+    TooOld = 12,
 }
 
 impl CloseCode {

@@ -1,12 +1,13 @@
 //! One error enum per operation. Every variant says whether the database changed and what to do.
 
 use crate::{
+    contested::ClockError,
     driver::CloseCode,
     entry::Digest,
     id::{AuthorId, ClusterId, Incarnation, NodeId},
     schema::Refusal,
     value::DecodeError,
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// Why a file could not be opened as a replica. Nothing in it was changed, unless a variant says so.
@@ -224,6 +225,15 @@ impl ApplyError {
     pub(crate) fn undecodable(dot: Dot, error: DecodeError) -> Self {
         Self::Undecodable { dot, what: error.to_string() }
     }
+
+    pub(crate) fn clocks(dot: Dot, error: ClockError) -> Self {
+        match error {
+            ClockError::Sqlite(error) => Self::Sqlite(error),
+            ClockError::PassedEpoch | ClockError::Frontier { .. } => {
+                Self::Undecodable { dot, what: error.to_string() }
+            }
+        }
+    }
 }
 
 /// A peer broke the protocol; its link is closed, nothing else happens.
@@ -251,6 +261,12 @@ pub(crate) enum ProtocolError {
          must start again with an empty directory and a new incarnation"
     )]
     LostFile { author: AuthorId, seq: u64 },
+    #[error(
+        "a peer has trimmed entries that this member has not: its file is an old copy, or it was cut \
+         from the cluster. Start the node again with an empty directory and a new incarnation \
+         (`littoral ca issue`)"
+    )]
+    LeftBehind,
     #[error("the peer is this node itself")]
     LinkedToSelf,
     #[error("an entry cannot be decoded, and nothing behind it may be applied: {0}")]
@@ -259,6 +275,8 @@ pub(crate) enum ProtocolError {
     UnknownAuthor(AuthorId),
     #[error("more entries than the credit allows")]
     TooMuch,
+    #[error("entries up to {trimmed} are trimmed at one end, and the other lacks some of them")]
+    TooOld { trimmed: VersionVector },
     #[error("nothing heard for too long")]
     TimedOut,
     #[error("a newer link to the same node took over")]
@@ -280,10 +298,11 @@ impl ProtocolError {
             Self::Gap { .. } | Self::UnknownAuthor(_) => CloseCode::Gap,
             Self::Fork { .. } | Self::ForkedVector { .. } => CloseCode::Fork,
             Self::LostState { .. } | Self::LostFile { .. } => CloseCode::LostState,
+            Self::TooOld { .. } => CloseCode::TooOld,
             Self::TimedOut => CloseCode::TimedOut,
             Self::Replaced => CloseCode::Replaced,
             Self::Storage(_) => CloseCode::Storage,
-            Self::Undecodable(_) | Self::Halted(_) => CloseCode::Halted,
+            Self::Undecodable(_) | Self::Halted(_) | Self::LeftBehind => CloseCode::Halted,
         }
     }
 }

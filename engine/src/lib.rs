@@ -81,7 +81,7 @@ pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::Refusal;
-pub use status::{Counts, PeerStatus, Status};
+pub use status::{Counts, Held, PeerStatus, Stability, Status};
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};
 pub use version::{Dot, VersionVector};

@@ -59,6 +59,27 @@ pub const RECENT_LOG_BYTES: usize = 4 << 20;
 /// Rows kept in `littoral_conflicts`; the oldest go first.
 pub const MAX_CONFLICTS: u64 = 100_000;
 
+/// Contested clocks kept in memory, in bytes. A transaction that touches more may exceed it until the
+/// clock checkpoint that follows.
+pub const CLOCK_MEMORY_BYTES: usize = 64 << 20;
+
+/// After a frontier clocks are written to the file, so that the log can be trimmed, if they are no more
+/// than this many bytes.
+pub const CLOCK_CHECKPOINT_CHEAP_BYTES: usize = 256 << 10;
+
+/// Clocks are written to the file after this many bytes of log in any case, so that opening it does not
+/// replay more.
+pub const CLOCK_CHECKPOINT_LOG_BYTES: u64 = 64 << 20;
+
+/// The origin writes at most one frontier in this time.
+pub const FRONTIER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What other members have acknowledged is passed on at most this often per link.
+pub const RELAY_ACK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Entries are trimmed from the log in steps of this many.
+pub const TRIM_STEP_ENTRIES: u64 = 4096;
+
 /// Prepared statements kept per connection.
 pub const STATEMENT_CACHE: usize = 256;
 

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::{
-    contested::Contested,
+    contested::{Contested, Stable},
     db::{
         File, INCOMING, TAKEN,
         writer::{Synchronous, Writer, configure},
@@ -17,12 +17,13 @@ use crate::{
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
     identity::{Mark, Note},
-    log::{Log, LogError},
+    log::{Log, LogError, Start, Tail},
     protocol::message::Register,
     replica::{Parts, Progress, Replica},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
+    value::{ByteReader, DecodeError},
 };
 
 /// Settings of a replica that is about to be opened.
@@ -126,12 +127,19 @@ impl Builder {
                 Register::decode(&bytes).ok_or(OpenError::DamagedLog { lsn: 0, what })
             })
             .transpose()?;
-        let mut contested = Contested::default();
-        let log = Log::open(&conn, |entry| {
+        let damaged = |what: &str| OpenError::DamagedLog { lsn: 0, what: what.to_owned() };
+        let start = catalog::meta::<Vec<u8>>(&conn, "trimmed")?
+            .map_or_else(|| Ok(Start::default()), |bytes| Start::decode(&bytes))
+            .map_err(|_| damaged("the note of what is trimmed does not decode"))?;
+        let (tail, stable) = catalog::meta::<Vec<u8>>(&conn, "checkpoint")?
+            .map_or_else(|| Ok(Default::default()), |bytes| read_checkpoint(&bytes))
+            .map_err(|_| damaged("the clock checkpoint does not decode"))?;
+        let mut contested = Contested::open(&conn, stable)?;
+        let log = Log::open(&conn, start, tail, |entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
-            crate::db::remember(&mut contested, &registry, entry).map_err(|e| e.to_string())
+            crate::db::remember(&mut contested, &conn, &registry, entry).map_err(|e| e.to_string())
         })
         .map_err(|error| match error {
             LogError::Sqlite(error) => OpenError::Sqlite(error),
@@ -216,6 +224,12 @@ fn progress(conn: &Connection, file: &File) -> Result<Option<Progress>, OpenErro
         None => 0,
     };
     Ok((there >= progress.upto).then_some(progress))
+}
+
+/// What the last clock checkpoint says beside the clocks.
+fn read_checkpoint(bytes: &[u8]) -> Result<(Tail, Stable), DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    Ok((Tail::decode(&mut reader)?, Stable::decode(&mut reader)?))
 }
 
 fn check_identity(conn: &Connection, identity: &Identity) -> Result<(), OpenError> {

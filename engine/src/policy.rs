@@ -1,6 +1,8 @@
 //! What each table promises and how each of its columns merges.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
+
+use crate::value::ValueRef;
 
 /// What a read of the table may rely on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -53,14 +55,44 @@ pub enum ColumnType {
     Lww,
     /// The sum of all increments; INTEGER NOT NULL columns only.
     Counter,
+    /// The greatest value; NULL is no value.
+    Max,
+    /// The least value; NULL is no value.
+    Min,
 }
 
 impl ColumnType {
+    /// Whether a `max` or `min` column in which `held` stands takes `value` instead. For other types it
+    /// never does.
+    ///
+    /// NULL is no value: it gives way to any. The others compare in the total order of
+    /// [`ValueRef::total_cmp`], so that taking the further one of two is commutative, associative and
+    /// idempotent.
+    pub fn takes(self, held: ValueRef<'_>, value: ValueRef<'_>) -> bool {
+        let beyond = match self {
+            Self::Max => Ordering::Greater,
+            Self::Min => Ordering::Less,
+            Self::Lww | Self::Counter => return false,
+        };
+        match (held, value) {
+            (_, ValueRef::Null) => false,
+            (ValueRef::Null, _) => true,
+            _ => value.total_cmp(held) == beyond,
+        }
+    }
+
+    /// Whether it is `max` or `min`.
+    pub const fn is_extreme(self) -> bool {
+        matches!(self, Self::Max | Self::Min)
+    }
+
     /// The name in configuration, output and documents.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lww => "lww",
             Self::Counter => "counter",
+            Self::Max => "max",
+            Self::Min => "min",
         }
     }
 }
@@ -77,7 +109,44 @@ pub struct TablePolicy {
     pub explicit_key: bool,
     /// Merge types of columns by name; columns left out are `lww`.
     pub columns: BTreeMap<String, ColumnType>,
+    /// Groups of `lww` columns, by column name. Whoever assigns one column of a group assigns all of
+    /// them, so that they are one register.
+    pub groups: BTreeMap<String, String>,
 }
+
+impl TablePolicy {
+    /// Declares how a column merges, in the words of configuration: a column type, or `group=NAME`.
+    /// What was declared of the column before is forgotten.
+    ///
+    /// # Errors
+    /// If there is no such word.
+    pub fn declare_column(&mut self, column: &str, word: &str) -> Result<(), UnknownWord> {
+        let group = word.strip_prefix(GROUP).filter(|name| !name.is_empty());
+        let merge = match group {
+            Some(_) => ColumnType::Lww,
+            None => word.parse::<ColumnType>()?,
+        };
+        self.columns.remove(column);
+        self.groups.remove(column);
+        if let Some(group) = group {
+            self.groups.insert(column.to_owned(), group.to_owned());
+        } else if merge != ColumnType::Lww {
+            self.columns.insert(column.to_owned(), merge);
+        }
+        Ok(())
+    }
+
+    /// How a column merges, in the words of configuration.
+    pub fn column_word(&self, column: &str) -> Cow<'static, str> {
+        match self.groups.get(column) {
+            Some(group) => Cow::Owned(format!("{GROUP}{group}")),
+            None => Cow::Borrowed(self.columns.get(column).copied().unwrap_or_default().as_str()),
+        }
+    }
+}
+
+/// What the word for a column of a group begins with.
+const GROUP: &str = "group=";
 
 /// A word that names no policy, writer or column type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,4 +191,4 @@ words!(
     [Eventual, ReadAfterWrite, OriginStrong]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
-words!(ColumnType, "column type", "lww, counter", [Lww, Counter]);
+words!(ColumnType, "column type", "lww, counter, max, min, group=NAME", [Lww, Counter, Max, Min]);

@@ -43,6 +43,8 @@ pub(crate) struct RowEvent<'e> {
     pub(crate) table: &'e [u8],
     /// The row is about to be changed by `sqlite3_blob_write`, and the new value is not told.
     pub(crate) blob_write: bool,
+    /// Before and after; one of them counts for an insert or a delete, none for a table WITHOUT ROWID.
+    rowids: [i64; 2],
     lifetime: PhantomData<&'e ()>,
 }
 
@@ -50,15 +52,24 @@ pub(crate) struct RowEvent<'e> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Untold(pub(crate) c_int);
 
+/// What stands for a column's number where the rowid is meant.
+pub(crate) const ROWID: usize = usize::MAX;
+
 impl<'e> RowEvent<'e> {
     /// The value before an update or a delete.
     pub(crate) fn before(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+        if column == ROWID {
+            return Ok(ValueRef::Integer(self.rowids[0]));
+        }
         // SAFETY: `self` exists only within the hook's call, where SQLite allows this.
         unsafe { self.value(column, ffi::sqlite3_preupdate_old) }
     }
 
     /// The value after an insert or an update.
     pub(crate) fn after(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+        if column == ROWID {
+            return Ok(ValueRef::Integer(self.rowids[1]));
+        }
         // SAFETY: as above.
         unsafe { self.value(column, ffi::sqlite3_preupdate_new) }
     }
@@ -172,8 +183,8 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
     op: c_int,
     schema: *const c_char,
     table: *const c_char,
-    _old_rowid: ffi::sqlite3_int64,
-    _new_rowid: ffi::sqlite3_int64,
+    old_rowid: ffi::sqlite3_int64,
+    new_rowid: ffi::sqlite3_int64,
 ) {
     // SAFETY: SQLite passes names that end in a zero and live while the hook runs.
     let (schema, table) = unsafe { (CStr::from_ptr(schema), CStr::from_ptr(table)) };
@@ -189,7 +200,9 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
     let blob_write = unsafe { ffi::sqlite3_preupdate_blobwrite(db) } >= 0;
     // SAFETY: `context` is the mutex of a `Hooked<S>` that is alive, since its connection is.
     let sink = unsafe { &*context.cast::<Mutex<S>>() };
-    let event = RowEvent { db, change, table: table.to_bytes(), blob_write, lifetime: PhantomData };
+    let rowids = [old_rowid, new_rowid];
+    let table = table.to_bytes();
+    let event = RowEvent { db, change, table, blob_write, rowids, lifetime: PhantomData };
     sink.lock().row(&event);
 }
 
@@ -226,6 +239,41 @@ pub(crate) struct Parameters<'v> {
     lent: PhantomData<&'v [u8]>,
 }
 
+/// A row that a [`Keeping`] statement returns.
+#[derive(Debug)]
+pub(crate) struct Columns<'r> {
+    statement: *mut ffi::sqlite3_stmt,
+    row: PhantomData<&'r [u8]>,
+}
+
+impl<'r> Columns<'r> {
+    /// The value of a column, counted from 0; NULL if there is no such column.
+    pub(crate) fn value(&self, column: usize) -> ValueRef<'r> {
+        let (statement, column) = (self.statement, c_int::try_from(column).unwrap_or(c_int::MAX));
+        // SAFETY: the statement stands on a row, whose values live until it steps on, which is longer
+        // than `'r`; a column that it does not have is NULL. For the order see `value_ref`.
+        unsafe {
+            match ffi::sqlite3_column_type(statement, column) {
+                ffi::SQLITE_INTEGER => {
+                    ValueRef::Integer(ffi::sqlite3_column_int64(statement, column))
+                }
+                ffi::SQLITE_FLOAT => ValueRef::Real(ffi::sqlite3_column_double(statement, column)),
+                ffi::SQLITE_TEXT => {
+                    let start = ffi::sqlite3_column_blob(statement, column);
+                    let len = ffi::sqlite3_column_bytes(statement, column);
+                    ValueRef::Text(bytes(start.cast(), len))
+                }
+                ffi::SQLITE_BLOB => {
+                    let start = ffi::sqlite3_column_blob(statement, column);
+                    let len = ffi::sqlite3_column_bytes(statement, column);
+                    ValueRef::Blob(bytes(start.cast(), len))
+                }
+                _ => ValueRef::Null,
+            }
+        }
+    }
+}
+
 impl Keeping {
     /// More statements than this are not kept; beyond it all are forgotten, which costs time only.
     const KEPT: usize = 2 * crate::limits::STATEMENT_CACHE;
@@ -241,6 +289,17 @@ impl Keeping {
         name: &[u64],
         sql: impl FnOnce() -> String,
         set: impl FnOnce(&mut Parameters<'v>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        self.query(name, sql, set, |_| {})
+    }
+
+    /// As [`Keeping::run`], and gives each row that the statement returns.
+    pub(crate) fn query<'v>(
+        &self,
+        name: &[u64],
+        sql: impl FnOnce() -> String,
+        set: impl FnOnce(&mut Parameters<'v>) -> rusqlite::Result<()>,
+        mut each: impl FnMut(&Columns<'_>),
     ) -> rusqlite::Result<()> {
         // Borrowed until the end, so that nobody runs or finalizes a statement that is running.
         let mut statements = self.statements.borrow_mut();
@@ -265,7 +324,7 @@ impl Keeping {
         let code = loop {
             // SAFETY: as above. What was lent lives for `'v`, which is longer than this call.
             match unsafe { ffi::sqlite3_step(statement) } {
-                ffi::SQLITE_ROW => {}
+                ffi::SQLITE_ROW => each(&Columns { statement, row: PhantomData }),
                 code => break code,
             }
         };

@@ -7,6 +7,7 @@ use crate::{
     entry::Member,
     id::{AuthorId, Lsn, NodeId, PeerId, SchemaVersion},
     policy::TablePolicy,
+    time::WallTime,
     version::VersionVector,
 };
 
@@ -17,6 +18,10 @@ pub struct Status {
     pub identity: Identity,
     /// What its entries are signed with, once its `Join` was applied.
     pub author: Option<AuthorId>,
+    /// Whether it is read-only, and so never a member.
+    pub read_only: bool,
+    /// A snapshot that it is receiving: bytes on stable storage, and in all.
+    pub receiving: Option<(u64, u64)>,
     /// The node that is origin, as the control register says; `None` before it is known.
     pub origin: Option<NodeId>,
     /// Position of the newest entry in its log.
@@ -33,6 +38,8 @@ pub struct Status {
     pub tables: Vec<(String, TablePolicy)>,
     /// Its links.
     pub peers: Vec<PeerStatus>,
+    /// What every member has applied, and what holds that back.
+    pub stability: Stability,
     /// Rows that a concurrent write may still meet.
     pub contested_rows: u64,
     /// Counts since the file was opened.
@@ -41,6 +48,32 @@ pub struct Status {
     pub storage_error: Option<String>,
     /// Why the replica has stopped its links or its writes, if it has.
     pub halted: Option<String>,
+}
+
+/// How far the frontier has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stability {
+    /// Number of the newest frontier applied.
+    pub frontier: u64,
+    /// What it covers.
+    pub covered: VersionVector,
+    /// Members that have not acknowledged all that this node has applied, as far as it has heard.
+    pub held_back_by: Vec<Held>,
+    /// Bytes of entries that the log keeps for them, and for what is new.
+    pub log_bytes: u64,
+    /// Bytes of memory that contested clocks take, about.
+    pub contested_bytes: u64,
+}
+
+/// A member that holds the frontier back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The member.
+    pub node: NodeId,
+    /// How many entries it has not acknowledged.
+    pub missing: u64,
+    /// When its newest acknowledgement was heard; `None` if it was not heard since the file was opened.
+    pub heard: Option<WallTime>,
 }
 
 /// A picture of one link.

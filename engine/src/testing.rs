@@ -42,11 +42,33 @@ pub enum Bug {
     ClocksNotReplayed,
     /// A snapshot is taken for a joiner before its `Join` was applied.
     EarlySnapshot,
+    /// The origin counts an acknowledgement before it has applied what its member had written.
+    EarlyAck,
+    /// A frontier makes nodes forget clocks that it does not cover.
+    DropAny,
+    /// A frontier that covers a delete does not shift the row's epochs.
+    NoShift,
+    /// Of several deletes of one epoch only the last one is remembered.
+    LateShift,
+    /// Shifts of epochs are lost when the file is opened.
+    ShiftsNotSaved,
+    /// The log is trimmed, and its clocks are in no checkpoint.
+    TrimPastCheckpoint,
+    /// What is not on stable storage yet is acknowledged.
+    AckUnsynced,
+    /// The author's row keeps what a statement wrote to a `max` or `min` column.
+    NotNormalized,
+    /// Of a group, only the columns that changed are assigned.
+    GroupSplit,
+    /// The value of a `max` or `min` column that arrives last is stored.
+    ExtremeByArrival,
+    /// A counter that overflows in a merge is not reported.
+    OverflowUnreported,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 26] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -62,6 +84,17 @@ impl Bug {
         Self::RelayForgotten,
         Self::ClocksNotReplayed,
         Self::EarlySnapshot,
+        Self::EarlyAck,
+        Self::DropAny,
+        Self::NoShift,
+        Self::LateShift,
+        Self::ShiftsNotSaved,
+        Self::TrimPastCheckpoint,
+        Self::AckUnsynced,
+        Self::NotNormalized,
+        Self::GroupSplit,
+        Self::ExtremeByArrival,
+        Self::OverflowUnreported,
     ];
 }
 

@@ -5,10 +5,10 @@
 //!
 //! Invariants:
 //! - a cell decodes to the value it was encoded from, bit for bit (a NaN cannot occur in SQLite);
-//! - two keys have equal bytes exactly if SQLite's BINARY comparison calls every part equal:
-//!   an INTEGER and a REAL of equal value share one encoding, and -0.0 is 0.
+//! - two keys have equal bytes exactly if SQLite calls every part equal under the key's collations:
+//!   an INTEGER and a REAL of equal value share one encoding, -0.0 is 0, and text is folded.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, cmp::Ordering};
 
 /// A borrowed SQLite value. Text is kept as bytes, since SQLite does not check that it is UTF-8.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -23,6 +23,45 @@ pub enum ValueRef<'a> {
     Text(&'a [u8]),
     /// BLOB.
     Blob(&'a [u8]),
+}
+
+impl ValueRef<'_> {
+    /// A total order of all values: NULL, then numbers, text and blobs. Numbers compare by value,
+    /// exactly also beyond 2^53; of equal ones INTEGER comes first, then -0.0. Text and blobs compare
+    /// byte by byte. Two values are equal exactly if they are stored alike.
+    pub fn total_cmp(self, other: Self) -> Ordering {
+        match (self, other) {
+            (Self::Integer(a), Self::Integer(b)) => a.cmp(&b),
+            (Self::Real(a), Self::Real(b)) => a.total_cmp(&b),
+            (Self::Integer(a), Self::Real(b)) => compare_numbers(a, b),
+            (Self::Real(a), Self::Integer(b)) => compare_numbers(b, a).reverse(),
+            (Self::Text(a), Self::Text(b)) | (Self::Blob(a), Self::Blob(b)) => a.cmp(b),
+            _ => self.class().cmp(&other.class()),
+        }
+    }
+
+    const fn class(self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Integer(_) | Self::Real(_) => 1,
+            Self::Text(_) => 2,
+            Self::Blob(_) => 3,
+        }
+    }
+}
+
+/// An INTEGER against a REAL; never equal, since the INTEGER comes first then.
+fn compare_numbers(integer: i64, real: f64) -> Ordering {
+    // A double at or beyond 2^63 is beyond every integer; below that its whole part is an integer.
+    const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+    if real >= TWO_TO_63 {
+        return Ordering::Less;
+    }
+    match integral(real.floor()) {
+        // The whole part decides; what is behind the point only makes the REAL greater.
+        Some(floor) if integer <= floor => Ordering::Less,
+        _ => Ordering::Greater,
+    }
 }
 
 /// Bytes that do not follow the format.
@@ -219,11 +258,82 @@ const KEY_BLOB: u8 = 0x31;
 const KEY_END: u8 = 0x00;
 const KEY_ESCAPE: u8 = 0xff;
 
-/// Appends one part of a key. NULL is not a key value: enrolment refuses nullable keys.
+/// How SQLite compares text in a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Collation {
+    /// Byte by byte.
+    #[default]
+    Binary,
+    /// ASCII letters of either case are alike.
+    Nocase,
+    /// Spaces at the end do not count.
+    Rtrim,
+}
+
+impl Collation {
+    /// The one that SQLite knows by that name; a key cannot use others.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Binary, Self::Nocase, Self::Rtrim]
+            .into_iter()
+            .find(|collation| collation.as_str().eq_ignore_ascii_case(name))
+    }
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Binary => "BINARY",
+            Self::Nocase => "NOCASE",
+            Self::Rtrim => "RTRIM",
+        }
+    }
+
+    /// The text that stands for all texts equal to this one.
+    fn fold(self, text: &[u8]) -> Cow<'_, [u8]> {
+        match self {
+            Self::Binary => Cow::Borrowed(text),
+            Self::Rtrim => Cow::Borrowed(trimmed(text)),
+            Self::Nocase => {
+                // SQLite compares up to the first zero byte, and then the lengths only.
+                let end = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+                let folded = |byte: u8| byte.is_ascii_uppercase();
+                if !text[..end].iter().any(|&b| folded(b)) && text[end..].iter().all(|&b| b == 0) {
+                    return Cow::Borrowed(text);
+                }
+                let mut text = text.to_ascii_lowercase();
+                text[end..].fill(0);
+                Cow::Owned(text)
+            }
+        }
+    }
+}
+
+fn trimmed(text: &[u8]) -> &[u8] {
+    let kept = text.iter().rposition(|&b| b != b' ').map_or(0, |last| last + 1);
+    &text[..kept]
+}
+
+/// Whether a key's encoding leads back to the value itself, and not only to one that is equal to it.
+/// `real` says that the column has REAL affinity.
+pub(crate) fn is_canonical(value: ValueRef<'_>, collation: Collation, real: bool) -> bool {
+    match value {
+        ValueRef::Null | ValueRef::Integer(_) | ValueRef::Blob(_) => true,
+        ValueRef::Real(r) => integral(r).is_none() || (real && r.to_bits() != (-0.0f64).to_bits()),
+        ValueRef::Text(text) => match collation {
+            Collation::Binary => true,
+            Collation::Nocase | Collation::Rtrim => *collation.fold(text) == *text,
+        },
+    }
+}
+
+/// Appends one part of a key. NULL is no part of a key: tables with nullable keys are told apart by
+/// rowid.
 ///
 /// # Errors
 /// [`DecodeError::Invalid`] for NULL.
-pub(crate) fn put_key_part(out: &mut Vec<u8>, value: ValueRef<'_>) -> Result<(), DecodeError> {
+pub(crate) fn put_key_part(
+    out: &mut Vec<u8>,
+    value: ValueRef<'_>,
+    collation: Collation,
+) -> Result<(), DecodeError> {
     match value {
         ValueRef::Null => return Err(DecodeError::Invalid("NULL in a key")),
         ValueRef::Integer(n) => put_key_integer(out, n),
@@ -236,7 +346,7 @@ pub(crate) fn put_key_part(out: &mut Vec<u8>, value: ValueRef<'_>) -> Result<(),
                 out.extend_from_slice(&ordered.to_be_bytes());
             }
         },
-        ValueRef::Text(bytes) => put_key_bytes(out, KEY_TEXT, bytes),
+        ValueRef::Text(text) => put_key_bytes(out, KEY_TEXT, &collation.fold(text)),
         ValueRef::Blob(bytes) => put_key_bytes(out, KEY_BLOB, bytes),
     }
     Ok(())
@@ -363,128 +473,4 @@ impl<'a> ByteReader<'a> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A value that owns its bytes.
-    #[derive(Clone, Debug)]
-    pub(crate) enum Owned {
-        Null,
-        Integer(i64),
-        Real(f64),
-        Text(Vec<u8>),
-        Blob(Vec<u8>),
-    }
-
-    impl Owned {
-        pub(crate) fn as_value(&self) -> ValueRef<'_> {
-            match self {
-                Self::Null => ValueRef::Null,
-                Self::Integer(n) => ValueRef::Integer(*n),
-                Self::Real(r) => ValueRef::Real(*r),
-                Self::Text(b) => ValueRef::Text(b),
-                Self::Blob(b) => ValueRef::Blob(b),
-            }
-        }
-    }
-
-    fn number() -> impl Strategy<Value = i64> {
-        prop_oneof![any::<i64>(), -300i64..300, Just(i64::MIN), Just(i64::MAX)]
-    }
-
-    fn bytes() -> impl Strategy<Value = Vec<u8>> {
-        proptest::collection::vec(prop_oneof![any::<u8>(), Just(0), Just(0xff)], 0..12)
-    }
-
-    fn real() -> impl Strategy<Value = f64> {
-        prop_oneof![
-            any::<f64>().prop_filter("SQLite stores NaN as NULL", |r| !r.is_nan()),
-            number().prop_map(|n| n as f64),
-            Just(-0.0)
-        ]
-    }
-
-    fn key_value() -> impl Strategy<Value = Owned> {
-        prop_oneof![
-            number().prop_map(Owned::Integer),
-            real().prop_map(Owned::Real),
-            bytes().prop_map(Owned::Text),
-            bytes().prop_map(Owned::Blob),
-        ]
-    }
-
-    fn key(value: &Owned) -> Vec<u8> {
-        let mut out = Vec::new();
-        put_key_part(&mut out, value.as_value()).unwrap();
-        out
-    }
-
-    proptest! {
-        #[test]
-        fn a_varint_decodes_to_itself(n: u64, m in number()) {
-            let mut out = Vec::new();
-            put_varint(&mut out, n);
-            put_zigzag(&mut out, m);
-            let mut reader = ByteReader::new(&out);
-            prop_assert_eq!(reader.varint().unwrap(), n);
-            prop_assert_eq!(reader.zigzag().unwrap(), m);
-            prop_assert!(reader.is_empty());
-        }
-
-        #[test]
-        fn a_cell_decodes_to_itself(value in prop_oneof![key_value(), Just(Owned::Null)]) {
-            let mut out = Vec::new();
-            put_cell(&mut out, value.as_value());
-            let decoded = ByteReader::new(&out).cell().unwrap();
-            match (value.as_value(), decoded) {
-                (ValueRef::Real(a), ValueRef::Real(b)) => prop_assert_eq!(a.to_bits(), b.to_bits()),
-                (a, b) => prop_assert_eq!(a, b),
-            }
-        }
-
-        #[test]
-        fn decoding_noise_never_panics(noise in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let mut reader = ByteReader::new(&noise);
-            while reader.cell().is_ok() {}
-            let mut reader = ByteReader::new(&noise);
-            while reader.key_part().is_ok() {}
-        }
-
-        #[test]
-        fn a_key_decodes_to_an_equal_value(value in key_value()) {
-            let bytes = key(&value);
-            let mut reader = ByteReader::new(&bytes);
-            let part = reader.key_part().unwrap();
-            prop_assert!(reader.is_empty());
-            match (value.as_value(), part.as_value()) {
-                (ValueRef::Real(r), ValueRef::Integer(n)) => prop_assert_eq!(integral(r), Some(n)),
-                (a, b) => prop_assert_eq!(a, b),
-            }
-        }
-
-        #[test]
-        fn integer_keys_sort_as_bytes(a in number(), b in number()) {
-            prop_assert_eq!(key(&Owned::Integer(a)).cmp(&key(&Owned::Integer(b))), a.cmp(&b));
-        }
-
-        #[test]
-        fn composite_keys_are_equal_only_part_by_part(a in bytes(), b in bytes(), c in bytes(), d in bytes()) {
-            let pair = |x: &Vec<u8>, y: &Vec<u8>| {
-                [key(&Owned::Text(x.clone())), key(&Owned::Blob(y.clone()))].concat()
-            };
-            prop_assert_eq!(pair(&a, &b) == pair(&c, &d), a == c && b == d);
-        }
-    }
-
-    #[test]
-    fn numbers_of_equal_value_share_a_key_beyond_what_a_double_can_hold() {
-        assert_eq!(key(&Owned::Integer(1)), key(&Owned::Real(1.0)));
-        assert_eq!(key(&Owned::Integer(0)), key(&Owned::Real(-0.0)));
-        let big = (1i64 << 53) + 1;
-        assert_ne!(key(&Owned::Integer(big)), key(&Owned::Real(big as f64)));
-        assert_eq!(key(&Owned::Integer(i64::MIN)), key(&Owned::Real(i64::MIN as f64)));
-        assert_ne!(key(&Owned::Integer(i64::MAX)), key(&Owned::Real(i64::MAX as f64)));
-    }
-}
+pub(crate) mod tests;

@@ -6,7 +6,10 @@ use std::fmt;
 
 use crdts::{CmRDT, VClock};
 
-use crate::id::{AuthorId, Seq};
+use crate::{
+    id::{AuthorId, Seq},
+    value::{ByteReader, DecodeError, put_varint},
+};
 
 /// Names one entry: its author and its position in that author's sequence.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,6 +74,11 @@ impl VersionVector {
         self.0.iter().map(|dot| Dot { author: *dot.actor, seq: dot.counter })
     }
 
+    /// Lowers every author to what `other` has of it.
+    pub fn lower_to(&mut self, other: &Self) {
+        self.0.glb(&other.0);
+    }
+
     /// How many entries this vector has that `other` lacks.
     pub fn missing_from(&self, other: &Self) -> u64 {
         self.iter().map(|dot| dot.seq.saturating_sub(other.seq(dot.author))).sum()
@@ -101,6 +109,26 @@ impl fmt::Debug for VersionVector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
+}
+
+/// Appends dots as the file keeps them.
+pub(crate) fn put_dots(out: &mut Vec<u8>, dots: impl Iterator<Item = Dot>) {
+    let dots: Vec<Dot> = dots.collect();
+    put_varint(out, dots.len() as u64);
+    for dot in dots {
+        put_varint(out, dot.author.to_u64());
+        put_varint(out, dot.seq);
+    }
+}
+
+/// The inverse of [`put_dots`].
+pub(crate) fn read_dots(reader: &mut ByteReader<'_>) -> Result<Vec<Dot>, DecodeError> {
+    let mut dots = Vec::new();
+    for _ in 0..reader.varint()? {
+        let author = AuthorId::from_u64(reader.varint()?);
+        dots.push(Dot { author, seq: reader.varint()? });
+    }
+    Ok(dots)
 }
 
 #[cfg(test)]

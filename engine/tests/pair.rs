@@ -1,20 +1,17 @@
-//! Replicas in one loop, exchanging frames until neither has more to say: no sockets, no clock.
+//! What replicas promise, in one loop.
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
-#[path = "pair/joining.rs"]
-mod joining;
+mod support;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use littoral::{
-    Channel, CloseCode, ClusterId, ColumnType, Committed, Event, Genesis, Identity, Incarnation,
-    Input, Instant, NodeId, Now, OpenError, Output, PeerId, Replica, Snapshot, TablePolicy, Ticket, WallTime,
-    WriteError, WriteTx, Writers,
+    Channel, CloseCode, ColumnType, Genesis, Input, NodeId, TablePolicy, WallTime, WriteError,
+    WriteTx, Writers,
 };
+
+use self::support::Cluster;
 
 const SCHEMA: &str = "
     CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, item TEXT, note TEXT, qty INTEGER NOT NULL DEFAULT 0);
@@ -24,276 +21,17 @@ const SCHEMA: &str = "
       DEFERRABLE INITIALLY DEFERRED, qty INTEGER CHECK (qty > 0));
 ";
 
-struct Cluster {
-    schema: &'static str,
-    dir: tempfile::TempDir,
-    names: Vec<NodeId>,
-    replicas: Vec<Option<Replica>>,
-    links: BTreeMap<(usize, PeerId), (usize, PeerId)>,
-    next_peer: u64,
-    now: Now,
-    done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
-    closed: Vec<(usize, CloseCode)>,
-    events: Vec<(usize, Event)>,
-    /// Members in the genesis.
-    members: usize,
-    opened: u64,
-    read_only: Vec<usize>,
-    /// Snapshots that became somebody's file.
-    installed: usize,
-    /// Bytes of snapshots received.
-    received: usize,
-    /// All links are cut when so much was received.
-    cut_at: Option<usize>,
+fn cart() -> [(&'static str, TablePolicy); 1] {
+    let columns = [("qty".to_owned(), ColumnType::Counter)].into();
+    [("cart", TablePolicy { writers: Writers::Any, columns, ..TablePolicy::default() })]
 }
 
-impl Cluster {
-    fn new(nodes: usize) -> Self {
-        Self::with_schema(nodes, SCHEMA)
-    }
-
-    fn with_schema(nodes: usize, schema: &'static str) -> Self {
-        let names: Vec<NodeId> =
-            (0..nodes).map(|i| NodeId::new(&format!("n{i}")).unwrap()).collect();
-        let mut cluster = Self {
-            schema,
-            dir: tempfile::tempdir().unwrap(),
-            names,
-            replicas: (0..nodes).map(|_| None).collect(),
-            links: BTreeMap::new(),
-            next_peer: 1,
-            now: Now { mono: Instant(1_000_000_000), wall: WallTime(1_700_000_000_000) },
-            done: BTreeMap::new(),
-            closed: Vec::new(),
-            events: Vec::new(),
-            members: nodes,
-            opened: 0,
-            read_only: Vec::new(),
-            installed: 0,
-            received: 0,
-            cut_at: None,
-        };
-        for node in 0..nodes {
-            cluster.open(node);
-        }
-        cluster
-    }
-
-    fn identity(&self, node: usize) -> Identity {
-        Identity {
-            cluster: ClusterId(7),
-            node: self.names[node].clone(),
-            incarnation: Incarnation(100 + node as u128),
-        }
-    }
-
-    fn path(&self, node: usize) -> std::path::PathBuf {
-        self.dir.path().join(format!("{node}.sqlite"))
-    }
-
-    fn open(&mut self, node: usize) {
-        let counter = [("qty".to_owned(), ColumnType::Counter)];
-        let cart = TablePolicy {
-            writers: Writers::Any,
-            columns: counter.into(),
-            ..TablePolicy::default()
-        };
-        let mut builder = Replica::builder(self.identity(node)).verify_capture();
-        if self.read_only.contains(&node) {
-            builder = builder.read_only();
-        }
-        if node == 0 {
-            builder = builder.genesis(Genesis {
-                members: (0..self.members)
-                    .map(|n| (self.names[n].clone(), Incarnation(100 + n as u128)))
-                    .collect(),
-                schema: self.schema.to_owned(),
-                policies: [("cart".to_owned(), cart)]
-                    .into_iter()
-                    .filter(|(table, _)| self.schema.contains(&format!("TABLE {table}(")))
-                    .collect(),
-            });
-        }
-        self.opened += 1;
-        let seed = self.opened;
-        self.replicas[node] = Some(builder.open(&self.path(node), self.now, seed).unwrap());
-    }
-
-    fn link(&mut self, a: usize, b: usize) {
-        let (x, y) = (PeerId(self.next_peer), PeerId(self.next_peer + 1));
-        self.next_peer += 2;
-        self.links.insert((a, x), (b, y));
-        self.links.insert((b, y), (a, x));
-        let (name_a, name_b) = (self.names[a].clone(), self.names[b].clone());
-        // Both ends of a link are there before a frame arrives at either.
-        let now = self.now;
-        self.replica(a).handle(now, Input::PeerUp { peer: x, node: name_b });
-        self.replica(b).handle(now, Input::PeerUp { peer: y, node: name_a });
-        self.drain(a);
-        self.drain(b);
-    }
-
-    fn cut(&mut self) {
-        for ((node, peer), _) in std::mem::take(&mut self.links) {
-            self.handle(node, Input::PeerDown { peer });
-        }
-    }
-
-    fn replica(&mut self, node: usize) -> &mut Replica {
-        self.replicas[node].as_mut().unwrap()
-    }
-
-    fn handle(&mut self, node: usize, input: Input) {
-        let now = self.now;
-        self.replica(node).handle(now, input);
-        self.drain(node);
-    }
-
-    /// Delivers depth first, which is one order of many.
-    fn drain(&mut self, node: usize) {
-        loop {
-            match self.replica(node).poll() {
-                Output::WakeAt(at) => {
-                    if at.is_some_and(|at| at <= self.now.mono) {
-                        continue;
-                    }
-                    return;
-                }
-                Output::Send { peer, channel, bytes } => {
-                    if let Some(&(to, at)) = self.links.get(&(node, peer)) {
-                        self.handle(to, Input::Frame { peer: at, channel, bytes });
-                    }
-                }
-                Output::Close { peer, code, .. } => {
-                    self.closed.push((node, code));
-                    if let Some((to, at)) = self.links.remove(&(node, peer)) {
-                        self.links.remove(&(to, at));
-                        self.handle(to, Input::PeerDown { peer: at });
-                    }
-                }
-                Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
-                Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
-                Output::Done { ticket, result } => {
-                    self.done.insert((node, ticket), result);
-                }
-                Output::Event(event) => self.events.push((node, event)),
-                Output::TakeSnapshot => {
-                    let taken = self.replica(node).db().take_snapshot();
-                    let taken = taken.map_err(|error| error.to_string());
-                    self.handle(node, Input::SnapshotTaken(taken));
-                }
-                Output::ReadSnapshot { peer, offset, bytes } => {
-                    let read = self.replica(node).db().read_snapshot(offset, bytes);
-                    let bytes = read.map_err(|error| error.to_string());
-                    self.handle(node, Input::SnapshotRead { peer, offset, bytes });
-                }
-                Output::DiscardSnapshot => self.replica(node).db().discard_snapshot().unwrap(),
-                Output::WriteSnapshot { peer, offset, bytes, sync } => {
-                    let upto = offset + bytes.len() as u64;
-                    self.received += bytes.len();
-                    let written = self.replica(node).db().write_incoming(offset, &bytes, sync);
-                    let result = written.map(|()| sync).map_err(|error| error.to_string());
-                    self.handle(node, Input::SnapshotWritten { peer, upto, result });
-                    if self.cut_at.is_some_and(|at| self.received >= at) {
-                        self.cut_at = None;
-                        self.cut();
-                        return;
-                    }
-                }
-                Output::InstallSnapshot(snapshot) => return self.install(node, &snapshot),
-            }
-        }
-    }
-
-    fn install(&mut self, node: usize, snapshot: &Snapshot) {
-        let replica = self.replicas[node].take().unwrap();
-        let db = replica.db().clone();
-        let (outputs, closed) = replica.close(self.now);
-        closed.unwrap();
-        for output in outputs {
-            if let Output::Close { peer, .. } = output
-                && let Some((to, at)) = self.links.remove(&(node, peer))
-            {
-                self.links.remove(&(to, at));
-                self.handle(to, Input::PeerDown { peer: at });
-            }
-        }
-        assert!(db.verify_incoming(snapshot).unwrap());
-        std::fs::rename(db.incoming_path(), db.path()).unwrap();
-        self.installed += 1;
-        self.open(node);
-    }
-
-    /// One more node, whom nobody knows yet.
-    fn newcomer(&mut self) -> usize {
-        let node = self.names.len();
-        self.names.push(NodeId::new(&format!("n{node}")).unwrap());
-        self.replicas.push(None);
-        self.open(node);
-        node
-    }
-
-    fn settle(&mut self) {
-        for _ in 0..10 {
-            self.now.mono = Instant(self.now.mono.0 + 25_000_000);
-            self.now.wall = WallTime(self.now.wall.0 + 25);
-            for node in 0..self.replicas.len() {
-                self.handle(node, Input::Wake);
-            }
-        }
-    }
-
-    fn try_write(
-        &mut self,
-        node: usize,
-        job: impl FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send + 'static,
-    ) -> Result<Committed, WriteError> {
-        let now = self.now;
-        let ticket = self.replica(node).write(now, Box::new(job));
-        self.drain(node);
-        self.done.remove(&(node, ticket)).unwrap()
-    }
-
-    fn write(&mut self, node: usize, sql: &'static str) {
-        self.try_write(node, |tx| tx.execute_batch(sql)).unwrap();
-    }
-
-    fn rows(&mut self, node: usize, sql: &str) -> Vec<String> {
-        let reader = self.replica(node).db().reader().unwrap();
-        let mut statement = reader.connection().prepare(sql).unwrap();
-        let columns = statement.column_count();
-        let rows = statement.query_map([], |row| {
-            let cells: Vec<String> = (0..columns)
-                .map(|i| match row.get_ref(i).unwrap() {
-                    rusqlite::types::ValueRef::Null => "null".to_owned(),
-                    rusqlite::types::ValueRef::Integer(n) => n.to_string(),
-                    rusqlite::types::ValueRef::Real(r) => format!("{r:?}"),
-                    rusqlite::types::ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),
-                    rusqlite::types::ValueRef::Blob(b) => format!("{b:x?}"),
-                })
-                .collect();
-            Ok(cells.join("|"))
-        });
-        rows.unwrap().map(Result::unwrap).collect()
-    }
-
-    fn assert_equal(&mut self) {
-        let digests: Vec<_> = (0..self.replicas.len())
-            .map(|node| self.replica(node).db().reader().unwrap().digest().unwrap())
-            .collect();
-        for digest in &digests {
-            assert_eq!(digest, &digests[0]);
-        }
-    }
+fn apart(nodes: usize) -> Cluster {
+    Cluster::new(nodes, SCHEMA, &cart())
 }
 
 fn linked(nodes: usize) -> Cluster {
-    let mut cluster = Cluster::new(nodes);
-    for node in 1..nodes {
-        cluster.link(node, node - 1);
-    }
-    cluster.settle();
-    cluster
+    support::linked(nodes, SCHEMA, &cart())
 }
 
 #[test]
@@ -488,7 +226,7 @@ fn an_edge_is_told_what_it_cannot_do() {
 
 #[test]
 fn a_node_that_has_not_joined_refuses_to_write() {
-    let mut cluster = Cluster::new(2);
+    let mut cluster = apart(2);
     let error = cluster.try_write(1, |tx| tx.execute_batch("SELECT 1")).unwrap_err();
     assert!(matches!(error, WriteError::NotAMember) && error.is_retryable());
 }
@@ -543,6 +281,9 @@ fn an_old_copy_of_a_file_is_recognised_and_stops_writing() {
     replica.close(cluster.now).1.unwrap();
     let path = cluster.path(1);
     std::fs::copy(&path, path.with_extension("old")).unwrap();
+    // A copy of a whole disk has the note beside the file, too.
+    let note = cluster.note(1);
+    std::fs::copy(&note, note.with_extension("old-id")).unwrap();
     cluster.open(1);
     cluster.write(1, "UPDATE cart SET item = 'lost'");
     cluster.link(1, 0);
@@ -550,6 +291,7 @@ fn an_old_copy_of_a_file_is_recognised_and_stops_writing() {
     cluster.cut();
     cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
     std::fs::rename(path.with_extension("old"), &path).unwrap();
+    std::fs::rename(note.with_extension("old-id"), &note).unwrap();
     cluster.open(1);
     cluster.link(1, 0);
     cluster.settle();
@@ -582,6 +324,8 @@ fn a_node_that_lost_its_file_is_recognised_before_it_writes() {
     cluster.cut();
     cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
     std::fs::remove_file(cluster.path(1)).unwrap();
+    // With the note beside it, that would have told.
+    std::fs::remove_file(cluster.note(1)).unwrap();
     cluster.open(1);
     cluster.link(1, 0);
     cluster.settle();
@@ -619,9 +363,10 @@ fn every_constraint_that_stands_in_the_way_is_named() {
         CREATE TABLE b(id TEXT PRIMARY KEY);
         CREATE TABLE c(id INTEGER PRIMARY KEY AUTOINCREMENT);
         CREATE TABLE d(x);
-        CREATE TABLE e(k TEXT COLLATE NOCASE NOT NULL, PRIMARY KEY(k COLLATE BINARY));
+        CREATE TABLE e(rowid, oid, _rowid_);
         CREATE INDEX partly ON a(note) WHERE note > '';";
-    let message = refusals(schema, &[("a", counting), ("b", any)]);
+    let message =
+        refusals(schema, &[("a", counting), ("b", any.clone()), ("c", any.clone()), ("d", any)]);
     for named in [
         "UNIQUE (code)",
         "foreign keys",
@@ -633,7 +378,7 @@ fn every_constraint_that_stands_in_the_way_is_named() {
         "key column \"id\" may be NULL",
         "AUTOINCREMENT",
         "no primary key",
-        "COLLATE NOCASE",
+        "its columns hide the rowid",
     ] {
         assert!(message.contains(named), "{named:?} is missing in\n{message}");
     }
@@ -644,7 +389,7 @@ fn what_a_schema_may_not_hold_is_named() {
     for (schema, named) in [
         ("CREATE TABLE t(id TEXT PRIMARY KEY NOT NULL); INSERT INTO t VALUES('a')", "writes rows"),
         ("CREATE TABLE t AS SELECT 1 AS x", "AS SELECT"),
-        ("CREATE VIRTUAL TABLE t USING fts5(x)", "VIRTUAL"),
+        ("CREATE VIRTUAL TABLE t USING rtree(id, a, b)", "another module than FTS5"),
         ("CREATE TEMP TABLE t(x)", "temporary"),
         ("CREATE TABLE littoral_t(x)", "littoral_"),
         ("PRAGMA journal_mode = DELETE", "PRAGMA"),
@@ -671,7 +416,7 @@ fn explaining_a_savepoint_does_nothing_to_it() {
 
 #[test]
 fn what_triggers_upserts_and_foreign_key_actions_change_is_captured() {
-    let mut cluster = Cluster::with_schema(
+    let mut cluster = Cluster::new(
         2,
         "CREATE TABLE parent(id TEXT PRIMARY KEY NOT NULL, name TEXT, seen INTEGER DEFAULT 0);
          CREATE TABLE child(id INTEGER PRIMARY KEY, parent TEXT DEFAULT 'none', note TEXT,
@@ -684,6 +429,7 @@ fn what_triggers_upserts_and_foreign_key_actions_change_is_captured() {
          CREATE TRIGGER seen AFTER UPDATE OF name ON parent BEGIN
            UPDATE parent SET seen = seen + 1 WHERE id = new.id;
            UPDATE child SET note = new.name WHERE parent = new.id; END;",
+        &[],
     );
     cluster.link(0, 1);
     cluster.settle();
@@ -711,9 +457,7 @@ fn what_triggers_upserts_and_foreign_key_actions_change_is_captured() {
 #[test]
 fn many_rows_that_two_nodes_insert_at_once_add_up() {
     let schema = "CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0)";
-    let mut cluster = Cluster::with_schema(2, schema);
-    cluster.link(0, 1);
-    cluster.settle();
+    let mut cluster = support::linked(2, schema, &cart());
     cluster.cut();
     // Some of them with a zero byte in the key, which stands there escaped.
     let insert = |from: u32, qty: u32| {
@@ -735,9 +479,7 @@ fn many_rows_that_two_nodes_insert_at_once_add_up() {
 
 #[test]
 fn many_rows_may_take_over_the_unique_values_of_others_in_one_transaction() {
-    let mut cluster = Cluster::new(2);
-    cluster.link(0, 1);
-    cluster.settle();
+    let mut cluster = linked(2);
     let insert = |from: u32| {
         format!(
             "WITH RECURSIVE i(n) AS (VALUES(0) UNION ALL SELECT n + 1 FROM i WHERE n < 99)

@@ -11,8 +11,8 @@ use std::{
 };
 
 use littoral::{
-    ClusterId, ColumnType, Consistency, Genesis, Identity, Incarnation, NodeId, Synchronous,
-    TablePolicy, Writers,
+    ClusterId, Consistency, Genesis, Identity, Incarnation, NodeId, Synchronous, TablePolicy,
+    Writers,
 };
 use serde::Deserialize;
 
@@ -469,20 +469,20 @@ impl RawTable {
                  which writers = \"any\" contradicts"
             )));
         }
-        let columns: BTreeMap<String, ColumnType> = self
-            .columns
-            .into_iter()
-            .map(|(column, kind)| {
-                let key = format!("columns.{column}");
-                Ok((column, word::<ColumnType>(table, &key, Some(&kind))?))
-            })
-            .collect::<Result<_, ConfigError>>()?;
-        if writers == Writers::Origin && columns.values().any(|kind| *kind != ColumnType::Lww) {
+        let mut policy =
+            TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
+        for (column, merge) in &self.columns {
+            policy.declare_column(column, merge).map_err(|error| {
+                unknown_word(table, &format!("columns.{column}"), merge, &error)
+            })?;
+        }
+        let merges = !(policy.columns.is_empty() && policy.groups.is_empty());
+        if writers == Writers::Origin && merges {
             return Err(ConfigError::Contradiction(format!(
                 "tables.{table}: merge types of columns mean something only with writers = \"any\""
             )));
         }
-        Ok(TablePolicy { consistency, writers, explicit_key, columns })
+        Ok(policy)
     }
 }
 
@@ -492,10 +492,12 @@ where
     T: std::str::FromStr<Err = littoral::UnknownWord> + Default,
 {
     let Some(word) = word else { return Ok(T::default()) };
-    word.parse().map_err(|error: littoral::UnknownWord| {
-        let expected = format!("one of {}", error.expected());
-        ConfigError::value(format!("tables.{table}.{key}"), quoted(word), expected)
-    })
+    word.parse().map_err(|error| unknown_word(table, key, word, &error))
+}
+
+fn unknown_word(table: &str, key: &str, word: &str, error: &littoral::UnknownWord) -> ConfigError {
+    let expected = format!("one of {}", error.expected());
+    ConfigError::value(format!("tables.{table}.{key}"), quoted(word), expected)
 }
 
 pub(crate) fn is_loopback(address: IpAddr) -> bool {
@@ -539,6 +541,8 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use littoral::ColumnType;
+
     use super::*;
 
     const EDGE: &str = r#"

@@ -164,6 +164,7 @@ struct RunSummary {
     stops: u64,
     power_cuts_with_loss: u64,
     connections: u64,
+    snapshots: u64,
     /// Of all runs together.
     hash: String,
     /// Of each run, in the order of the seeds.
@@ -225,6 +226,7 @@ impl RunSummary {
         self.stops += report.tally.stops;
         self.power_cuts_with_loss += report.tally.losses;
         self.connections += report.tally.connections;
+        self.snapshots += report.tally.snapshots;
         self.hashes.push(report.hash.clone());
     }
 
@@ -242,6 +244,7 @@ impl RunSummary {
         self.stops += other.stops;
         self.power_cuts_with_loss += other.power_cuts_with_loss;
         self.connections += other.connections;
+        self.snapshots += other.snapshots;
         self.hashes.extend(other.hashes);
     }
 
@@ -398,14 +401,15 @@ fn tell(summary: &RunSummary) {
         tell_failures(&summary.failures);
     }
     say(format!(
-        "{} jobs done, {} refused, {} lost; {} conflicts, {} stops, {} power cuts with loss, {} connections",
+        "{} jobs done, {} refused, {} lost; {} conflicts, {} stops, {} power cuts with loss, {} connections, {} snapshots",
         summary.jobs_done,
         summary.jobs_refused,
         summary.jobs_lost,
         summary.conflicts,
         summary.stops,
         summary.power_cuts_with_loss,
-        summary.connections
+        summary.connections,
+        summary.snapshots
     ));
     say(format!(
         "{:.1} simulated seconds in {:.2} CPU seconds: {:.0} per CPU second, {} events",

@@ -16,6 +16,7 @@
 
 mod crashes;
 mod ending;
+mod snapshots;
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,7 @@ use crate::{
     clock::{MS, Nanos, SECOND},
     disk::vfs,
     fault::Stop,
-    machine::{Machine, StopPlan, node},
+    machine::{Machine, SnapshotWork, StopPlan, node},
     network::{Arrival, Network, Port},
     oracle::{Check, Failure, Oracle, Promise, broken, jobs::JobCounts, sights, unreadable},
     trace::Trace,
@@ -42,6 +43,9 @@ const EVENTS_PER_RUN: u64 = 4_000_000;
 
 /// After the faults have ended, everything settles within this time.
 const SETTLE_WITHIN: Nanos = 300 * SECOND;
+
+/// How long a cluster without writes is watched.
+const SILENT_FOR: Nanos = 5 * SECOND;
 
 /// How often it is looked whether everything has settled.
 const CHECK_EVERY: Nanos = 250 * MS;
@@ -62,6 +66,7 @@ enum Event {
     Wake { machine: usize, life: u64 },
     SyncEnd { machine: usize, life: u64, lsn: Lsn, mark: Option<u64> },
     Checkpoint { machine: usize, life: u64 },
+    SnapshotWork { machine: usize, life: u64 },
     Jobs { arrival: usize },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
@@ -75,8 +80,20 @@ enum Event {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Chaos,
-    Settling { deadline: Nanos },
-    Marked { deadline: Nanos },
+    Settling {
+        deadline: Nanos,
+    },
+    Marked {
+        deadline: Nanos,
+    },
+    /// Nothing is written any more: frontiers come until everything is stable and forgotten.
+    Forgetting {
+        deadline: Nanos,
+    },
+    /// And then nothing at all happens.
+    Silent {
+        until: Nanos,
+    },
     Over,
 }
 
@@ -93,6 +110,8 @@ pub(crate) struct Tally {
     pub(crate) losses: u64,
     /// Connections made.
     pub(crate) connections: u64,
+    /// Snapshots that became a machine's file.
+    pub(crate) snapshots: u64,
 }
 
 /// One run.
@@ -110,6 +129,8 @@ pub(crate) struct Cluster {
     queued: u64,
     now: Nanos,
     stage: Stage,
+    /// What everybody had applied when everything had become quiet.
+    silence: Vec<u64>,
     next_peer: u64,
     tally: Tally,
     _session: vfs::Session,
@@ -135,6 +156,7 @@ impl Cluster {
             queued: 0,
             now: 0,
             stage: Stage::Chaos,
+            silence: Vec::new(),
             next_peer: 1,
             tally: Tally::default(),
             options: *options,
@@ -152,8 +174,7 @@ impl Cluster {
     pub(crate) fn run(&mut self) -> Check {
         self.describe_world();
         for machine in 0..self.machines.len() {
-            let mut draw = self.chance.draw(Stream::Clock, machine as u64, 1);
-            let delay = if machine == 0 { 1 } else { draw.between(1, 2 * SECOND) };
+            let delay = self.world.machines[machine].starts;
             self.schedule(delay, Event::Start { machine, life: 0 });
             self.schedule(delay + self.world.probe_every, Event::Probe { machine, count: 0 });
         }
@@ -284,6 +305,7 @@ impl Cluster {
             }
             Event::SyncEnd { machine, life, lsn, mark } => self.end_sync(machine, life, lsn, mark),
             Event::Checkpoint { machine, life } => self.checkpoint(machine, life),
+            Event::SnapshotWork { machine, life } => self.work_on_snapshot(machine, life),
             Event::Jobs { arrival } => self.submit(arrival),
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
@@ -440,6 +462,10 @@ impl Cluster {
                 return self.stop(number);
             }
             if !self.carry_out(number, output)? {
+                // Before anything of it can be trimmed.
+                if let Some(engine) = &self.machines[number].engine {
+                    self.oracle.refresh(number, engine.reader.connection())?;
+                }
                 return Ok(());
             }
         }
@@ -468,7 +494,10 @@ impl Cluster {
                 self.close_link(number, peer);
                 let machine = &self.machines[number];
                 let excused = match code {
-                    CloseCode::Shutdown | CloseCode::TimedOut | CloseCode::Replaced => true,
+                    CloseCode::Shutdown
+                    | CloseCode::TimedOut
+                    | CloseCode::Replaced
+                    | CloseCode::TooOld => true,
                     // Nothing can be kept until there is space again.
                     CloseCode::Storage => vfs::with(|store| store.is_full(&machine.name)),
                     _ => false,
@@ -517,11 +546,29 @@ impl Cluster {
             Output::Event(news) => {
                 let text = format!("{news:?}");
                 self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
+                if let (News::Applied { .. }, Some(engine)) = (&news, &self.machines[number].engine)
+                {
+                    // A frontier that covers them may be near, and trims them.
+                    self.oracle.refresh(number, engine.reader.connection())?;
+                }
                 if let News::Halted(why) = news
                     && !self.machines[number].may_halt
                 {
                     return broken(Promise::Availability, format!("m{number} halted: {why}"));
                 }
+            }
+            Output::TakeSnapshot => self.queue_snapshot_work(number, SnapshotWork::Take),
+            Output::ReadSnapshot { peer, offset, bytes } => {
+                self.queue_snapshot_work(number, SnapshotWork::Read { peer, offset, bytes });
+            }
+            Output::DiscardSnapshot => self.queue_snapshot_work(number, SnapshotWork::Discard),
+            Output::WriteSnapshot { peer, offset, bytes, sync } => {
+                let work = SnapshotWork::Write { peer, offset, bytes, sync };
+                self.queue_snapshot_work(number, work);
+            }
+            Output::InstallSnapshot(snapshot) => {
+                self.install_snapshot(number, &snapshot)?;
+                return Ok(false);
             }
             Output::WakeAt(at) => {
                 if let Some(at) = at {

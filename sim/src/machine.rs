@@ -3,10 +3,13 @@
 //! A machine keeps nothing over a crash but its disk; [`cluster`](crate::cluster) decides when it
 //! crashes and starts.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+};
 
 use littoral::{
-    ClusterId, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, Reader, Replica,
+    ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader, Replica,
     Synchronous, Ticket, VersionVector,
 };
 
@@ -41,6 +44,15 @@ pub(crate) struct StopPlan {
     pub(crate) again_after: Option<u64>,
     /// Its wall clock is another one afterwards.
     pub(crate) clock: Option<WallClock>,
+}
+
+/// Something that a driver does with snapshots.
+#[derive(Debug)]
+pub(crate) enum SnapshotWork {
+    Take,
+    Read { peer: PeerId, offset: u64, bytes: usize },
+    Discard,
+    Write { peer: PeerId, offset: u64, bytes: Vec<u8>, sync: bool },
 }
 
 /// One simulated node.
@@ -80,6 +92,12 @@ pub(crate) struct Machine {
     pub(crate) sync_fails: bool,
     /// The replica was told of a failed sync and may halt.
     pub(crate) may_halt: bool,
+    /// What its replica waits for to be done with snapshots, in that order.
+    pub(crate) snapshot_work: VecDeque<SnapshotWork>,
+    /// A snapshot has taken the place of its file, and was not opened yet.
+    pub(crate) adopted: Option<Digest>,
+    /// An older copy of its file.
+    pub(crate) copy: Option<Vec<u8>>,
     identity: Identity,
 }
 
@@ -94,9 +112,9 @@ pub(crate) fn node(machine: usize) -> NodeId {
     NodeId::new(&format!("m{machine}")).expect("a letter and digits")
 }
 
-fn genesis(machines: usize) -> Genesis {
+fn genesis(members: &[usize]) -> Genesis {
     Genesis {
-        members: (0..machines).map(|machine| (node(machine), incarnation(machine))).collect(),
+        members: members.iter().map(|machine| (node(*machine), incarnation(*machine))).collect(),
         schema: workload::SCHEMA.to_owned(),
         policies: workload::policies(),
     }
@@ -123,6 +141,9 @@ impl Machine {
             acknowledged: VersionVector::new(),
             sync_fails: false,
             may_halt: false,
+            snapshot_work: VecDeque::new(),
+            adopted: None,
+            copy: None,
             identity: Identity {
                 cluster: CLUSTER,
                 node: node(number),
@@ -141,11 +162,11 @@ impl Machine {
         format!("/{}/replica.db-wal", self.name)
     }
 
-    /// Opens the replica. `origin_of` is the number of machines, at the origin.
+    /// Opens the replica. `members` are those that the cluster begins with, at the origin.
     pub(crate) fn open(
         &self,
         now: Nanos,
-        origin_of: Option<usize>,
+        members: Option<&[usize]>,
         seed: u64,
     ) -> Result<Engine, OpenError> {
         let synchronous = if self.plan.full { Synchronous::Full } else { Synchronous::Normal };
@@ -153,8 +174,11 @@ impl Machine {
             .vfs(vfs::NAME)
             .synchronous(synchronous)
             .verify_capture();
-        if let Some(machines) = origin_of {
-            builder = builder.genesis(genesis(machines));
+        if let Some(members) = members {
+            builder = builder.genesis(genesis(members));
+        }
+        if self.plan.read_only {
+            builder = builder.read_only();
         }
         let now = self.clock.at(now);
         vfs::with(|store| store.wall_ms = now.wall.0);

@@ -7,7 +7,8 @@
 //! - the two rows of a pair in `pair` hold the same token, or both are missing;
 //! - the balances in `account` sum to zero;
 //! - every `tally` equals the sum of its rows in `ledger`; a job writes its own number there;
-//! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted.
+//! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted;
+//! - no two rows of `ticket` ever had the same key, which `stub` remembers.
 
 mod author;
 
@@ -16,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{ColumnType, Job, TablePolicy, WriteError, WriteTx, Writers};
+use littoral::{Job, TablePolicy, WriteError, WriteTx, Writers};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
@@ -45,6 +46,9 @@ CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0
 CREATE TABLE ledger (id INTEGER PRIMARY KEY, tally INTEGER NOT NULL, amount INTEGER NOT NULL);
 CREATE TABLE tally (id INTEGER PRIMARY KEY, total INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE ghost (id INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE gauge (
+  id INTEGER PRIMARY KEY, high, low, peak REAL NOT NULL DEFAULT 0, turns INTEGER NOT NULL DEFAULT 0,
+  street TEXT, town, note TEXT);
 CREATE TABLE holder (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, grade INTEGER);
 CREATE TABLE purchase (
   id INTEGER PRIMARY KEY, total INTEGER CHECK (total >= 0),
@@ -52,6 +56,12 @@ CREATE TABLE purchase (
 CREATE TABLE refund (
   id INTEGER PRIMARY KEY,
   purchase INTEGER NOT NULL REFERENCES purchase (id) DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE handle (
+  name TEXT COLLATE NOCASE NOT NULL PRIMARY KEY, mail TEXT, hits INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE jotting (line TEXT UNIQUE, at);
+CREATE TABLE ticket (id INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT UNIQUE);
+CREATE TABLE stub (id INTEGER PRIMARY KEY);
+CREATE TRIGGER ticket_stub AFTER INSERT ON ticket BEGIN INSERT INTO stub VALUES (new.id); END;
 CREATE TRIGGER item_guard BEFORE INSERT ON item WHEN new.name = 'forbidden'
 BEGIN SELECT raise(ABORT, 'forbidden'); END;
 CREATE TRIGGER item_echo AFTER UPDATE OF name ON item
@@ -65,37 +75,74 @@ pub(crate) struct TableShape {
     pub(crate) name: &'static str,
     /// Its primary key.
     pub(crate) key: &'static [&'static str],
-    /// Its counters; `None` if only the origin writes it.
-    pub(crate) counters: Option<&'static [&'static str]>,
+    /// Its columns that are not `lww`; `None` if only the origin writes it.
+    pub(crate) merges: Option<&'static [(&'static str, &'static str)]>,
+    /// Whether its key compares text without regard to case.
+    pub(crate) nocase: bool,
+    /// Whether equal keys may differ in bytes, and then which parts of the key are REAL.
+    pub(crate) spelled: Option<&'static [bool]>,
 }
 
 const fn any(
     name: &'static str,
     key: &'static [&'static str],
-    counters: &'static [&'static str],
+    merges: &'static [(&'static str, &'static str)],
 ) -> TableShape {
-    TableShape { name, key, counters: Some(counters) }
+    TableShape { name, key, merges: Some(merges), nocase: false, spelled: None }
 }
 
 const fn origin(name: &'static str) -> TableShape {
-    TableShape { name, key: &["id"], counters: None }
+    TableShape { name, key: &["id"], merges: None, nocase: false, spelled: None }
+}
+
+impl TableShape {
+    const fn spelled(mut self, real: &'static [bool]) -> Self {
+        self.spelled = Some(real);
+        self
+    }
+
+    const fn nocase(mut self) -> Self {
+        self.nocase = true;
+        self
+    }
+
+    const fn by_rowid(mut self) -> Self {
+        self.key = &["rowid"];
+        self
+    }
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 13] = [
-    any("item", &["id"], &["stock", "sold"]),
-    any("cart", &["owner", "sku"], &["quantity"]),
-    any("loose", &["k"], &["seen"]),
-    any("scale", &["part", "k"], &[]),
+pub(crate) const TABLES: [TableShape; 18] = [
+    any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
+    any("cart", &["owner", "sku"], &[("quantity", "counter")]),
+    any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
+    any("scale", &["part", "k"], &[]).spelled(&[false, true]),
+    any("handle", &["name"], &[("hits", "counter")]).spelled(&[false]).nocase(),
     any("echo", &["id"], &[]),
     any("pair", &["id"], &[]),
-    any("account", &["id"], &["balance"]),
+    any("account", &["id"], &[("balance", "counter")]),
     any("ledger", &["id"], &[]),
-    any("tally", &["id"], &["total"]),
+    any("tally", &["id"], &[("total", "counter")]),
     any("ghost", &["id"], &[]),
+    any(
+        "gauge",
+        &["id"],
+        &[
+            ("high", "max"),
+            ("low", "min"),
+            ("peak", "max"),
+            ("turns", "counter"),
+            ("street", "group=address"),
+            ("town", "group=address"),
+        ],
+    ),
     origin("holder"),
     origin("purchase"),
     origin("refund"),
+    origin("jotting").by_rowid(),
+    origin("ticket"),
+    origin("stub"),
 ];
 
 /// The policies that belong to [`SCHEMA`].
@@ -104,11 +151,12 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
         .iter()
         .map(|table| {
             let mut policy = TablePolicy::default();
-            if let Some(counters) = table.counters {
+            if let Some(merges) = table.merges {
                 policy.writers = Writers::Any;
                 policy.explicit_key = table.key == ["id"];
-                policy.columns =
-                    counters.iter().map(|name| ((*name).to_owned(), ColumnType::Counter)).collect();
+                for (column, word) in merges {
+                    policy.declare_column(column, word).expect("a word there is");
+                }
             }
             (table.name.to_owned(), policy)
         })
@@ -116,7 +164,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 5] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 6] = [
     (
         "half of a transaction on a pair",
         "SELECT count(*) FROM pair a LEFT JOIN pair b ON b.id = a.id + 1 - 2 * (a.id % 2)
@@ -135,6 +183,10 @@ pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 5] = [
     (
         "a refund without its purchase",
         "SELECT count(*) FROM refund WHERE purchase NOT IN (SELECT id FROM purchase)",
+    ),
+    (
+        "a ticket without its stub",
+        "SELECT count(*) FROM ticket WHERE id NOT IN (SELECT id FROM stub)",
     ),
 ];
 
@@ -182,17 +234,19 @@ enum Act {
     BreakRule,
     CartAdd,
     CartChange,
+    Handle,
     Loose,
     Scale,
     Pair,
     Transfer,
     Ghost,
+    Gauge,
     Savepoint,
     Origin,
     Abort,
 }
 
-const ACTS: [Act; 24] = [
+const ACTS: [Act; 26] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -209,11 +263,13 @@ const ACTS: [Act; 24] = [
     Act::BreakRule,
     Act::CartAdd,
     Act::CartChange,
+    Act::Handle,
     Act::Loose,
     Act::Scale,
     Act::Pair,
     Act::Transfer,
     Act::Ghost,
+    Act::Gauge,
     Act::Savepoint,
     Act::Origin,
     Act::Abort,

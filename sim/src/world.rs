@@ -56,6 +56,12 @@ pub(crate) struct MachinePlan {
     pub(crate) full: bool,
     /// A sync takes up to this long.
     pub(crate) sync: Nanos,
+    /// When it starts for the first time.
+    pub(crate) starts: Nanos,
+    /// The cluster does not know it before it asks to join.
+    pub(crate) joins: bool,
+    /// It never becomes a member.
+    pub(crate) read_only: bool,
 }
 
 /// Jobs that are queued at one machine at one time.
@@ -110,8 +116,22 @@ impl World {
             .enumerate()
             .map(|(index, ends)| LinkPlan::draw(chance, index, ends))
             .collect();
+        let late = *draw.pick(&[0, 0, 30, 60]);
         let machines: Vec<MachinePlan> = (0..options.nodes)
-            .map(|_| MachinePlan { full: draw.percent(40), sync: draw.spread(MS, 600 * MS) })
+            .map(|number| {
+                let joins = number > 0 && draw.percent(late);
+                MachinePlan {
+                    full: draw.percent(40),
+                    sync: draw.spread(MS, 600 * MS),
+                    starts: match number {
+                        0 => 1,
+                        _ if joins => draw.between(1, options.chaos * 3 / 4),
+                        _ => draw.between(1, 2 * SECOND),
+                    },
+                    joins,
+                    read_only: joins && draw.percent(25),
+                }
+            })
             .collect();
         let habits = Habits::draw(&mut chance.draw(Stream::World, 1, 0));
         let faults = fault::schedule(chance, options, links.len());

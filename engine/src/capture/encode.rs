@@ -1,6 +1,8 @@
 //! The net changes of a transaction as the rows of an entry: assignments with the entry they
 //! overwrite, increments, epochs.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{
         Recorder,
@@ -13,11 +15,12 @@ use crate::{
     },
     error::WriteError,
     hlc::Stamp,
+    id::TableId,
     limits::MAX_ENTRY_BYTES,
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef},
+    value::{ByteReader, ValueRef, integral},
     version::Dot,
 };
 
@@ -29,15 +32,18 @@ pub(crate) struct Encoded {
     pub(crate) clocks: ClockChanges,
 }
 
-/// Writes down what `recorder` holds, as seen by a replica with these clocks, for the entry with this
-/// stamp; `None` if it comes to nothing.
+/// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp; `None` if it
+/// comes to nothing.
 pub(crate) fn encode(
     recorder: &Recorder,
+    sequences: &[(TableId, i64)],
     contested: &Contested,
+    disk: &Connection,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
     let mut encoder = Encoder {
-        clocks: LocalWrites::new(contested, stamp),
+        clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
     };
@@ -49,11 +55,16 @@ pub(crate) fn encode(
     });
     result?;
     encoder.writer.finish();
-    if encoder.writer.is_empty() {
+    if encoder.writer.is_empty() && sequences.is_empty() {
         return Ok(None);
     }
     let mut body = Body::default();
-    body.push_rows(encoder.writer);
+    if !encoder.writer.is_empty() {
+        body.push_rows(encoder.writer);
+    }
+    if !sequences.is_empty() {
+        body.push_sequences(sequences);
+    }
     let bytes = body.len() + HEADER_BYTES_MAX;
     if bytes > MAX_ENTRY_BYTES {
         return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });
@@ -75,7 +86,7 @@ impl Encoder<'_> {
             NetChange::Delete => {
                 self.saw.clear();
                 let epoch = if table.is_multi_writer() {
-                    self.clocks.delete(table.id, row.key, &mut self.saw)
+                    self.clocks.delete(table.id, row.key, &mut self.saw)?
                 } else {
                     0
                 };
@@ -89,19 +100,19 @@ impl Encoder<'_> {
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
-            self.clocks.insert(table.id, key, upto)
+            self.clocks.insert(table.id, key, upto)?
         } else {
             0
         };
         let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
         self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
-        if table.assigned.len() == table.cells.len() {
+        if !table.counted {
             self.writer.encoded(cells);
             return Ok(());
         }
         for (column, cell) in table.cells.iter().zip(split(cells)) {
             match cell_kind(column) {
-                CellKind::Assign => self.writer.encoded(cell),
+                CellKind::Assign | CellKind::Extreme => self.writer.encoded(cell),
                 CellKind::Add => self.writer.delta(count(table, column, cell)?),
             }
         }
@@ -111,8 +122,8 @@ impl Encoder<'_> {
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
         let (epoch, mut clock) = if table.is_multi_writer() {
-            let (epoch, clock) = self.clocks.update(table.id, key);
-            (epoch, Some(clock))
+            let clock = self.clocks.update(table.id, key)?;
+            (clock.epoch_for(RowOpKind::Update), Some(clock))
         } else {
             (0, None)
         };
@@ -129,6 +140,7 @@ impl Encoder<'_> {
                     self.writer.previous(previous);
                     self.writer.encoded(new);
                 }
+                CellKind::Extreme => self.writer.encoded(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
                     let before =
@@ -136,6 +148,9 @@ impl Encoder<'_> {
                     self.writer.delta(after.wrapping_sub(before));
                 }
             }
+        }
+        if let Some(clock) = &clock {
+            self.clocks.updated(table.id, key, clock);
         }
         Ok(())
     }
@@ -145,16 +160,23 @@ fn cell_kind(column: &Column) -> CellKind {
     match column.merge {
         ColumnType::Lww => CellKind::Assign,
         ColumnType::Counter => CellKind::Add,
+        ColumnType::Max | ColumnType::Min => CellKind::Extreme,
     }
 }
 
 fn count(table: &Table, column: &Column, cell: &[u8]) -> Result<i64, WriteError> {
     match ByteReader::new(cell).cell() {
         Ok(ValueRef::Integer(n)) => Ok(n),
-        _ => Err(WriteError::Value {
+        other => Err(WriteError::Value {
             table: table.name.clone(),
             column: column.name.clone(),
-            what: "a counter holds 64-bit integers only".to_owned(),
+            what: match other {
+                // SQL gives a REAL where the sum of two integers is beyond 64 bits.
+                Ok(ValueRef::Real(r)) if integral(r).is_none() && r.fract() == 0.0 => {
+                    "the counter overflows 64 bits".to_owned()
+                }
+                _ => "a counter holds 64-bit integers only".to_owned(),
+            },
         }),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     sqlite::Change,
+    testing::{Bug, planted},
     value::{ByteReader, DecodeError, put_varint},
 };
 
@@ -85,8 +86,9 @@ impl<'a> Fold<'a> {
         &self.old
     }
 
-    /// The net effect, its cells appended to `out`; `None` if there is none.
-    pub(crate) fn net(self, out: &mut Vec<u8>) -> Option<Change> {
+    /// The net effect, its cells appended to `out`; `None` if there is none. `groups` are the places
+    /// of cells that are assigned together.
+    pub(crate) fn net(self, groups: &[Vec<usize>], out: &mut Vec<u8>) -> Option<Change> {
         match (self.existed, self.exists) {
             (false, false) => None,
             (true, false) => Some(Change::Delete),
@@ -95,9 +97,11 @@ impl<'a> Fold<'a> {
                 Some(Change::Insert)
             }
             (true, true) => {
-                for (place, (old, now)) in self.old.into_iter().zip(self.now).enumerate() {
+                let differs = |place: usize| matches!((self.old[place], self.now[place]), (Some(old), Some(now)) if old != now);
+                let assigned = assigned_with(groups, &differs);
+                for (place, (old, now)) in self.old.iter().zip(&self.now).enumerate() {
                     if let (Some(old), Some(now)) = (old, now)
-                        && old != now
+                        && assigned(place)
                     {
                         put_varint(out, place as u64);
                         out.extend_from_slice(old);
@@ -107,6 +111,18 @@ impl<'a> Fold<'a> {
                 (!out.is_empty()).then_some(Change::Update)
             }
         }
+    }
+}
+
+/// Whether a cell is assigned: because it differs itself, or because one of its group does.
+pub(crate) fn assigned_with(
+    groups: &[Vec<usize>],
+    differs: &impl Fn(usize) -> bool,
+) -> impl Fn(usize) -> bool {
+    move |place| {
+        let together = |group: &&Vec<usize>| group.contains(&place) && !planted(Bug::GroupSplit);
+        differs(place)
+            || groups.iter().find(together).is_some_and(|g| g.iter().any(|p| differs(*p)))
     }
 }
 

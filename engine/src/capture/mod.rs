@@ -1,8 +1,8 @@
 //! What one local transaction changed: rows as the preupdate hook tells them, folded at commit to one
 //! operation per key.
 //!
-//! Taking them down is [`recorder`]'s, the net effect [`fold`]'s, the bytes of the entry
-//! [`encode`](mod@encode)'s.
+//! Taking them down is [`recorder`]'s, the net effect [`fold`]'s, what the author must still change
+//! [`normalize`]'s, the bytes of the entry [`encode`](mod@encode)'s.
 //!
 //! Invariants:
 //! - at commit the recorder holds exactly what the transaction changed in replicated tables: after a
@@ -11,7 +11,9 @@
 
 mod encode;
 mod fold;
+mod normalize;
 mod recorder;
 
 pub(crate) use encode::{Encoded, encode};
+pub(crate) use normalize::{Repair, repairs};
 pub(crate) use recorder::{Mark, Recorder};

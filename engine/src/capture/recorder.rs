@@ -5,13 +5,13 @@ use std::{borrow::Cow, cell::Cell, collections::BTreeMap, sync::Arc};
 use rusqlite::Connection;
 
 use crate::{
-    capture::fold::{Fold, NetChange, NetRow, changes, split},
+    capture::fold::{Fold, NetChange, NetRow, assigned_with, changes, split},
     db::mask::{ChangeMask, Changeable},
     error::WriteError,
-    schema::{Registry, Table, row::read_row},
+    schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
     testing::{Bug, planted},
-    value::{ValueRef, integral, put_cell, put_key_part, put_varint},
+    value::{ValueRef, put_cell, put_key_part, put_varint},
 };
 
 /// Row events of the transaction under way.
@@ -21,6 +21,8 @@ pub(crate) struct Recorder {
     tape: Tape,
     /// The table of the event before: most statements change rows of one table only.
     table: Option<(Vec<u8>, Option<u32>)>,
+    /// A row of a table that is normalized was captured.
+    normalized: bool,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
     /// What the statement that runs can change; `None`: anything.
@@ -34,6 +36,8 @@ pub(crate) struct Recorder {
 struct Tape {
     arena: Vec<u8>,
     events: Vec<Event>,
+    /// Tables with AUTOINCREMENT that were inserted into, each with the first event that did.
+    counted: Vec<(u32, usize)>,
 }
 
 /// What happened to one row once. Key and cells stand one behind the other in the arena, events in the
@@ -100,6 +104,7 @@ impl Recorder {
             registry,
             tape: Tape::default(),
             table: None,
+            normalized: false,
             refused: None,
             mask: None,
             verify_mask,
@@ -119,8 +124,10 @@ impl Recorder {
         const KEPT_BYTES: usize = 16 << 20;
         self.tape.arena.clear();
         self.tape.arena.shrink_to(KEPT_BYTES);
+        self.tape.counted.clear();
         self.tape.events.clear();
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
+        self.normalized = false;
         self.refused = None;
     }
 
@@ -135,6 +142,21 @@ impl Recorder {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.tape.events.is_empty()
+    }
+
+    /// The schema that rows are captured under.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Whether a row of a table that is normalized was captured; see [`Table::normalized`].
+    pub(crate) fn wants_normalizing(&self) -> bool {
+        self.normalized
+    }
+
+    /// The tables with AUTOINCREMENT that were inserted into, even if nothing is left of it.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = &Table> {
+        self.tape.counted.iter().map(|(table, _)| &self.registry.tables()[*table as usize])
     }
 
     /// The first value that cannot be replicated, if one was captured.
@@ -197,8 +219,13 @@ impl Recorder {
                 Some(Change::Delete)
             }
             (true, Some(stored)) => {
+                let groups = &self.registry.tables()[suspect.table as usize].groups;
+                let differs = |place: usize| {
+                    suspect.old[place].as_ref().is_some_and(|old| *old != stored[place])
+                };
+                let assigned = assigned_with(groups, &differs);
                 for (place, (old, new)) in suspect.old.iter().zip(stored).enumerate() {
-                    if let Some(old) = old.as_ref().filter(|old| *old != new) {
+                    if let Some(old) = old.as_ref().filter(|_| assigned(place)) {
                         put_varint(&mut self.tape.arena, place as u64);
                         self.tape.arena.extend_from_slice(old);
                         self.tape.arena.extend_from_slice(new);
@@ -209,20 +236,18 @@ impl Recorder {
         };
         match change {
             None => self.tape.arena.truncate(key_start),
-            Some(change) => self.tape.events.push(Event {
-                table: suspect.table,
-                change,
-                key: key_start,
-                cells: cells_start,
-                end: self.tape.arena.len(),
-            }),
+            Some(change) => {
+                let registry = Arc::clone(&self.registry);
+                let table = &registry.tables()[suspect.table as usize];
+                self.tape.push(table, suspect.table, change, key_start, cells_start);
+            }
         }
     }
 
     /// The events by table and key, those of one key in the order in which they happened, and the
     /// bytes they refer to.
     fn sorted(&self) -> (Cow<'_, [Event]>, Cow<'_, [u8]>) {
-        let Tape { arena, events } = &self.tape;
+        let Tape { arena, events, .. } = &self.tape;
         if events.is_sorted_by(|a, b| (a.table, a.key_in(arena)) <= (b.table, b.key_in(arena))) {
             return (Cow::Borrowed(events), Cow::Borrowed(arena));
         }
@@ -272,7 +297,7 @@ impl Recorder {
                         fold.add(event.change, event.cells_in(&bytes));
                     }
                     folded.clear();
-                    fold.net(&mut folded).map(|change| (change, folded.as_slice()))
+                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
                 }
             };
             if let Some((change, cells)) = change {
@@ -311,12 +336,19 @@ impl Tape {
     }
 
     fn back_to(&mut self, mark: Mark) {
+        self.counted.retain(|(_, first)| *first < mark.events);
         self.events.truncate(mark.events);
         self.arena.truncate(mark.arena);
     }
 
-    fn push(&mut self, table: u32, change: Change, key: usize, cells: usize) {
-        self.events.push(Event { key, cells, end: self.arena.len(), table, change });
+    fn push(&mut self, table: &Table, index: u32, change: Change, key: usize, cells: usize) {
+        if table.autoincrement
+            && change == Change::Insert
+            && self.counted.iter().all(|(counted, _)| *counted != index)
+        {
+            self.counted.push((index, self.events.len()));
+        }
+        self.events.push(Event { key, cells, end: self.arena.len(), table: index, change });
     }
 
     fn record(
@@ -351,11 +383,14 @@ impl Tape {
     ) -> Result<(), Untellable> {
         let key = self.key(table, read)?;
         let start = self.arena.len();
-        for column in &table.cells {
-            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
-            put_cell(&mut self.arena, with_affinity(value, column.real));
+        if table.has_spelling() {
+            self.spelling(table, read)?;
         }
-        self.push(index, change, key, start);
+        for column in table.stored() {
+            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            put_cell(&mut self.arena, column.stored(value));
+        }
+        self.push(table, index, change, key, start);
         Ok(())
     }
 
@@ -365,35 +400,52 @@ impl Tape {
         table: &Table,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
-        let key_changed = Cell::new(false);
+        let rewritten = Cell::new(false);
         let key = self.key(table, &|column| {
             let before = event.before(column)?;
             if scope.changeable.contains_key() || scope.verify {
-                key_changed.set(key_changed.get() || event.after(column)? != before);
+                rewritten.set(rewritten.get() || !same(event.after(column)?, before));
             }
             Ok(before)
         })?;
-        if key_changed.get() {
-            assert!(scope.changeable.contains_key(), "a statement changed a key unannounced");
-            // Another key is another row.
-            self.arena.truncate(key);
-            self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
-            return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
-        }
         let start = self.arena.len();
-        for (place, column) in table.cells.iter().enumerate() {
+        if rewritten.get() {
+            assert!(scope.changeable.contains_key(), "a statement changed a key unannounced");
+            let after = self.key(table, &|c| event.after(c))?;
+            let another = self.arena[key..start] != self.arena[after..];
+            self.arena.truncate(start);
+            if another {
+                // Another key is another row.
+                self.arena.truncate(key);
+                self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
+                return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
+            }
+            if table.has_spelling() {
+                put_varint(&mut self.arena, 0);
+                self.spelling(table, &|c| event.before(c))?;
+                self.spelling(table, &|c| event.after(c))?;
+            }
+        }
+        // Cells of a group are captured together, so that what is folded of them is whole.
+        let differs = |place: usize| {
+            scope.changeable.contains(place)
+                && values(&table.cells[place], event).is_ok_and(|(old, new)| !same(old, new))
+        };
+        let assigned = assigned_with(&table.groups, &differs);
+        for (place, column) in (usize::from(table.has_spelling())..).zip(table.stored()) {
             let can_change = scope.changeable.contains(place);
-            if !can_change && !scope.verify {
+            let with_group = !table.groups.is_empty() && assigned(place);
+            if !can_change && !scope.verify && !with_group {
                 continue;
             }
-            let untold = |e| Untellable::sqlite(&column.name, e);
-            let old = with_affinity(event.before(column.position).map_err(untold)?, column.real);
-            let new = with_affinity(event.after(column.position).map_err(untold)?, column.real);
-            if !same(old, new) {
+            let (old, new) =
+                values(column, event).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            if with_group || !same(old, new) {
                 assert!(
-                    can_change,
+                    can_change || same(old, new),
                     "a statement changed {}.{} unannounced",
-                    table.name, column.name
+                    table.name,
+                    column.name
                 );
                 put_varint(&mut self.arena, place as u64);
                 put_cell(&mut self.arena, old);
@@ -403,7 +455,7 @@ impl Tape {
         if self.arena.len() == start {
             self.arena.truncate(key);
         } else {
-            self.push(scope.index, Change::Update, key, start);
+            self.push(table, scope.index, Change::Update, key, start);
         }
         Ok(())
     }
@@ -416,22 +468,31 @@ impl Tape {
         let start = self.arena.len();
         for column in &table.key {
             let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
-            if matches!(value, ValueRef::Real(r) if !column.real && integral(r).is_some()) {
+            if !table.has_spelling() && !column.is_canonical(value) {
                 // Its canonical key is that of the integer, and another node would store that.
                 return Err(Untellable {
                     column: Some(column.name.clone()),
-                    what:
-                        "a key that is a REAL of integer value is not available in this version; \
-                           store an INTEGER, or declare the column REAL"
-                            .to_owned(),
+                    what: "its column's type does not turn this REAL into the INTEGER it equals; \
+                           store the INTEGER"
+                        .to_owned(),
                 });
             }
-            put_key_part(&mut self.arena, value).map_err(|_| Untellable {
+            put_key_part(&mut self.arena, value, column.collation).map_err(|_| Untellable {
                 column: Some(column.name.clone()),
                 what: "a key cannot be NULL".to_owned(),
             })?;
         }
         Ok(start)
+    }
+
+    fn spelling<'e>(
+        &mut self,
+        table: &Table,
+        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+    ) -> Result<(), Untellable> {
+        put_spelling(&mut self.arena, table, |_, column| {
+            read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))
+        })
     }
 }
 
@@ -439,6 +500,7 @@ impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
         let table = &self.registry.tables()[index as usize];
+        self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));
         let scope = Scope { index, changeable, verify: self.verify_mask };
@@ -451,6 +513,15 @@ impl PreupdateSink for Recorder {
             });
         }
     }
+}
+
+/// The values of a column before and after an update, as they are stored.
+fn values<'e>(
+    column: &Column,
+    event: &RowEvent<'e>,
+) -> Result<(ValueRef<'e>, ValueRef<'e>), Untold> {
+    let (old, new) = (event.before(column.position)?, event.after(column.position)?);
+    Ok((column.stored(old), column.stored(new)))
 }
 
 /// Why a row event cannot be recorded.
@@ -493,15 +564,6 @@ fn check(table: &Table, row: &NetRow<'_>, stored: Option<&[Vec<u8>]>) {
             }
         }
         (change, stored) => panic!("captured {change:?} of {name}, the file holds {stored:?}"),
-    }
-}
-
-/// What a column stores: SQLite may tell an integer where a REAL column will hold a real.
-#[expect(clippy::cast_precision_loss, reason = "REAL affinity rounds just so")]
-fn with_affinity(value: ValueRef<'_>, real: bool) -> ValueRef<'_> {
-    match value {
-        ValueRef::Integer(n) if real => ValueRef::Real(n as f64),
-        other => other,
     }
 }
 

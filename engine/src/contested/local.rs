@@ -5,8 +5,10 @@
 //! are changed only when the transaction has committed, by [`Contested::install`]; the result is the
 //! same as that of [`Contested::apply`] with the entry.
 
+use rusqlite::Connection;
+
 use crate::{
-    contested::{ClockCursor, Contested, RowClock, Undo, key::RowKey},
+    contested::{ClockCursor, Contested, block::Block, row::RowClock},
     entry::RowOpKind,
     hlc::Stamp,
     id::{ColumnId, TableId},
@@ -25,39 +27,55 @@ pub(crate) struct LocalWrites<'c> {
 /// New clocks of rows, by table and key.
 #[derive(Debug, Default)]
 pub(crate) struct ClockChanges {
-    tables: Vec<(TableId, Vec<(RowKey, RowClock)>)>,
+    /// Several of one table if there are many stamps in its rows.
+    tables: Vec<(TableId, Block)>,
 }
 
 impl<'c> LocalWrites<'c> {
-    pub(crate) fn new(contested: &'c Contested, stamp: Stamp) -> Self {
-        Self { clocks: contested.cursor(), stamp, changes: ClockChanges::default() }
+    pub(crate) fn new(contested: &'c Contested, disk: &'c Connection, stamp: Stamp) -> Self {
+        Self { clocks: contested.cursor(disk), stamp, changes: ClockChanges::default() }
     }
 
     /// The epoch to name for a deleted row; the entries whose values it discards go to `saw`.
-    pub(crate) fn delete(&mut self, table: TableId, key: &[u8], saw: &mut Vec<Dot>) -> u32 {
-        let held = self.clocks.row(table, key);
-        let epoch = held.map_or(0, |clock| clock.epoch_for(RowOpKind::Delete));
-        saw.clear();
-        if let Some(clock) = held {
-            clock.seen(saw);
-        }
-        self.changes.push(table, key, RowClock { epoch, dead: true, ..RowClock::default() });
-        epoch
+    pub(crate) fn delete(
+        &mut self,
+        table: TableId,
+        key: &[u8],
+        saw: &mut Vec<Dot>,
+    ) -> rusqlite::Result<u32> {
+        let mut clock = self.clocks.row(table, key)?.unwrap_or_default();
+        let epoch = clock.epoch_for(RowOpKind::Delete);
+        clock.seen(saw);
+        clock.deleted(epoch, self.stamp);
+        clock.die();
+        self.changes.push(table, key, &clock);
+        Ok(epoch)
     }
 
     /// The epoch to name for an inserted row, whose last cell is `upto`.
-    pub(crate) fn insert(&mut self, table: TableId, key: &[u8], upto: Option<ColumnId>) -> u32 {
-        let held = self.clocks.row(table, key);
-        let epoch = held.map_or(0, |clock| clock.epoch_for(RowOpKind::Insert));
-        let base = upto.map(|column| (self.stamp, column));
-        self.changes.push(table, key, RowClock { epoch, base, ..RowClock::default() });
-        epoch
+    pub(crate) fn insert(
+        &mut self,
+        table: TableId,
+        key: &[u8],
+        upto: Option<ColumnId>,
+    ) -> rusqlite::Result<u32> {
+        let mut clock = self.clocks.row(table, key)?.unwrap_or_default();
+        let epoch = clock.epoch_for(RowOpKind::Insert);
+        clock.begin(epoch);
+        clock.base = upto.map(|column| (self.stamp, column));
+        self.changes.push(table, key, &clock);
+        Ok(epoch)
     }
 
-    /// The epoch to name for an updated row, and its clocks, to [`RowClock::overwrite`] cell by cell.
-    pub(crate) fn update(&mut self, table: TableId, key: &[u8]) -> (u32, &mut RowClock) {
-        let clock = self.clocks.row(table, key).cloned().unwrap_or_default();
-        (clock.epoch_for(RowOpKind::Update), self.changes.push(table, key, clock))
+    /// The clocks of a row that is updated, to [`RowClock::overwrite`] cell by cell and to give to
+    /// [`LocalWrites::updated`].
+    pub(crate) fn update(&mut self, table: TableId, key: &[u8]) -> rusqlite::Result<RowClock> {
+        Ok(self.clocks.row(table, key)?.unwrap_or_default())
+    }
+
+    /// Takes in the clocks of a row that is updated.
+    pub(crate) fn updated(&mut self, table: TableId, key: &[u8], clock: &RowClock) {
+        self.changes.push(table, key, clock);
     }
 
     /// What every assignment is stamped with.
@@ -71,62 +89,44 @@ impl<'c> LocalWrites<'c> {
 }
 
 impl ClockChanges {
-    fn push(&mut self, table: TableId, key: &[u8], clock: RowClock) -> &mut RowClock {
-        if self.tables.last().is_none_or(|(last, _)| *last != table) {
-            self.tables.push((table, Vec::new()));
-        }
-        let (_, rows) = self.tables.last_mut().expect("there is a last table");
-        rows.push((RowKey::new(key), clock));
-        let (_, clock) = rows.last_mut().expect("there is a last row");
-        clock
+    pub(super) fn tables(&self) -> &[(TableId, Block)] {
+        &self.tables
     }
-}
 
-impl RowClock {
-    /// Stamps a cell; gives the entry whose value is overwritten.
-    pub(crate) fn overwrite(&mut self, column: ColumnId, stamp: Stamp) -> Option<Dot> {
-        let previous = self.previous(column);
-        self.assign(column, stamp);
-        previous
+    fn push(&mut self, table: TableId, key: &[u8], clock: &RowClock) {
+        if clock.is_empty() {
+            // Increments alone: it had no clocks before either.
+            return;
+        }
+        /// More would make it slow to find a stamp's number.
+        const STAMPS: usize = 64;
+        let another =
+            |(last, rows): &(TableId, Block)| *last != table || rows.stamps.len() > STAMPS;
+        if self.tables.last().is_none_or(another) {
+            self.tables.push((table, Block::default()));
+        }
+        if let Some((_, rows)) = self.tables.last_mut() {
+            rows.push(key, clock);
+        }
     }
 }
 
 impl Contested {
-    /// Takes in what a committed transaction of this node leaves behind.
-    pub(crate) fn install(&mut self, changes: ClockChanges) {
-        for (table, changed) in changes.tables {
-            let rows = self.tables.entry(table).or_default();
-            if rows.is_empty() && self.undo.is_none() {
-                self.rows += changed.len() as u64;
-                // In order already: built in one pass, without a search per row.
-                *rows = changed.into_iter().collect();
-                continue;
-            }
-            let mut changed = changed.into_iter().peekable();
-            while let Some((key, clock)) = changed.next() {
-                // Rows that have clocks already are mostly neighbors.
-                let mut near = rows.range_mut::<RowKey, _>(&key..);
-                let mut next = Some((key, clock));
-                for (held_key, held) in near.by_ref() {
-                    let Some((key, clock)) = next.take_if(|(key, _)| key == held_key) else {
-                        break;
-                    };
-                    if let Some(undo) = &mut self.undo {
-                        undo.push(Undo { table, key, before: Some(held.clone()) });
-                    }
-                    *held = clock;
-                    next = changed.next();
-                    if next.is_none() {
-                        break;
-                    }
-                }
-                let Some((key, clock)) = next else { continue };
-                if let Some(undo) = &mut self.undo {
-                    let before = rows.get(&key).cloned();
-                    undo.push(Undo { table, key: key.clone(), before });
-                }
-                self.rows += u64::from(rows.insert(key, clock).is_none());
-            }
-        }
+    /// Makes sure that [`Contested::install`] of the same changes cannot fail.
+    pub(crate) fn load(
+        &mut self,
+        disk: &Connection,
+        changes: &ClockChanges,
+    ) -> rusqlite::Result<()> {
+        self.shelf.load(disk, changes)
+    }
+
+    /// Takes in what a transaction of this node leaves behind.
+    pub(crate) fn install(
+        &mut self,
+        disk: &Connection,
+        changes: &ClockChanges,
+    ) -> rusqlite::Result<()> {
+        self.shelf.install(disk, changes)
     }
 }

@@ -1,90 +1,54 @@
 //! [`Contested`]: the clocks that a concurrent write may still meet.
 //!
-//! A pure reducer over the log: it takes operations in the order in which this node applied their
-//! entries and says what of each takes effect. It never looks at rows, so opening a file replays the
-//! log through it, effects discarded. What an effect does to stored values is the business of
-//! `merge`.
+//! A pure reducer over the log: it takes operations and frontiers in the order in which this node
+//! applied their entries and says what of each operation takes effect. It never looks at rows, so
+//! opening a file replays the log behind the last checkpoint through it, effects discarded. What an
+//! effect does to stored values is the business of `merge`.
 //!
-//! This version has no frontier yet: clocks are never dropped, and epochs are absolute.
+//! Clocks lie packed in [`Block`](block::Block)s of neighboring rows; `shelf` writes them to the file
+//! and takes them out of memory.
 //!
 //! Invariants:
 //! - the clocks are a function of the set of entries applied, whatever their order, as long as it is
 //!   causal; so are the rows that the verdicts lead to;
-//! - a cell has a clock exactly if some operation assigned it in the row's present epoch;
+//! - a cell has a clock exactly if some operation that no frontier covers assigned it in the row's
+//!   present epoch; so *absent* means "older than anything that can still arrive";
+//! - a row without clocks is not remembered at all;
 //! - tables that only the origin writes have no clocks at all.
 //!
 //! The rules are those of section 5 of the design and of its executable model; the row epoch is the
 //! causal length of Yu and Rostad, "A low-cost set CRDT based on causal lengths" (2020).
+//! `docs/frontier.md` has the proof.
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, btree_map::Range},
-    iter::Peekable,
-    ops::Bound,
-};
-
-mod key;
+mod block;
+mod cursor;
+mod frontier;
 mod local;
+mod row;
+mod shelf;
 
-use key::RowKey;
+pub(crate) use cursor::ClockCursor;
+pub(crate) use frontier::Stable;
 pub(crate) use local::{ClockChanges, LocalWrites};
+use row::RowClock;
+use shelf::Shelf;
+
+use rusqlite::Connection;
 
 use crate::{
-    entry::{Cell, CellWrite, RowOp, RowOpKind},
+    entry::{Cell, CellWrite, EntryHeader, RowOp, RowOpKind},
     hlc::Stamp,
-    id::{ColumnId, TableId},
+    id::ColumnId,
     testing::{Bug, planted},
-    version::Dot,
 };
 
 /// All contested clocks of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct Contested {
-    tables: BTreeMap<TableId, BTreeMap<RowKey, RowClock>>,
-    rows: u64,
-    undo: Option<Vec<Undo>>,
-}
-
-/// What a row's clocks were before a change; `None` for a row that had none.
-#[derive(Debug)]
-struct Undo {
-    table: TableId,
-    key: RowKey,
-    before: Option<RowClock>,
-}
-
-/// The clocks of one row.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct RowClock {
-    epoch: u32,
-    dead: bool,
-    /// The insert that wrote every column up to an id; single cells may be newer.
-    base: Option<(Stamp, ColumnId)>,
-    cells: CellClocks,
-}
-
-/// The stamps of single cells: most often one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct CellClocks {
-    first: Option<(ColumnId, Stamp)>,
-    more: Vec<(ColumnId, Stamp)>,
-}
-
-impl CellClocks {
-    fn iter(&self) -> impl Iterator<Item = &(ColumnId, Stamp)> {
-        self.first.iter().chain(&self.more)
-    }
-
-    fn set(&mut self, column: ColumnId, stamp: Stamp) {
-        let Some(first) = &mut self.first else {
-            self.first = Some((column, stamp));
-            return;
-        };
-        match std::iter::once(first).chain(&mut self.more).find(|(id, _)| *id == column) {
-            Some((_, held)) => *held = stamp,
-            None => self.more.push((column, stamp)),
-        }
-    }
+    shelf: Shelf,
+    stable: Stable,
+    /// What was stable at the last [`Contested::mark`].
+    marked: Option<Stable>,
 }
 
 /// What of an operation takes effect.
@@ -131,202 +95,132 @@ pub(crate) enum ConflictKind {
     RowGone,
 }
 
-impl RowClock {
-    fn cell(&self, column: ColumnId) -> Option<Stamp> {
-        match self.cells.iter().find(|(id, _)| *id == column) {
-            Some((_, stamp)) => Some(*stamp),
-            None => self.base.filter(|(_, upto)| column <= *upto).map(|(stamp, _)| stamp),
-        }
-    }
-
-    fn assign(&mut self, column: ColumnId, stamp: Stamp) {
-        self.cells.set(column, stamp);
-    }
-
-    fn begin(&mut self, epoch: u32) {
-        *self = Self { epoch, dead: false, base: None, cells: CellClocks::default() };
-    }
-
-    /// The epoch that a local write to the row names; `insert` begins a new one over a tombstone.
-    pub(crate) fn epoch_for(&self, kind: RowOpKind) -> u32 {
-        match kind {
-            RowOpKind::Insert if self.dead && !planted(Bug::EpochKept) => self.epoch + 1,
-            RowOpKind::Insert | RowOpKind::Update | RowOpKind::Delete => self.epoch,
-        }
-    }
-
-    /// The entry whose value a local write to the cell overwrites.
-    pub(crate) fn previous(&self, column: ColumnId) -> Option<Dot> {
-        self.cell(column).map(|stamp| stamp.dot())
-    }
-
-    /// The entries whose values a local delete of the row discards.
-    pub(crate) fn seen(&self, dots: &mut Vec<Dot>) {
-        dots.clear();
-        dots.extend(self.base.iter().map(|(stamp, _)| stamp.dot()));
-        dots.extend(self.cells.iter().map(|(_, stamp)| stamp.dot()));
-        dots.sort_unstable();
-        dots.dedup();
-    }
-}
-
-/// Finds the clocks of rows that are asked for in ascending order, which is the order of an entry:
-/// mostly the next one is near.
-#[derive(Debug)]
-pub(crate) struct ClockCursor<'c> {
-    contested: &'c Contested,
-    table: Option<TableId>,
-    rest: Option<Peekable<Range<'c, RowKey, RowClock>>>,
-}
-
-impl<'c> ClockCursor<'c> {
-    /// The clocks of a row, if it has any. Any order gives the right answer.
-    pub(crate) fn row(&mut self, table: TableId, key: &[u8]) -> Option<&'c RowClock> {
-        /// After so many steps a search from the root is cheaper.
-        const STEPS: usize = 8;
-        if self.table == Some(table)
-            && let Some(rest) = &mut self.rest
-        {
-            for _ in 0..STEPS {
-                match rest.peek().map(|(next, clock)| (next.as_bytes().cmp(key), *clock)) {
-                    None | Some((Ordering::Greater, _)) => break,
-                    Some((Ordering::Equal, clock)) => return Some(clock),
-                    Some((Ordering::Less, _)) => drop(rest.next()),
-                }
-            }
-        }
-        let rows = self.contested.tables.get(&table)?;
-        let mut rest = rows.range::<[u8], _>((Bound::Included(key), Bound::Unbounded)).peekable();
-        let found = rest.peek().filter(|(next, _)| next.as_bytes() == key).map(|(_, clock)| *clock);
-        self.table = Some(table);
-        self.rest = Some(rest);
-        found
-    }
+/// Why an operation was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClockError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// An author who kept to the protocol cannot have written it.
+    #[error("an operation on an epoch that the frontier has passed")]
+    PassedEpoch,
+    /// The frontier breaks the protocol.
+    #[error("frontier {found} after frontier {last}, or one that goes back")]
+    Frontier { found: u64, last: u64 },
 }
 
 impl Contested {
-    /// Looks up rows by ascending table and key.
-    pub(crate) fn cursor(&self) -> ClockCursor<'_> {
-        ClockCursor { contested: self, table: None, rest: None }
+    /// Looks up rows by ascending table and key; clocks that are not in memory are read from `disk`.
+    pub(crate) fn cursor<'c>(&'c self, disk: &'c Connection) -> ClockCursor<'c> {
+        ClockCursor::new(&self.shelf, disk)
     }
 
     /// How many rows have clocks.
-    pub(crate) const fn rows(&self) -> u64 {
-        self.rows
+    pub(crate) fn rows(&self) -> u64 {
+        self.shelf.rows()
+    }
+
+    /// Bytes of memory that clocks take, about.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.shelf.loaded()
     }
 
     /// From here on changes can be undone, until [`Contested::keep`] or [`Contested::undo`].
     pub(crate) fn mark(&mut self) {
-        self.undo = Some(Vec::new());
+        self.shelf.mark();
+        self.marked = Some(self.stable.clone());
     }
 
     /// Makes the changes since [`Contested::mark`] final.
     pub(crate) fn keep(&mut self) {
-        self.undo = None;
+        self.shelf.keep();
+        self.marked = None;
     }
 
     /// Takes the changes since [`Contested::mark`] back.
     pub(crate) fn undo(&mut self) {
-        for Undo { table, key, before } in self.undo.take().into_iter().flatten().rev() {
-            let rows = self.tables.entry(table).or_default();
-            let changed = match before {
-                Some(clock) => rows.insert(key, clock).is_none(),
-                None => {
-                    self.rows -= u64::from(rows.remove(&key).is_some());
-                    false
-                }
-            };
-            self.rows += u64::from(changed);
+        self.shelf.undo();
+        if let Some(marked) = self.marked.take() {
+            self.stable = marked;
         }
     }
 
-    /// Takes an operation of an entry stamped `stamp` into the clocks and says what takes effect.
-    /// `assigned` are the table's columns that have clocks: what a delete may discard.
+    /// Takes an operation of an entry into the clocks and says what takes effect. `assigned` are the
+    /// table's columns that have clocks: what a delete may discard.
     pub(crate) fn apply(
         &mut self,
+        disk: &Connection,
         op: &RowOp<'_>,
-        stamp: Stamp,
+        header: &EntryHeader,
         assigned: &[ColumnId],
         effects: &mut Effects,
-    ) -> Verdict {
+    ) -> Result<Verdict, ClockError> {
         effects.wins.clear();
         effects.conflicts.clear();
-        let rows = self.tables.entry(op.table).or_default();
-        let clock = match rows.get_mut(op.key) {
-            Some(clock) => {
-                if let Some(undo) = &mut self.undo {
-                    undo.push(Undo {
-                        table: op.table,
-                        key: RowKey::new(op.key),
-                        before: Some(clock.clone()),
-                    });
-                }
-                clock
+        let stamp = header.stamp();
+        let mut verdict = Err(ClockError::PassedEpoch);
+        self.shelf.change(disk, op.table, op.key, |clock| {
+            if let Some(epoch) = clock.epoch_now(op.epoch, header.under) {
+                verdict = Ok(decide(clock, op, epoch, stamp, assigned, effects));
             }
-            None => {
-                if let Some(undo) = &mut self.undo {
-                    undo.push(Undo { table: op.table, key: RowKey::new(op.key), before: None });
-                }
-                self.rows += 1;
-                if op.kind == RowOpKind::Insert {
-                    return first_insert(rows, op, stamp, effects);
-                }
-                rows.entry(RowKey::new(op.key)).or_default()
+        })?;
+        verdict
+    }
+}
+
+fn decide(
+    clock: &mut RowClock,
+    op: &RowOp<'_>,
+    epoch: u32,
+    stamp: Stamp,
+    assigned: &[ColumnId],
+    effects: &mut Effects,
+) -> Verdict {
+    match op.kind {
+        RowOpKind::Delete => delete(clock, op, epoch, stamp, assigned, effects),
+        RowOpKind::Insert if epoch > clock.epoch => {
+            clock.begin(epoch);
+            insert_all(clock, op, stamp, effects);
+            Verdict::Begin
+        }
+        RowOpKind::Insert | RowOpKind::Update => {
+            let gone = epoch != clock.epoch || clock.dead;
+            if gone && !planted(Bug::UpdateRevives) {
+                effects.conflicts.extend(op.cells.iter().filter_map(|cell| match cell.write {
+                    CellWrite::Assign { .. } => Some(Conflict {
+                        column: cell.column,
+                        kind: ConflictKind::RowGone,
+                        held: None,
+                    }),
+                    CellWrite::Add(_) | CellWrite::Extreme(_) => None,
+                }));
+                return Verdict::Nothing;
             }
-        };
-        match op.kind {
-            RowOpKind::Delete => delete(clock, op, assigned, effects),
-            RowOpKind::Insert if op.epoch > clock.epoch => {
-                clock.begin(op.epoch);
+            if op.kind == RowOpKind::Insert && clock.has_no_cells() {
+                insert_all(clock, op, stamp, effects);
+            } else {
                 merge_cells(clock, op.cells, stamp, effects);
-                Verdict::Begin
             }
-            RowOpKind::Insert | RowOpKind::Update => {
-                let gone = op.epoch != clock.epoch || clock.dead;
-                if gone && !planted(Bug::UpdateRevives) {
-                    effects.conflicts.extend(op.cells.iter().filter_map(|cell| match cell.write {
-                        CellWrite::Assign { .. } => Some(Conflict {
-                            column: cell.column,
-                            kind: ConflictKind::RowGone,
-                            held: None,
-                        }),
-                        CellWrite::Add(_) => None,
-                    }));
-                    return Verdict::Nothing;
-                }
-                merge_cells(clock, op.cells, stamp, effects);
-                Verdict::Merge
-            }
+            Verdict::Merge
         }
     }
 }
 
 /// The common case: nobody has written the row before, one clock serves all its columns.
-fn first_insert(
-    rows: &mut BTreeMap<RowKey, RowClock>,
-    op: &RowOp<'_>,
-    stamp: Stamp,
-    effects: &mut Effects,
-) -> Verdict {
-    let upto = op.cells.last().map(|cell| cell.column);
-    let clock = RowClock {
-        epoch: op.epoch,
-        dead: false,
-        base: upto.map(|column| (stamp, column)),
-        cells: CellClocks::default(),
-    };
-    rows.insert(RowKey::new(op.key), clock);
+fn insert_all(clock: &mut RowClock, op: &RowOp<'_>, stamp: Stamp, effects: &mut Effects) {
+    clock.base = op.cells.last().map(|cell| (stamp, cell.column));
     effects.wins.resize(op.cells.len(), true);
-    Verdict::Merge
 }
 
 fn delete(
     clock: &mut RowClock,
     op: &RowOp<'_>,
+    epoch: u32,
+    stamp: Stamp,
     assigned: &[ColumnId],
     effects: &mut Effects,
 ) -> Verdict {
-    if op.epoch != clock.epoch || clock.dead {
+    clock.deleted(epoch, stamp);
+    if epoch != clock.epoch || clock.dead {
         // Dead already, or deleted and begun anew by somebody who had not seen this delete.
         return Verdict::Nothing;
     }
@@ -339,8 +233,7 @@ fn delete(
             effects.conflicts.push(Conflict { column, kind, held: unseen });
         }
     }
-    clock.begin(clock.epoch);
-    clock.dead = true;
+    clock.die();
     Verdict::Delete
 }
 
@@ -367,7 +260,7 @@ fn merge_cells(clock: &mut RowClock, cells: &[Cell<'_>], stamp: Stamp, effects: 
             }
         }
         if wins {
-            clock.assign(cell.column, stamp);
+            clock.cells.set(cell.column, stamp);
         }
         effects.wins.push(wins);
     }

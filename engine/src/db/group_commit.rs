@@ -4,9 +4,11 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
+use rusqlite::Connection;
+
 use crate::{
-    capture::{Encoded, encode},
-    contested::{ClockChanges, Contested, Effects},
+    capture::{Encoded, Repair, encode, repairs},
+    contested::{ClockError, Contested, Effects},
     db::{
         tx::{WriteTx, transaction_gone},
         writer::Writer,
@@ -14,13 +16,13 @@ use crate::{
     entry::{Entry, EntryHeader, Segment, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
-    id::{AuthorId, Lsn, Ticket},
+    id::{AuthorId, Lsn, TableId, Ticket},
     log::Log,
-    schema::Registry,
-    sqlite,
+    schema::{Registry, Table, catalog},
+    sqlite::{self, Param, quoted},
     testing::{Bug, planted},
     time::WallTime,
-    value::DecodeError,
+    value::{ByteReader, DecodeError},
     version::Dot,
 };
 
@@ -67,12 +69,6 @@ pub(crate) struct Local<'r> {
     pub(crate) wall: WallTime,
 }
 
-/// What a job wrote, once its transaction commits.
-struct Written {
-    dot: Dot,
-    clocks: ClockChanges,
-}
-
 /// The transaction of a group is gone; nothing of it was written.
 struct GroupLost;
 
@@ -97,23 +93,22 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
-        let result = self.run_job(queued, local).and_then(|written| {
+        local.contested.mark();
+        let result = self.run_job(queued, local).and_then(|dot| {
             self.command("/*littoral*/ COMMIT")?;
-            Ok(written)
+            Ok(dot)
         });
         self.user().sink().clear();
         match result {
-            Ok(written) => {
+            Ok(dot) => {
                 local.log.keep();
-                let dot = written.map(|Written { dot, clocks }| {
-                    local.contested.install(clocks);
-                    dot
-                });
+                local.contested.keep();
                 Ok(Committed { dot, lsn: local.log.last() })
             }
             Err(error) => {
                 let next = local.log.head(local.author).seq;
                 local.log.undo();
+                local.contested.undo();
                 if !self.user().is_autocommit() {
                     self.command("/*littoral*/ ROLLBACK")?;
                 }
@@ -162,16 +157,9 @@ impl Writer {
             if self.user().is_autocommit() {
                 return Err(GroupLost);
             }
-            let result = match result {
-                Ok(written) => Ok(written.map(|Written { dot, clocks }| {
-                    local.contested.install(clocks);
-                    dot
-                })),
-                Err(error) => {
-                    self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
-                    Err(error)
-                }
-            };
+            if result.is_err() {
+                self.command("/*littoral*/ ROLLBACK TO littoral_job").map_err(lost)?;
+            }
             self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
             let lsn = local.log.last();
             let result = result.map(|dot| Committed { dot, lsn });
@@ -181,16 +169,63 @@ impl Writer {
         Ok(answers)
     }
 
+    /// Makes the rows hold what a merge would store; triggers see it as any other update.
+    fn normalize(&self, registry: &Registry) -> Result<(), WriteError> {
+        /// Triggers may answer a repair with another change that needs one. Those that do so without
+        /// end are told.
+        const ROUNDS: usize = 16;
+        for _ in 0..ROUNDS {
+            let repairs = repairs(&self.user().sink());
+            if repairs.is_empty() {
+                return Ok(());
+            }
+            for repair in &repairs {
+                self.repair(&registry.tables()[repair.table], repair)?;
+            }
+        }
+        Err(WriteError::Aborted(
+            "triggers change a max or min column again and again, away from the value that stays"
+                .to_owned(),
+        ))
+    }
+
+    fn repair(&self, table: &Table, repair: &Repair) -> Result<(), WriteError> {
+        let set: Vec<String> = (table.key.len() + 1..)
+            .zip(&repair.cells)
+            .map(|(n, (place, _))| format!("{} = ?{n}", quoted(&table.cells[*place].name)))
+            .collect();
+        let sql = format!(
+            "UPDATE OR ABORT {} SET {} WHERE {}",
+            quoted(&table.name),
+            set.join(", "),
+            table.sql.where_key
+        );
+        // Not as the engine: its triggers are judged like those of any statement of the job.
+        let mut tx = WriteTx::new(self);
+        let mut statement = tx.prepare(&sql)?;
+        let mut key = ByteReader::new(&repair.key);
+        for place in 1..=table.key.len() {
+            let part = key.key_part().expect("the recorder encoded the key");
+            statement.bind(place, Param(part.as_value()))?;
+        }
+        for (n, (_, cell)) in (table.key.len() + 1..).zip(&repair.cells) {
+            let value = ByteReader::new(cell).cell().expect("the recorder encoded the cells");
+            statement.bind(n, Param(value))?;
+        }
+        statement.run(|_| Ok(()))
+    }
+
     /// Runs one job within the transaction and appends its entry.
     fn run_job(
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-    ) -> Result<Option<Written>, WriteError> {
+    ) -> Result<Option<Dot>, WriteError> {
         (queued.job)(&mut WriteTx::new(self))?;
         if self.user().is_autocommit() {
             return Err(transaction_gone());
         }
+        self.normalize(local.registry)?;
         if let Some(refused) = self.user().sink().take_refusal() {
             return Err(refused);
         }
@@ -209,32 +244,71 @@ impl Writer {
             hlc: local.hlc.tick(local.wall),
             previous: head.digest,
             schema: local.registry.version,
-            under: 0,
+            under: local.contested.stable().number,
         };
-        let encoded = encode(&self.user().sink(), local.contested, header.stamp())?;
+        let sequences = self.sequences()?;
+        let (clocks, disk) = (&*local.contested, self.apply());
+        let encoded = encode(&self.user().sink(), &sequences, clocks, disk, header.stamp())?;
         let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
+        // A job that fails has left neither an entry nor clocks.
+        local.contested.load(self.apply(), &clocks)?;
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
-        Ok(Some(Written { dot: header.dot, clocks }))
+        local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
+        Ok(Some(header.dot))
     }
 }
 
-/// Takes the rows of an entry into the clocks, whatever they do to stored rows.
+impl Writer {
+    /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
+    fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
+        let counted: Vec<(TableId, String)> =
+            self.user().sink().counted().map(|table| (table.id, table.name.clone())).collect();
+        let mut sequences = Vec::new();
+        for (table, name) in counted {
+            sequences.push((table, self.as_engine(|conn| catalog::sequence(conn, &name))?));
+        }
+        sequences.sort_unstable();
+        Ok(sequences)
+    }
+}
+
+/// Takes an entry into the clocks, whatever it does to stored rows.
 pub(crate) fn remember(
     contested: &mut Contested,
+    disk: &Connection,
     registry: &Registry,
     entry: &Entry,
-) -> Result<(), DecodeError> {
+) -> Result<(), RememberError> {
     let mut effects = Effects::default();
     for segment in entry.segments() {
-        let Segment::Rows(rows) = segment? else { continue };
-        let mut reader = RowsReader::new(rows);
-        while let Some(op) = reader.next()? {
-            if let Some(table) = registry.by_id(op.table).filter(|table| table.is_multi_writer()) {
-                contested.apply(&op, entry.header.stamp(), &table.assigned, &mut effects);
+        match segment? {
+            Segment::Rows(rows) => {
+                let mut reader = RowsReader::new(rows);
+                while let Some(op) = reader.next()? {
+                    let table = registry.by_id(op.table).filter(|table| table.is_multi_writer());
+                    let Some(table) = table else { continue };
+                    contested.apply(disk, &op, &entry.header, &table.assigned, &mut effects)?;
+                }
             }
+            Segment::Frontier { number, covered } => {
+                contested.frontier(disk, number, &covered, entry.header.stamp())?;
+            }
+            Segment::Ddl(_)
+            | Segment::Policy(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_) => {}
         }
     }
     Ok(())
+}
+
+/// Why an entry of the log cannot be taken into the clocks.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RememberError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Clocks(#[from] ClockError),
 }
 
 fn deferred_violation() -> WriteError {

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use crate::schema::Registry;
+use crate::schema::{Column, Registry};
 
 /// The cells of each table that a statement can change, and whether the key. A cell beyond the 62nd
 /// counts as changeable.
@@ -35,7 +35,8 @@ impl ChangeMask {
         let Some(place) = registry.position(table.as_bytes()) else { return };
         let cells = &registry.tables()[place].cells;
         // What is no cell belongs to the key: one of its columns, or the rowid under one of its names.
-        let cell = cells.iter().position(|cell| cell.name.eq_ignore_ascii_case(column));
+        let named = |cell: &Column| !cell.is_spelling() && cell.name.eq_ignore_ascii_case(column);
+        let cell = cells.iter().position(named);
         let bit = cell.map_or(KEY, |cell| cell.min(LAST));
         if let Ok(place) = u32::try_from(place) {
             *self.tables.entry(place).or_default() |= 1 << bit;

@@ -126,11 +126,12 @@ fn table_digest(conn: &Connection, table: &Table) -> rusqlite::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&table.id.0.to_be_bytes());
     let mut statement = conn.prepare_cached(&table.sql.scan)?;
+    let columns = statement.column_count();
     let mut rows = statement.query([])?;
     let mut cells = Vec::new();
     while let Some(row) = rows.next()? {
         cells.clear();
-        for column in 0..table.key.len() + table.cells.len() {
+        for column in 0..columns {
             put_cell(&mut cells, sqlite::column(row, column)?);
         }
         hasher.update(&cells);

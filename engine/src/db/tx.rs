@@ -260,7 +260,9 @@ fn run(
         } else {
             writer.reread(mark)?;
         }
-        return Err(error);
+        let text = statement.expanded_sql().unwrap_or_default();
+        let is_vacuum = first_word(&text).eq_ignore_ascii_case("VACUUM");
+        return Err(if is_vacuum { writer.refused_vacuum() } else { error });
     }
     match savepoint {
         None => {}
@@ -296,8 +298,14 @@ fn refuse_mark(sql: &str) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Whether a statement may be about a savepoint, by its first word. Comments before it are skipped.
+/// Whether a statement may be about a savepoint.
 fn concerns_savepoint(sql: &str) -> bool {
+    let word = first_word(sql);
+    ["SAVEPOINT", "RELEASE", "ROLLBACK"].iter().any(|w| word.eq_ignore_ascii_case(w))
+}
+
+/// The first word of a statement; comments before it are skipped.
+fn first_word(sql: &str) -> &str {
     let mut rest = sql;
     loop {
         rest = rest
@@ -310,8 +318,8 @@ fn concerns_savepoint(sql: &str) -> bool {
             break;
         }
     }
-    let word: String = rest.chars().take_while(char::is_ascii_alphabetic).collect();
-    ["SAVEPOINT", "RELEASE", "ROLLBACK"].iter().any(|w| word.eq_ignore_ascii_case(w))
+    let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+    &rest[..end]
 }
 
 #[cfg(test)]
@@ -323,5 +331,6 @@ mod tests {
         assert!(concerns_savepoint(" -- a\n /* b */ ; savepoint x"));
         assert!(!concerns_savepoint("/* savepoint */ SELECT 1"));
         assert!(!concerns_savepoint(""));
+        assert_eq!(first_word("-- vacuum\nVACUUM;"), "VACUUM");
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         authorizer::Gate,
         mask::{ChangeMask, Masks},
     },
+    error::WriteError,
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::Registry,
@@ -75,7 +76,7 @@ impl Writer {
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
-        merge::apply::prepare_connection(&apply)?;
+        merge::functions::prepare_connection(&apply)?;
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
@@ -151,6 +152,28 @@ impl Writer {
     /// Makes the recorder hold what the file holds of the rows captured since `mark`.
     pub(crate) fn reread(&self, mark: Mark) -> rusqlite::Result<()> {
         self.as_engine(|conn| self.user.sink().reread(mark, conn))
+    }
+
+    /// Why VACUUM does not run in a write job.
+    pub(crate) fn refused_vacuum(&self) -> WriteError {
+        let gate = self.gate();
+        let by_rowid: Vec<String> = gate
+            .registry
+            .tables()
+            .iter()
+            .filter(|table| table.is_by_rowid())
+            .map(|table| format!("{:?}", table.name))
+            .collect();
+        let what = if by_rowid.is_empty() {
+            "VACUUM".to_owned()
+        } else {
+            format!(
+                "VACUUM, which would renumber the rows of {}, told apart by rowid for want of a \
+                 primary key,",
+                by_rowid.join(", ")
+            )
+        };
+        WriteError::Forbidden { what }
     }
 
     /// Closes both connections. The last one of a file to close empties the WAL.

@@ -18,7 +18,7 @@ use crate::{
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
     value::{ByteReader, DecodeError, put_prefixed, put_varint, put_zigzag},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// The first byte of every entry this version writes; it reads no other.
@@ -33,6 +33,8 @@ const TAG_ROWS: u64 = 32;
 const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
+const TAG_FRONTIER: u64 = 40;
+const TAG_SEQUENCE: u64 = 46;
 
 /// No entry's bytes outside its segments are more than this.
 pub(crate) const HEADER_BYTES_MAX: usize = 256;
@@ -72,12 +74,30 @@ impl Body {
         self.field(TAG_POLICY, field);
     }
 
+    pub(crate) fn push_sequences(&mut self, sequences: &[(TableId, i64)]) {
+        let mut field = Vec::new();
+        for (table, last) in sequences {
+            put_varint(&mut field, u64::from(table.0));
+            put_zigzag(&mut field, *last);
+        }
+        self.field(TAG_SEQUENCE, field);
+    }
+
     pub(crate) fn push_join(&mut self, member: &Member) {
         let mut field = vec![MEMBERSHIP_JOIN];
         put_author(&mut field, member.author);
         put_prefixed(&mut field, member.node.as_str().as_bytes());
         field.extend_from_slice(&member.incarnation.0.to_be_bytes());
         self.field(TAG_MEMBERSHIP, field);
+    }
+
+    pub(crate) fn push_frontier(&mut self, number: u64, covered: &VersionVector) {
+        let mut field = Vec::new();
+        put_varint(&mut field, number);
+        for dot in covered.iter() {
+            put_dot(&mut field, dot);
+        }
+        self.field(TAG_FRONTIER, field);
     }
 
     fn field(&mut self, tag: u64, bytes: Vec<u8>) {
@@ -136,6 +156,9 @@ fn put_dot(out: &mut Vec<u8>, dot: Dot) {
 
 const FLAG_EXPLICIT_KEY: u8 = 1;
 
+/// Behind this column type stands the group's name.
+const LWW_OF_A_GROUP: u8 = 6;
+
 fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
     put_varint(out, u64::from(table.id.0));
     put_prefixed(out, table.name.as_bytes());
@@ -153,9 +176,16 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
     for (id, name) in &table.columns {
         put_varint(out, u64::from(id.0));
         put_prefixed(out, name.as_bytes());
+        if let Some(group) = table.policy.groups.get(name) {
+            out.push(LWW_OF_A_GROUP);
+            put_prefixed(out, group.as_bytes());
+            continue;
+        }
         out.push(match table.policy.columns.get(name).copied().unwrap_or_default() {
             ColumnType::Lww => 1,
             ColumnType::Counter => 2,
+            ColumnType::Max => 3,
+            ColumnType::Min => 4,
         });
     }
 }
@@ -173,9 +203,20 @@ pub(crate) struct RowsWriter {
 
 /// How the cells of one column in a run are encoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub(crate) enum CellKind {
-    Assign,
-    Add,
+    Assign = 0,
+    Add = 1,
+    Extreme = 2,
+}
+
+impl CellKind {
+    fn from_bits(bits: u64) -> Result<Self, DecodeError> {
+        [Self::Assign, Self::Add, Self::Extreme]
+            .into_iter()
+            .find(|kind| *kind as u64 == bits)
+            .ok_or(DecodeError::Unknown("cell kind"))
+    }
 }
 
 impl RowsWriter {
@@ -216,8 +257,7 @@ impl RowsWriter {
         if kind != RowOpKind::Delete {
             put_varint(&mut self.out, self.columns.len() as u64);
             for (column, kind) in &self.columns {
-                let counted = u64::from(*kind == CellKind::Add);
-                put_varint(&mut self.out, u64::from(column.0) << 1 | counted);
+                put_varint(&mut self.out, u64::from(column.0) << CELL_KIND_BITS | *kind as u64);
             }
         }
     }
@@ -257,6 +297,9 @@ impl RowsWriter {
 }
 
 const END_OF_RUN: u8 = 0;
+
+/// A run names a column by its id, and behind it in so many bits how its cells were written.
+const CELL_KIND_BITS: u32 = 2;
 
 /// No row is deleted and inserted again that often; so that an epoch can always be counted up.
 const EPOCH_MAX: u32 = 1 << 30;
@@ -389,10 +432,28 @@ impl<'a> Segments<'a> {
             TAG_DDL => Segment::Ddl(read_ddl(bytes)?),
             TAG_POLICY => Segment::Policy(read_policy(bytes)?),
             TAG_MEMBERSHIP => Segment::Membership(read_whole(bytes, read_membership)?),
+            TAG_FRONTIER => read_frontier(bytes)?,
+            TAG_SEQUENCE => Segment::Sequence(read_sequences(bytes)?),
             _ if tag % 2 == 1 => return Ok(None),
             _ => return Err(DecodeError::Unknown("segment")),
         }))
     }
+}
+
+fn read_frontier<'a>(bytes: &[u8]) -> Result<Segment<'a>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let number = reader.varint()?;
+    let mut covered = VersionVector::new();
+    let mut last = None;
+    while !reader.is_empty() {
+        let dot = read_dot(&mut reader)?;
+        if dot.seq == 0 || last >= Some(dot.author) {
+            return Err(DecodeError::Invalid("authors of a frontier do not ascend"));
+        }
+        last = Some(dot.author);
+        covered.advance(dot);
+    }
+    Ok(Segment::Frontier { number, covered })
 }
 
 fn read_ddl(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
@@ -402,6 +463,15 @@ fn read_ddl(bytes: &[u8]) -> Result<Vec<String>, DecodeError> {
         statements.push(reader.string()?.to_owned());
     }
     Ok(statements)
+}
+
+fn read_sequences(bytes: &[u8]) -> Result<Vec<(TableId, i64)>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let mut sequences = Vec::new();
+    while !reader.is_empty() {
+        sequences.push((TableId(reader.varint_u32()?), reader.zigzag()?));
+    }
+    Ok(sequences)
 }
 
 fn read_policy(bytes: &[u8]) -> Result<Vec<TableDeclaration>, DecodeError> {
@@ -432,8 +502,7 @@ fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeErr
         FLAG_EXPLICIT_KEY => true,
         _ => return Err(DecodeError::Unknown("table flags")),
     };
-    let mut policy =
-        TablePolicy { consistency, writers, explicit_key, columns: Default::default() };
+    let mut policy = TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
     let mut columns: Vec<(ColumnId, String)> = Vec::new();
     for _ in 0..reader.varint()? {
         let column = ColumnId(reader.varint_u32()?);
@@ -441,12 +510,19 @@ fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeErr
             return Err(DecodeError::Invalid("column ids do not ascend"));
         }
         let name = reader.string()?.to_owned();
-        match reader.byte()? {
-            1 => {}
-            2 => {
-                policy.columns.insert(name.clone(), ColumnType::Counter);
+        let merge = match reader.byte()? {
+            1 => ColumnType::Lww,
+            2 => ColumnType::Counter,
+            3 => ColumnType::Max,
+            4 => ColumnType::Min,
+            LWW_OF_A_GROUP => {
+                policy.groups.insert(name.clone(), reader.string()?.to_owned());
+                ColumnType::Lww
             }
             _ => return Err(DecodeError::Unknown("column type")),
+        };
+        if merge != ColumnType::Lww {
+            policy.columns.insert(name.clone(), merge);
         }
         columns.push((column, name));
     }
@@ -536,6 +612,7 @@ impl<'a> RowsReader<'a> {
                     };
                     CellWrite::Assign { value: self.reader.cell()?, previous }
                 }
+                CellKind::Extreme => CellWrite::Extreme(self.reader.cell()?),
             };
             self.cells.push(Cell { column, write });
         }
@@ -554,8 +631,8 @@ impl<'a> RowsReader<'a> {
         if kind != RowOpKind::Delete {
             for _ in 0..self.reader.varint()? {
                 let column = self.reader.varint()?;
-                let cell = if column & 1 == 1 { CellKind::Add } else { CellKind::Assign };
-                let id = u32::try_from(column >> 1).map_err(|_| DecodeError::Range)?;
+                let cell = CellKind::from_bits(column & ((1 << CELL_KIND_BITS) - 1))?;
+                let id = u32::try_from(column >> CELL_KIND_BITS).map_err(|_| DecodeError::Range)?;
                 if self.columns.last().is_some_and(|(last, _)| last.0 >= id) {
                     return Err(DecodeError::Invalid("column ids do not ascend"));
                 }

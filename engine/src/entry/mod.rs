@@ -20,7 +20,7 @@ use crate::{
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, TableId},
     policy::TablePolicy,
     value::ValueRef,
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// What every entry says of itself before its segments.
@@ -67,6 +67,15 @@ pub enum Segment<'a> {
     Policy(Vec<TableDeclaration>),
     /// A change of who is a member; written by the origin only.
     Membership(Membership),
+    /// Everything that `covered` names has been applied by every member; written by the origin only.
+    Frontier {
+        /// Counts the frontiers, from 1.
+        number: u64,
+        /// What is covered.
+        covered: VersionVector,
+    },
+    /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
+    Sequence(Vec<(TableId, i64)>),
 }
 
 /// Gives a table its id, and its columns theirs.
@@ -149,6 +158,8 @@ pub enum CellWrite<'r> {
     },
     /// An increment of a counter, modulo 2^64.
     Add(i64),
+    /// A value of a `max` or `min` column: stored where it is beyond the one that stands there.
+    Extreme(ValueRef<'r>),
 }
 
 #[cfg(test)]

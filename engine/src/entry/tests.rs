@@ -2,8 +2,6 @@
 //!
 //! The bytes themselves are held fast by the golden file of `tests/formats.rs`.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::{
@@ -11,7 +9,7 @@ use super::{
     *,
 };
 use crate::{
-    policy::{ColumnType, Consistency, Writers},
+    policy::{Consistency, Writers},
     value::{DecodeError, put_cell, put_prefixed, put_varint, tests::Owned},
 };
 
@@ -39,6 +37,7 @@ struct Row {
 enum Write {
     Assign(Owned, Option<Dot>),
     Add(i64),
+    Extreme(Owned),
 }
 
 impl Row {
@@ -47,6 +46,7 @@ impl Row {
             let kind = match write {
                 Write::Assign(..) => CellKind::Assign,
                 Write::Add(_) => CellKind::Add,
+                Write::Extreme(_) => CellKind::Extreme,
             };
             (*column, kind)
         });
@@ -62,6 +62,11 @@ impl Row {
                     out.encoded(&cell);
                 }
                 Write::Add(delta) => out.delta(*delta),
+                Write::Extreme(value) => {
+                    let mut cell = Vec::new();
+                    put_cell(&mut cell, value.as_value());
+                    out.encoded(&cell);
+                }
             }
         }
         if self.kind == RowOpKind::Delete {
@@ -80,6 +85,7 @@ impl Row {
                         CellWrite::Assign { value: value.as_value(), previous: *previous }
                     }
                     Write::Add(delta) => CellWrite::Add(*delta),
+                    Write::Extreme(value) => CellWrite::Extreme(value.as_value()),
                 },
             })
             .collect();
@@ -201,6 +207,7 @@ fn row() -> impl Strategy<Value = Row> {
     let write = prop_oneof![
         3 => (value(), prop::option::of(dot())).prop_map(|(v, previous)| Write::Assign(v, previous)),
         1 => any::<i64>().prop_map(Write::Add),
+        1 => value().prop_map(Write::Extreme),
     ];
     let column = prop_oneof![0u32..6, any::<u32>()].prop_map(ColumnId);
     let cells = prop::collection::btree_map(column, write, 0..4);
@@ -217,7 +224,7 @@ fn row() -> impl Strategy<Value = Row> {
                 RowOpKind::Insert => row.cells.extend(cells.into_iter().map(|(id, write)| {
                     let write = match write {
                         Write::Assign(value, _) => Write::Assign(value, None),
-                        add @ Write::Add(_) => add,
+                        other => other,
                     };
                     (id, write)
                 })),
@@ -234,16 +241,19 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
         Consistency::OriginStrong,
     ]);
     let writers = prop::sample::select(vec![Writers::Any, Writers::Origin]);
-    let columns = prop::collection::btree_map(any::<u32>(), any::<bool>(), 0..5);
+    let word = prop::sample::select(vec!["lww", "counter", "max", "min", "group=a", "group=ü"]);
+    let columns = prop::collection::btree_map(any::<u32>(), word, 0..5);
     (any::<u32>(), "\\PC{0,12}", consistency, writers, any::<bool>(), columns).prop_map(
         |(id, name, consistency, writers, explicit_key, columns)| {
             let name_of = |id: u32| format!("{name}.{id}");
-            let counters = columns.iter().filter(|(_, counter)| **counter);
-            let types: BTreeMap<String, ColumnType> =
-                counters.map(|(id, _)| (name_of(*id), ColumnType::Counter)).collect();
+            let mut policy =
+                TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
+            for (id, word) in &columns {
+                policy.declare_column(&name_of(*id), word).unwrap();
+            }
             TableDeclaration {
                 id: TableId(id),
-                policy: TablePolicy { consistency, writers, explicit_key, columns: types },
+                policy,
                 columns: columns.keys().map(|id| (ColumnId(*id), name_of(*id))).collect(),
                 name,
             }
@@ -441,7 +451,7 @@ fn a_length_beyond_the_end_is_refused_without_an_allocation() {
 
 #[test]
 fn columns_ascend_in_a_run() {
-    let run = |first: u8, second: u8| [1, 1, 2, first << 1, second << 1, 2, b'k', 0, 0, 0, 0];
+    let run = |first: u8, second: u8| [1, 1, 2, first << 2, second << 2, 2, b'k', 0, 0, 0, 0];
     assert!(RowsReader::new(&run(1, 2)).next().is_ok());
     assert!(RowsReader::new(&run(2, 2)).next().is_err());
     assert!(RowsReader::new(&run(2, 1)).next().is_err());

@@ -1,7 +1,10 @@
 //! [`Log`]: the entries of this node in the order in which it applied them.
 //!
 //! The table `littoral_log` holds them; memory holds where each author stands, a sparse index, and
-//! the newest entries, which are the ones that links ask for. Nothing is trimmed in this version.
+//! the newest entries, which are the ones that links ask for.
+//!
+//! Once every member has applied an entry and a checkpoint holds its clocks, it is trimmed: always a
+//! prefix of the log, so that what is trimmed is told by one position.
 //!
 //! Invariants:
 //! - LSNs ascend by one; each author's sequence numbers ascend by one along them;
@@ -22,9 +25,10 @@ use crate::{
     },
     hlc::Hlc,
     id::{AuthorId, Lsn, Seq},
-    limits::RECENT_LOG_BYTES,
+    limits::{RECENT_LOG_BYTES, TRIM_STEP_ENTRIES},
     sqlite,
-    version::{Dot, VersionVector},
+    value::{ByteReader, DecodeError, put_varint},
+    version::{Dot, VersionVector, put_dots, read_dots},
 };
 
 /// Every how many entries of one author the index holds one.
@@ -39,6 +43,8 @@ const LARGE_BYTES: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     tail: Tail,
+    /// What is trimmed.
+    start: Start,
     /// The tail at the last [`Log::keep`], while something is appended.
     kept: Option<Tail>,
     /// Appended since the last [`Log::keep`].
@@ -46,14 +52,73 @@ pub(crate) struct Log {
     index: BTreeMap<AuthorId, Vec<(Seq, Lsn)>>,
     recent: VecDeque<(Lsn, Entry)>,
     recent_bytes: usize,
+    /// Bytes of all entries in the log.
+    bytes: u64,
+}
+
+/// The trimmed prefix.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Its last position; 0 if nothing is trimmed.
+    pub(crate) lsn: Lsn,
+    /// The newest trimmed entry of every author.
+    pub(crate) vector: VersionVector,
+}
+
+/// What [`Log::trim`] has trimmed in all, and the bytes of what it has trimmed now.
+#[derive(Debug)]
+pub(crate) struct Trimmed {
+    pub(crate) start: Start,
+    bytes: u64,
+    /// There may be more: only one step was made.
+    pub(crate) is_step: bool,
 }
 
 /// What follows from the entries so far.
 #[derive(Debug, Clone, Default)]
-struct Tail {
+pub(crate) struct Tail {
     last: Lsn,
     hlc: Hlc,
     heads: BTreeMap<AuthorId, Head>,
+}
+
+impl Start {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_varint(&mut out, self.lsn.0);
+        put_dots(&mut out, self.vector.iter());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut reader = ByteReader::new(bytes);
+        let lsn = Lsn(reader.varint()?);
+        Ok(Self { lsn, vector: read_dots(&mut reader)?.into_iter().collect() })
+    }
+}
+
+impl Tail {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.last.0);
+        put_varint(out, self.hlc.0);
+        put_varint(out, self.heads.len() as u64);
+        for (author, head) in &self.heads {
+            put_varint(out, author.to_u64());
+            put_varint(out, head.seq);
+            out.extend_from_slice(&head.digest.0);
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut ByteReader<'_>) -> Result<Self, DecodeError> {
+        let (last, hlc) = (Lsn(reader.varint()?), Hlc(reader.varint()?));
+        let mut heads = BTreeMap::new();
+        for _ in 0..reader.varint()? {
+            let author = AuthorId::from_u64(reader.varint()?);
+            let head = Head { seq: reader.varint()?, digest: Digest(reader.array()?) };
+            heads.insert(author, head);
+        }
+        Ok(Self { last, hlc, heads })
+    }
 }
 
 impl Log {
@@ -112,6 +177,7 @@ impl Log {
         let kept = mem::take(&mut self.fresh);
         for (lsn, entry) in &kept {
             Self::note(&mut self.index, *lsn, entry.header.dot);
+            self.bytes += entry.bytes.len() as u64;
             self.recent_bytes += entry.bytes.len();
             self.recent.push_back((*lsn, entry.clone()));
         }
@@ -142,7 +208,10 @@ impl Log {
     pub(crate) fn start_for(&self, vector: &VersionVector) -> Lsn {
         self.heads()
             .filter(|(author, head)| vector.seq(*author) < head.seq)
-            .filter_map(|(author, _)| self.before(author, vector.seq(author) + 1))
+            .map(|(author, _)| {
+                let indexed = self.before(author, vector.seq(author) + 1);
+                indexed.unwrap_or_else(|| self.start.lsn.next())
+            })
             .min()
             .unwrap_or_else(|| self.tail.last.next())
     }
@@ -188,6 +257,71 @@ impl Log {
         Ok(())
     }
 
+    /// Bytes of all entries in the log.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What is trimmed.
+    pub(crate) fn start(&self) -> &Start {
+        &self.start
+    }
+
+    /// What follows from the entries so far, to be kept with a checkpoint.
+    pub(crate) fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    /// Deletes the longest prefix that `covered` covers, up to `upto` and in steps of
+    /// [`TRIM_STEP_ENTRIES`], within the transaction under way; gives what is trimmed then, `None` if
+    /// nothing new is. When that has committed, [`Log::trimmed`] must follow.
+    pub(crate) fn trim(
+        &self,
+        conn: &Connection,
+        covered: &VersionVector,
+        upto: Lsn,
+    ) -> rusqlite::Result<Option<Trimmed>> {
+        let mut start = self.start.clone();
+        let (mut bytes, mut count) = (0, 0);
+        let mut statement = conn.prepare_cached(
+            "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
+             WHERE lsn > ? AND lsn <= ? ORDER BY lsn LIMIT ?",
+        )?;
+        let limit = TRIM_STEP_ENTRIES.cast_signed();
+        let mut rows = statement.query([start.lsn.0.cast_signed(), upto.0.cast_signed(), limit])?;
+        while let Some(row) = rows.next()? {
+            let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
+            let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
+            if !covered.covers(dot) {
+                break;
+            }
+            start.lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+            start.vector.advance(dot);
+            bytes += row.get::<_, i64>(3)?.cast_unsigned();
+            count += 1;
+        }
+        drop(rows);
+        if start.lsn == self.start.lsn {
+            return Ok(None);
+        }
+        conn.prepare_cached("DELETE FROM littoral_log WHERE lsn <= ?")?
+            .execute([start.lsn.0.cast_signed()])?;
+        Ok(Some(Trimmed { start, bytes, is_step: count == TRIM_STEP_ENTRIES }))
+    }
+
+    /// The prefix is trimmed.
+    pub(crate) fn trimmed(&mut self, Trimmed { start, bytes, .. }: Trimmed) {
+        self.start = start;
+        self.bytes -= bytes;
+        let lsn = self.start.lsn;
+        for index in self.index.values_mut() {
+            index.retain(|(_, indexed)| *indexed > lsn);
+        }
+        while let Some((_, entry)) = self.recent.pop_front_if(|(recent, _)| *recent <= lsn) {
+            self.recent_bytes -= entry.bytes.len();
+        }
+    }
+
     /// The digest of an entry that is in the log.
     pub(crate) fn digest_of(
         &self,
@@ -197,7 +331,10 @@ impl Log {
         if self.head(dot.author).seq == dot.seq {
             return Ok(Some(self.head(dot.author).digest));
         }
-        let Some(from) = self.before(dot.author, dot.seq) else { return Ok(None) };
+        if self.start.vector.covers(dot) {
+            return Ok(None);
+        }
+        let from = self.before(dot.author, dot.seq).unwrap_or_else(|| self.start.lsn.next());
         let bytes: Option<Vec<u8>> = conn
             .prepare_cached(
                 "SELECT bytes FROM littoral_log WHERE lsn >= ? AND author = ? AND seq = ? LIMIT 1",
@@ -214,15 +351,43 @@ impl Log {
         Ok(bytes.map(|bytes| Digest::of(&bytes)))
     }
 
-    /// Reads the whole log of a file that was just opened, checks its chains, and gives every entry.
+    /// Finds the log of a file that was just opened: `start` is trimmed, and `tail` is what followed
+    /// from the entries up to the last checkpoint. Reads those behind it, checks their chains, and gives
+    /// each.
     pub(crate) fn open(
         conn: &Connection,
+        start: Start,
+        tail: Tail,
         mut each: impl FnMut(&Entry) -> Result<(), String>,
     ) -> Result<Self, LogError> {
-        let mut log = Self::default();
-        let mut statement =
-            conn.prepare("SELECT lsn, author, seq, bytes FROM littoral_log ORDER BY lsn")?;
-        let mut rows = statement.query([])?;
+        let mut log = Self { start, tail, ..Self::default() };
+        let mut statement = conn.prepare(
+            "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
+             WHERE lsn <= ? ORDER BY lsn",
+        )?;
+        let mut rows = statement.query([log.tail.last.0.cast_signed()])?;
+        let mut last = log.start.lsn;
+        while let Some(row) = rows.next()? {
+            let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+            if lsn != last.next() {
+                let what = format!("the position after {last} is missing");
+                return Err(LogError::Damaged { lsn, what });
+            }
+            last = lsn;
+            let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
+            let seq = row.get::<_, i64>(2)?.cast_unsigned();
+            Self::note(&mut log.index, lsn, Dot { author, seq });
+            log.bytes += row.get::<_, i64>(3)?.cast_unsigned();
+        }
+        drop(rows);
+        if last != log.tail.last {
+            let what = format!("the position after {last} is missing");
+            return Err(LogError::Damaged { lsn: last, what });
+        }
+        let mut statement = conn.prepare(
+            "SELECT lsn, author, seq, bytes FROM littoral_log WHERE lsn > ? ORDER BY lsn",
+        )?;
+        let mut rows = statement.query([log.tail.last.0.cast_signed()])?;
         while let Some(row) = rows.next()? {
             let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
             let damaged = |what: String| LogError::Damaged { lsn, what };
@@ -244,6 +409,7 @@ impl Log {
             }
             each(&entry).map_err(damaged)?;
             log.advance(lsn, &entry);
+            log.bytes += entry.bytes.len() as u64;
             Self::note(&mut log.index, lsn, named);
         }
         Ok(log)

@@ -3,34 +3,40 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
-use rusqlite::{Connection, functions::FunctionFlags};
-
 use crate::{
-    contested::{Conflict, Contested, Effects, Verdict},
-    entry::{CellWrite, Entry, RowOp, RowOpKind, codec::RowsReader},
+    contested::{Contested, Effects, Verdict},
+    entry::{Cell, CellWrite, Entry, Member, RowOp, RowOpKind, codec::RowsReader},
     error::ApplyError,
+    hlc::Stamp,
     id::AuthorId,
     merge::{
-        conflict,
+        conflict::Conflicts,
+        functions::is_overflow,
+        row,
         store::{Inserts, delete, insert, insert_row, is_collision, update},
     },
     policy::ColumnType,
-    schema::{Registry, Table, row::read_row},
+    schema::{
+        Registry, Table,
+        row::read_row,
+        spelling::{check_spelling, split_spelling},
+    },
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, ValueRef, put_cell},
+    value::{ByteReader, DecodeError, put_cell},
 };
 
 /// Applies entries within one transaction.
 #[derive(Debug)]
 pub(crate) struct Applier<'a> {
-    pub(crate) conn: &'a Keeping,
-    pub(crate) registry: &'a Registry,
-    pub(crate) contested: &'a mut Contested,
+    conn: &'a Keeping,
+    registry: &'a Registry,
+    contested: &'a mut Contested,
     /// The author whose rows of origin-written tables count.
-    pub(crate) origin: AuthorId,
+    origin: AuthorId,
     pub(crate) tally: Tally,
-    pub(crate) effects: Effects,
+    effects: Effects,
+    conflicts: Conflicts<'a>,
 }
 
 /// What was done.
@@ -40,17 +46,25 @@ pub(crate) struct Tally {
     pub(crate) conflicts: u64,
 }
 
-/// Makes the functions that apply statements call.
-pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
-    // In SQL, an addition that overflows gives a REAL; a counter wraps.
-    let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
-    conn.create_scalar_function("littoral_add", 2, flags, |context| {
-        let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
-        Ok(count.wrapping_add(delta))
-    })
-}
-
 impl<'a> Applier<'a> {
+    pub(crate) fn new(
+        conn: &'a Keeping,
+        registry: &'a Registry,
+        contested: &'a mut Contested,
+        origin: AuthorId,
+        members: &'a [Member],
+    ) -> Self {
+        Self {
+            conn,
+            registry,
+            contested,
+            origin,
+            tally: Tally::default(),
+            effects: Effects::default(),
+            conflicts: Conflicts::new(conn, members),
+        }
+    }
+
     /// Applies the operations of one `Rows` segment of `entry`.
     pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
@@ -71,7 +85,8 @@ impl<'a> Applier<'a> {
         }
         inserts.flush(&mut waiting)?;
         waiting.sort_unstable();
-        self.settle(entry, rows, waiting)
+        self.settle(entry, rows, waiting)?;
+        Ok(self.conflicts.flush()?)
     }
 
     fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
@@ -111,7 +126,7 @@ impl<'a> Applier<'a> {
     /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
     /// again while that helps, then all of them taken out and put in at once.
     fn settle(
-        &self,
+        &mut self,
         entry: &Entry,
         rows: &[u8],
         mut waiting: Vec<usize>,
@@ -119,9 +134,10 @@ impl<'a> Applier<'a> {
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut still = Vec::new();
-            self.each_of(entry, rows, &waiting, |index, table, op| {
+            each_of(self.registry, entry, rows, &waiting, |index, table, op| {
                 if table.is_multi_writer() {
-                    update(self.conn, table, op, |_| true)?;
+                    // Collected because all of it wins.
+                    self.combine(table, op, entry.header.stamp(), |_| true)?;
                 } else if matches!(self.store(table, op)?, Stored::Collides) {
                     still.push(index);
                 }
@@ -137,13 +153,13 @@ impl<'a> Applier<'a> {
 
     fn exchange(&self, entry: &Entry, rows: &[u8], waiting: &[usize]) -> Result<(), ApplyError> {
         let mut taken: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
-        self.each_of(entry, rows, waiting, |_, table, op| {
+        each_of(self.registry, entry, rows, waiting, |_, table, op| {
             taken.push(read_row(self.conn, table, op.key)?);
             delete(self.conn, table, op)?;
             Ok(())
         })?;
         let mut taken = taken.into_iter();
-        self.each_of(entry, rows, waiting, |_, table, op| {
+        each_of(self.registry, entry, rows, waiting, |_, table, op| {
             let mut row = taken.next().flatten().unwrap_or_default();
             row.resize(table.cells.len(), Vec::new());
             for cell in op.cells {
@@ -159,28 +175,6 @@ impl<'a> Applier<'a> {
         })
     }
 
-    fn each_of(
-        &self,
-        entry: &Entry,
-        rows: &[u8],
-        waiting: &[usize],
-        mut each: impl FnMut(usize, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
-    ) -> Result<(), ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let mut reader = RowsReader::new(rows);
-        let mut index = 0;
-        let mut waiting = waiting.iter().peekable();
-        while let Some(op) = reader.next().map_err(broken)? {
-            if waiting.next_if(|&&next| next == index).is_some()
-                && let Some(table) = self.registry.by_id(op.table)
-            {
-                each(index, table, &op)?;
-            }
-            index += 1;
-        }
-        Ok(())
-    }
-
     fn merge(
         &mut self,
         entry: &Entry,
@@ -189,14 +183,13 @@ impl<'a> Applier<'a> {
     ) -> Result<Stored<'a>, ApplyError> {
         let stamp = entry.header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
-        let verdict = self.contested.apply(op, stamp, &table.assigned, &mut effects);
+        let verdict = self
+            .contested
+            .apply(self.conn, op, &entry.header, &table.assigned, &mut effects)
+            .map_err(|error| ApplyError::clocks(entry.header.dot, error))?;
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
-            let held = read_row(self.conn, table, op.key)?;
-            for discarded in &effects.conflicts {
-                let value = stored_value(table, held.as_deref(), discarded);
-                conflict::record(self.conn, table, op, stamp, discarded, value)?;
-            }
+            self.conflicts.record(table, op, stamp, &effects.conflicts)?;
         }
         let mut stored = Stored::Yes;
         match verdict {
@@ -212,16 +205,38 @@ impl<'a> Applier<'a> {
                 } else {
                     match insert(self.conn, table, op) {
                         Err(error) if is_collision(&error) => {
-                            update(self.conn, table, op, |cell| effects.wins[cell])?;
+                            self.combine(table, op, stamp, |cell| effects.wins[cell])?;
                         }
                         result => result?,
                     }
                 }
             }
-            Verdict::Merge => update(self.conn, table, op, |cell| effects.wins[cell])?,
+            Verdict::Merge => self.combine(table, op, stamp, |cell| effects.wins[cell])?,
         }
         self.effects = effects;
         Ok(stored)
+    }
+
+    /// Merges an operation into the row that is there.
+    fn combine(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        wins: impl Fn(usize) -> bool,
+    ) -> Result<(), ApplyError> {
+        match update(self.conn, table, op, &wins) {
+            Err(error) if is_overflow(&error) => {}
+            result => return Ok(result?),
+        }
+        let Some(mut cells) = read_row(self.conn, table, op.key)? else { return Ok(()) };
+        for overflow in row::merge(table, &mut cells, op, wins) {
+            self.tally.conflicts += 1;
+            self.conflicts.record_overflow(table, op.key, stamp, overflow)?;
+        }
+        delete(self.conn, table, op)?;
+        insert_row(self.conn, table, op.key, &cells)?;
+        Ok(())
     }
 
     /// The planted bug [`Bug::CounterReapplied`].
@@ -240,6 +255,29 @@ impl<'a> Applier<'a> {
     }
 }
 
+/// Gives those operations of a segment whose indexes are in `waiting`, which ascends.
+fn each_of(
+    registry: &Registry,
+    entry: &Entry,
+    rows: &[u8],
+    waiting: &[usize],
+    mut each: impl FnMut(usize, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
+) -> Result<(), ApplyError> {
+    let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+    let mut reader = RowsReader::new(rows);
+    let mut index = 0;
+    let mut waiting = waiting.iter().peekable();
+    while let Some(op) = reader.next().map_err(broken)? {
+        if waiting.next_if(|&&next| next == index).is_some()
+            && let Some(table) = registry.by_id(op.table)
+        {
+            each(index, table, &op)?;
+        }
+        index += 1;
+    }
+    Ok(())
+}
+
 /// Whether an operation could be stored.
 #[derive(Debug)]
 enum Stored<'t> {
@@ -255,6 +293,7 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     let fits = |place: usize, write: CellWrite<'_>| match table.cells[place].merge {
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
+        ColumnType::Max | ColumnType::Min => matches!(write, CellWrite::Extreme(_)),
     };
     for cell in op.cells {
         let place = table.cell(cell.column).ok_or(DecodeError::Unknown("column"))?;
@@ -265,21 +304,13 @@ fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     if op.kind == RowOpKind::Insert && op.cells.len() != table.cells.len() {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
     }
+    if let (Some(Cell { write: CellWrite::Assign { value, .. }, .. }), _) = split_spelling(op.cells)
+    {
+        check_spelling(table, op.key, *value)?;
+    }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {
         key.key_part()?;
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
-}
-
-fn stored_value<'c>(
-    table: &Table,
-    stored: Option<&'c [Vec<u8>]>,
-    conflict: &Conflict,
-) -> ValueRef<'c> {
-    table
-        .cell(conflict.column)
-        .and_then(|place| stored?.get(place))
-        .and_then(|cell| ByteReader::new(cell).cell().ok())
-        .unwrap_or(ValueRef::Null)
 }

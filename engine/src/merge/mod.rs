@@ -9,4 +9,6 @@
 
 pub(crate) mod apply;
 mod conflict;
+pub(crate) mod functions;
+mod row;
 mod store;

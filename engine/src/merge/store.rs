@@ -3,11 +3,18 @@
 //!
 //! What is written is decided elsewhere; that a row collides with another is told, not solved.
 
+use std::convert::Infallible;
+
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    schema::{Table, row::lend_key},
-    sqlite::{Keeping, Parameters, quoted},
+    merge::{functions::combining, row},
+    schema::{
+        Table,
+        row::lend_key,
+        spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
+    },
+    sqlite::{Columns, Keeping, Parameters, quoted},
     value::{ByteReader, ValueRef},
 };
 
@@ -17,6 +24,7 @@ const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
 /// The places of the updated cells follow, one bit each.
 const UPDATE: u64 = 4;
+const SELECT: u64 = 5;
 
 /// SQLite has no table of more columns, in words of 64 bits.
 const MASK_WORDS: usize = 2000 / 64 + 1;
@@ -30,9 +38,11 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
+            let (spelling, cells) = split_spelling(op.cells);
+            let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
+            lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(op.cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            places.zip(cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
         },
     )
 }
@@ -48,12 +58,11 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            lend_key(parameters, table, key)?;
-            for (place, cell) in (table.key.len() + 1..).zip(cells) {
-                let value = ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
-                parameters.lend(place, value)?;
-            }
-            Ok(())
+            let mut values = cells.iter().map(|cell| row::value(cell));
+            let spelling = if table.has_spelling() { values.next() } else { None };
+            lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
+            let mut places = table.key.len() + 1..;
+            values.try_for_each(|value| parameters.lend(places.next().unwrap_or(0), value))
         },
     )
 }
@@ -80,9 +89,18 @@ pub(super) fn update(
         name,
         || update_sql(table, winning()),
         |parameters| {
-            lend_key(parameters, table, op.key)?;
-            let places = table.key.len() + 1..;
-            places.zip(winning()).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            lend_key(parameters, 0, table, op.key)?;
+            let mut before = table.key.len();
+            for cell in winning() {
+                if cell.column == KEY_SPELLING {
+                    lend_spelled(parameters, before, table, op.key, written(cell.write))?;
+                    before += table.key.len();
+                } else {
+                    before += 1;
+                    lend(parameters, before, cell)?;
+                }
+            }
+            Ok(())
         },
     )
 }
@@ -90,16 +108,20 @@ pub(super) fn update(
 fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    for cell in cells {
-        let Some(column) = table.cell(cell.column) else { continue };
-        let name = quoted(&table.cells[column].name);
+    let mut set = |name: &str, function: Option<&str>| {
+        let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        let comma = if place == table.key.len() + 1 { "" } else { ", " };
-        match cell.write {
-            CellWrite::Assign { .. } => sql.push_str(&format!("{comma}{name} = ?{place}")),
-            CellWrite::Add(_) => {
-                sql.push_str(&format!("{comma}{name} = littoral_add({name}, ?{place})"));
-            }
+        sql.push_str(&match function {
+            None => format!("{comma}{name} = ?{place}"),
+            Some(function) => format!("{comma}{name} = {function}({name}, ?{place})"),
+        });
+    };
+    for cell in cells {
+        if cell.column == KEY_SPELLING {
+            table.key.iter().for_each(|column| set(&quoted(&column.name), None));
+        } else if let Some(column) = table.cell(cell.column) {
+            let column = &table.cells[column];
+            set(&quoted(&column.name), combining(column.merge));
         }
     }
     sql.push_str(" WHERE ");
@@ -111,7 +133,48 @@ pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
     conn.run(
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
-        |parameters| lend_key(parameters, table, op.key),
+        |parameters| lend_key(parameters, 0, table, op.key),
+    )
+}
+
+/// A row that is there.
+#[derive(Debug)]
+pub(super) struct StoredRow<'r> {
+    columns: &'r Columns<'r>,
+    /// The cell in front of the columns, encoded, if the table has one.
+    spelling: Vec<u8>,
+}
+
+impl StoredRow<'_> {
+    /// The cell at that place in the table.
+    pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
+        match place.checked_sub(usize::from(!self.spelling.is_empty())) {
+            Some(column) => self.columns.value(column),
+            None => row::value(&self.spelling),
+        }
+    }
+}
+
+/// Reads the row with a key, if it is there.
+pub(super) fn read(
+    conn: &Keeping,
+    table: &Table,
+    key: &[u8],
+    mut take: impl FnMut(&StoredRow<'_>),
+) -> rusqlite::Result<()> {
+    conn.query(
+        &name(table.id, SELECT),
+        || table.sql.select.clone(),
+        |parameters| lend_key(parameters, 0, table, key),
+        |columns| {
+            let mut spelling = Vec::new();
+            if table.has_spelling() {
+                let behind = table.stored().len();
+                let part = |part: usize, _: &_| Ok(columns.value(behind + part));
+                let Ok(()) = put_spelling::<Infallible>(&mut spelling, table, part);
+            }
+            take(&StoredRow { columns, spelling });
+        },
     )
 }
 
@@ -126,7 +189,7 @@ fn lend<'v>(
 /// What a write binds: the value, or the increment.
 fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     match write {
-        CellWrite::Assign { value, .. } => value,
+        CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => value,
         CellWrite::Add(delta) => ValueRef::Integer(delta),
     }
 }
@@ -171,6 +234,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
     pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
         let mut key = ByteReader::new(op.key);
         table.is_plain
+            && !table.has_spelling()
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 

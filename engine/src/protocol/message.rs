@@ -30,13 +30,16 @@ pub(crate) enum Message {
     Ping(u64),
     /// The answer.
     Pong(u64),
+    /// What members have said to hold on stable storage, passed on: their author ids and vectors. A
+    /// vector is one that its member once held; none is put together from several.
+    Acks(Vec<(u64, Vec<(u64, Seq)>)>),
     /// An incarnation of a node asks to become a member, itself or through others.
     AskJoin(String, u128),
     /// The sender streams nothing on this link: the receiver must take a snapshot first.
     SnapshotFirst,
-    /// Asks for a snapshot: whether it must hold the sender's own `Join`, and digest and number of bytes
-    /// of what the sender has of one already.
-    AskSnapshot(bool, Option<([u8; 32], u64)>),
+    /// Asks for a snapshot: whether it must hold the sender's own `Join`, the entries it must hold
+    /// because the sender has them, and digest and number of bytes of what the sender has of one already.
+    AskSnapshot(bool, Vec<(u64, Seq)>, Option<([u8; 32], u64)>),
     /// The snapshot that follows on its own stream: digest, size, and the offset at which it begins.
     Snapshot([u8; 32], u64, u64),
     /// How many bytes of the snapshot the sender has written.
@@ -57,6 +60,9 @@ pub(crate) struct Hello {
     /// For every author the newest entry it has trimmed.
     pub(crate) trimmed: Vec<(u64, Seq)>,
     pub(crate) register: Option<Register>,
+    /// The lives of the receiver's node that it knows as members: incarnation, author id and newest
+    /// entry. So a node that has lost its file hears of it before anything is streamed.
+    pub(crate) yours: Vec<(u128, u64, Seq)>,
     /// Number of the newest frontier it has applied.
     pub(crate) frontier: u64,
     pub(crate) schema: u32,
@@ -97,6 +103,8 @@ impl Hello {
         heads: impl Iterator<Item = (AuthorId, Head)>,
         register: Option<&Register>,
         schema: SchemaVersion,
+        trimmed: &VersionVector,
+        frontier: u64,
     ) -> Self {
         Self {
             frame_versions: (FRAME_VERSION, FRAME_VERSION),
@@ -107,9 +115,10 @@ impl Hello {
             vector: heads
                 .map(|(author, head)| (author.to_u64(), head.seq, head.digest.prefix()))
                 .collect(),
-            trimmed: Vec::new(),
+            trimmed: wire_vector(trimmed),
             register: register.cloned(),
-            frontier: 0,
+            yours: Vec::new(),
+            frontier,
             schema: schema.0,
         }
     }
@@ -125,6 +134,17 @@ impl Hello {
 
     pub(crate) fn vector(&self) -> VersionVector {
         self.heads().map(|(dot, _)| dot).collect()
+    }
+
+    /// What its log begins behind.
+    pub(crate) fn trimmed(&self) -> VersionVector {
+        read_vector(&self.trimmed)
+    }
+
+    /// What it knows of the receiver, if that is `incarnation`: its newest entry.
+    pub(crate) fn knows_of(&self, incarnation: Incarnation) -> Option<Dot> {
+        let found = self.yours.iter().find(|(of, ..)| *of == incarnation.0);
+        found.map(|(_, author, seq)| Dot { author: AuthorId::from_u64(*author), seq: *seq })
     }
 
     /// The newest entry of every author and the start of its digest.

@@ -15,13 +15,14 @@
 //! - entries are sent in this node's log order, none left out that the peer lacks;
 //! - no more than the credit window is under way, except for a single larger entry.
 
+pub(crate) mod acks;
 pub(crate) mod frame;
 pub(crate) mod message;
 mod push;
 pub(crate) mod snapshot;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     time::Duration,
 };
@@ -34,9 +35,11 @@ use crate::{
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},
     limits::{
         ACK_INTERVAL, CREDIT_WINDOW_BYTES, KEEP_ALIVE, LINK_TIMEOUT, MAX_FRAME_BYTES,
-        UNAPPLIED_BYTES_MAX,
+        RELAY_ACK_INTERVAL, UNAPPLIED_BYTES_MAX,
     },
+    log::Start,
     protocol::{
+        acks::Acks,
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
         snapshot::{Sending, Wish},
@@ -69,6 +72,7 @@ pub(crate) struct PeerSession {
     /// The durable vector told last.
     told: VersionVector,
     ack_due: Instant,
+    relay: Relay,
     ping_due: Instant,
     last_heard: Instant,
     round_trip: Option<Duration>,
@@ -83,18 +87,31 @@ pub(crate) struct PeerSession {
     pub(crate) needs_snapshot: bool,
     /// The peer says the same of us.
     pub(crate) says_snapshot_first: bool,
+    /// What it had trimmed at its hello.
+    pub(crate) trimmed: VersionVector,
     /// A snapshot that it waits for.
     pub(crate) wish: Option<Wish>,
     /// A snapshot on its way.
     pub(crate) sending: Option<Sending>,
     /// Requests to join that it was told, or told us.
     pub(crate) asked: BTreeSet<Incarnation>,
+    /// What its entries are signed with, once that is known.
+    pub(crate) author: Option<AuthorId>,
 }
 
 #[derive(Debug)]
 enum State {
     AwaitHello { early: Vec<Vec<u8>>, early_bytes: usize },
     Streaming,
+}
+
+/// Which acknowledgements of other members the peer knows.
+#[derive(Debug, Default)]
+struct Relay {
+    told: BTreeMap<AuthorId, VersionVector>,
+    /// Up to which change of them it was told.
+    version: u64,
+    due: Instant,
 }
 
 /// What a frame brought.
@@ -109,6 +126,8 @@ pub(crate) enum Received {
     /// What follows has this digest and size, and begins at this offset.
     Snapshot(Snapshot, u64),
     Chunk(u64, Vec<u8>),
+    /// What members hold on stable storage; the peer itself is `None`.
+    Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
 
 impl PeerSession {
@@ -128,6 +147,7 @@ impl PeerSession {
             entry_bytes_told: 0,
             told: VersionVector::new(),
             ack_due: now,
+            relay: Relay { due: now, ..Relay::default() },
             ping_due: now + KEEP_ALIVE,
             last_heard: now,
             round_trip: None,
@@ -138,9 +158,11 @@ impl PeerSession {
             incarnation: None,
             needs_snapshot: false,
             says_snapshot_first: false,
+            trimmed: VersionVector::new(),
             wish: None,
             sending: None,
             asked: BTreeSet::new(),
+            author: None,
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -202,7 +224,16 @@ impl PeerSession {
             Message::Hello(_) => {
                 return Err(ProtocolError::Malformed("a second hello".to_owned()));
             }
-            Message::Ack(vector) => self.acknowledged = read_vector(&vector),
+            Message::Ack(vector) => {
+                self.acknowledged = read_vector(&vector);
+                return Ok(Received::Acks(vec![(None, self.acknowledged.clone())]));
+            }
+            Message::Acks(acks) => {
+                let acks = acks.iter().map(|(author, vector)| {
+                    (Some(AuthorId::from_u64(*author)), read_vector(vector))
+                });
+                return Ok(Received::Acks(acks.collect()));
+            }
             Message::Credit(taken) => {
                 if taken < self.entry_bytes_credited || taken > self.entry_bytes_sent {
                     return Err(ProtocolError::Malformed("credit for bytes never sent".to_owned()));
@@ -218,8 +249,8 @@ impl PeerSession {
                 self.says_snapshot_first = true;
                 return Ok(Received::SnapshotFirst);
             }
-            Message::AskSnapshot(joins, has) => {
-                self.wish = Some(Wish { joins, has });
+            Message::AskSnapshot(joins, vector, has) => {
+                self.wish = Some(Wish { joins, vector: read_vector(&vector), has });
                 self.sending = None;
                 return Ok(Received::AskSnapshot);
             }
@@ -267,6 +298,19 @@ impl PeerSession {
         Ok(entries)
     }
 
+    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
+    /// trimmed, every member has said to have.
+    pub(crate) fn skip_trimmed(&mut self, start: &Start) -> bool {
+        if self.cursor > start.lsn {
+            return true;
+        }
+        self.cursor = start.lsn.next();
+        if self.author.is_some() {
+            self.known.advance_all(&start.vector);
+        }
+        self.known.covers_all(&start.vector)
+    }
+
     /// The newest entry of an author that the peer has, as far as is known.
     pub(crate) fn known_of(&self, author: AuthorId) -> Seq {
         self.known.seq(author)
@@ -282,6 +326,7 @@ impl PeerSession {
         &mut self,
         now: Instant,
         durable: &VersionVector,
+        acks: &Acks,
     ) -> Result<(), ProtocolError> {
         if now >= self.last_heard + LINK_TIMEOUT {
             return Err(ProtocolError::TimedOut);
@@ -297,6 +342,7 @@ impl PeerSession {
                 self.told = durable.clone();
                 self.say(&Message::Ack(wire_vector(durable)));
             }
+            self.relay_acks(now, acks);
             if now >= self.ping_due {
                 self.ping_due = now + KEEP_ALIVE;
                 self.say(&Message::Ping(now.0));
@@ -305,14 +351,47 @@ impl PeerSession {
         Ok(())
     }
 
+    /// Passes on what other members have acknowledged.
+    fn relay_acks(&mut self, now: Instant, acks: &Acks) {
+        if acks.version() == self.relay.version || now < self.relay.due {
+            return;
+        }
+        self.relay.version = acks.version();
+        let peer = self.author;
+        let news: Vec<_> = acks
+            .heard()
+            .filter(|(author, _)| Some(*author) != peer)
+            .filter(|(author, vector)| self.relay.told.get(author) != Some(vector))
+            .map(|(author, vector)| (author, vector.clone()))
+            .collect();
+        if news.is_empty() {
+            return;
+        }
+        self.relay.due = now + RELAY_ACK_INTERVAL;
+        let wire = news.iter().map(|(author, vector)| (author.to_u64(), wire_vector(vector)));
+        self.say(&Message::Acks(wire.collect()));
+        self.relay.told.extend(news);
+    }
+
+    /// What the peer has said to hold on stable storage.
+    pub(crate) const fn acknowledged(&self) -> &VersionVector {
+        &self.acknowledged
+    }
+
+    /// The peer knows of these acknowledgements.
+    pub(crate) fn knows_ack(&mut self, author: AuthorId, vector: VersionVector) {
+        self.relay.told.insert(author, vector);
+    }
+
     /// When [`PeerSession::tick`] has something to do next.
-    pub(crate) fn deadline(&self, durable: &VersionVector) -> Instant {
+    pub(crate) fn deadline(&self, durable: &VersionVector, acks: &Acks) -> Instant {
         let timeout = self.last_heard + LINK_TIMEOUT;
         if !self.is_streaming() {
             return timeout;
         }
         let ack = if *durable == self.told { timeout } else { self.ack_due };
-        timeout.min(self.ping_due).min(ack)
+        let relay = if acks.version() == self.relay.version { timeout } else { self.relay.due };
+        timeout.min(self.ping_due).min(ack).min(relay)
     }
 
     /// The next frame to send.

@@ -7,13 +7,16 @@ use crate::{
     error::ProtocolError,
     limits::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES},
     protocol::{PeerSession, frame::chunk_frame},
+    version::VersionVector,
 };
 
 /// What a peer asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wish {
     /// The snapshot must hold the peer's own `Join`.
     pub(crate) joins: bool,
+    /// Entries that it has already: nobody goes back.
+    pub(crate) vector: VersionVector,
     /// Digest and number of bytes of what it has of one already.
     pub(crate) has: Option<([u8; 32], u64)>,
 }

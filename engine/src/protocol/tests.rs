@@ -86,7 +86,7 @@ impl Side {
         frame: Vec<u8>,
     ) -> Result<(), ProtocolError> {
         match self.session.handle_frame(now, channel, frame)? {
-            Received::Nothing => {}
+            Received::Nothing | Received::Acks(_) => {}
             Received::Entries(entries) => self.inbox.extend(entries),
             Received::Hello(hello) => {
                 check_hello(&self.identity, &self.session.node, &hello)?;
@@ -123,7 +123,7 @@ impl Side {
             }
             self.session.flush();
         }
-        self.session.tick(now, &self.vector())?;
+        self.session.tick(now, &self.vector(), &Acks::default())?;
         Ok(std::iter::from_fn(|| self.session.take_frame()).collect())
     }
 
@@ -146,7 +146,7 @@ fn hello(identity: &Identity, log: &[Entry]) -> Hello {
         let digest = log.iter().find(|entry| entry.header.dot == dot).unwrap().digest;
         (dot.author, Head { seq: dot.seq, digest })
     });
-    Hello::new(identity, heads, None, SchemaVersion(1))
+    Hello::new(identity, heads, None, SchemaVersion(1), &VersionVector::new(), 0)
 }
 
 struct Pair {
@@ -472,7 +472,7 @@ fn a_silent_link_times_out_in_either_state() {
     let before = Instant(end.0 - 1);
     for mut side in [Side::new("a", "b", Vec::new()), streaming(Vec::new())] {
         side.speak(before).unwrap();
-        assert!(side.session.deadline(&side.vector()) <= end);
+        assert!(side.session.deadline(&side.vector(), &Acks::default()) <= end);
         assert_eq!(side.speak(end).unwrap_err().code(), CloseCode::TimedOut);
     }
 }
@@ -504,9 +504,12 @@ fn a_pong_tells_how_long_the_way_was() {
 fn a_session_wakes_when_something_is_due_and_not_before() {
     let mut side = streaming(Vec::new());
     side.speak(START).unwrap();
-    assert_eq!(side.session.deadline(&VersionVector::new()), START + KEEP_ALIVE);
+    assert_eq!(side.session.deadline(&VersionVector::new(), &Acks::default()), START + KEEP_ALIVE);
     side.log.push(entry(1, 1, 50));
-    assert!(side.session.deadline(&side.vector()) <= START + ACK_INTERVAL, "an ack is due");
+    assert!(
+        side.session.deadline(&side.vector(), &Acks::default()) <= START + ACK_INTERVAL,
+        "an ack is due"
+    );
 }
 
 // --- Frames
@@ -600,6 +603,7 @@ fn message() -> impl Strategy<Value = Message> {
                 node: node.clone(),
                 incarnation: cluster.rotate_left(7),
                 vector: vector.iter().map(|(author, seq)| (*author, *seq, digest)).collect(),
+                yours: vector.iter().map(|(author, seq)| (cluster, *author, *seq)).collect(),
                 trimmed: vector,
                 register: Some(message::Register {
                     version: frontier,
@@ -615,6 +619,7 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![
         hello,
         vector().prop_map(Message::Ack),
+        (any::<u64>(), vector()).prop_map(|ack| Message::Acks(vec![ack])),
         any::<u64>().prop_map(Message::Credit),
         any::<u64>().prop_map(Message::Ping),
         any::<u64>().prop_map(Message::Pong),

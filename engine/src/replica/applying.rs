@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    contested::Effects,
     driver::{Event, Output},
-    entry::{Entry, Member, Membership, Segment},
+    entry::{Entry, EntryHeader, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
-    id::{AuthorId, Lsn, PeerId, SchemaVersion},
+    id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
     merge::apply::{Applier, Tally},
     protocol::message::Register,
@@ -18,10 +17,20 @@ use crate::{
     version::Dot,
 };
 
+/// What was in memory before a batch.
+#[derive(Debug)]
+pub(super) struct Before {
+    lsn: Lsn,
+    log_bytes: u64,
+    registry: Arc<Registry>,
+    members: Vec<Member>,
+    author: Option<AuthorId>,
+}
+
 impl Replica {
     pub(super) fn apply_incoming(&mut self) -> bool {
         let waits = self.storage.retry_at.is_some_and(|at| self.now.mono < at);
-        if self.applied_in_drain || waits || self.halted.is_some() {
+        if self.applied_in_drain || waits || self.halted.is_some() || self.is_fetching() {
             return false;
         }
         let batch = self.take_batch();
@@ -29,29 +38,23 @@ impl Replica {
             return false;
         }
         self.applied_in_drain = true;
-        let before = self.log.last();
-        let snapshot = (Arc::clone(&self.registry), self.members.clone(), self.author);
-        self.contested.mark();
+        let before = self.before_apply();
         let mut refused = BTreeMap::new();
         match self.apply_batch(&batch, &mut refused) {
             Ok(tally) => {
-                self.contested.keep();
-                for (lsn, entry) in self.log.keep() {
-                    self.durable.appended(lsn, entry.header.dot);
-                    self.hlc.observe(entry.header.hlc);
-                }
+                self.keep_applied();
                 for (peer, entry) in &batch {
                     if let Some(session) = self.sessions.get_mut(peer) {
                         session.took(entry);
                     }
                 }
-                self.applied(before, tally, &snapshot);
+                self.applied(&before, tally);
                 for (peer, error) in refused {
                     self.refuse(peer, &error);
                 }
             }
             Err(error) => {
-                self.undo_batch(snapshot);
+                self.undo_applied(before);
                 match error {
                     ApplyError::Sqlite(error) if is_storage_failure(&error) => {
                         for (peer, entry) in batch.into_iter().rev() {
@@ -66,14 +69,33 @@ impl Replica {
         true
     }
 
-    /// Makes memory what it was before a batch that has failed.
-    pub(super) fn undo_batch(
-        &mut self,
-        before: (Arc<Registry>, Vec<Member>, Option<AuthorId>),
-    ) {
+    /// From here on what a batch changes in memory can be taken back.
+    pub(super) fn before_apply(&mut self) -> Before {
+        self.contested.mark();
+        Before {
+            lsn: self.log.last(),
+            log_bytes: self.log.bytes(),
+            registry: Arc::clone(&self.registry),
+            members: self.members.clone(),
+            author: self.author,
+        }
+    }
+
+    /// The batch is committed.
+    pub(super) fn keep_applied(&mut self) {
+        self.contested.keep();
+        for (lsn, entry) in self.log.keep() {
+            self.durable.appended(lsn, entry.header.dot);
+            self.hlc.observe(entry.header.hlc);
+        }
+    }
+
+    /// The batch has failed.
+    pub(super) fn undo_applied(&mut self, before: Before) {
         self.contested.undo();
         self.log.undo();
-        (self.registry, self.members, self.author) = before;
+        (self.registry, self.members, self.author) =
+            (before.registry, before.members, before.author);
         self.writer.apply().forget();
         if !self.writer.apply().is_autocommit()
             && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
@@ -184,14 +206,9 @@ impl Replica {
             let segment = segment.map_err(broken)?;
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
-                let mut applier = Applier {
-                    conn: self.writer.apply(),
-                    registry: &registry,
-                    contested: &mut self.contested,
-                    origin,
-                    tally: Tally::default(),
-                    effects: Effects::default(),
-                };
+                let conn = self.writer.apply();
+                let contested = &mut self.contested;
+                let mut applier = Applier::new(conn, &registry, contested, origin, &self.members);
                 if again {
                     applier.count_again(rows)?;
                 } else {
@@ -209,16 +226,24 @@ impl Replica {
                     "a segment that only the origin may write",
                 )));
             }
-            self.apply_decree(segment)?;
+            if let Segment::Sequence(sequences) = segment {
+                self.apply_sequences(entry, &sequences)?;
+            } else {
+                self.apply_decree(&entry.header, segment)?;
+            }
         }
         Ok(total)
     }
 
     /// Applies a segment that only the origin writes.
-    pub(super) fn apply_decree(&mut self, segment: Segment<'_>) -> Result<(), ApplyError> {
+    pub(super) fn apply_decree(
+        &mut self,
+        header: &EntryHeader,
+        segment: Segment<'_>,
+    ) -> Result<(), ApplyError> {
         let conn = self.writer.apply();
         match segment {
-            Segment::Rows(_) => {}
+            Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
                 for statement in statements {
                     conn.execute_batch(&statement)?;
@@ -236,28 +261,67 @@ impl Replica {
                 if member.incarnation == self.identity.incarnation {
                     self.author = Some(member.author);
                 }
+                if self.is_origin() {
+                    self.count_joiner(member.author);
+                }
                 self.members.push(member);
+            }
+            Segment::Frontier { number, covered } => {
+                self.contested
+                    .frontier(conn, number, &covered, header.stamp())
+                    .map_err(|error| ApplyError::clocks(header.dot, error))?;
+                self.checkpointing.frontier = true;
             }
         }
         Ok(())
     }
 
-    /// A batch was committed.
-    pub(super) fn applied(
-        &mut self,
-        before: Lsn,
-        tally: Tally,
-        (registry, members, author): &(Arc<Registry>, Vec<Member>, Option<AuthorId>),
-    ) {
-        let entries = self.log.last().0 - before.0;
+    /// Makes AUTOINCREMENT go on where the origin's does, so that this node never hands out a key again
+    /// once it is origin itself.
+    fn apply_sequences(
+        &self,
+        entry: &Entry,
+        sequences: &[(TableId, i64)],
+    ) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        for (table, last) in sequences {
+            let table =
+                self.registry.by_id(*table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
+            if !table.autoincrement {
+                let what = "a sequence of a table without AUTOINCREMENT";
+                return Err(broken(DecodeError::Invalid(what)));
+            }
+            catalog::set_sequence(self.writer.apply(), &table.name, *last)?;
+        }
+        Ok(())
+    }
+
+    /// A batch of remote entries was committed.
+    pub(super) fn applied(&mut self, before: &Before, tally: Tally) {
+        let entries = self.log.last().0 - before.lsn.0;
         self.counts.entries_applied += entries;
         self.counts.rows_applied += tally.rows;
         self.counts.conflicts += tally.conflicts;
-        if !Arc::ptr_eq(registry, &self.registry) {
+        self.after_apply(before);
+        if entries > 0 {
+            let lsn = self.log.last();
+            self.outputs.push_back(Output::Event(Event::Applied { lsn, entries }));
+        }
+    }
+
+    /// What follows from entries that were applied and committed.
+    pub(super) fn after_apply(&mut self, before: &Before) {
+        self.counting.news = true;
+        self.checkpointing.entries = true;
+        self.checkpointing.bytes += self.log.bytes() - before.log_bytes;
+        if !Arc::ptr_eq(&before.registry, &self.registry) {
             self.writer.learn(&self.registry, self.is_origin());
         }
-        self.note_joins(members.len());
-        if self.author != *author
+        if before.members.len() != self.members.len() {
+            self.note_joins(before.members.len());
+            self.hear_new_members();
+        }
+        if self.author != before.author
             && let Some(author) = self.author
         {
             self.outputs.push_back(Output::Event(Event::Joined(author)));
@@ -266,10 +330,6 @@ impl Replica {
             if let Some(seq) = known.filter(|seq| *seq > head.seq) {
                 self.lost_state(Dot { author, seq });
             }
-        }
-        if entries > 0 {
-            let lsn = self.log.last();
-            self.outputs.push_back(Output::Event(Event::Applied { lsn, entries }));
         }
         self.storage_works();
     }

@@ -4,16 +4,15 @@
 //! all others that have not heard it; the origin writes the `Join`, once per incarnation, and the log
 //! carries it to everybody.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use crate::{
-    entry::{EntryHeader, Member, codec::Body},
-    error::{ApplyError, ProtocolError},
+    entry::{Member, codec::Body},
+    error::ProtocolError,
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId},
     limits::JOIN_REQUESTS_MAX,
     protocol::message::Message,
-    replica::{Replica, is_storage_failure},
-    version::Dot,
+    replica::Replica,
 };
 
 /// Who asks to become a member, and since when who is one.
@@ -88,48 +87,6 @@ impl Replica {
             self.joining.asking.insert(incarnation, node);
         }
         true
-    }
-
-    /// At the origin: writes an entry that is no job's, and applies it.
-    fn author_decree(&mut self, author: AuthorId, body: Body) -> Option<Dot> {
-        let head = self.log.head(author);
-        let entry = body.into_entry(EntryHeader {
-            dot: Dot { author, seq: head.seq + 1 },
-            hlc: self.hlc.tick(self.now.wall),
-            previous: head.digest,
-            schema: self.registry.version,
-            under: 0,
-        });
-        let snapshot = (Arc::clone(&self.registry), self.members.clone(), self.author);
-        self.contested.mark();
-        let applied = (|| -> Result<(), ApplyError> {
-            self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
-            self.apply(&entry)?;
-            self.writer.apply().prepare_cached("COMMIT")?.raw_execute()?;
-            Ok(())
-        })();
-        match applied {
-            Ok(()) => {
-                self.contested.keep();
-                for (lsn, entry) in self.log.keep() {
-                    self.durable.appended(lsn, entry.header.dot);
-                }
-                self.counts.entries_authored += 1;
-                self.note_joins(snapshot.1.len());
-                self.storage_works();
-                Some(entry.header.dot)
-            }
-            Err(error) => {
-                self.undo_batch(snapshot);
-                match error {
-                    ApplyError::Sqlite(error) if is_storage_failure(&error) => {
-                        self.storage_fails(error.to_string());
-                    }
-                    error => self.stop_links(error.to_string()),
-                }
-                None
-            }
-        }
     }
 
     /// Entries were committed, and there were `before` members until then.

@@ -14,7 +14,7 @@ use crate::{
     replica::{Replica, is_storage_failure},
     schema::catalog,
     testing::{Bug, planted},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 impl Replica {
@@ -23,12 +23,18 @@ impl Replica {
             self.outputs.push_back(Output::Close { peer, code: CloseCode::Halted, reason: why });
             return;
         }
-        let hello = Hello::new(
+        let mut hello = Hello::new(
             &self.identity,
             self.log.heads(),
             self.register.as_ref(),
             self.registry.version,
+            &self.log.start().vector,
+            self.contested.stable().number,
         );
+        let lives = self.members.iter().filter(|member| member.node == node);
+        hello.yours = lives
+            .map(|life| (life.incarnation.0, life.author.to_u64(), self.log.head(life.author).seq))
+            .collect();
         let mut session = PeerSession::new(peer, node, self.now.mono, hello);
         session.is_reconnect = !self.linked.insert(session.node.clone());
         self.sessions.insert(peer, session);
@@ -45,13 +51,17 @@ impl Replica {
             Received::Hello(hello) => self.hello(peer, &hello),
             Received::AskJoin(node, incarnation) => self.asked_to_join(peer, node, incarnation),
             Received::SnapshotFirst => {
-                self.told_snapshot_first();
+                self.told_snapshot_first(peer);
                 Ok(())
             }
             // Granted in the drain that follows, or when there is one to give.
             Received::AskSnapshot => Ok(()),
             Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
             Received::Chunk(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
+            Received::Acks(acks) => {
+                self.hear_acks(peer, acks);
+                Ok(())
+            }
         }
     }
 
@@ -68,6 +78,12 @@ impl Replica {
         let Some(session) = self.sessions.get(&peer) else { return Ok(()) };
         let node = session.node.clone();
         let them = check_hello(&self.identity, &node, hello)?;
+        if let Some(theirs) = hello.knows_of(self.identity.incarnation) {
+            let ours = self.log.head(theirs.author).seq;
+            if theirs.seq > ours {
+                return Err(ProtocolError::LostState { theirs, ours });
+            }
+        }
         for (dot, prefix) in hello.heads() {
             self.compare(dot, prefix)?;
         }
@@ -79,6 +95,9 @@ impl Replica {
         self.close_replaced(peer, &node);
         let vector = hello.vector();
         let too_little = self.is_too_little(&vector);
+        let trimmed = hello.trimmed();
+        self.check_trimmed(&trimmed)?;
+        let lacks_trimmed = !self.log.vector().covers_all(&trimmed);
         let cursor = match self.sessions.get(&peer) {
             Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
                 self.durable.lsn.next()
@@ -88,6 +107,8 @@ impl Replica {
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
         session.incarnation = Some(them.incarnation);
         session.needs_snapshot = too_little;
+        session.says_snapshot_first |= lacks_trimmed;
+        session.trimmed = trimmed;
         let early = session.start_streaming(vector, cursor)?;
         if too_little {
             session.say(&Message::SnapshotFirst);
@@ -156,8 +177,9 @@ impl Replica {
     pub(super) fn serve_links(&mut self) -> bool {
         self.push_entries();
         let mut failed = Vec::new();
+        let told = self.acknowledged();
         for (peer, session) in &mut self.sessions {
-            if let Err(error) = session.tick(self.now.mono, &self.durable.vector) {
+            if let Err(error) = session.tick(self.now.mono, &told, &self.acks) {
                 failed.push((*peer, error));
             }
             while let Some((channel, bytes)) = session.take_frame() {
@@ -173,7 +195,18 @@ impl Replica {
     pub(super) fn push_entries(&mut self) {
         let upto = if planted(Bug::SendUnsynced) { self.log.last() } else { self.durable.lsn };
         let mut broken = None;
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.author_of(peer);
+        }
+        let mut too_old = Vec::new();
         for session in self.sessions.values_mut() {
+            if session.needs_snapshot {
+                continue;
+            }
+            if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
+                too_old.push(session.peer);
+                continue;
+            }
             let Some(from) = session.wants_from(upto) else { continue };
             let read = self
                 .log
@@ -184,6 +217,10 @@ impl Replica {
                 break;
             }
         }
+        for peer in too_old {
+            let trimmed = self.log.start().vector.clone();
+            self.refuse(peer, &ProtocolError::TooOld { trimmed });
+        }
         match broken {
             None => {}
             Some(LogError::Sqlite(error)) if is_storage_failure(&error) => {
@@ -193,10 +230,15 @@ impl Replica {
         }
     }
 
+    /// What peers are told that this node holds.
+    pub(super) fn acknowledged(&self) -> VersionVector {
+        if planted(Bug::AckUnsynced) { self.log.vector() } else { self.durable.vector.clone() }
+    }
+
     /// A peer broke the protocol, or its link has to end.
     pub(super) fn refuse(&mut self, peer: PeerId, error: &ProtocolError) {
         match error {
-            ProtocolError::Undecodable(_) => return self.stop_links(error.to_string()),
+            ProtocolError::Undecodable(_) | ProtocolError::LeftBehind => return self.stop_links(error.to_string()),
             ProtocolError::LostState { theirs, .. } => {
                 self.close_link(peer, error.code(), error.to_string());
                 return self.lost_state(*theirs);

@@ -17,6 +17,7 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod frontier;
 mod joining;
 mod links;
 mod snapshot;
@@ -43,8 +44,9 @@ use crate::{
     limits::{GROUP_JOBS, STORAGE_RETRY},
     log::Log,
     open::Builder,
-    protocol::{PeerSession, message::Register},
+    protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
+        frontier::{Checkpointing, Counting},
         joining::Joining,
         snapshot::{Fetching, Sponsor},
     },
@@ -91,6 +93,10 @@ pub struct Replica {
     /// What halted the replica stops local writes too.
     writes_stopped: bool,
     counts: Counts,
+    /// What members have acknowledged.
+    acks: Acks,
+    counting: Counting,
+    checkpointing: Checkpointing,
 }
 
 /// What a file holds when it was just opened.
@@ -196,6 +202,9 @@ impl Replica {
             halted: None,
             writes_stopped: false,
             counts: Counts::default(),
+            acks: Acks::default(),
+            counting: Counting { news: true, ..Counting::default() },
+            checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
         }
     }
 
@@ -222,11 +231,14 @@ impl Replica {
                     self.refuse(peer, &error);
                 }
             }
-            Input::Synced(lsn) => self.durable.reached(lsn),
             Input::SnapshotTaken(result) => self.snapshot_taken(result),
             Input::SnapshotRead { peer, offset, bytes } => self.snapshot_read(peer, offset, bytes),
             Input::SnapshotWritten { peer, upto, result } => {
                 self.snapshot_written(peer, upto, result);
+            }
+            Input::Synced(lsn) => {
+                self.durable.reached(lsn);
+                self.counting.news = true;
             }
             Input::SyncFailed(error) => self.sync_failed(&error),
             Input::Wake => {}
@@ -243,6 +255,7 @@ impl Replica {
                 || self.apply_incoming()
                 || self.serve_joins()
                 || self.serve_snapshots()
+                || self.serve_frontier()
                 || self.serve_links()
                 || self.serve_disk()
             {
@@ -277,6 +290,8 @@ impl Replica {
         Status {
             identity: self.identity.clone(),
             author: self.author,
+            read_only: self.read_only,
+            receiving: self.receiving(),
             origin: self.register.as_ref().and_then(|r| NodeId::new(&r.origin.0).ok()),
             applied: self.log.last(),
             durable: self.durable.lsn,
@@ -285,6 +300,7 @@ impl Replica {
             tables,
             peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
             vector,
+            stability: self.stability(),
             contested_rows: self.contested.rows(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
@@ -306,7 +322,10 @@ impl Replica {
             self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
         }
         let outputs = mem::take(&mut self.outputs).into();
-        (outputs, self.writer.close())
+        let unsaved = self.checkpointing.entries && !self.writes_stopped;
+        let saved = if unsaved { self.checkpoint() } else { Ok(()) };
+        let closed = self.writer.close();
+        (outputs, saved.and(closed))
     }
 
     // --- Writing
@@ -348,7 +367,7 @@ impl Replica {
     }
 
     fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
-        let before = self.log.last();
+        let (before, bytes) = (self.log.last(), self.log.bytes());
         let mut local = Local {
             author,
             registry: &self.registry,
@@ -359,10 +378,13 @@ impl Replica {
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
+        self.checkpointing.bytes += self.log.bytes() - bytes;
         let first = self.log.head(author).seq - (self.log.last().0 - before.0);
         for (lsn, seq) in (before.0 + 1..=self.log.last().0).zip(first + 1..) {
             self.durable.appended(Lsn(lsn), Dot { author, seq });
             self.counts.entries_authored += 1;
+            self.counting.news = true;
+            self.checkpointing.entries = true;
         }
         if self.log.last() > before {
             match self.synchronous {
@@ -399,6 +421,9 @@ impl Replica {
         if self.durable.asked < self.log.last() && self.durable.lsn < self.log.last() {
             self.durable.asked = self.log.last();
             self.outputs.push_back(Output::Sync(self.log.last()));
+        }
+        if self.serve_checkpoint() {
+            return true;
         }
         if self.writer.wants_checkpoint() {
             self.outputs.push_back(Output::WalCheckpoint);
@@ -466,14 +491,16 @@ impl Replica {
 
     fn deadline(&self) -> Option<Instant> {
         let more = self.incoming.values().any(|incoming| !incoming.entries.is_empty());
-        if more && self.halted.is_none() {
+        if more && self.halted.is_none() && !self.is_fetching() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
+        let told = self.acknowledged();
         self.sessions
             .values()
-            .map(|session| session.deadline(&self.durable.vector))
+            .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
             .chain(self.snapshot_deadline())
+            .chain(self.frontier_deadline())
             .min()
     }
 }

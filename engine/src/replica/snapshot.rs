@@ -7,6 +7,8 @@
 //!   as soon as it has opened it;
 //! - one snapshot at a time is sent, to any number of peers, and one received.
 
+use std::mem;
+
 use crate::{
     db::Snapshot,
     driver::{CloseCode, Output},
@@ -15,7 +17,7 @@ use crate::{
     id::{Lsn, PeerId},
     limits::{SNAPSHOT_FROM_ENTRIES, SNAPSHOT_KEPT, SNAPSHOT_SYNC_BYTES},
     protocol::{
-        message::Message,
+        message::{Message, wire_vector},
         snapshot::{Sending, Wish},
     },
     replica::Replica,
@@ -37,10 +39,10 @@ pub(super) struct Sponsor {
 enum Offer {
     #[default]
     None,
-    /// The driver copies the file; everything up to the position is in it.
-    Taking { from: Lsn },
-    /// There is one: everything up to `from` is in it, and nothing behind `upto`.
-    Taken { snapshot: Snapshot, from: Lsn, upto: Lsn },
+    /// The driver copies the file; everything up to the position, and in the vector, is in it.
+    Taking { from: Lsn, vector: VersionVector },
+    /// There is one; nothing behind `upto` is in it.
+    Taken { snapshot: Snapshot, from: Lsn, vector: VersionVector, upto: Lsn },
 }
 
 /// What is taken from others.
@@ -99,7 +101,8 @@ impl Replica {
     /// Whether a peer with this vector must take a snapshot before anything is streamed to it.
     pub(super) fn is_too_little(&self, vector: &VersionVector) -> bool {
         let empty = vector.iter().next().is_none();
-        empty && self.log.last().0 > SNAPSHOT_FROM_ENTRIES
+        let long = self.log.last().0 > SNAPSHOT_FROM_ENTRIES;
+        (empty && long) || !vector.covers_all(&self.log.start().vector)
     }
 
     pub(super) fn serve_snapshots(&mut self) -> bool {
@@ -139,11 +142,10 @@ impl Replica {
 
     fn grant_wishes(&mut self) {
         for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
-            let Some(wish) = self.sessions.get(&peer).and_then(|session| session.wish) else {
-                continue;
-            };
-            match self.needed_for(peer, wish) {
-                Ok(Some(needed)) => self.grant(peer, wish, needed),
+            let session = self.sessions.get(&peer);
+            let Some(wish) = session.and_then(|session| session.wish.clone()) else { continue };
+            match self.needed_for(peer, &wish) {
+                Ok(Some(needed)) => self.grant(peer, &wish, needed),
                 Ok(None) => {}
                 Err(error) => self.refuse(peer, &error),
             }
@@ -151,9 +153,13 @@ impl Replica {
     }
 
     /// Up to where the log must be in a snapshot for a peer; `None` if that is not known yet.
-    fn needed_for(&self, peer: PeerId, wish: Wish) -> Result<Option<Lsn>, ProtocolError> {
+    fn needed_for(&self, peer: PeerId, wish: &Wish) -> Result<Option<Lsn>, ProtocolError> {
+        if !self.log.vector().covers_all(&wish.vector) {
+            return Ok(None);
+        }
         if !wish.joins || planted(Bug::EarlySnapshot) {
-            return Ok(Some(Lsn(0)));
+            // What is streamed behind it must still be there.
+            return Ok(Some(self.log.start().lsn));
         }
         let incarnation = self.sessions.get(&peer).and_then(|session| session.incarnation);
         let Some((member, at)) = incarnation.and_then(|life| self.member_since(life)) else {
@@ -164,12 +170,15 @@ impl Replica {
             // It has written, and knows nothing of it.
             return Err(ProtocolError::LostFile { author: member.author, seq });
         }
-        Ok((self.durable.lsn >= at).then_some(at))
+        Ok((self.durable.lsn >= at).then_some(at.max(self.log.start().lsn)))
     }
 
-    fn grant(&mut self, peer: PeerId, wish: Wish, needed: Lsn) {
-        match self.sponsor.offer {
-            Offer::Taken { snapshot, from, upto } if from >= needed => {
+    fn grant(&mut self, peer: PeerId, wish: &Wish, needed: Lsn) {
+        match &self.sponsor.offer {
+            Offer::Taken { snapshot, from, vector, upto }
+                if *from >= needed && vector.covers_all(&wish.vector) =>
+            {
+                let (snapshot, upto) = (*snapshot, *upto);
                 if self.durable.lsn < upto && !planted(Bug::SendUnsynced) {
                     return;
                 }
@@ -195,17 +204,21 @@ impl Replica {
     }
 
     fn take_snapshot(&mut self) {
-        self.sponsor.offer = Offer::Taking { from: self.log.last() };
+        self.sponsor.offer =
+            Offer::Taking { from: self.log.last(), vector: self.log.vector() };
         self.outputs.push_back(Output::TakeSnapshot);
     }
 
     pub(super) fn snapshot_taken(&mut self, result: Result<Snapshot, String>) {
-        let Offer::Taking { from } = self.sponsor.offer else { return };
+        if !matches!(self.sponsor.offer, Offer::Taking { .. }) {
+            return;
+        }
+        let Offer::Taking { from, vector } = mem::take(&mut self.sponsor.offer) else { return };
         match result {
             Ok(snapshot) => {
                 let upto = self.log.last();
                 self.sponsor = Sponsor {
-                    offer: Offer::Taken { snapshot, from, upto },
+                    offer: Offer::Taken { snapshot, from, vector, upto },
                     used: self.now.mono,
                 };
             }
@@ -239,26 +252,64 @@ impl Replica {
 
     // --- Receiving
 
-    /// A peer says that we have too little for its log.
-    pub(super) fn told_snapshot_first(&mut self) {
-        if self.author.is_some() {
-            self.stop_links(
-                "a peer has trimmed entries that this member has not: its file is an old copy, or it \
-                 was cut from the cluster. Start the node again with an empty directory and a new \
-                 incarnation"
-                    .to_owned(),
-            );
+    /// What of a snapshot is on stable storage, and how much it is in all.
+    pub(super) fn receiving(&self) -> Option<(u64, u64)> {
+        match self.fetching.state {
+            Fetch::Receiving { snapshot, .. } => {
+                let progress = self.fetching.progress.filter(|got| got.snapshot == snapshot);
+                Some((progress.map_or(0, |got| got.upto), snapshot.bytes))
+            }
+            _ => None,
         }
+    }
+
+    /// Whether a peer that is told so may be right: it judged by what we had at our `Hello`, and we may
+    /// have got more from others since.
+    pub(super) fn told_snapshot_first(&mut self, peer: PeerId) {
+        if self.author.is_some() || (!self.lacks_trimmed_of(peer) && !self.is_empty()) {
+            // The next handshake shows what we have now.
+            self.close_link(peer, CloseCode::TooOld, "asking again with what is here now".to_owned());
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.log.last() == Lsn(0)
+    }
+
+    fn lacks_trimmed_of(&self, peer: PeerId) -> bool {
+        let session = self.sessions.get(&peer);
+        session.is_some_and(|session| !self.log.vector().covers_all(&session.trimmed))
+    }
+
+    /// At the handshake: a member never lacks what others have trimmed.
+    pub(super) fn check_trimmed(&mut self, trimmed: &VersionVector) -> Result<(), ProtocolError> {
+        if self.author.is_some() && !self.log.vector().covers_all(trimmed) {
+            return Err(ProtocolError::LeftBehind);
+        }
+        Ok(())
+    }
+
+    /// While a snapshot is fetched nothing is applied: it must hold all that is here when it takes the
+    /// file's place.
+    pub(super) fn is_fetching(&self) -> bool {
+        self.fetching.state != Fetch::Idle
     }
 
     fn fetch(&mut self) {
         if self.fetching.state != Fetch::Idle || self.storage.error.is_some() {
             return;
         }
-        let mut offering = self.sessions.values_mut().filter(|s| s.says_snapshot_first);
-        let Some(session) = offering.next() else { return };
+        if self.author.is_some() {
+            return;
+        }
+        let offering = self.sessions.values().filter(|session| {
+            session.says_snapshot_first && (self.is_empty() || self.lacks_trimmed_of(session.peer))
+        });
+        let Some(peer) = offering.map(|session| session.peer).next() else { return };
+        let vector = wire_vector(&self.log.vector());
+        let Some(session) = self.sessions.get_mut(&peer) else { return };
         let has = self.fetching.progress.map(|got| (got.snapshot.digest.0, got.upto));
-        session.say(&Message::AskSnapshot(!self.read_only, has));
+        session.say(&Message::AskSnapshot(!self.read_only, vector, has));
         self.fetching.state = Fetch::Asked(session.peer);
     }
 

@@ -8,7 +8,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::{
     entry::{Member, TableDeclaration},
     id::{AuthorId, Incarnation, NodeId, SchemaVersion},
-    policy::ColumnType,
 };
 
 /// What the names of the engine's tables begin with.
@@ -46,12 +45,15 @@ CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
   PRIMARY KEY(table_id, id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_clock(
+  id INTEGER PRIMARY KEY NOT NULL, table_id INTEGER NOT NULL, bound BLOB NOT NULL, bytes BLOB NOT NULL
+) STRICT;
 CREATE TABLE littoral_conflicts(
   id INTEGER PRIMARY KEY NOT NULL,
-  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT NOT NULL, \"row\" TEXT NOT NULL,
+  rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT, \"row\" TEXT NOT NULL,
   kept ANY, kept_at INTEGER, kept_by TEXT,
   lost ANY, lost_at INTEGER, lost_by TEXT,
-  table_id INTEGER NOT NULL, column_id INTEGER NOT NULL, key BLOB NOT NULL,
+  table_id INTEGER NOT NULL, column_id INTEGER, key BLOB NOT NULL,
   kept_hlc INTEGER, kept_author INTEGER, kept_seq INTEGER,
   lost_hlc INTEGER, lost_author INTEGER, lost_seq INTEGER
 ) STRICT;
@@ -91,6 +93,27 @@ pub(crate) fn set_meta(
 pub(crate) fn remove_meta(conn: &Connection, name: &str) -> rusqlite::Result<()> {
     conn.prepare_cached("/*littoral*/ DELETE FROM littoral_meta WHERE name = ?")?
         .execute([name])?;
+    Ok(())
+}
+
+/// The greatest key that AUTOINCREMENT has handed out in a table; 0 if none.
+pub(crate) fn sequence(conn: &Connection, table: &str) -> rusqlite::Result<i64> {
+    let last = conn
+        .prepare_cached("/*littoral*/ SELECT seq FROM sqlite_sequence WHERE name = ?")?
+        .query_row([table], |row| row.get(0))
+        .optional()?;
+    Ok(last.unwrap_or(0))
+}
+
+/// Makes AUTOINCREMENT go on behind `last`.
+pub(crate) fn set_sequence(conn: &Connection, table: &str, last: i64) -> rusqlite::Result<()> {
+    let known = conn
+        .prepare_cached("UPDATE sqlite_sequence SET seq = ?2 WHERE name = ?1")?
+        .execute(params![table, last])?;
+    if known == 0 {
+        conn.prepare_cached("INSERT INTO sqlite_sequence(name, seq) VALUES(?, ?)")?
+            .execute(params![table, last])?;
+    }
     Ok(())
 }
 
@@ -145,10 +168,9 @@ pub(crate) fn declare(
             ],
         )?;
         for (id, name) in &table.columns {
-            let merge: ColumnType = table.policy.columns.get(name).copied().unwrap_or_default();
             conn.execute(
                 "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
-                params![table.id.0, id.0, name, merge.as_str()],
+                params![table.id.0, id.0, name, table.policy.column_word(name)],
             )?;
         }
     }

@@ -81,6 +81,7 @@ fn run_all(
             let what = "CREATE TABLE AS SELECT";
             return Err(GenesisError::Unsupported { what, statement: text });
         }
+        seen.lock().running = true;
         statement.raw_execute().map_err(|error| failed(error, text.clone()))?;
         statements.push(text);
     }
@@ -100,10 +101,15 @@ struct Seen {
     creates_table: bool,
     selects: bool,
     refused: Option<&'static str>,
+    /// It was judged and runs: FTS5 makes its own tables then.
+    running: bool,
 }
 
 impl Seen {
     fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
+        if self.running {
+            return Authorization::Allow;
+        }
         let what = match context.action {
             AuthAction::CreateTable { table_name: name }
             | AuthAction::CreateView { view_name: name }
@@ -127,7 +133,13 @@ impl Seen {
             | AuthAction::Function { .. }
             | AuthAction::Recursive
             | AuthAction::Reindex { .. } => None,
-            AuthAction::CreateVtable { .. } => Some("CREATE VIRTUAL TABLE"),
+            AuthAction::CreateVtable { table_name, module_name } => {
+                if !module_name.eq_ignore_ascii_case("fts5") {
+                    Some("a virtual table of another module than FTS5")
+                } else {
+                    is_reserved(table_name).then_some("a name beginning with littoral_")
+                }
+            }
             AuthAction::CreateTempTable { .. }
             | AuthAction::CreateTempView { .. }
             | AuthAction::CreateTempIndex { .. }
@@ -136,7 +148,7 @@ impl Seen {
             AuthAction::Transaction { .. } | AuthAction::Savepoint { .. } => {
                 Some("a transaction of its own (the schema is one transaction already)")
             }
-            _ => Some("a statement other than CREATE TABLE, INDEX, VIEW or TRIGGER"),
+            _ => Some("a statement other than CREATE TABLE, INDEX, VIEW, TRIGGER or VIRTUAL TABLE"),
         };
         match what {
             None => Authorization::Allow,

@@ -2,7 +2,7 @@
 //!
 //! All reasons are told at once, each with the constraint that gives it and what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
@@ -10,7 +10,11 @@ use crate::{
     entry::TableDeclaration,
     id::{ColumnId, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
-    schema::catalog,
+    schema::{
+        catalog,
+        shape::{Affinity, ColumnShape, KeyColumn, KeyShape, TableShape},
+    },
+    value::Collation,
 };
 
 /// Why a table cannot replicate as declared: one constraint and its remedy.
@@ -23,43 +27,6 @@ pub struct Refusal {
     pub reason: String,
     /// What to do.
     pub remedy: &'static str,
-}
-
-/// What SQLite says of one stored column.
-#[derive(Debug)]
-pub(crate) struct Shape {
-    pub(crate) name: String,
-    pub(crate) position: usize,
-    /// Whether the column has REAL affinity.
-    pub(crate) real: bool,
-    /// From 1, for a column of the primary key.
-    pub(crate) key_place: Option<usize>,
-    integer: bool,
-    not_null: bool,
-    generated: bool,
-}
-
-/// The stored columns of a table in declaration order.
-pub(crate) fn shape(conn: &Connection, table: &str) -> rusqlite::Result<Vec<Shape>> {
-    Ok(all_columns(conn, table)?.into_iter().filter(|column| !column.generated).collect())
-}
-
-fn all_columns(conn: &Connection, table: &str) -> rusqlite::Result<Vec<Shape>> {
-    conn.prepare("SELECT cid, name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?)")?
-        .query_map([table], |row| {
-            let declared: String = row.get(2)?;
-            let place = row.get::<_, u16>(4)?.into();
-            Ok(Shape {
-                name: row.get(1)?,
-                position: row.get::<_, u16>(0)?.into(),
-                real: affinity(&declared) == Affinity::Real,
-                key_place: (place > 0).then_some(place),
-                integer: affinity(&declared) == Affinity::Integer,
-                not_null: row.get(3)?,
-                generated: matches!(row.get::<_, i64>(5)?, 2 | 3),
-            })
-        })?
-        .collect()
 }
 
 /// Whether nothing but a collision with another row, or a NULL, can keep a row out of a table: it has
@@ -77,38 +44,16 @@ pub(super) fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool>
     .query_row([table], |row| row.get(0))
 }
 
-#[derive(PartialEq, Eq)]
-enum Affinity {
-    Integer,
-    Real,
-    Other,
-}
-
-/// The rules of <https://sqlite.org/datatype3.html#determination_of_column_affinity>.
-fn affinity(declared: &str) -> Affinity {
-    let declared = declared.to_ascii_uppercase();
-    let has = |part: &str| declared.contains(part);
-    if has("INT") {
-        Affinity::Integer
-    } else if has("CHAR") || has("CLOB") || has("TEXT") || has("BLOB") || declared.is_empty() {
-        Affinity::Other
-    } else if has("REAL") || has("FLOA") || has("DOUB") {
-        Affinity::Real
-    } else {
-        Affinity::Other
-    }
-}
-
-/// The tables of the schema that are not the engine's or SQLite's own, in creation order, and whether
-/// each is an ordinary one.
-fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<(String, bool)>> {
+/// The tables of the schema that can replicate, in creation order: not the engine's or SQLite's own, nor
+/// virtual ones and those behind them.
+fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     conn.prepare(
-        "SELECT s.name, l.type = 'table' FROM sqlite_schema s JOIN pragma_table_list l \
+        "SELECT s.name FROM sqlite_schema s JOIN pragma_table_list l \
          ON l.name = s.name AND l.schema = 'main' \
-         WHERE s.type = 'table' AND s.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
+         WHERE s.type = 'table' AND l.type = 'table' AND s.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
          AND s.name NOT LIKE 'littoral\\_%' ESCAPE '\\' ORDER BY s.rowid",
     )?
-    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+    .query_map([], |row| row.get(0))?
     .collect()
 }
 
@@ -118,7 +63,7 @@ pub(crate) fn declarations(
     policies: &BTreeMap<String, TablePolicy>,
 ) -> rusqlite::Result<Vec<TableDeclaration>> {
     let mut tables = Vec::new();
-    for (id, (name, _)) in (1u32..).zip(user_tables(conn)?) {
+    for (id, name) in (1u32..).zip(user_tables(conn)?) {
         let policy = policies
             .iter()
             .find(|(table, _)| table.eq_ignore_ascii_case(&name))
@@ -126,17 +71,17 @@ pub(crate) fn declarations(
             .unwrap_or_default();
         let mut policy = policy;
         let columns: Vec<(ColumnId, String)> = (1u32..)
-            .zip(shape(conn, &name)?)
-            .map(|(id, column)| (ColumnId(id), column.name))
+            .zip(TableShape::read(conn, &name)?.stored())
+            .map(|(id, column)| (ColumnId(id), column.name.clone()))
             .collect();
         // From here on columns are named as the table names them; SQLite does not mind the case.
-        policy.columns = std::mem::take(&mut policy.columns)
-            .into_iter()
-            .map(|(named, merge)| {
-                let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
-                (column.map_or(named, |(_, name)| name.clone()), merge)
-            })
-            .collect();
+        let spelled = |named: String| {
+            let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
+            column.map_or(named, |(_, name)| name.clone())
+        };
+        let TablePolicy { columns: merges, groups, .. } = &mut policy;
+        *merges = std::mem::take(merges).into_iter().map(|(c, m)| (spelled(c), m)).collect();
+        *groups = std::mem::take(groups).into_iter().map(|(c, g)| (spelled(c), g)).collect();
         tables.push(TableDeclaration { id: TableId(id), name, policy, columns });
     }
     Ok(tables)
@@ -148,16 +93,8 @@ pub(crate) fn check(
     tables: &[TableDeclaration],
 ) -> rusqlite::Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
-    let ordinary: BTreeMap<String, bool> = user_tables(conn)?.into_iter().collect();
     for table in tables {
         let mut reasons = Reasons { table: &table.name, refusals: &mut refusals };
-        if !ordinary.get(&table.name).copied().unwrap_or(false) {
-            reasons.refuse(
-                "it is a virtual table".to_owned(),
-                "virtual tables do not replicate in this version; leave it out of the schema",
-            );
-            continue;
-        }
         any_table(conn, table, &mut reasons)?;
         if table.policy.writers == Writers::Any {
             multi_writer_table(conn, table, tables, &mut reasons)?;
@@ -188,75 +125,73 @@ fn any_table(
             "this version does not forward yet; declare \"read-after-write\" with writers = \"origin\"",
         );
     }
-    let columns = all_columns(conn, &table.name)?;
-    let key: Vec<&Shape> = columns.iter().filter(|c| c.key_place.is_some()).collect();
-    if key.is_empty() {
-        reasons.refuse(
-            "it has no primary key to tell its rows apart".to_owned(),
-            "declare a PRIMARY KEY whose columns are NOT NULL",
-        );
+    let shape = TableShape::read(conn, &table.name)?;
+    match &shape.key {
+        KeyShape::Rowid(None) => reasons.refuse(
+            "it has no primary key that cannot be NULL, and its columns hide the rowid".to_owned(),
+            "declare a PRIMARY KEY whose columns are NOT NULL, or rename the column \"oid\"",
+        ),
+        KeyShape::Alias(_) | KeyShape::Rowid(Some(_)) => {}
+        KeyShape::Columns(key) => {
+            for KeyColumn { column, collation } in key {
+                if Collation::named(collation).is_none() {
+                    let column = &shape.columns[*column].name;
+                    reasons.refuse(
+                        format!("its key column {column:?} is compared with COLLATE {collation}"),
+                        "use BINARY, NOCASE or RTRIM in the key",
+                    );
+                }
+            }
+        }
     }
-    let rowid_alias = rowid_alias(conn, &table.name, &key)?;
-    for column in key.iter().filter(|c| !c.not_null && !rowid_alias) {
-        reasons.refuse(
-            format!("its key column {:?} may be NULL", column.name),
-            "declare every column of the PRIMARY KEY as NOT NULL",
-        );
-    }
-    for column in key.iter().filter(|c| c.generated) {
-        reasons.refuse(
-            format!("its key column {:?} is generated", column.name),
-            "use stored columns as the PRIMARY KEY",
-        );
-    }
-    let counted = key.iter().try_fold(false, |counted, column| {
-        Ok::<_, rusqlite::Error>(counted || is_autoincrement(conn, &table.name, &column.name)?)
-    })?;
-    if counted {
-        reasons.refuse(
-            "it uses AUTOINCREMENT, whose counter does not replicate in this version".to_owned(),
-            "leave AUTOINCREMENT out, or use a TEXT key",
-        );
-    }
-    for (column, collation) in key_collations(conn, &table.name, &key)? {
-        reasons.refuse(
-            format!("its key column {column:?} is compared with COLLATE {collation}"),
-            "key columns must use the BINARY collation in this version",
-        );
-    }
-    for (name, merge) in &table.policy.columns {
-        match columns.iter().find(|c| c.name.eq_ignore_ascii_case(name)) {
+    let policy = &table.policy;
+    for name in policy.columns.keys().chain(policy.groups.keys()).collect::<BTreeSet<_>>() {
+        match shape.columns.iter().find(|c| c.name.eq_ignore_ascii_case(name)) {
             None => reasons.refuse(
                 format!("its policy names the column {name:?}, which it does not have"),
                 "correct the name in the policy",
             ),
-            Some(column) if *merge == ColumnType::Counter => {
-                counter_column(column, table.policy.writers, reasons);
-            }
-            Some(_) => {}
+            Some(column) => typed_column(&shape, column, policy, reasons),
         }
     }
     Ok(())
 }
 
-fn counter_column(column: &Shape, writers: Writers, reasons: &mut Reasons<'_>) {
-    if writers == Writers::Origin {
+/// A column with a type of its own, or in a group.
+fn typed_column(
+    shape: &TableShape,
+    column: &ColumnShape,
+    policy: &TablePolicy,
+    reasons: &mut Reasons<'_>,
+) {
+    let name = &column.name;
+    let merge = policy.columns.get(name).copied().unwrap_or_default();
+    let word = policy.column_word(name);
+    if merge != ColumnType::Lww && policy.groups.contains_key(name) {
         reasons.refuse(
-            format!(
-                "its column {:?} is a counter, but only the origin writes the table",
-                column.name
-            ),
+            format!("its column {name:?} is of type {merge} and in a group"),
+            "a group is one register of lww columns; leave out the type or the group",
+        );
+    }
+    if word == ColumnType::Lww.as_str() {
+        return;
+    }
+    if policy.writers == Writers::Origin {
+        reasons.refuse(
+            format!("its column {name:?} is declared {word}, but only the origin writes the table"),
             "declare writers = \"any\", or leave the column type out",
         );
     }
-    if column.key_place.is_some() || column.generated {
+    if shape.is_key(column.position) || column.generated {
         reasons.refuse(
-            format!("its column {:?} is a counter and part of the key or generated", column.name),
-            "use an ordinary column as a counter",
+            format!("its column {name:?} is declared {word} and part of the key or generated"),
+            "give the type to an ordinary column",
         );
-    } else if !column.integer || !column.not_null {
+    } else if merge == ColumnType::Counter
+        && (column.affinity != Affinity::Integer || !column.not_null)
+    {
         reasons.refuse(
-            format!("its column {:?} is a counter but not INTEGER NOT NULL", column.name),
+            format!("its column {name:?} is a counter but not INTEGER NOT NULL"),
             "declare the column INTEGER NOT NULL DEFAULT 0",
         );
     }
@@ -309,79 +244,49 @@ fn multi_writer_table(
             );
         }
     }
-    let columns = all_columns(conn, &table.name)?;
-    for column in columns.iter().filter(|c| c.generated) {
+    let shape = TableShape::read(conn, &table.name)?;
+    for column in shape.columns.iter().filter(|c| c.generated) {
         reasons.refuse(
             format!("its column {:?} is generated", column.name),
             "compute it in a view or in queries, or declare writers = \"origin\"",
         );
     }
-    let key: Vec<&Shape> = columns.iter().filter(|c| c.key_place.is_some()).collect();
-    if rowid_alias(conn, &table.name, &key)? && !table.policy.explicit_key {
+    multi_writer_key(table, &shape, reasons);
+    Ok(())
+}
+
+fn multi_writer_key(table: &TableDeclaration, shape: &TableShape, reasons: &mut Reasons<'_>) {
+    for column in shape.nullable_key() {
+        reasons.refuse(
+            format!("its key column {:?} may be NULL", column.name),
+            "declare every column of the PRIMARY KEY as NOT NULL, or writers = \"origin\"",
+        );
+    }
+    if matches!(shape.key, KeyShape::Rowid(_)) && shape.nullable_key().next().is_none() {
+        reasons.refuse(
+            "it has no primary key to tell its rows apart".to_owned(),
+            "declare a PRIMARY KEY whose columns are NOT NULL, or writers = \"origin\"",
+        );
+    }
+    if shape.autoincrement {
+        reasons.refuse(
+            "it uses AUTOINCREMENT, and two nodes would hand out the same key".to_owned(),
+            "leave AUTOINCREMENT out, use a TEXT key, or declare writers = \"origin\"",
+        );
+    }
+    if matches!(shape.key, KeyShape::Alias(_)) && !table.policy.explicit_key {
         reasons.refuse(
             "SQLite hands out its INTEGER PRIMARY KEY, and two nodes would hand out the same"
                 .to_owned(),
             "declare key = \"explicit\" if the application always gives the key, or use a TEXT key",
         );
     }
-    Ok(())
 }
 
 fn foreign_key_parents(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     conn.prepare("SELECT DISTINCT \"table\" FROM pragma_foreign_key_list(?)")?
         .query_map([table], |row| row.get(0))?
         .collect()
-}
-
-/// Whether the key is the rowid: a single column declared INTEGER, with no index of its own.
-fn rowid_alias(conn: &Connection, table: &str, key: &[&Shape]) -> rusqlite::Result<bool> {
-    let [column] = key else { return Ok(false) };
-    let indexed: bool = conn.query_row(
-        "SELECT EXISTS(SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk')",
-        [table],
-        |row| row.get(0),
-    )?;
-    Ok(column.integer && !indexed && !without_rowid(conn, table)?)
-}
-
-fn without_rowid(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
-    conn.query_row(
-        "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?",
-        [table],
-        |row| row.get(0),
-    )
-}
-
-/// Whether SQLite hands out the key and never twice.
-fn is_autoincrement(conn: &Connection, table: &str, column: &str) -> rusqlite::Result<bool> {
-    let (_, _, _, _, autoincrement) = conn.column_metadata(None, table, column)?;
-    Ok(autoincrement)
-}
-
-/// Key columns that are compared in another way than byte by byte, in the index of the key or by
-/// themselves.
-fn key_collations(
-    conn: &Connection,
-    table: &str,
-    key: &[&Shape],
-) -> rusqlite::Result<Vec<(String, String)>> {
-    let mut found: Vec<(String, String)> = conn
-        .prepare(
-            "SELECT x.name, x.coll FROM pragma_index_list(?) l, pragma_index_xinfo(l.name) x \
-             WHERE l.origin = 'pk' AND x.key AND x.coll <> 'BINARY' ORDER BY x.seqno",
-        )?
-        .query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    for column in key {
-        let (_, collation, ..) = conn.column_metadata(None, table, column.name.as_str())?;
-        let collation = collation.map(|name| name.to_string_lossy().into_owned());
-        if let Some(collation) = collation.filter(|name| !name.eq_ignore_ascii_case("BINARY"))
-            && found.iter().all(|(name, _)| *name != column.name)
-        {
-            found.push((column.name.clone(), collation));
-        }
-    }
-    Ok(found)
 }
 
 /// Whether a name is one that only the engine may use.

@@ -4,14 +4,17 @@
 //! registry is that catalog joined with what SQLite says of the tables.
 //!
 //! Invariants:
-//! - a table's key columns are its primary key's, in the key's order; its cells are the other stored
-//!   columns, by ascending id;
+//! - a table's key columns are its primary key's, in the key's order, or the rowid if it has none that
+//!   cannot be NULL; its cells are the other stored columns, by ascending id;
+//! - where keys that are equal may differ in bytes, the first cell is the key's spelling;
 //! - generated columns are neither: every node computes them.
 
 pub(crate) mod catalog;
 pub(crate) mod ddl;
 mod enroll;
 pub(crate) mod row;
+mod shape;
+pub(crate) mod spelling;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};
@@ -20,10 +23,15 @@ use std::collections::BTreeMap;
 
 use rusqlite::Connection;
 
+use self::{
+    shape::{Affinity, ColumnShape, KeyShape, TableShape},
+    spelling::KEY_SPELLING,
+};
 use crate::{
     id::{ColumnId, SchemaVersion, TableId},
     policy::{ColumnType, TablePolicy, Writers},
-    sqlite::quoted,
+    sqlite::{ROWID, quoted},
+    value::{Collation, ValueRef, is_canonical},
 };
 
 /// The replicated tables.
@@ -40,12 +48,21 @@ pub(crate) struct Table {
     pub(crate) id: TableId,
     pub(crate) name: String,
     pub(crate) policy: TablePolicy,
-    /// The columns of the primary key, in its order.
+    /// The columns by which rows are told apart: those of the primary key, in its order, or the rowid.
     pub(crate) key: Vec<Column>,
-    /// The other stored columns, by ascending id.
+    /// The key's spelling, if it has one, and the other stored columns, by ascending id.
     pub(crate) cells: Vec<Column>,
-    /// The ids of the cells that are assigned (not counted), ascending.
+    /// SQLite hands out the rowid, and none twice.
+    pub(crate) autoincrement: bool,
+    /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// The places of the cells of each group.
+    pub(crate) groups: Vec<Vec<usize>>,
+    /// Whether there is a counter among the cells.
+    pub(crate) counted: bool,
+    /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
+    /// would store.
+    pub(crate) normalized: bool,
     /// Nothing but a collision with another row, or a NULL, keeps a row out.
     pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
@@ -56,16 +73,18 @@ pub(crate) struct Table {
 pub(crate) struct Column {
     pub(crate) id: ColumnId,
     pub(crate) name: String,
-    /// Its place in the table's declaration, generated columns counted.
+    /// Its place in the table's declaration, generated columns counted; [`ROWID`] for the rowid.
     pub(crate) position: usize,
     pub(crate) real: bool,
+    /// How the key compares it; without a meaning for other columns.
+    pub(crate) collation: Collation,
     pub(crate) merge: ColumnType,
 }
 
 /// Statements that every table needs, as text.
 #[derive(Debug)]
 pub(crate) struct TableSql {
-    /// All cells of the row with a key; `1` if the table has none.
+    /// All stored columns of the row with a key: the cells, then, if keys have spellings, the key.
     pub(crate) select: String,
     /// A full row: key, then cells. OR ABORT, whatever conflict clause the table declares: a merge
     /// decides itself what a collision means.
@@ -74,19 +93,137 @@ pub(crate) struct TableSql {
     pub(crate) delete: String,
     /// All rows in key order: key, then cells.
     pub(crate) scan: String,
-    /// `"k1" = ?1 AND "k2" = ?2`.
+    /// `"k1" = ?1 AND "k2" = ?2 COLLATE NOCASE`.
     pub(crate) where_key: String,
 }
 
 impl Table {
+    fn new(
+        id: TableId,
+        name: String,
+        policy: TablePolicy,
+        key: Vec<Column>,
+        cells: Vec<Column>,
+    ) -> Self {
+        let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (place, cell) in cells.iter().enumerate() {
+            if let Some(group) = policy.groups.get(&cell.name) {
+                groups.entry(group).or_default().push(place);
+            }
+        }
+        let groups = groups.into_values().collect();
+        let lww = |cell: &&Column| cell.merge == ColumnType::Lww;
+        let assigned = cells.iter().filter(lww).map(|cell| cell.id).collect();
+        let has = |merges: &[ColumnType]| cells.iter().any(|cell| merges.contains(&cell.merge));
+        Self {
+            counted: has(&[ColumnType::Counter]),
+            normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            is_plain: false,
+            autoincrement: false,
+            sql: TableSql::new(&name, &key, &cells),
+            id,
+            name,
+            policy,
+            key,
+            assigned,
+            groups,
+            cells,
+        }
+    }
+
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
         self.policy.writers == Writers::Any
     }
 
+    /// Whether the first of its cells is the key's spelling.
+    pub(crate) fn has_spelling(&self) -> bool {
+        self.cells.first().is_some_and(Column::is_spelling)
+    }
+
+    /// The cells that are columns of the table.
+    pub(crate) fn stored(&self) -> &[Column] {
+        &self.cells[usize::from(self.has_spelling())..]
+    }
+
+    /// Whether its rows are told apart by a rowid that no column shows, which VACUUM may change.
+    pub(crate) fn is_by_rowid(&self) -> bool {
+        self.key.first().is_some_and(|column| column.position == ROWID)
+    }
+
     /// The place of a column among the cells.
     pub(crate) fn cell(&self, id: ColumnId) -> Option<usize> {
         self.cells.binary_search_by_key(&id, |column| column.id).ok()
+    }
+}
+
+impl Column {
+    /// The cell that holds how a key is spelled.
+    fn spelling() -> Self {
+        Self {
+            id: KEY_SPELLING,
+            name: "key spelling".to_owned(),
+            position: usize::MAX - 1,
+            real: false,
+            collation: Collation::default(),
+            merge: ColumnType::Lww,
+        }
+    }
+
+    /// Whether it is the cell that holds how a key is spelled, and no column.
+    pub(crate) fn is_spelling(&self) -> bool {
+        self.id == KEY_SPELLING
+    }
+
+    /// What the column stores: SQLite may tell an integer where a REAL column will hold a real.
+    #[expect(clippy::cast_precision_loss, reason = "REAL affinity rounds just so")]
+    pub(crate) fn stored<'v>(&self, value: ValueRef<'v>) -> ValueRef<'v> {
+        match value {
+            ValueRef::Integer(n) if self.real => ValueRef::Real(n as f64),
+            other => other,
+        }
+    }
+
+    /// Whether a key's encoding leads back to the stored value itself.
+    pub(crate) fn is_canonical(&self, value: ValueRef<'_>) -> bool {
+        is_canonical(value, self.collation, self.real)
+    }
+}
+
+impl From<&ColumnShape> for Column {
+    /// Without its id, which the catalog knows.
+    fn from(shape: &ColumnShape) -> Self {
+        Self {
+            id: ColumnId(0),
+            name: shape.name.clone(),
+            position: shape.position,
+            real: shape.affinity == Affinity::Real,
+            collation: Collation::default(),
+            merge: ColumnType::default(),
+        }
+    }
+}
+
+impl TableShape {
+    fn key_columns(&self) -> Vec<Column> {
+        match &self.key {
+            KeyShape::Alias(column) => vec![Column::from(&self.columns[*column])],
+            KeyShape::Columns(key) => key
+                .iter()
+                .map(|part| Column {
+                    collation: Collation::named(&part.collation).unwrap_or_default(),
+                    ..Column::from(&self.columns[part.column])
+                })
+                .collect(),
+            KeyShape::Rowid(name) => vec![Column {
+                id: ColumnId(0),
+                name: name.unwrap_or("rowid").to_owned(),
+                position: ROWID,
+                real: false,
+                collation: Collation::default(),
+                merge: ColumnType::default(),
+            }],
+        }
     }
 }
 
@@ -108,7 +245,7 @@ impl Registry {
                 consistency: word(&policy)?,
                 writers: word(&writers)?,
                 explicit_key,
-                columns: BTreeMap::new(),
+                ..TablePolicy::default()
             };
             let columns: Vec<(u32, String, String)> = conn
                 .prepare(
@@ -116,42 +253,24 @@ impl Registry {
                 )?
                 .query_map([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
                 .collect::<Result<_, _>>()?;
-            let shape = enroll::shape(conn, &name)?;
-            let (mut key, mut cells) = (Vec::new(), Vec::new());
+            let shape = TableShape::read(conn, &name)?;
+            let mut key = shape.key_columns();
+            let mut cells: Vec<Column> =
+                shape.has_spellings().then(Column::spelling).into_iter().collect();
             for (id, column, merge) in columns {
-                let merge: ColumnType = word(&merge)?;
-                if merge != ColumnType::default() {
-                    policy.columns.insert(column.clone(), merge);
-                }
-                let Some(found) = shape.iter().find(|c| c.name == column) else { continue };
-                let stored = Column {
-                    id: ColumnId(id),
-                    name: column,
-                    position: found.position,
-                    real: found.real,
-                    merge,
-                };
-                match found.key_place {
-                    Some(place) => key.push((place, stored)),
-                    None => cells.push(stored),
+                policy.declare_column(&column, &merge).map_err(unreadable)?;
+                let merge = policy.columns.get(&column).copied().unwrap_or_default();
+                let Some(found) = shape.stored().find(|c| c.name == column) else { continue };
+                match key.iter_mut().find(|part| part.position == found.position) {
+                    Some(part) => part.id = ColumnId(id),
+                    None => cells.push(Column { id: ColumnId(id), merge, ..Column::from(found) }),
                 }
             }
-            key.sort_by_key(|(place, _)| *place);
-            let key: Vec<Column> = key.into_iter().map(|(_, column)| column).collect();
-            registry.push(Table {
-                sql: TableSql::new(&name, &key, &cells),
-                is_plain: enroll::is_plain(conn, &name)?,
-                id: TableId(id),
-                name,
-                policy,
-                assigned: cells
-                    .iter()
-                    .filter(|c| c.merge == ColumnType::Lww)
-                    .map(|c| c.id)
-                    .collect(),
-                key,
-                cells,
-            });
+            let is_plain = enroll::is_plain(conn, &name)?;
+            let mut table = Table::new(TableId(id), name, policy, key, cells);
+            table.is_plain = is_plain;
+            table.autoincrement = shape.autoincrement;
+            registry.push(table);
         }
         Ok(registry)
     }
@@ -182,28 +301,44 @@ impl TableSql {
         let table = quoted(table);
         let name = |column: &Column| quoted(&column.name);
         let keys: Vec<String> = key.iter().map(name).collect();
-        let values: Vec<String> = cells.iter().map(name).collect();
+        let spelled = cells.first().is_some_and(Column::is_spelling);
+        let values: Vec<String> = cells.iter().filter(|c| !c.is_spelling()).map(name).collect();
         let all = [keys.clone(), values.clone()].concat();
         let places: Vec<String> = (1..=all.len()).map(|i| format!("?{i}")).collect();
+        // The key may compare text in another way than the column does by itself.
+        let collations: Vec<String> = key
+            .iter()
+            .map(|column| match column.position {
+                ROWID => String::new(),
+                _ => format!(" COLLATE {}", column.collation.as_str()),
+            })
+            .collect();
         let where_key = keys
             .iter()
             .zip(&places)
-            .map(|(k, p)| format!("{k} = {p}"))
+            .zip(&collations)
+            .map(|((k, p), collation)| format!("{k} = {p}{collation}"))
             .collect::<Vec<_>>()
             .join(" AND ");
+        let selected = match (spelled, values.is_empty()) {
+            (true, _) => [values.clone(), keys.clone()].concat().join(", "),
+            (false, false) => values.join(", "),
+            (false, true) => "1".to_owned(),
+        };
+        let order: Vec<String> = keys
+            .iter()
+            .zip(&collations)
+            .map(|(key, collation)| format!("{key}{collation}"))
+            .collect();
         Self {
-            select: format!(
-                "{} SELECT {} FROM {table} WHERE {where_key}",
-                catalog::MARK,
-                if values.is_empty() { "1".to_owned() } else { values.join(", ") }
-            ),
+            select: format!("{} SELECT {selected} FROM {table} WHERE {where_key}", catalog::MARK),
             insert: format!(
                 "INSERT OR ABORT INTO {table}({}) VALUES({})",
                 all.join(", "),
                 places.join(", ")
             ),
             delete: format!("DELETE FROM {table} WHERE {where_key}"),
-            scan: format!("SELECT {} FROM {table} ORDER BY {}", all.join(", "), keys.join(", ")),
+            scan: format!("SELECT {} FROM {table} ORDER BY {}", all.join(", "), order.join(", ")),
             where_key,
         }
     }
@@ -213,7 +348,13 @@ fn word<T: std::str::FromStr>(word: &str) -> rusqlite::Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    word.parse().map_err(|error: T::Err| {
-        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
-    })
+    word.parse().map_err(unreadable)
 }
+
+/// A word of the catalog that this version does not know.
+fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, error.into())
+}
+
+#[cfg(test)]
+mod tests;

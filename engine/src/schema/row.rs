@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Statement};
 
 use crate::{
-    schema::Table,
+    schema::{Table, spelling::put_spelling},
     sqlite::{self, Param, Parameters},
     value::{ByteReader, DecodeError, KeyPart, put_cell},
 };
@@ -23,9 +23,11 @@ pub(crate) fn bind_key(
     })
 }
 
-/// As [`bind_key`], for a statement that is kept: only what is not in the key as it stands is copied.
+/// As [`bind_key`], for a statement that is kept, from the parameter behind `before` on: only what is not
+/// in the key as it stands is copied.
 pub(crate) fn lend_key<'v>(
     parameters: &mut Parameters<'v>,
+    before: usize,
     table: &Table,
     key: &'v [u8],
 ) -> rusqlite::Result<()> {
@@ -33,8 +35,8 @@ pub(crate) fn lend_key<'v>(
     parts.try_for_each(|(place, part)| {
         let part = part.map_err(no_key)?;
         match part.lent() {
-            Some(value) => parameters.lend(place, value),
-            None => parameters.copy(place, part.as_value()),
+            Some(value) => parameters.lend(before + place, value),
+            None => parameters.copy(before + place, part.as_value()),
         }
     })
 }
@@ -48,7 +50,7 @@ fn parts<'k>(
     (1..=table.key.len()).map(move |place| (place, reader.key_part()))
 }
 
-fn no_key(error: DecodeError) -> rusqlite::Error {
+pub(super) fn no_key(error: DecodeError) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
@@ -63,7 +65,14 @@ pub(crate) fn read_row(
     let mut rows = statement.raw_query();
     let Some(row) = rows.next()? else { return Ok(None) };
     let mut cells = vec![Vec::new(); table.cells.len()];
-    for (place, cell) in cells.iter_mut().enumerate() {
+    let stored = match &mut *cells {
+        [spelling, stored @ ..] if table.has_spelling() => {
+            put_spelling(spelling, table, |part, _| sqlite::column(row, stored.len() + part))?;
+            stored
+        }
+        stored => stored,
+    };
+    for (place, cell) in stored.iter_mut().enumerate() {
         put_cell(cell, sqlite::column(row, place)?);
     }
     Ok(Some(cells))

@@ -16,8 +16,8 @@ use rusqlite::ffi;
 /// As for a super-journal: no locks, and the directory is synced with the file when it is new.
 const FLAGS: c_int = ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_SUPER_JOURNAL;
 
-/// SQLite reads and writes with lengths that fit into an `int`; pieces stay far below.
-const PIECE: usize = 16 << 20;
+/// SQLite's own VFS takes no more than 128 KiB at a time.
+const PIECE: usize = 64 << 10;
 
 /// An open file. Closed when dropped.
 #[derive(Debug)]

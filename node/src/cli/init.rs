@@ -13,9 +13,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use littoral::{
-    ClusterId, ColumnType, Genesis, Identity, Incarnation, NodeId, Replica, TablePolicy,
-};
+use littoral::{ClusterId, Genesis, Identity, Incarnation, NodeId, Replica, TablePolicy};
 
 use super::{OrHint as _, say};
 use crate::{
@@ -344,8 +342,9 @@ fn genesis_section(genesis: &Genesis) -> String {
         if policy.explicit_key {
             text += "key = \"explicit\"\n";
         }
-        for (column, kind) in policy.columns.iter().filter(|(_, kind)| **kind != ColumnType::Lww) {
-            text += &format!("columns.{} = \"{kind}\"\n", key(column));
+        for column in policy.columns.keys().chain(policy.groups.keys()) {
+            let word = quoted(&policy.column_word(column));
+            text += &format!("columns.{} = {word}\n", key(column));
         }
     }
     text
@@ -370,20 +369,22 @@ pub(super) fn random() -> anyhow::Result<u128> {
 
 #[cfg(test)]
 mod tests {
-    use littoral::{Consistency, Writers};
+    use littoral::{ColumnType, Consistency, Writers};
 
     use super::*;
 
     #[test]
     fn tables_may_be_declared_on_the_command_line() {
-        let section =
-            table_section("stock:policy=eventual,writers=any,key=explicit,quantity=counter")
-                .unwrap();
+        let section = table_section(
+            "stock:policy=eventual,writers=any,key=explicit,quantity=counter,aisle=group=place",
+        )
+        .unwrap();
         let policies = config::parse_policies(&section, Path::new("--table")).unwrap();
         let policy = &policies["stock"];
         assert_eq!((policy.consistency, policy.writers), (Consistency::Eventual, Writers::Any));
         assert!(policy.explicit_key);
         assert_eq!(policy.columns["quantity"], ColumnType::Counter);
+        assert_eq!(policy.groups["aisle"], "place");
         assert!(table_section("stock").is_err());
         assert!(table_section("stock:writers").is_err());
     }
@@ -401,7 +402,8 @@ mod tests {
             Node::place(identity("edge1", 2), None, (0, 0)),
         ];
         let policies = config::parse_policies(
-            "[tables.\"a 'b' \\\"c\\\"\"]\nwriters = \"any\"\ncolumns.n = \"counter\"",
+            "[tables.\"a 'b' \\\"c\\\"\"]\nwriters = \"any\"\ncolumns.n = \"counter\"\n\
+             columns.m = \"max\"\ncolumns.x = \"group=a 'b' \\\"c\\\"\"",
             Path::new("policies.toml"),
         )
         .unwrap();

@@ -26,6 +26,8 @@ fn to_json(status: &Status) -> Value {
         "incarnation": status.identity.incarnation.to_string(),
         "cluster": status.identity.cluster.to_string(),
         "author": status.author.map(|author| author.to_string()),
+        "read_only": status.read_only,
+        "receiving": status.receiving.map(|(got, bytes)| json!({ "bytes": got, "of": bytes })),
         "origin": status.origin.as_ref().map(|node| node.as_str()),
         "ready": not_ready.is_none(),
         "not_ready": not_ready,
@@ -42,8 +44,8 @@ fn to_json(status: &Status) -> Value {
             "name": name,
             "policy": policy.consistency.as_str(),
             "writers": policy.writers.as_str(),
-            "columns": policy.columns.iter()
-                .map(|(column, kind)| (column.clone(), kind.as_str()))
+            "columns": policy.columns.keys().chain(policy.groups.keys())
+                .map(|column| (column.clone(), policy.column_word(column)))
                 .collect::<BTreeMap<_, _>>(),
         })).collect::<Vec<_>>(),
         "peers": status.peers.iter().map(|peer| json!({

@@ -4,7 +4,7 @@
 //! panicked, is not used again; work whose caller has gone away is interrupted until it ends, and only
 //! that.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use littoral::{Db, Reader};
 use parking_lot::Mutex;
@@ -40,7 +40,6 @@ pub enum ReadError {
     Stopping,
 }
 
-#[derive(Debug)]
 pub(crate) struct ReaderPool {
     db: Db,
     idle: Arc<Mutex<Vec<Reader>>>,
@@ -49,6 +48,12 @@ pub(crate) struct ReaderPool {
     running: Arc<Mutex<Vec<Arc<Running>>>>,
     /// All permits, while the file is replaced.
     paused: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl fmt::Debug for ReaderPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReaderPool").field("db", &self.db).finish_non_exhaustive()
+    }
 }
 
 impl ReaderPool {

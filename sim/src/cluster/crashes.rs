@@ -117,6 +117,7 @@ impl Cluster {
             for output in outputs {
                 self.carry_out(number, output)?;
             }
+            self.try_restored(number)?;
             vfs::with(|store| store.stop(&name));
         } else {
             // What the process would still do on its way out does not reach the disk.
@@ -142,6 +143,7 @@ impl Cluster {
         machine.wake_at = None;
         machine.sync_fails = false;
         machine.may_halt = false;
+        machine.snapshot_work.clear();
         if let Some(clock) = plan.clock {
             machine.clock = clock;
         }
@@ -168,8 +170,10 @@ impl Cluster {
         });
         machine.stopping = again.map(|plan| StopPlan { again_after: None, ..plan });
         let seed = self.chance.draw(Stream::Engine, number as u64, machine.life).word();
-        let origin_of = (number == 0).then_some(self.world.machines.len());
-        let opened = machine.open(self.now, origin_of, seed);
+        let plans = self.world.machines.iter().enumerate();
+        let members: Vec<usize> =
+            plans.filter(|(_, plan)| !plan.joins).map(|(number, _)| number).collect();
+        let opened = machine.open(self.now, (number == 0).then_some(&members), seed);
         let down = vfs::with(|store| store.is_down(&name));
         let engine = match opened {
             Ok(engine) => engine,
@@ -188,6 +192,7 @@ impl Cluster {
             }
         };
         self.machines[number].engine = Some(engine);
+        self.opened_snapshot(number)?;
         if down {
             return self.stop(number);
         }
@@ -204,7 +209,7 @@ impl Cluster {
         if let Some(engine) = &self.machines[number].engine {
             let told = self.machines[number].durable_told;
             let reader = engine.reader.connection();
-            if sights::log_length(number, reader)?.cast_unsigned() < told.0 {
+            if sights::log_end(number, reader)?.cast_unsigned() < told.0 {
                 return broken(
                     Promise::Durability,
                     format!(

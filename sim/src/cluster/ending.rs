@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, Stage};
+use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
     disk::vfs,
     oracle::{Check, Failure, Promise, broken, convergence, unreadable},
@@ -38,23 +38,42 @@ impl Cluster {
 
     pub(super) fn check_settled(&mut self) -> Check {
         let deadline = match self.stage {
-            Stage::Settling { deadline } | Stage::Marked { deadline } => deadline,
+            Stage::Settling { deadline }
+            | Stage::Marked { deadline }
+            | Stage::Forgetting { deadline } => deadline,
+            Stage::Silent { until } => until + CHECK_EVERY,
             Stage::Chaos | Stage::Over => return Ok(()),
         };
-        if !self.is_settled() {
+        if let Stage::Silent { until } = self.stage {
+            return self.check_silent(until);
+        }
+        let forgets = matches!(self.stage, Stage::Forgetting { .. });
+        if !self.is_settled() || forgets && self.remembers().is_some() {
             if self.now > deadline {
-                return Err(Failure::NoProgress(self.waiting()));
+                let remembers = self.remembers().filter(|_| forgets).unwrap_or_default();
+                return Err(Failure::NoProgress(format!("{remembers}{}", self.waiting())));
             }
             self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
             return Ok(());
         }
         self.note(0, "settled", String::new);
         if matches!(self.stage, Stage::Marked { .. }) {
-            self.stage = Stage::Over;
+            self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
+            self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
+            return Ok(());
+        }
+        if forgets {
+            self.silence = self.applied();
+            let until = self.now + SILENT_FOR;
+            self.stage = Stage::Silent { until };
+            self.schedule(until, Event::CheckSettled);
             return Ok(());
         }
         self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
         for number in 0..self.machines.len() {
+            if self.machines[number].plan.read_only {
+                continue;
+            }
             let id = MARKS + number as u64;
             let mark = PlannedJob::mark(&self.chance, &self.world.habits, id, number);
             self.write(number, vec![(id, mark)])?;
@@ -63,12 +82,53 @@ impl Cluster {
         Ok(())
     }
 
+    fn applied(&self) -> Vec<u64> {
+        let engines = self.machines.iter().filter_map(|machine| machine.engine.as_ref());
+        engines.map(|engine| engine.replica.status().applied.0).collect()
+    }
+
+    /// After quiet no clock is left, and of the log only the last frontiers.
+    fn remembers(&self) -> Option<String> {
+        /// The last frontier, and one that was under way before it.
+        const FRONTIERS: i64 = 3;
+        self.machines.iter().find_map(|machine| {
+            let engine = machine.engine.as_ref()?;
+            let rows = engine.replica.status().contested_rows;
+            let reader = engine.reader.connection();
+            let count = |table| {
+                let sql = format!("SELECT count(*) FROM {table}");
+                reader.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap_or(i64::MAX)
+            };
+            let (entries, blocks) = (count("littoral_log"), count("littoral_clock"));
+            (rows > 0 || blocks > 0 || entries > FRONTIERS).then(|| {
+                format!(
+                    "{} remembers {rows} rows, {blocks} blocks of clocks and {entries} entries | ",
+                    machine.name
+                )
+            })
+        })
+    }
+
+    fn check_silent(&mut self, until: u64) -> Check {
+        if self.now < until {
+            return Ok(());
+        }
+        let applied = self.applied();
+        if applied != self.silence {
+            let what = format!("entries without end: {:?}, then {applied:?}", self.silence);
+            return broken(Promise::Silence, what);
+        }
+        self.stage = Stage::Over;
+        Ok(())
+    }
+
     pub(super) fn is_settled(&self) -> bool {
         let mut vectors = Vec::new();
         for machine in &self.machines {
             let Some(engine) = &machine.engine else { return false };
             let status = engine.replica.status();
-            if status.applied != status.durable || status.author.is_none() {
+            let belongs = status.author.is_some() || machine.plan.read_only;
+            if status.applied != status.durable || !belongs {
                 return false;
             }
             if !machine.tickets.is_empty() {
@@ -136,7 +196,8 @@ impl Cluster {
                 );
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
-            if matches!(self.stage, Stage::Over) && !logs.shadow(number).heads().is_empty() {
+            let writes = !machine.plan.read_only && !logs.shadow(number).heads().is_empty();
+            if matches!(self.stage, Stage::Over) && writes {
                 self.oracle.jobs.judge_mark(MARKS + number as u64)?;
             }
         }

@@ -7,7 +7,8 @@ use rusqlite::Connection;
 
 use super::{
     Check, Promise, broken,
-    shadow::{Held, Shadow, ShadowConflict, ShadowTable, encode_key},
+    keys::{encode_key, spelling},
+    shadow::{Held, Shadow, ShadowConflict, ShadowTable},
     sights::has_schema,
     unreadable,
 };
@@ -54,6 +55,25 @@ pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shad
             );
         }
     }
+    sequences_follow_log(machine, reader, shadow)
+}
+
+/// AUTOINCREMENT would go on on a machine where the log says.
+fn sequences_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
+    let failed = unreadable(machine);
+    for (id, due) in &shadow.sequences {
+        let Some(table) = shadow.tables.get(id) else { continue };
+        let sql = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?";
+        let mut query = reader.prepare_cached(sql).map_err(&failed)?;
+        let last: i64 = query.query_row([&table.name], |row| row.get(0)).map_err(&failed)?;
+        if last != *due {
+            let what = format!(
+                "m{machine}, table {}: the next key follows {last}, the log leads to {due}",
+                table.name
+            );
+            return broken(Promise::Merge, what);
+        }
+    }
     Ok(())
 }
 
@@ -68,7 +88,8 @@ fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check
     let columns: Vec<(ColumnId, &str)> =
         table.columns.iter().map(|(id, (name, _))| (*id, name.as_str())).collect();
     let names: Vec<&str> = columns.iter().map(|(_, name)| *name).collect();
-    let sql = format!("SELECT {} FROM {}", names.join(", "), table.name);
+    let key = shape.key.join(", ");
+    let sql = format!("SELECT {}, {key} FROM {}", names.join(", "), table.name);
     let mut query = reader.prepare_cached(&sql).map_err(&failed)?;
     let mut rows = query.query([]).map_err(&failed)?;
     let mut found = Rows::new();
@@ -77,22 +98,26 @@ fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check
         for (place, (_, name)) in columns.iter().enumerate() {
             values.insert(*name, Held::from(row.get_ref(place).map_err(&failed)?));
         }
-        let parts: Option<Vec<&Held>> = shape.key.iter().map(|name| values.get(name)).collect();
-        let key = match parts.ok_or_else(|| "a key column is missing".to_owned()) {
-            Ok(parts) => encode_key(parts.into_iter()),
-            Err(what) => Err(what),
-        };
+        let parts = (columns.len()..columns.len() + shape.key.len())
+            .map(|place| row.get_ref(place).map(Held::from))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(&failed)?;
+        let parts: Vec<&Held> = parts.iter().collect();
+        let key = encode_key(&parts, shape.nocase);
         let key = match key {
             Ok(key) => key,
             Err(what) => {
                 return broken(Promise::Merge, format!("m{machine}, {}: {what}", table.name));
             }
         };
-        let cells = columns
+        let mut cells: BTreeMap<ColumnId, Held> = columns
             .iter()
             .filter(|(_, name)| !shape.key.contains(name))
             .map(|(id, name)| (*id, values.remove(name).unwrap_or_default()))
             .collect();
+        if let Some(real) = shape.spelled {
+            cells.insert(ColumnId(0), spelling(&parts, shape.nocase, real));
+        }
         found.insert(key, cells);
     }
     Ok(found)
@@ -139,7 +164,7 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
     let failed = unreadable(machine);
     let mut query = reader
         .prepare_cached(
-            "SELECT table_id, key, column_id, rule = 'delete wins', kept_author, kept_seq, kept,
+            "SELECT table_id, key, column_id, rule, kept_author, kept_seq, kept,
              lost_author, lost_seq, lost FROM littoral_conflicts",
         )
         .map_err(&failed)?;
@@ -155,7 +180,7 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
                 table: row.get(0)?,
                 key: row.get(1)?,
                 column: row.get(2)?,
-                by_delete: row.get(3)?,
+                rule: row.get(3)?,
                 kept: dot(row.get(4)?, row.get(5)?),
                 kept_value: row.get_ref(6)?.into(),
                 lost: dot(row.get(7)?, row.get(8)?),

@@ -7,15 +7,17 @@
 
 use std::collections::BTreeMap;
 
-use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq};
+use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, shadow::Shadow, unreadable};
+use super::{Check, Promise, broken, shadow::Shadow, sights, unreadable};
 
 /// Which machines hold an entry.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Holders {
-    digest: Digest,
+    entry: Entry,
+    /// What its author had applied before it; `None` until its author's log was read.
+    seen: Option<VersionVector>,
     machines: u64,
 }
 
@@ -23,7 +25,7 @@ struct Holders {
 #[derive(Debug, Default)]
 struct Book {
     /// By LSN, from 1.
-    entries: Vec<(Dot, Digest)>,
+    entries: Vec<Dot>,
     shadow: Shadow,
 }
 
@@ -33,6 +35,8 @@ pub(crate) struct Logs {
     books: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
+    /// The logs that snapshots hold, by their digests.
+    copies: BTreeMap<[u8; 32], Vec<Dot>>,
 }
 
 impl Logs {
@@ -40,7 +44,7 @@ impl Logs {
     pub(crate) fn new(machines: usize) -> Self {
         let books = (0..machines).map(|_| Book::default()).collect();
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
-        Self { books, entries: BTreeMap::new(), authors }
+        Self { books, entries: BTreeMap::new(), authors, copies: BTreeMap::new() }
     }
 
     /// What the machine's log leads to.
@@ -51,6 +55,36 @@ impl Logs {
     /// Whether the machine's log holds an entry.
     pub(crate) fn holds(&self, machine: usize, dot: Dot) -> bool {
         self.shadow(machine).heads().get(&dot.author).is_some_and(|head| head.seq >= dot.seq)
+    }
+
+    /// A snapshot was taken of a machine's file, whose log was just read.
+    pub(crate) fn copied(&mut self, machine: usize, snapshot: Digest) {
+        self.copies.insert(snapshot.0, self.books[machine].entries.clone());
+    }
+
+    /// A snapshot has become a machine's file: its log is that of the machine it was taken from.
+    pub(crate) fn adopted(&mut self, machine: usize, snapshot: Digest) -> Check {
+        let Some(dots) = self.copies.get(&snapshot.0).cloned() else {
+            return broken(
+                Promise::Causality,
+                format!("m{machine} has opened a snapshot that nobody has taken"),
+            );
+        };
+        self.books[machine] = Book::default();
+        for holders in self.entries.values_mut() {
+            holders.machines &= !(1 << machine);
+        }
+        for dot in dots {
+            let Some(holders) = self.entries.get(&(dot.author, dot.seq)) else {
+                return broken(
+                    Promise::DurableFirst,
+                    format!("m{machine} has a snapshot with {dot}, which its author has lost"),
+                );
+            };
+            let entry = holders.entry.clone();
+            self.take(machine, &entry)?;
+        }
+        Ok(())
     }
 
     /// Takes what is new in a machine's log.
@@ -109,11 +143,12 @@ impl Logs {
                 self.authors.insert(member.author, number);
             }
         }
-        let holders = self
-            .entries
-            .entry((dot.author, dot.seq))
-            .or_insert(Holders { digest: entry.digest, machines: 0 });
-        if holders.digest != entry.digest {
+        let holders = self.entries.entry((dot.author, dot.seq)).or_insert_with(|| Holders {
+            entry: entry.clone(),
+            seen: None,
+            machines: 0,
+        });
+        if holders.entry.digest != entry.digest {
             return broken(
                 Promise::DurableFirst,
                 format!(
@@ -125,8 +160,15 @@ impl Logs {
         holders.machines |= 1 << machine;
         let own = self.authors.get(&dot.author) == Some(&machine);
         let book = &mut self.books[machine];
-        book.entries.push((dot, entry.digest));
-        book.shadow.apply(entry, own).or_else(|what| {
+        if own {
+            holders.seen.get_or_insert_with(|| book.shadow.vector());
+        }
+        let Some(seen) = &holders.seen else {
+            let what = format!("m{machine} holds {dot}, which its author has not written");
+            return broken(Promise::DurableFirst, what);
+        };
+        book.entries.push(dot);
+        book.shadow.apply(entry, own, seen).or_else(|what| {
             let promise = if own { Promise::Merge } else { Promise::Causality };
             let whose = if own { "its own" } else { "a received" };
             broken(
@@ -143,11 +185,7 @@ impl Logs {
         power_cut: bool,
         reader: &Connection,
     ) -> Check<Vec<Dot>> {
-        let failed = unreadable(machine);
-        let left: Option<i64> = reader
-            .query_row("SELECT max(lsn) FROM littoral_log", [], |row| row.get(0))
-            .map_err(&failed)?;
-        let left = usize::try_from(left.unwrap_or(0)).expect("LSNs begin at 1");
+        let left = usize::try_from(sights::log_end(machine, reader)?).expect("LSNs begin at 1");
         let known = self.books[machine].entries.len();
         if left >= known {
             return Ok(Vec::new());
@@ -159,9 +197,9 @@ impl Logs {
             );
         }
         let lost = self.books[machine].entries.split_off(left);
-        self.books[machine] = Book::default();
+        let rest = std::mem::take(&mut self.books[machine]).entries;
         let mut own = Vec::new();
-        for (dot, _) in lost {
+        for dot in lost {
             let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else { continue };
             holders.machines &= !(1 << machine);
             if self.authors.get(&dot.author) != Some(&machine) {
@@ -178,6 +216,13 @@ impl Logs {
             }
             self.entries.remove(&(dot.author, dot.seq));
             own.push(dot);
+        }
+        // What is trimmed cannot be read again.
+        for dot in rest {
+            let known = self.entries.get(&(dot.author, dot.seq)).map(|held| held.entry.clone());
+            if let Some(entry) = known {
+                self.take(machine, &entry)?;
+            }
         }
         self.refresh(machine, reader)?;
         Ok(own)

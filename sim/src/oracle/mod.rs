@@ -11,6 +11,7 @@
 
 pub(crate) mod convergence;
 pub(crate) mod jobs;
+pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod shadow;
 pub(crate) mod sights;
@@ -60,6 +61,8 @@ pub(crate) enum Promise {
     Answers,
     /// A run is a function of its seed.
     Determinism,
+    /// A cluster without writes writes nothing.
+    Silence,
     /// A file opens after any crash, and a healthy replica goes on.
     Availability,
 }
@@ -77,6 +80,7 @@ impl fmt::Display for Promise {
             Self::Atomicity => "atomicity",
             Self::Answers => "answers",
             Self::Determinism => "determinism",
+            Self::Silence => "silence",
             Self::Availability => "availability",
         })
     }

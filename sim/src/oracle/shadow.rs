@@ -7,14 +7,15 @@
 //!
 //! Rules, from section 3 of the design: a cell is won by the greatest stamp; increments add up; a
 //! delete wins over everything concurrent; an insert over a deleted row begins a new epoch;
-//! operations of another epoch than the row's are ignored. What is discarded is a conflict, unless
-//! its author had seen it.
+//! operations of another epoch than the row's are ignored; of two values of a `max` or `min` column
+//! the further one stays; the columns of a group are assigned together. What is discarded is a
+//! conflict, unless its author had seen it; so is a sum that overflows.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowOpKind, RowsReader, Segment, Seq, Stamp, TableId, ValueRef, Writers,
+    RowOpKind, RowsReader, Segment, Seq, Stamp, TableId, ValueRef, VersionVector, Writers,
 };
 
 /// A value that can be compared bit for bit.
@@ -58,6 +59,49 @@ impl From<rusqlite::types::ValueRef<'_>> for Held {
     }
 }
 
+impl Held {
+    fn class(&self) -> u8 {
+        match self {
+            Self::Null => 0,
+            Self::Integer(_) | Self::Real(_) => 1,
+            Self::Text(_) => 2,
+            Self::Blob(_) => 3,
+        }
+    }
+
+    /// NULL, numbers, text, blobs; numbers by value, of equal ones the integer first.
+    fn order(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Integer(a), Self::Integer(b)) => a.cmp(b),
+            (Self::Real(a), Self::Real(b)) => f64::from_bits(*a).total_cmp(&f64::from_bits(*b)),
+            (Self::Integer(a), Self::Real(b)) => number_order(*a, f64::from_bits(*b)),
+            (Self::Real(a), Self::Integer(b)) => number_order(*b, f64::from_bits(*a)).reverse(),
+            (Self::Text(a), Self::Text(b)) | (Self::Blob(a), Self::Blob(b)) => a.cmp(b),
+            _ => self.class().cmp(&other.class()),
+        }
+    }
+
+    /// Whether `self` stays where `other` is written to a column of that type, `max` or `min`.
+    fn beats(&self, other: &Self, merge: ColumnType) -> bool {
+        if *other == Self::Null || *self == Self::Null {
+            return *other == Self::Null;
+        }
+        let order = self.order(other);
+        if merge == ColumnType::Max { order.is_ge() } else { order.is_le() }
+    }
+}
+
+/// An integer against a real, which has no bits behind the point where it is beyond 2^53.
+fn number_order(n: i64, r: f64) -> Ordering {
+    if r.is_infinite() || r.abs() > 1e20 {
+        return 0f64.total_cmp(&r);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "the bound is checked before")]
+    let whole = r.floor() as i128;
+    let order = i128::from(n).cmp(&whole);
+    if order == Ordering::Equal { Ordering::Less } else { order }
+}
+
 /// A table as the schema entry declares it.
 #[derive(Clone, Debug)]
 pub(crate) struct ShadowTable {
@@ -67,6 +111,8 @@ pub(crate) struct ShadowTable {
     pub(crate) any: bool,
     /// Its columns, those of the key included.
     pub(crate) columns: BTreeMap<ColumnId, (String, ColumnType)>,
+    /// Columns that are assigned together.
+    groups: Vec<Vec<ColumnId>>,
 }
 
 /// One row: its cells while it lives, and its clocks.
@@ -74,8 +120,13 @@ pub(crate) struct ShadowTable {
 struct Row {
     /// Cells outside the key; `None` while the row does not exist.
     cells: Option<BTreeMap<ColumnId, Held>>,
+    /// Counted from the beginning of time, whatever frontiers have done to the numbers in entries.
     epoch: u32,
     clocks: BTreeMap<ColumnId, Stamp>,
+    /// Every delete that was ever applied, and the epoch it named.
+    deletes: Vec<(u32, Dot)>,
+    /// By how much each frontier has made the epochs that entries name smaller.
+    shifts: Vec<(u64, u32)>,
 }
 
 /// A discarded value, as `littoral_conflicts` tells it.
@@ -87,8 +138,8 @@ pub(crate) struct ShadowConflict {
     pub(crate) key: Vec<u8>,
     /// The column.
     pub(crate) column: u32,
-    /// Whether a delete decided.
-    pub(crate) by_delete: bool,
+    /// The rule that decided.
+    pub(crate) rule: String,
     /// The entry whose write stands, if it is known.
     pub(crate) kept: Option<(AuthorId, Seq)>,
     /// The value that stands.
@@ -113,11 +164,26 @@ pub(crate) struct Head {
 pub(crate) struct Shadow {
     /// The tables by id.
     pub(crate) tables: BTreeMap<TableId, ShadowTable>,
+    /// The greatest keys that AUTOINCREMENT has handed out, as far as the log says.
+    pub(crate) sequences: BTreeMap<TableId, i64>,
     rows: BTreeMap<(TableId, Vec<u8>), Row>,
     heads: BTreeMap<AuthorId, Head>,
+    /// The newest frontier, and what it covers.
+    frontier: (u64, VersionVector),
     newest: Hlc,
     /// In the order in which they arose.
     pub(crate) conflicts: Vec<ShadowConflict>,
+}
+
+/// The rules by which values are discarded, as `littoral_conflicts` names them.
+const LAST_WINS: &str = "last writer wins";
+const DELETE_WINS: &str = "delete wins";
+const OVERFLOW: &str = "counter overflow";
+
+impl ShadowTable {
+    fn merge(&self, column: ColumnId) -> ColumnType {
+        self.columns.get(&column).map_or(ColumnType::Lww, |(_, merge)| *merge)
+    }
 }
 
 fn name(dot: Dot) -> (AuthorId, Seq) {
@@ -125,6 +191,12 @@ fn name(dot: Dot) -> (AuthorId, Seq) {
 }
 
 impl Shadow {
+    /// What was applied.
+    pub(crate) fn vector(&self) -> VersionVector {
+        let dots = self.heads.iter().map(|(author, head)| Dot { author: *author, seq: head.seq });
+        dots.collect()
+    }
+
     /// The newest entry of every author.
     pub(crate) const fn heads(&self) -> &BTreeMap<AuthorId, Head> {
         &self.heads
@@ -141,15 +213,21 @@ impl Shadow {
             .filter_map(|((_, key), row)| Some((key, row.cells.as_ref()?)))
     }
 
-    /// Takes the next entry of the log. `own` says that the machine wrote it itself.
+    /// Takes the next entry of the log. `own` says that the machine wrote it itself, `seen` what its
+    /// author had applied before it.
     ///
     /// # Errors
     /// Tells which rule the entry breaks.
-    pub(crate) fn apply(&mut self, entry: &Entry, own: bool) -> Result<(), String> {
+    pub(crate) fn apply(
+        &mut self,
+        entry: &Entry,
+        own: bool,
+        seen: &VersionVector,
+    ) -> Result<(), String> {
         self.check_order(entry, own)?;
         for segment in entry.segments() {
             match segment.map_err(|error| format!("segment does not decode: {error}"))? {
-                Segment::Rows(bytes) => self.apply_rows(bytes, entry, own)?,
+                Segment::Rows(bytes) => self.apply_rows(bytes, entry, own, seen)?,
                 Segment::Policy(tables) => {
                     self.only_origin(entry, "policies")?;
                     for table in tables {
@@ -158,16 +236,59 @@ impl Shadow {
                                 table.policy.columns.get(&name).copied().unwrap_or_default();
                             (id, (name, merge))
                         };
+                        let mut groups: BTreeMap<&str, Vec<ColumnId>> = BTreeMap::new();
+                        for (id, name) in &table.columns {
+                            if let Some(group) = table.policy.groups.get(name) {
+                                groups.entry(group).or_default().push(*id);
+                            }
+                        }
+                        let groups = groups.into_values().collect();
                         let columns = table.columns.into_iter().map(column).collect();
                         let any = table.policy.writers == Writers::Any;
-                        self.tables
-                            .insert(table.id, ShadowTable { name: table.name, any, columns });
+                        let shadow = ShadowTable { name: table.name, any, columns, groups };
+                        self.tables.insert(table.id, shadow);
                     }
                 }
                 Segment::Ddl(_) => self.only_origin(entry, "schema changes")?,
+                Segment::Sequence(sequences) => {
+                    self.only_origin(entry, "sequences")?;
+                    self.sequences.extend(sequences);
+                }
                 Segment::Membership(Membership::Join(_)) => self.only_origin(entry, "joins")?,
+                Segment::Frontier { number, covered } => {
+                    self.only_origin(entry, "frontiers")?;
+                    self.frontier(number, &covered, entry)?;
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Nothing is forgotten; but from here on authors name smaller epochs.
+    fn frontier(
+        &mut self,
+        number: u64,
+        covered: &VersionVector,
+        entry: &Entry,
+    ) -> Result<(), String> {
+        let (last, before) = &self.frontier;
+        if number != last + 1 || !covered.covers_all(before) {
+            return Err(format!("frontier {number} over {covered} after {last} over {before}"));
+        }
+        let applied =
+            |dot: Dot| self.heads.get(&dot.author).is_some_and(|head| dot.seq <= head.seq);
+        if let Some(dot) = covered.iter().find(|dot| !applied(*dot) || *dot == entry.header.dot) {
+            return Err(format!("frontier {number} covers {dot}, which is not applied"));
+        }
+        for row in self.rows.values_mut() {
+            let passed = row.shifts.iter().map(|(_, by)| by).sum::<u32>();
+            let deletes = row.deletes.iter().filter(|(_, dot)| covered.covers(*dot));
+            let upto = deletes.map(|(epoch, _)| epoch + 1).max().unwrap_or(0);
+            if upto > passed {
+                row.shifts.push((number, upto - passed));
+            }
+        }
+        self.frontier = (number, covered.clone());
         Ok(())
     }
 
@@ -204,7 +325,13 @@ impl Shadow {
         Ok(())
     }
 
-    fn apply_rows(&mut self, bytes: &[u8], entry: &Entry, own: bool) -> Result<(), String> {
+    fn apply_rows(
+        &mut self,
+        bytes: &[u8],
+        entry: &Entry,
+        own: bool,
+        seen: &VersionVector,
+    ) -> Result<(), String> {
         let mut reader = RowsReader::new(bytes);
         let mut last: Option<(TableId, Vec<u8>)> = None;
         while let Some(op) =
@@ -214,7 +341,7 @@ impl Shadow {
             if last.as_ref().is_some_and(|last| *last >= place) {
                 return Err("its operations are not ordered by table and key".to_owned());
             }
-            self.apply_op(&op, entry, own).map_err(|what| {
+            self.apply_op(&op, entry, own, seen).map_err(|what| {
                 format!("{:?} in table {} key {:02x?}: {what}", op.kind, op.table.0, op.key)
             })?;
             last = Some(place);
@@ -222,12 +349,24 @@ impl Shadow {
         Ok(())
     }
 
-    fn apply_op(&mut self, op: &RowOp<'_>, entry: &Entry, own: bool) -> Result<(), String> {
+    fn apply_op(
+        &mut self,
+        op: &RowOp<'_>,
+        entry: &Entry,
+        own: bool,
+        seen: &VersionVector,
+    ) -> Result<(), String> {
         let table = self.tables.get(&op.table).ok_or("the table was never declared")?;
         let stamp = entry.header.stamp();
         let row = self.rows.entry((op.table, op.key.to_vec())).or_default();
+        let under = entry.header.under;
+        if under > self.frontier.0 {
+            return Err(format!("written under frontier {under}, after {}", self.frontier.0));
+        }
+        let passed = row.shifts.iter().filter(|(number, _)| *number <= under);
+        let op = &RowOp { epoch: op.epoch + passed.map(|(_, by)| by).sum::<u32>(), ..*op };
         if own {
-            row.check_own(op)?;
+            row.check_own(op, table, &self.frontier.1)?;
         }
         if !table.any {
             if stamp.author != AuthorId::FIRST {
@@ -236,7 +375,11 @@ impl Shadow {
             return row.assign_all(op);
         }
         let mut conflicts = Vec::new();
-        row.merge(op, stamp, &mut conflicts)?;
+        row.merge(op, stamp, table, seen, &mut conflicts)?;
+        if own {
+            // A statement that moves a counter by more than 2^63 overflows nobody else's increment.
+            conflicts.retain(|conflict| conflict.rule != OVERFLOW);
+        }
         if own && let Some(conflict) = conflicts.first() {
             return Err(format!("it conflicts with what its author had applied: {conflict:?}"));
         }
@@ -246,8 +389,27 @@ impl Shadow {
 }
 
 impl Row {
-    /// An author's own operation fits what the author held.
-    fn check_own(&self, op: &RowOp<'_>) -> Result<(), String> {
+    /// An author's own operation fits what the author held; of what a frontier covers it names nothing.
+    fn check_own(
+        &self,
+        op: &RowOp<'_>,
+        table: &ShadowTable,
+        covered: &VersionVector,
+    ) -> Result<(), String> {
+        let assigns = |column: &ColumnId| op.cells.iter().any(|cell| cell.column == *column);
+        for group in table.groups.iter().filter(|group| group.iter().any(assigns)) {
+            if !group.iter().all(assigns) {
+                return Err(format!("it assigns some of the group {group:?} only"));
+            }
+        }
+        for cell in op.cells.iter().filter(|_| op.kind == RowOpKind::Update) {
+            let held = self.cells.as_ref().and_then(|cells| cells.get(&cell.column));
+            if let (CellWrite::Extreme(value), Some(held)) = (cell.write, held)
+                && held.beats(&value.into(), table.merge(cell.column))
+            {
+                return Err(format!("it takes column {} back from {held:?}", cell.column.0));
+            }
+        }
         let alive = self.cells.is_some();
         if alive == (op.kind == RowOpKind::Insert) {
             return Err(format!(
@@ -260,6 +422,7 @@ impl Row {
         }
         for cell in op.cells {
             let held = self.clocks.get(&cell.column).map(|stamp| stamp.dot());
+            let held = held.filter(|dot| !covered.covers(*dot));
             if let CellWrite::Assign { previous, .. } = cell.write
                 && op.kind == RowOpKind::Update
                 && previous != held
@@ -268,7 +431,8 @@ impl Row {
             }
         }
         if op.kind == RowOpKind::Delete {
-            let unseen = self.clocks.values().find(|stamp| !op.saw.contains(&stamp.dot()));
+            let mut clocks = self.clocks.values().filter(|stamp| !covered.covers(stamp.dot()));
+            let unseen = clocks.find(|stamp| !op.saw.contains(&stamp.dot()));
             if let Some(stamp) = unseen {
                 return Err(format!(
                     "it did not see {}, which its author had applied",
@@ -301,30 +465,33 @@ impl Row {
         &mut self,
         op: &RowOp<'_>,
         stamp: Stamp,
+        table: &ShadowTable,
+        seen: &VersionVector,
         conflicts: &mut Vec<ShadowConflict>,
     ) -> Result<(), String> {
-        let conflict = |column: ColumnId, by_delete| ShadowConflict {
+        let conflict = |column: ColumnId, rule: &str| ShadowConflict {
             table: op.table.0,
             key: op.key.to_vec(),
             column: column.0,
-            by_delete,
+            rule: rule.to_owned(),
             kept: None,
             kept_value: Held::Null,
             lost: None,
             lost_value: Held::Null,
         };
         if op.kind == RowOpKind::Delete {
+            self.deletes.push((op.epoch, stamp.dot()));
             if op.epoch != self.epoch {
                 return Ok(());
             }
             let cells = self.cells.take().unwrap_or_default();
             for (column, held) in std::mem::take(&mut self.clocks) {
-                if !op.saw.contains(&held.dot()) {
+                if !seen.covers(held.dot()) {
                     conflicts.push(ShadowConflict {
                         kept: Some(name(stamp.dot())),
                         lost: Some(name(held.dot())),
                         lost_value: cells.get(&column).cloned().unwrap_or_default(),
-                        ..conflict(column, true)
+                        ..conflict(column, DELETE_WINS)
                     });
                 }
             }
@@ -337,7 +504,7 @@ impl Row {
                 conflicts.push(ShadowConflict {
                     lost: Some(name(stamp.dot())),
                     lost_value: value,
-                    ..conflict(column, true)
+                    ..conflict(column, DELETE_WINS)
                 });
             }
             return Ok(());
@@ -357,21 +524,38 @@ impl Row {
         for cell in op.cells {
             match cell.write {
                 CellWrite::Add(delta) => {
-                    let sum = match cells.get(&cell.column) {
-                        Some(Held::Integer(n)) => n.wrapping_add(delta),
-                        None => delta,
+                    let count = match cells.get(&cell.column) {
+                        Some(Held::Integer(n)) => *n,
+                        None => 0,
                         Some(_) => return Err("a counter that is not an integer".to_owned()),
                     };
+                    let sum = count.wrapping_add(delta);
+                    let exact = i128::from(count) + i128::from(delta);
+                    if exact != i128::from(sum) {
+                        conflicts.push(ShadowConflict {
+                            kept_value: Held::Integer(sum),
+                            lost: Some(name(stamp.dot())),
+                            lost_value: Held::Text(exact.to_string().into_bytes()),
+                            ..conflict(cell.column, OVERFLOW)
+                        });
+                    }
                     cells.insert(cell.column, Held::Integer(sum));
                 }
-                CellWrite::Assign { value, previous } => {
+                CellWrite::Extreme(value) => {
+                    let value = Held::from(value);
+                    let merge = table.merge(cell.column);
+                    if cells.get(&cell.column).is_none_or(|held| !held.beats(&value, merge)) {
+                        cells.insert(cell.column, value);
+                    }
+                }
+                CellWrite::Assign { value, .. } => {
                     let value = Held::from(value);
                     let held = self.clocks.get(&cell.column).copied();
                     let stored = cells.get(&cell.column).cloned().unwrap_or_default();
                     let wins =
                         held.is_none_or(|held| (stamp.hlc, stamp.author) > (held.hlc, held.author));
                     if let Some(held) = held
-                        && (!wins || previous != Some(held.dot()))
+                        && (!wins || !seen.covers(held.dot()))
                     {
                         let (new, old) = (Some(name(stamp.dot())), Some(name(held.dot())));
                         let (kept, lost) = if wins { (new, old) } else { (old, new) };
@@ -382,7 +566,7 @@ impl Row {
                             kept_value,
                             lost,
                             lost_value,
-                            ..conflict(cell.column, false)
+                            ..conflict(cell.column, LAST_WINS)
                         });
                     }
                     if wins {
@@ -399,62 +583,9 @@ impl Row {
 fn assigned(cells: &[Cell<'_>]) -> Vec<(ColumnId, Held)> {
     let assigned = cells.iter().filter_map(|cell| match cell.write {
         CellWrite::Assign { value, .. } => Some((cell.column, value.into())),
-        CellWrite::Add(_) => None,
+        CellWrite::Add(_) | CellWrite::Extreme(_) => None,
     });
     assigned.collect()
-}
-
-/// The canonical encoding of a key, after docs/format.md.
-pub(crate) fn encode_key<'v>(parts: impl Iterator<Item = &'v Held>) -> Result<Vec<u8>, String> {
-    let mut key = Vec::new();
-    for part in parts {
-        match part {
-            Held::Null => return Err("NULL in a key".to_owned()),
-            Held::Integer(n) => encode_integer(&mut key, *n),
-            Held::Real(bits) => match whole(f64::from_bits(*bits)) {
-                Some(n) => encode_integer(&mut key, n),
-                None => {
-                    key.push(0x21);
-                    let flipped = if bits >> 63 == 1 { !bits } else { bits | 1 << 63 };
-                    key.extend(flipped.to_be_bytes());
-                }
-            },
-            Held::Text(bytes) => encode_bytes(&mut key, 0x30, bytes),
-            Held::Blob(bytes) => encode_bytes(&mut key, 0x31, bytes),
-        }
-    }
-    Ok(key)
-}
-
-/// The integer that has exactly this value.
-#[expect(clippy::cast_possible_truncation, reason = "a cast that does not come back is no match")]
-fn whole(r: f64) -> Option<i64> {
-    let n = r as i64;
-    (n as f64 == r && (n != i64::MAX)).then_some(n)
-}
-
-fn encode_integer(key: &mut Vec<u8>, n: i64) {
-    let magnitude = n.unsigned_abs().to_be_bytes();
-    let digits: Vec<u8> = magnitude.into_iter().skip_while(|byte| *byte == 0).collect();
-    let len = u8::try_from(digits.len()).expect("an integer has eight bytes");
-    if n < 0 {
-        key.push(0x14 - len);
-        key.extend(digits.iter().map(|byte| !byte));
-    } else {
-        key.push(0x14 + len);
-        key.extend(digits);
-    }
-}
-
-fn encode_bytes(key: &mut Vec<u8>, class: u8, bytes: &[u8]) {
-    key.push(class);
-    for &byte in bytes {
-        key.push(byte);
-        if byte == 0 {
-            key.push(0xff);
-        }
-    }
-    key.push(0);
 }
 
 #[cfg(test)]
@@ -481,6 +612,38 @@ mod tests {
         Cell { column: ColumnId(3), write: CellWrite::Add(delta) }
     }
 
+    fn table() -> ShadowTable {
+        let columns = [
+            (ColumnId(2), ("name".to_owned(), ColumnType::Lww)),
+            (ColumnId(3), ("count".to_owned(), ColumnType::Counter)),
+            (ColumnId(4), ("low".to_owned(), ColumnType::Min)),
+        ];
+        ShadowTable { name: "t".to_owned(), any: true, columns: columns.into(), groups: vec![] }
+    }
+
+    #[test]
+    fn the_least_value_stays_and_null_is_none() {
+        let low = |value| Cell { column: ColumnId(4), write: CellWrite::Extreme(value) };
+        let mut case = Case::default();
+        case.run(Insert, 0, &[low(ValueRef::Null)], &[], stamp(1, 1, 1));
+        for value in [ValueRef::Integer(3), ValueRef::Real(3.5), ValueRef::Null] {
+            case.run(Update, 0, &[low(value)], &[], stamp(2, 2, 1));
+        }
+        assert_eq!(case.value(4), Some(Held::Integer(3)));
+        case.run(Update, 0, &[low(ValueRef::Real(-1e30))], &[], stamp(1, 3, 1));
+        assert_eq!(case.value(4), Some(Held::Real((-1e30f64).to_bits())));
+        assert_eq!(case.conflicts.len(), 0);
+    }
+
+    #[test]
+    fn a_sum_that_overflows_wraps_and_is_listed() {
+        let mut case = Case::default();
+        case.run(Insert, 0, &[add(i64::MAX)], &[], stamp(1, 1, 1));
+        case.run(Update, 0, &[add(2)], &[], stamp(2, 2, 1));
+        assert_eq!(case.value(3), Some(Held::Integer(i64::MIN + 1)));
+        assert_eq!(case.conflicts[0].lost_value, Held::Text(b"9223372036854775809".to_vec()));
+    }
+
     #[derive(Default)]
     struct Case {
         row: Row,
@@ -497,7 +660,12 @@ mod tests {
             stamp: Stamp,
         ) {
             let op = RowOp { table: TableId(1), kind, key: b"k", epoch, cells, saw };
-            self.row.merge(&op, stamp, &mut self.conflicts).unwrap();
+            let previous = cells.iter().filter_map(|cell| match cell.write {
+                CellWrite::Assign { previous, .. } => previous,
+                CellWrite::Add(_) | CellWrite::Extreme(_) => None,
+            });
+            let seen = saw.iter().copied().chain(previous).collect();
+            self.row.merge(&op, stamp, &table(), &seen, &mut self.conflicts).unwrap();
         }
 
         fn value(&self, column: u32) -> Option<Held> {
@@ -563,19 +731,5 @@ mod tests {
             (Some(Held::Integer(7)), Some(Held::Integer(1)))
         );
         assert_eq!(case.conflicts.len(), 2);
-    }
-
-    #[test]
-    fn keys_encode_as_the_format_says() {
-        let encode = |parts: &[Held]| encode_key(parts.iter()).unwrap();
-        assert_eq!(encode(&[Held::Integer(0)]), [0x14]);
-        assert_eq!(encode(&[Held::Integer(258)]), [0x16, 1, 2]);
-        assert_eq!(encode(&[Held::Integer(-1)]), [0x13, 0xfe]);
-        assert_eq!(encode(&[Held::Real(2f64.to_bits())]), encode(&[Held::Integer(2)]));
-        assert_eq!(encode(&[Held::Real((-0f64).to_bits())]), [0x14]);
-        assert_eq!(encode(&[Held::Real(1e19f64.to_bits())]).len(), 9);
-        assert_eq!(encode(&[Held::Blob(vec![1])]), [0x31, 1, 0]);
-        let parts = [Held::Text(b"a\0".to_vec()), Held::Integer(7)];
-        assert_eq!(encode(&parts), [0x30, b'a', 0, 0xff, 0, 0x15, 7]);
     }
 }

@@ -31,6 +31,26 @@ pub(crate) fn has_schema(reader: &Connection) -> rusqlite::Result<bool> {
     query.query_row([], |row| Ok(row.get::<_, i64>(0)? == 2))
 }
 
+/// The newest position of a log, of which a prefix may be trimmed.
+pub(crate) fn log_end(machine: usize, reader: &Connection) -> Check<i64> {
+    let failed = unreadable(machine);
+    let mut query = reader
+        .prepare_cached(
+            "SELECT ifnull((SELECT max(lsn) FROM littoral_log), 0),
+                    ifnull((SELECT value FROM littoral_meta WHERE name = 'trimmed'), x'00')",
+        )
+        .map_err(&failed)?;
+    let (logged, trimmed): (i64, Vec<u8>) =
+        query.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
+    Ok(logged.max(first_number(&trimmed)))
+}
+
+/// The LEB128 number that the bytes begin with.
+fn first_number(bytes: &[u8]) -> i64 {
+    let end = bytes.iter().position(|byte| byte & 0x80 == 0).unwrap_or(0);
+    bytes[..=end].iter().rev().fold(0, |number, byte| number << 7 | i64::from(byte & 0x7f))
+}
+
 /// How many entries the log holds, as a reader sees it.
 pub(crate) fn log_length(machine: usize, reader: &Connection) -> Check<i64> {
     let failed = unreadable(machine);

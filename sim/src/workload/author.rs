@@ -91,11 +91,13 @@ impl Author<'_> {
             Act::BreakRule => self.break_rule(),
             Act::CartAdd => self.cart_add(),
             Act::CartChange => self.cart_change(),
+            Act::Handle => self.handle(),
             Act::Loose => self.loose(),
             Act::Scale => self.scale(),
             Act::Pair => self.pair(),
             Act::Transfer => self.transfer(),
             Act::Ghost => self.ghost(depth),
+            Act::Gauge => self.gauge(),
             Act::Savepoint if depth < 2 => self.savepoint(depth),
             Act::Origin if self.machine == 0 || self.draw.percent(10) => self.origin_act(),
             Act::Savepoint | Act::Origin | Act::Abort => {}
@@ -106,7 +108,7 @@ impl Author<'_> {
         Value::Text((*self.draw.pick(&["ada", "bob", "cyd"])).to_owned())
     }
 
-    /// A key of any class. The last one is refused: it is a REAL whose key would be an INTEGER's.
+    /// A key of any class. Some are one key and differ all the same.
     fn loose_key(&mut self) -> Value {
         match self.draw.below(9) {
             0 => Value::Integer(1),
@@ -117,7 +119,7 @@ impl Author<'_> {
             5 => Value::Text("1".to_owned()),
             6 => Value::Blob(b"1".to_vec()),
             7 => Value::Text("\0".to_owned()),
-            _ if self.draw.percent(20) => Value::Real(2.0),
+            _ if self.draw.percent(40) => Value::Real(2.0),
             _ => Value::Integer(2),
         }
     }
@@ -128,6 +130,11 @@ impl Author<'_> {
 
     fn origin_act(&mut self) {
         let (key, other) = (self.key(), self.key());
+        match self.draw.below(18) {
+            9..12 => return self.jotting(),
+            12..18 => return self.ticket(),
+            _ => {}
+        }
         match self.draw.below(9) {
             0 | 1 => {
                 let email = Value::Text(format!("{}@example", self.draw.below(8)));
@@ -371,6 +378,69 @@ impl Author<'_> {
         }
     }
 
+    /// A name as somebody may spell it.
+    fn name(&mut self) -> Value {
+        let name =
+            *self.draw.pick(&["ada", "Ada", "ADA", "bob", "BoB", "z\0Q", "Z\0r", "", "é", "É"]);
+        Value::Text(name.to_owned())
+    }
+
+    /// Rows whose keys are spelled in several ways.
+    fn handle(&mut self) {
+        let (name, other, mail) = (self.name(), self.name(), self.token());
+        match self.draw.below(7) {
+            0 | 1 => self.try_step(
+                "INSERT INTO handle VALUES (?, ?, 1) ON CONFLICT DO UPDATE
+                         SET name = excluded.name, hits = hits + 1",
+                vec![name, mail],
+            ),
+            2 => self.try_step("UPDATE handle SET name = ?1 WHERE name = ?1", vec![name]),
+            3 => self.try_step(
+                "UPDATE OR REPLACE handle SET name = ?, mail = ? WHERE name = ?",
+                vec![name, mail, other],
+            ),
+            4 => self.try_step("REPLACE INTO handle (name, mail) VALUES (?, ?)", vec![name, mail]),
+            5 => self.step("DELETE FROM handle WHERE name = ?", vec![name]),
+            _ => self.try_step("UPDATE handle SET name = upper(name), hits = hits + 1", vec![]),
+        }
+    }
+
+    /// Rows without a key of their own.
+    fn jotting(&mut self) {
+        let (line, at, key) = (self.sku(), self.number(), self.key());
+        match self.draw.below(7) {
+            0 | 1 => self.try_step("INSERT INTO jotting VALUES (?, ?)", vec![line, at]),
+            2 => self.try_step("INSERT INTO jotting (at) VALUES (?1), (?1)", vec![at]),
+            3 => {
+                self.try_step(
+                    "UPDATE OR REPLACE jotting SET line = ? WHERE at = ?",
+                    vec![line, at],
+                );
+            }
+            4 => self.try_step("UPDATE jotting SET rowid = ? WHERE at > ?", vec![key, at]),
+            5 => self.step("DELETE FROM jotting WHERE at = ? OR rowid = ?", vec![at, key]),
+            _ => self.try_step("REPLACE INTO jotting (rowid, line) VALUES (?, ?)", vec![key, line]),
+        }
+    }
+
+    /// Rows whose keys are handed out once. What was handed out stands in `stub`, so that a key given
+    /// twice fails.
+    fn ticket(&mut self) {
+        let what = self.token();
+        match self.draw.below(5) {
+            0 | 1 => self.step("INSERT INTO ticket (what) VALUES (?)", vec![what]),
+            2 => self.step("DELETE FROM ticket WHERE id = (SELECT max(id) FROM ticket)", vec![]),
+            3 => {
+                self.step("INSERT INTO ticket (what) VALUES (?1), (?1 || 'x')", vec![what]);
+                self.step("DELETE FROM ticket", vec![]);
+            }
+            _ => self.try_step(
+                "INSERT OR FAIL INTO ticket (what) VALUES (?1 || 'y'), (?1), (?1)",
+                vec![what],
+            ),
+        }
+    }
+
     /// Rows whose keys are of any class.
     fn loose(&mut self) {
         let (key, value, number) = (self.loose_key(), self.anything(), self.number());
@@ -440,6 +510,56 @@ impl Author<'_> {
                          SET balance = balance + excluded.balance",
                 vec![int(account), Value::Integer(amount)],
             );
+        }
+    }
+
+    /// Columns of every type but `lww`, in rows that come and go.
+    fn gauge(&mut self) {
+        let (key, one, other) = (int(self.draw.below(4)), self.anything(), self.anything());
+        let number = self.number();
+        match self.draw.below(10) {
+            0 => self.try_step(
+                "INSERT INTO gauge (id, high, low, peak, turns) VALUES (?1, ?2, ?3, ?4, ?4)",
+                vec![key, one, other, number],
+            ),
+            1 => self.try_step(
+                "INSERT OR REPLACE INTO gauge (id, high, low, town) VALUES (?, ?, ?, ?)",
+                vec![key, number, one, other],
+            ),
+            2 => self.try_step(
+                "UPDATE gauge SET high = ?2, low = ?3, peak = ?4 WHERE id <> ?1",
+                vec![key, one, other, number],
+            ),
+            3 => self.try_step(
+                "UPDATE gauge SET high = ?2, peak = peak + ?2, note = ?3 WHERE id = ?1",
+                vec![key, number, other],
+            ),
+            4 => self.try_step("UPDATE gauge SET low = high, high = low", vec![]),
+            5 => {
+                let token = self.token();
+                self.try_step(
+                    "UPDATE gauge SET street = ?2, town = ?2 WHERE id = ?1",
+                    vec![key, token],
+                );
+            }
+            6 => {
+                let (column, token) = (*self.draw.pick(&["street", "town"]), self.token());
+                self.try_step(
+                    &format!("UPDATE gauge SET {column} = ?2, low = ?3 WHERE id = ?1"),
+                    vec![key, token, one],
+                );
+            }
+            7 => {
+                let far = *self.draw.pick(&[i64::MAX, i64::MAX - 9, i64::MIN, i64::MIN + 9, 0]);
+                self.try_step(
+                    "UPDATE gauge SET turns = ?2 WHERE id = ?1",
+                    vec![key, Value::Integer(far)],
+                );
+            }
+            // Refused where the sum is a REAL already at its author.
+            8 => self
+                .try_step("UPDATE gauge SET turns = turns + ?2 WHERE id = ?1", vec![key, number]),
+            _ => self.try_step("DELETE FROM gauge WHERE id = ?", vec![key]),
         }
     }
 

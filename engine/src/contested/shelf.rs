@@ -1,0 +1,534 @@
+//! [`Shelf`]: the blocks of all tables, in memory, on disk, or both.
+//!
+//! A table's blocks lie side by side by their bounds, the first bound is the empty key. A checkpoint
+//! writes the blocks that changed to `littoral_clock`; a block that is the same on disk may leave
+//! memory and is read again when one of its rows is asked for.
+//!
+//! Invariants:
+//! - a row stands in the block with the greatest bound that is not greater than its key;
+//! - a block that is not in memory is on disk as it was when it left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
+
+use rusqlite::{Connection, OptionalExtension, params, types::Type};
+
+use crate::{
+    contested::{ClockChanges, block::Block, row::RowClock},
+    hlc::Stamp,
+    id::TableId,
+    limits::CLOCK_MEMORY_BYTES,
+    testing::{Bug, planted},
+    value::DecodeError,
+};
+
+pub(super) type Directory = BTreeMap<Box<[u8]>, Slot>;
+
+/// All blocks.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    tables: BTreeMap<TableId, Directory>,
+    rows: u64,
+    /// How many shifts are remembered.
+    shifts: u64,
+    /// Bytes of the blocks in memory, about.
+    loaded: usize,
+    /// The highest number a block has on disk.
+    newest: i64,
+    /// Blocks on disk that are none any more.
+    gone: BTreeSet<i64>,
+    undo: Option<Undo>,
+    marks: u64,
+    /// Where the search for blocks to take out of memory goes on.
+    turn: (u32, Box<[u8]>),
+}
+
+/// What was before the changes since a mark.
+#[derive(Debug, Default)]
+struct Undo {
+    slots: Vec<(TableId, Box<[u8]>, Option<Slot>)>,
+    rows: u64,
+    shifts: u64,
+}
+
+/// The place of one block.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    held: Held,
+    /// Its number on disk.
+    id: Option<i64>,
+    /// Whether it differs from what is on disk.
+    dirty: bool,
+    /// The mark since which it was changed.
+    marked: u64,
+}
+
+#[derive(Debug, Clone)]
+enum Held {
+    Loaded(Arc<Block>),
+    Paged { stamps: Arc<[Stamp]> },
+}
+
+impl Slot {
+    const fn new(block: Arc<Block>, marked: u64) -> Self {
+        Self { held: Held::Loaded(block), id: None, dirty: true, marked }
+    }
+
+    pub(super) fn stamps(&self) -> &[Stamp] {
+        match &self.held {
+            Held::Loaded(block) => &block.stamps,
+            Held::Paged { stamps } => stamps,
+        }
+    }
+
+    /// The block, read from disk if it is not in memory.
+    pub(super) fn block(&self, disk: &Connection) -> rusqlite::Result<Arc<Block>> {
+        match (&self.held, self.id) {
+            (Held::Loaded(block), _) => Ok(Arc::clone(block)),
+            (Held::Paged { .. }, Some(id)) => read_block(disk, id).map(Arc::new),
+            (Held::Paged { .. }, None) => {
+                Err(damaged(DecodeError::Invalid("a block without number")))
+            }
+        }
+    }
+
+    fn load(&mut self, disk: &Connection, loaded: &mut usize) -> rusqlite::Result<&mut Arc<Block>> {
+        if matches!(self.held, Held::Paged { .. }) {
+            let block = self.block(disk)?;
+            *loaded += block.size();
+            self.held = Held::Loaded(block);
+        }
+        match &mut self.held {
+            Held::Loaded(block) => Ok(block),
+            Held::Paged { .. } => unreachable!("it was loaded above"),
+        }
+    }
+}
+
+impl Shelf {
+    pub(super) const fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Bytes of the blocks in memory, about.
+    pub(super) const fn loaded(&self) -> usize {
+        self.loaded
+    }
+
+    pub(super) const fn shifts(&self) -> u64 {
+        self.shifts
+    }
+
+    pub(super) fn directory(&self, table: TableId) -> Option<&Directory> {
+        self.tables.get(&table)
+    }
+
+    /// All rows of a table, which are all in memory.
+    #[cfg(test)]
+    pub(super) fn all(&self, table: TableId) -> Vec<(Vec<u8>, RowClock)> {
+        let slots = self.tables.get(&table).into_iter().flat_map(BTreeMap::values);
+        let rows = slots.flat_map(|slot| match &slot.held {
+            Held::Loaded(block) => {
+                (0..block.len()).map(|row| (block.key(row).to_vec(), block.clock(row))).collect()
+            }
+            Held::Paged { .. } => Vec::new(),
+        });
+        rows.collect()
+    }
+
+    // --- Changing
+
+    /// Changes the clocks of one row, which may have none, and may have none afterwards.
+    pub(super) fn change(
+        &mut self,
+        disk: &Connection,
+        table: TableId,
+        key: &[u8],
+        change: impl FnOnce(&mut RowClock),
+    ) -> rusqlite::Result<()> {
+        let Self { tables, undo, loaded, rows, shifts, marks, .. } = self;
+        let directory = tables.entry(table).or_default();
+        if directory.is_empty() {
+            let slot = Slot::new(Arc::default(), *marks);
+            *loaded += slot.size();
+            if let Some(undo) = undo {
+                undo.slots.push((table, Box::default(), None));
+            }
+            directory.insert(Box::default(), slot);
+        }
+        let (bound, slot) = directory
+            .range_mut::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
+            .next_back()
+            .expect("a table's first block begins at the empty key");
+        let block = slot.load(disk, loaded)?;
+        let place = block.find(key, 0);
+        let mut clock = place.map_or_else(|_| RowClock::default(), |row| block.clock(row));
+        let before = clock.shifts.len() as u64;
+        change(&mut clock);
+        *shifts = *shifts - before + clock.shifts.len() as u64;
+        if clock.is_empty() && place.is_err() {
+            if block.is_empty() {
+                self.remove_empty(table, key);
+            }
+            return Ok(());
+        }
+        save(undo, *marks, table, bound, slot);
+        let block = slot.edit(disk, loaded)?;
+        let (size, ascending) = (block.size(), place == Err(block.len()));
+        match place {
+            Ok(row) if clock.is_empty() => {
+                block.remove(row);
+                *rows -= 1;
+            }
+            place => {
+                *rows += u64::from(place.is_err());
+                block.put(place, key, &clock);
+            }
+        }
+        let mut right = block.is_full().then(|| block.split(ascending));
+        let empty = block.is_empty();
+        *loaded = *loaded - size + block.size();
+        while let Some(mut new) = right.take() {
+            let bound: Box<[u8]> = new.key(0).into();
+            right = new.is_full().then(|| new.split(false));
+            self.insert(table, bound, new);
+        }
+        if empty {
+            self.remove_empty(table, key);
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, table: TableId, bound: Box<[u8]>, block: Block) {
+        self.loaded += block.size();
+        if let Some(undo) = &mut self.undo {
+            undo.slots.push((table, bound.clone(), None));
+        }
+        let slot = Slot::new(Arc::new(block), self.marks);
+        self.tables.entry(table).or_default().insert(bound, slot);
+    }
+
+    /// Removes the block that a key falls into, which is empty, unless it is the first of several.
+    fn remove_empty(&mut self, table: TableId, key: &[u8]) {
+        let Some(directory) = self.tables.get_mut(&table) else { return };
+        let range = (Bound::Unbounded, Bound::Included(key));
+        let Some(bound) = directory.range::<[u8], _>(range).next_back().map(|(b, _)| b.clone())
+        else {
+            return;
+        };
+        if bound.is_empty() && directory.len() > 1 {
+            return;
+        }
+        let mut removed = vec![directory.remove(&bound)];
+        // The first of several may have become empty before.
+        if directory.len() == 1
+            && let Some((bound, slot)) = directory.first_key_value()
+            && matches!(&slot.held, Held::Loaded(block) if block.is_empty())
+        {
+            let bound = bound.clone();
+            let mut slot = directory.remove(&bound);
+            if let Some(slot) = &mut slot {
+                save(&mut self.undo, self.marks, table, &bound, slot);
+            }
+            removed.push(slot);
+        }
+        if directory.is_empty() {
+            self.tables.remove(&table);
+        }
+        for slot in removed.into_iter().flatten() {
+            self.dropped(&slot);
+        }
+    }
+
+    fn dropped(&mut self, slot: &Slot) {
+        if let Held::Loaded(block) = &slot.held {
+            self.loaded -= block.size();
+        }
+        self.gone.extend(slot.id);
+    }
+
+    /// Brings the blocks into memory that the changes fall into.
+    pub(super) fn load(
+        &mut self,
+        disk: &Connection,
+        changes: &ClockChanges,
+    ) -> rusqlite::Result<()> {
+        for (table, rows) in changes.tables() {
+            let Some(directory) = self.tables.get_mut(table) else { continue };
+            if directory.values().all(|slot| matches!(slot.held, Held::Loaded(_))) {
+                continue;
+            }
+            for row in 0..rows.len() {
+                let upto = (Bound::Unbounded, Bound::Included(rows.key(row)));
+                if let Some((_, slot)) = directory.range_mut::<[u8], _>(upto).next_back() {
+                    slot.load(disk, &mut self.loaded)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what a committed transaction of this node leaves behind.
+    pub(super) fn install(
+        &mut self,
+        disk: &Connection,
+        changes: &ClockChanges,
+    ) -> rusqlite::Result<()> {
+        for (table, rows) in changes.tables() {
+            let mut row = 0;
+            while row < rows.len() {
+                let behind = self.append(*table, rows, row);
+                if behind > row {
+                    row = behind;
+                    continue;
+                }
+                let clock = rows.clock(row);
+                self.change(disk, *table, rows.key(row), |held| *held = clock)?;
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends as many rows as lie behind all that the table has; gives the place behind the last.
+    fn append(&mut self, table: TableId, rows: &Block, from: usize) -> usize {
+        let directory = self.tables.get(&table);
+        let last = directory.and_then(|directory| directory.last_key_value());
+        if let Some((bound, slot)) = last {
+            let Held::Loaded(block) = &slot.held else { return from };
+            let highest = if block.is_empty() { bound } else { block.key(block.len() - 1) };
+            // A block that is not full is filled row by row first.
+            if rows.key(from) <= highest || block.len() < 2 || !block.is_nearly_full() {
+                return from;
+            }
+        }
+        let mut row = from;
+        let mut first = last.is_none();
+        while row < rows.len() {
+            let mut block = Block::default();
+            let next = block.push_rows(rows, row, rows.len());
+            let bound = if first { Box::default() } else { rows.key(row).into() };
+            first = false;
+            self.rows += block.len() as u64;
+            self.insert(table, bound, block);
+            row = next;
+        }
+        row
+    }
+
+    /// Changes the rows of every block that has a stamp which `concerned` names.
+    pub(super) fn change_all(
+        &mut self,
+        disk: &Connection,
+        concerned: impl Fn(Stamp) -> bool,
+        mut change: impl FnMut(&mut RowClock),
+    ) -> rusqlite::Result<()> {
+        let Self { tables, undo, loaded, rows, shifts, marks, .. } = self;
+        let mut empty = Vec::new();
+        for (table, directory) in tables {
+            for (bound, slot) in directory {
+                if !slot.stamps().iter().any(|stamp| concerned(*stamp)) {
+                    continue;
+                }
+                slot.load(disk, loaded)?;
+                save(undo, *marks, *table, bound, slot);
+                let block = slot.edit(disk, loaded)?;
+                let size = block.size();
+                *rows -= block.len() as u64;
+                *block = block.rewritten(|clock| {
+                    let before = clock.shifts.len() as u64;
+                    change(clock);
+                    *shifts = *shifts - before + clock.shifts.len() as u64;
+                });
+                *rows += block.len() as u64;
+                *loaded = *loaded - size + block.size();
+                if block.is_empty() {
+                    empty.push((*table, bound.clone()));
+                }
+            }
+        }
+        // The first of a table last, so that it may go too.
+        for (table, bound) in empty.into_iter().rev() {
+            self.remove_empty(table, &bound);
+        }
+        Ok(())
+    }
+
+    // --- Taking back
+
+    pub(super) fn mark(&mut self) {
+        self.marks += 1;
+        self.undo = Some(Undo { slots: Vec::new(), rows: self.rows, shifts: self.shifts });
+    }
+
+    pub(super) fn keep(&mut self) {
+        self.undo = None;
+    }
+
+    pub(super) fn undo(&mut self) {
+        let Some(undo) = self.undo.take() else { return };
+        (self.rows, self.shifts) = (undo.rows, undo.shifts);
+        for (table, bound, before) in undo.slots.into_iter().rev() {
+            let directory = self.tables.entry(table).or_default();
+            if let Some(slot) = directory.remove(&bound) {
+                self.dropped(&slot);
+            }
+            let directory = self.tables.entry(table).or_default();
+            match before {
+                Some(slot) => {
+                    if let Held::Loaded(block) = &slot.held {
+                        self.loaded += block.size();
+                    }
+                    if let Some(id) = slot.id {
+                        self.gone.remove(&id);
+                    }
+                    directory.insert(bound, slot);
+                }
+                None if directory.is_empty() => drop(self.tables.remove(&table)),
+                None => {}
+            }
+        }
+    }
+
+    // --- On disk
+
+    /// Reads what the last checkpoint wrote.
+    pub(super) fn open(disk: &Connection) -> rusqlite::Result<Self> {
+        let mut shelf = Self::default();
+        let mut statement =
+            disk.prepare("SELECT id, table_id, bound, bytes FROM littoral_clock")?;
+        let mut found = statement.query([])?;
+        while let Some(row) = found.next()? {
+            let (id, table): (i64, u32) = (row.get(0)?, row.get(1)?);
+            let bytes = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+            let block = block_from(bytes)?;
+            shelf.rows += block.len() as u64;
+            shelf.shifts +=
+                (0..block.len()).map(|r| block.clock(r).shifts.len() as u64).sum::<u64>();
+            shelf.newest = shelf.newest.max(id);
+            let held = if shelf.loaded > CLOCK_MEMORY_BYTES {
+                Held::Paged { stamps: block.stamps.into() }
+            } else {
+                shelf.loaded += block.size();
+                Held::Loaded(Arc::new(block))
+            };
+            let slot = Slot { held, id: Some(id), dirty: false, marked: 0 };
+            let bound: Vec<u8> = row.get(2)?;
+            shelf.tables.entry(TableId(table)).or_default().insert(bound.into(), slot);
+        }
+        for directory in shelf.tables.values_mut() {
+            if !directory.contains_key::<[u8]>(&[]) {
+                return Err(damaged(DecodeError::Invalid("the first block of a table is missing")));
+            }
+        }
+        Ok(shelf)
+    }
+
+    /// Bytes that a checkpoint would write, about.
+    pub(super) fn unsaved(&self) -> usize {
+        let slots = self.tables.values().flat_map(BTreeMap::values);
+        slots.filter(|slot| slot.dirty).map(|slot| slot.size()).sum()
+    }
+
+    /// Writes what changed since the last checkpoint, within the transaction under way. When that has
+    /// committed, [`Shelf::saved`] must follow.
+    pub(super) fn save(&mut self, disk: &Connection) -> rusqlite::Result<()> {
+        let mut delete = disk.prepare_cached("DELETE FROM littoral_clock WHERE id = ?")?;
+        for id in &self.gone {
+            delete.execute([id])?;
+        }
+        let mut insert =
+            disk.prepare_cached("INSERT OR REPLACE INTO littoral_clock VALUES(?, ?, ?, ?)")?;
+        for (table, directory) in &mut self.tables {
+            for (bound, slot) in directory.iter_mut().filter(|(_, slot)| slot.dirty) {
+                let Held::Loaded(block) = &slot.held else { continue };
+                let id = *slot.id.get_or_insert_with(|| {
+                    self.newest += 1;
+                    self.newest
+                });
+                insert.execute(params![id, table.0, &bound[..], block.encode()])?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn saved(&mut self) {
+        self.gone.clear();
+        for slot in self.tables.values_mut().flat_map(BTreeMap::values_mut) {
+            slot.dirty = false;
+        }
+    }
+
+    /// Takes blocks out of memory that are the same on disk, while there are more bytes than
+    /// [`CLOCK_MEMORY_BYTES`]. False if that was not enough: then a checkpoint is due.
+    pub(super) fn shrink(&mut self) -> bool {
+        if self.loaded <= CLOCK_MEMORY_BYTES || self.undo.is_some() {
+            return true;
+        }
+        // Down to three quarters, so that it is not done again at once.
+        let target = CLOCK_MEMORY_BYTES / 4 * 3;
+        for _ in 0..2 {
+            let (table, bound) = std::mem::take(&mut self.turn);
+            for (id, directory) in self.tables.range_mut(TableId(table)..) {
+                let from: &[u8] = if id.0 == table { &bound } else { &[] };
+                for (bound, slot) in
+                    directory.range_mut::<[u8], _>((Bound::Included(from), Bound::Unbounded))
+                {
+                    if self.loaded <= target {
+                        self.turn = (id.0, bound.clone());
+                        return true;
+                    }
+                    if let (false, Held::Loaded(block)) = (slot.dirty, &slot.held) {
+                        self.loaded -= block.size();
+                        slot.held = Held::Paged { stamps: block.stamps.as_slice().into() };
+                    }
+                }
+            }
+        }
+        self.loaded <= CLOCK_MEMORY_BYTES
+    }
+}
+
+impl Slot {
+    fn size(&self) -> usize {
+        match &self.held {
+            Held::Loaded(block) => block.size(),
+            Held::Paged { .. } => 0,
+        }
+    }
+
+    /// The block, to be changed.
+    fn edit(&mut self, disk: &Connection, loaded: &mut usize) -> rusqlite::Result<&mut Block> {
+        self.dirty = true;
+        self.load(disk, loaded).map(Arc::make_mut)
+    }
+}
+
+/// Keeps what a slot was before the first change since the mark.
+fn save(undo: &mut Option<Undo>, mark: u64, table: TableId, bound: &[u8], slot: &mut Slot) {
+    if let Some(undo) = undo
+        && slot.marked != mark
+    {
+        undo.slots.push((table, bound.into(), Some(slot.clone())));
+        slot.marked = mark;
+    }
+}
+
+fn read_block(disk: &Connection, id: i64) -> rusqlite::Result<Block> {
+    let mut statement = disk.prepare_cached("SELECT bytes FROM littoral_clock WHERE id = ?")?;
+    let bytes: Option<Vec<u8>> = statement.query_row([id], |row| row.get(0)).optional()?;
+    let bytes = bytes.ok_or_else(|| damaged(DecodeError::Invalid("a block is missing")))?;
+    block_from(&bytes)
+}
+
+fn block_from(bytes: &[u8]) -> rusqlite::Result<Block> {
+    let block = Block::decode(bytes).map_err(damaged)?;
+    Ok(if planted(Bug::ShiftsNotSaved) { block.rewritten(|c| c.shifts.clear()) } else { block })
+}
+
+fn damaged(error: DecodeError) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, Box::new(error))
+}

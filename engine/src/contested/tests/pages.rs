@@ -1,0 +1,74 @@
+//! Many rows: blocks are split, written, taken out of memory and read again.
+
+use super::*;
+use crate::limits::CLOCK_MEMORY_BYTES;
+
+fn key(row: u32) -> Vec<u8> {
+    let mut key = row.to_be_bytes().to_vec();
+    key.resize(60, 7);
+    key
+}
+
+fn insert(rows: impl Iterator<Item = u32>) -> Vec<(Vec<u8>, Change)> {
+    rows.map(|row| (key(row), Change::Insert { name: 0, note: 0, count: 0 })).collect()
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_found_on_disk() {
+    let mut replica = Replica::default();
+    let rows = u32::try_from(CLOCK_MEMORY_BYTES / 60).unwrap();
+    replica.write(author(0), 1, &insert((0..rows).map(|row| row * 2)));
+    assert!(!replica.contested.shrink(), "nothing of it is on disk yet");
+    replica.contested.save(&replica.disk).unwrap();
+    replica.contested.saved();
+    assert!(replica.contested.shrink());
+    assert!(replica.contested.bytes() <= CLOCK_MEMORY_BYTES);
+    assert_eq!(replica.contested.rows(), u64::from(rows));
+
+    // Changed and inserted here and there, undone once, kept the second time.
+    let changes: Vec<_> = (0..rows / 500)
+        .flat_map(|row| [(key(row * 1000), name(1)), (key(row * 1000 + 1), insert(0..1)[0].1)])
+        .collect();
+    replica.contested.mark();
+    let rows_before = replica.rows.clone();
+    replica.write(author(0), 2, &changes);
+    replica.contested.undo();
+    assert_eq!(replica.contested.rows(), u64::from(rows));
+    replica.rows = rows_before;
+    replica.vector = VersionVector::from_iter([Dot { author: author(0), seq: 1 }]);
+    replica.write(author(0), 2, &changes);
+    assert_eq!(replica.contested.rows(), u64::from(rows + rows / 500));
+    let mut cursor = replica.contested.cursor(&replica.disk);
+    for row in 0..rows / 500 {
+        let found = cursor.row(TABLE, &key(row * 1000)).unwrap().unwrap();
+        assert_eq!(found.cell(NAME).map(|stamp| stamp.seq), Some(2));
+        assert_eq!(found.cell(NOTE).map(|stamp| stamp.seq), Some(1));
+    }
+
+    // A frontier over all of it leaves nothing, also not on disk.
+    let stamp = replica.header(author(0), 3).stamp();
+    let covered = replica.vector.clone();
+    let Replica { contested, disk, .. } = &mut replica;
+    contested.frontier(disk, 1, &covered, stamp).unwrap();
+    assert_eq!((contested.rows(), contested.bytes()), (0, 0));
+    contested.save(disk).unwrap();
+    contested.saved();
+    let left: i64 =
+        disk.query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn rows_put_in_any_order_are_found() {
+    let mut replica = Replica::default();
+    // 7919 is prime, so every row comes once, far from the one before.
+    for (time, row) in (1..).zip((0..5000).map(|row| row * 7919 % 5000)) {
+        replica.write(author(0), time, &insert(std::iter::once(row)));
+    }
+    let all = exact(&replica.contested);
+    assert_eq!(all.len(), 5000);
+    replica.contested.save(&replica.disk).unwrap();
+    replica.contested.saved();
+    let opened = Contested::open(&replica.disk, Stable::default()).unwrap();
+    assert_eq!(exact(&opened), all);
+}

@@ -1,0 +1,64 @@
+//! The SQL functions that apply statements call: what becomes of one stored value.
+
+use rusqlite::{
+    Connection, ffi,
+    functions::{Context, FunctionFlags},
+    types::{ToSqlOutput, ValueRef as Sql},
+};
+
+use crate::{
+    policy::ColumnType,
+    testing::{Bug, planted},
+    value::ValueRef,
+};
+
+/// Makes the functions on the apply connection.
+pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
+    // In SQL, an addition that overflows gives a REAL.
+    conn.create_scalar_function("littoral_add", 2, flags, |context| {
+        let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
+        count.checked_add(delta).ok_or_else(overflow)
+    })?;
+    for (name, merge) in [("littoral_max", ColumnType::Max), ("littoral_min", ColumnType::Min)] {
+        conn.create_scalar_function(name, 2, flags, move |context| {
+            let takes = merge.takes(argument(context, 0), argument(context, 1));
+            Ok(ToSqlOutput::Arg(usize::from(takes || planted(Bug::ExtremeByArrival))))
+        })?;
+    }
+    Ok(())
+}
+
+/// The function that gives what stands in a column after a write has met it; `None` if it is the value
+/// written.
+pub(super) const fn combining(merge: ColumnType) -> Option<&'static str> {
+    match merge {
+        ColumnType::Lww => None,
+        ColumnType::Counter => Some("littoral_add"),
+        ColumnType::Max => Some("littoral_max"),
+        ColumnType::Min => Some("littoral_min"),
+    }
+}
+
+fn argument<'c>(context: &'c Context<'_>, index: usize) -> ValueRef<'c> {
+    match context.get_raw(index) {
+        Sql::Null => ValueRef::Null,
+        Sql::Integer(n) => ValueRef::Integer(n),
+        Sql::Real(r) => ValueRef::Real(r),
+        Sql::Text(bytes) => ValueRef::Text(bytes),
+        Sql::Blob(bytes) => ValueRef::Blob(bytes),
+    }
+}
+
+/// SQLite itself never gives this code.
+const OVERFLOW: std::ffi::c_int = ffi::SQLITE_CONSTRAINT_FUNCTION;
+
+fn overflow() -> rusqlite::Error {
+    // With a message of its own, rusqlite would report the general code instead.
+    rusqlite::Error::SqliteFailure(ffi::Error::new(OVERFLOW), None)
+}
+
+/// Whether a statement failed because a counter would overflow; the statement did nothing.
+pub(super) fn is_overflow(error: &rusqlite::Error) -> bool {
+    matches!(error, rusqlite::Error::SqliteFailure(failure, _) if failure.extended_code == OVERFLOW)
+}

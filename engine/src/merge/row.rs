@@ -1,0 +1,62 @@
+//! Merging into a row in memory, for what one statement cannot do.
+
+use crate::{
+    entry::{CellWrite, RowOp},
+    schema::Table,
+    value::{ByteReader, ValueRef, put_cell},
+};
+
+/// A counter that wrapped around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Overflow {
+    /// The counter's place among the cells.
+    pub(super) place: usize,
+    /// The sum modulo 2^64, which is stored.
+    pub(super) wrapped: i64,
+    /// The sum itself.
+    pub(super) exact: i128,
+}
+
+/// The value of an encoded cell.
+pub(super) fn value(cell: &[u8]) -> ValueRef<'_> {
+    ByteReader::new(cell).cell().unwrap_or(ValueRef::Null)
+}
+
+/// Merges an operation into the cells of a row. `wins` says of its assignments, by their place in it,
+/// which take effect.
+pub(super) fn merge(
+    table: &Table,
+    cells: &mut [Vec<u8>],
+    op: &RowOp<'_>,
+    wins: impl Fn(usize) -> bool,
+) -> Vec<Overflow> {
+    let mut overflows = Vec::new();
+    for (index, cell) in op.cells.iter().enumerate() {
+        let Some(place) = table.cell(cell.column) else { continue };
+        let merged = match cell.write {
+            CellWrite::Assign { value, .. } => wins(index).then_some(value),
+            CellWrite::Extreme(new) => {
+                table.cells[place].merge.takes(value(&cells[place]), new).then_some(new)
+            }
+            CellWrite::Add(delta) => {
+                let count = match value(&cells[place]) {
+                    ValueRef::Integer(n) => n,
+                    _ => 0,
+                };
+                let wrapped = count.wrapping_add(delta);
+                if count.checked_add(delta).is_none() {
+                    let exact = i128::from(count) + i128::from(delta);
+                    overflows.push(Overflow { place, wrapped, exact });
+                }
+                Some(ValueRef::Integer(wrapped))
+            }
+        };
+        if let Some(merged) = merged {
+            // What is merged may borrow from the operation only, not from the cell.
+            let mut encoded = Vec::new();
+            put_cell(&mut encoded, merged);
+            cells[place] = encoded;
+        }
+    }
+    overflows
+}

@@ -1,0 +1,252 @@
+//! The frontier: acknowledgements counted at the origin, the entries that say what is stable, and the
+//! clock checkpoints after which the log is trimmed.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    entry::{Entry, EntryHeader, codec::Body},
+    error::ApplyError,
+    id::{AuthorId, PeerId},
+    limits::{CLOCK_CHECKPOINT_CHEAP_BYTES, CLOCK_CHECKPOINT_LOG_BYTES, FRONTIER_INTERVAL},
+    replica::{Replica, is_storage_failure},
+    schema::catalog,
+    status::{Held, Stability},
+    testing::{Bug, planted},
+    time::Instant,
+    version::{Dot, VersionVector},
+};
+
+/// What the origin counts, and when it looks again.
+#[derive(Debug, Default)]
+pub(super) struct Counting {
+    /// Per member what it is known to have applied.
+    pub(super) counted: BTreeMap<AuthorId, VersionVector>,
+    /// Something has come that may make a frontier.
+    pub(super) news: bool,
+    pub(super) due: Instant,
+}
+
+/// What the last clock checkpoint leaves to be done.
+#[derive(Debug, Default)]
+pub(super) struct Checkpointing {
+    /// A frontier was applied since.
+    pub(super) frontier: bool,
+    /// Bytes of log written since.
+    pub(super) bytes: u64,
+    /// More of the log can be trimmed than one step has trimmed.
+    pub(super) trim_more: bool,
+    /// Anything at all was written since.
+    pub(super) entries: bool,
+}
+
+impl Replica {
+    /// Takes in acknowledgements that came over a link.
+    pub(super) fn hear_acks(&mut self, peer: PeerId, acks: Vec<(Option<AuthorId>, VersionVector)>) {
+        for (author, vector) in acks {
+            let own = author.is_none();
+            let Some(author) = author.or_else(|| self.author_of(peer)) else { continue };
+            if Some(author) == self.author {
+                continue;
+            }
+            let newest = self.acks.hear(author, &vector, self.now.wall).clone();
+            self.counting.news = true;
+            if let Some(session) = self.sessions.get_mut(&peer)
+                && !own
+            {
+                session.knows_ack(author, newest);
+            }
+        }
+    }
+
+    /// What the entries of the node at the other end are signed with.
+    pub(super) fn author_of(&mut self, peer: PeerId) -> Option<AuthorId> {
+        let session = self.sessions.get_mut(&peer)?;
+        if session.author.is_none() {
+            let member = self.members.iter().find(|m| Some(m.incarnation) == session.incarnation);
+            session.author = member.map(|member| member.author);
+        }
+        session.author
+    }
+
+    /// Takes in what peers had acknowledged before it was known that they are members.
+    pub(super) fn hear_new_members(&mut self) {
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            let Some(session) = self.sessions.get(&peer) else { continue };
+            if session.author.is_none() {
+                let vector = session.acknowledged().clone();
+                self.hear_acks(peer, vec![(None, vector)]);
+            }
+        }
+    }
+
+    /// A member begins with what the origin had applied when it wrote the `Join`.
+    pub(super) fn count_joiner(&mut self, author: AuthorId) {
+        self.counting.counted.insert(author, self.log.vector());
+    }
+
+    pub(super) fn frontier_deadline(&self) -> Option<Instant> {
+        (self.counting.news && self.may_author_frontiers()).then_some(self.counting.due)
+    }
+
+    fn may_author_frontiers(&self) -> bool {
+        self.is_origin()
+            && self.author.is_some()
+            && self.halted.is_none()
+            && self.storage.error.is_none()
+    }
+
+    /// At the origin: writes the next frontier, if there is one.
+    pub(super) fn serve_frontier(&mut self) -> bool {
+        let due = self.frontier_deadline().is_some_and(|due| self.now.mono >= due);
+        let (true, Some(author)) = (due, self.author) else { return false };
+        self.counting.news = false;
+        let applied = self.applied_everywhere(author);
+        let Some(covered) = self.contested.next_frontier(&applied) else { return false };
+        self.counting.due = self.now.mono + FRONTIER_INTERVAL;
+        let mut body = Body::default();
+        body.push_frontier(self.contested.stable().number + 1, &covered);
+        self.author_decree(author, body);
+        true
+    }
+
+    /// What every member has applied and said so, as far as this node, the origin, may count it.
+    fn applied_everywhere(&mut self, author: AuthorId) -> VersionVector {
+        let mut everywhere = self.log.vector();
+        for member in &self.members {
+            if member.author == author {
+                continue;
+            }
+            let counted = self.counting.counted.entry(member.author).or_default();
+            if let Some((acknowledged, _)) = self.acks.of(member.author) {
+                let written = acknowledged.seq(member.author);
+                if self.log.head(member.author).seq >= written || planted(Bug::EarlyAck) {
+                    counted.advance_all(acknowledged);
+                }
+            }
+            everywhere.lower_to(counted);
+        }
+        everywhere
+    }
+
+    /// At the origin: writes an entry that is no job's, and applies it.
+    pub(super) fn author_decree(&mut self, author: AuthorId, body: Body) -> Option<Dot> {
+        let head = self.log.head(author);
+        let entry = body.into_entry(EntryHeader {
+            dot: Dot { author, seq: head.seq + 1 },
+            hlc: self.hlc.tick(self.now.wall),
+            previous: head.digest,
+            schema: self.registry.version,
+            under: self.contested.stable().number,
+        });
+        let before = self.before_apply();
+        match self.apply_own(&entry) {
+            Ok(()) => {
+                self.keep_applied();
+                self.counts.entries_authored += 1;
+                self.after_apply(&before);
+                Some(entry.header.dot)
+            }
+            Err(error) => {
+                self.undo_applied(before);
+                match error {
+                    ApplyError::Sqlite(error) if is_storage_failure(&error) => {
+                        self.storage_fails(error.to_string());
+                    }
+                    error => self.halt(error.to_string()),
+                }
+                None
+            }
+        }
+    }
+
+    fn apply_own(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        self.apply(entry)?;
+        self.writer.apply().prepare_cached("COMMIT")?.raw_execute()?;
+        Ok(())
+    }
+
+    // --- Clock checkpoints
+
+    /// Writes the clocks to the file and trims the log, when it is time.
+    pub(super) fn serve_checkpoint(&mut self) -> bool {
+        if self.storage.error.is_some() || self.halted.is_some() {
+            return false;
+        }
+        let todo = &self.checkpointing;
+        let cheap = todo.frontier && self.contested.unsaved_bytes() <= CLOCK_CHECKPOINT_CHEAP_BYTES;
+        let due = cheap || todo.trim_more || todo.bytes >= CLOCK_CHECKPOINT_LOG_BYTES;
+        self.checkpointing.frontier = false;
+        if !self.contested.shrink() || due {
+            self.checkpoint_or_fail();
+            return true;
+        }
+        false
+    }
+
+    fn checkpoint_or_fail(&mut self) {
+        if let Err(error) = self.checkpoint() {
+            if !self.writer.apply().is_autocommit()
+                && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
+            {
+                tracing::error!(%error, "the transaction of a checkpoint could not be rolled back");
+            }
+            self.storage_fails(error.to_string());
+        }
+    }
+
+    /// Writes the clocks to the file, and deletes of the log what every member has.
+    pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        let conn = self.writer.apply();
+        conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        if !planted(Bug::TrimPastCheckpoint) {
+            self.contested.save(conn)?;
+        }
+        let mut state = Vec::new();
+        self.log.tail().encode(&mut state);
+        self.contested.stable().encode(&mut state);
+        catalog::set_meta(conn, "checkpoint", state)?;
+        let covered = &self.contested.stable().covered;
+        let trimmed = self.log.trim(conn, covered, self.log.last())?;
+        if let Some(trimmed) = &trimmed {
+            catalog::set_meta(conn, "trimmed", trimmed.start.encode())?;
+        }
+        conn.prepare_cached("COMMIT")?.raw_execute()?;
+        self.contested.saved();
+        self.checkpointing = Checkpointing::default();
+        if let Some(trimmed) = trimmed {
+            self.checkpointing.trim_more = trimmed.is_step;
+            self.log.trimmed(trimmed);
+        }
+        self.contested.shrink();
+        Ok(())
+    }
+
+    // --- For people
+
+    /// What the frontier covers, and what holds it back.
+    pub(super) fn stability(&self) -> Stability {
+        let vector = self.log.vector();
+        let stable = self.contested.stable();
+        let held = self.members.iter().filter_map(|member| {
+            if Some(member.author) == self.author {
+                return None;
+            }
+            let heard = self.acks.of(member.author);
+            let has = heard.map_or_else(VersionVector::new, |(vector, _)| vector.clone());
+            let missing = vector.missing_from(&has);
+            (missing > 0).then(|| Held {
+                node: member.node.clone(),
+                missing,
+                heard: heard.map(|(_, at)| at),
+            })
+        });
+        Stability {
+            frontier: stable.number,
+            covered: stable.covered.clone(),
+            held_back_by: held.collect(),
+            log_bytes: self.log.bytes(),
+            contested_bytes: self.contested.bytes() as u64,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Replicas in one loop, exchanging frames until neither has more to say: no sockets, no clock.
+
+#![allow(dead_code, reason = "every test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+
+use littoral::{
+    CloseCode, ClusterId, Committed, Event, Genesis, Identity, Incarnation, Input, Instant, NodeId,
+    Now, Output, PeerId, Replica, Snapshot, TablePolicy, Ticket, WallTime, WriteError, WriteTx,
+};
+
+/// Replicas, the links between them, and what they have put out.
+pub(crate) struct Cluster {
+    genesis: Genesis,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) names: Vec<NodeId>,
+    pub(crate) replicas: Vec<Option<Replica>>,
+    pub(crate) links: BTreeMap<(usize, PeerId), (usize, PeerId)>,
+    pub(crate) next_peer: u64,
+    pub(crate) now: Now,
+    pub(crate) done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
+    pub(crate) closed: Vec<(usize, CloseCode)>,
+    pub(crate) events: Vec<(usize, Event)>,
+    opened: u64,
+    pub(crate) read_only: Vec<usize>,
+    /// Snapshots that became somebody's file.
+    pub(crate) installed: usize,
+    /// Bytes of snapshots received.
+    pub(crate) received: usize,
+    /// All links are cut when so much was received.
+    pub(crate) cut_at: Option<usize>,
+}
+
+impl Cluster {
+    /// Replicas that are not linked yet; the first is the origin.
+    pub(crate) fn new(nodes: usize, schema: &str, policies: &[(&str, TablePolicy)]) -> Self {
+        let names: Vec<NodeId> =
+            (0..nodes).map(|i| NodeId::new(&format!("n{i}")).unwrap()).collect();
+        let genesis = Genesis {
+            members: (0..nodes).map(|n| (names[n].clone(), Incarnation(100 + n as u128))).collect(),
+            schema: schema.to_owned(),
+            policies: policies.iter().map(|(name, p)| ((*name).to_owned(), p.clone())).collect(),
+        };
+        let mut cluster = Self {
+            genesis,
+            dir: tempfile::tempdir().unwrap(),
+            names,
+            replicas: (0..nodes).map(|_| None).collect(),
+            links: BTreeMap::new(),
+            next_peer: 1,
+            now: Now { mono: Instant(1_000_000_000), wall: WallTime(1_700_000_000_000) },
+            done: BTreeMap::new(),
+            closed: Vec::new(),
+            events: Vec::new(),
+            opened: 0,
+            read_only: Vec::new(),
+            installed: 0,
+            received: 0,
+            cut_at: None,
+        };
+        for node in 0..nodes {
+            cluster.open(node);
+        }
+        cluster
+    }
+
+    pub(crate) fn identity(&self, node: usize) -> Identity {
+        Identity {
+            cluster: ClusterId(7),
+            node: self.names[node].clone(),
+            incarnation: Incarnation(100 + node as u128),
+        }
+    }
+
+    pub(crate) fn path(&self, node: usize) -> std::path::PathBuf {
+        self.dir.path().join(format!("{node}.sqlite"))
+    }
+
+    /// The note beside a replica's file.
+    pub(crate) fn note(&self, node: usize) -> std::path::PathBuf {
+        self.dir.path().join(format!("{node}.sqlite-id"))
+    }
+
+    pub(crate) fn open(&mut self, node: usize) {
+        let mut builder = Replica::builder(self.identity(node)).verify_capture();
+        if self.read_only.contains(&node) {
+            builder = builder.read_only();
+        }
+        if node == 0 {
+            builder = builder.genesis(self.genesis.clone());
+        }
+        self.opened += 1;
+        let seed = self.opened;
+        self.replicas[node] = Some(builder.open(&self.path(node), self.now, seed).unwrap());
+    }
+
+    pub(crate) fn link(&mut self, a: usize, b: usize) {
+        let (x, y) = (PeerId(self.next_peer), PeerId(self.next_peer + 1));
+        self.next_peer += 2;
+        self.links.insert((a, x), (b, y));
+        self.links.insert((b, y), (a, x));
+        let (name_a, name_b) = (self.names[a].clone(), self.names[b].clone());
+        // Both ends of a link are there before a frame arrives at either.
+        let now = self.now;
+        self.replica(a).handle(now, Input::PeerUp { peer: x, node: name_b });
+        self.replica(b).handle(now, Input::PeerUp { peer: y, node: name_a });
+        self.drain(a);
+        self.drain(b);
+    }
+
+    pub(crate) fn cut(&mut self) {
+        for ((node, peer), _) in std::mem::take(&mut self.links) {
+            self.handle(node, Input::PeerDown { peer });
+        }
+    }
+
+    pub(crate) fn replica(&mut self, node: usize) -> &mut Replica {
+        self.replicas[node].as_mut().unwrap()
+    }
+
+    pub(crate) fn handle(&mut self, node: usize, input: Input) {
+        let now = self.now;
+        self.replica(node).handle(now, input);
+        self.drain(node);
+    }
+
+    /// Delivers depth first, which is one order of many.
+    pub(crate) fn drain(&mut self, node: usize) {
+        loop {
+            match self.replica(node).poll() {
+                Output::WakeAt(at) => {
+                    if at.is_some_and(|at| at <= self.now.mono) {
+                        continue;
+                    }
+                    return;
+                }
+                Output::Send { peer, channel, bytes } => {
+                    if let Some(&(to, at)) = self.links.get(&(node, peer)) {
+                        self.handle(to, Input::Frame { peer: at, channel, bytes });
+                    }
+                }
+                Output::Close { peer, code, .. } => {
+                    self.closed.push((node, code));
+                    if let Some((to, at)) = self.links.remove(&(node, peer)) {
+                        self.links.remove(&(to, at));
+                        self.handle(to, Input::PeerDown { peer: at });
+                    }
+                }
+                Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
+                Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
+                Output::Done { ticket, result } => {
+                    self.done.insert((node, ticket), result);
+                }
+                Output::Event(event) => self.events.push((node, event)),
+                Output::TakeSnapshot => {
+                    let taken = self.replica(node).db().take_snapshot();
+                    let taken = taken.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotTaken(taken));
+                }
+                Output::ReadSnapshot { peer, offset, bytes } => {
+                    let read = self.replica(node).db().read_snapshot(offset, bytes);
+                    let bytes = read.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotRead { peer, offset, bytes });
+                }
+                Output::DiscardSnapshot => self.replica(node).db().discard_snapshot().unwrap(),
+                Output::WriteSnapshot { peer, offset, bytes, sync } => {
+                    let upto = offset + bytes.len() as u64;
+                    self.received += bytes.len();
+                    let written = self.replica(node).db().write_incoming(offset, &bytes, sync);
+                    let result = written.map(|()| sync).map_err(|error| error.to_string());
+                    if self.cut_at.is_some_and(|at| self.received >= at) {
+                        self.cut_at = None;
+                        self.cut();
+                    }
+                    self.handle(node, Input::SnapshotWritten { peer, upto, result });
+                }
+                Output::InstallSnapshot(snapshot) => return self.install(node, &snapshot),
+            }
+        }
+    }
+
+    /// Puts a snapshot in the place of a replica's file, as a driver does.
+    fn install(&mut self, node: usize, snapshot: &Snapshot) {
+        let replica = self.replicas[node].take().unwrap();
+        let db = replica.db().clone();
+        let (outputs, closed) = replica.close(self.now);
+        closed.unwrap();
+        for output in outputs {
+            if let Output::Close { peer, .. } = output
+                && let Some((to, at)) = self.links.remove(&(node, peer))
+            {
+                self.links.remove(&(to, at));
+                self.handle(to, Input::PeerDown { peer: at });
+            }
+        }
+        assert!(db.verify_incoming(snapshot).unwrap());
+        std::fs::rename(db.incoming_path(), db.path()).unwrap();
+        self.installed += 1;
+        self.open(node);
+    }
+
+    /// One more node, whom nobody knows yet.
+    pub(crate) fn newcomer(&mut self) -> usize {
+        let node = self.names.len();
+        self.names.push(NodeId::new(&format!("n{node}")).unwrap());
+        self.replicas.push(None);
+        self.open(node);
+        node
+    }
+
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..10 {
+            self.now.mono = Instant(self.now.mono.0 + 25_000_000);
+            self.now.wall = WallTime(self.now.wall.0 + 25);
+            for node in 0..self.replicas.len() {
+                self.handle(node, Input::Wake);
+            }
+        }
+    }
+
+    pub(crate) fn try_write(
+        &mut self,
+        node: usize,
+        job: impl FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send + 'static,
+    ) -> Result<Committed, WriteError> {
+        let now = self.now;
+        let ticket = self.replica(node).write(now, Box::new(job));
+        self.drain(node);
+        self.done.remove(&(node, ticket)).unwrap()
+    }
+
+    pub(crate) fn write(&mut self, node: usize, sql: &'static str) {
+        self.try_write(node, |tx| tx.execute_batch(sql)).unwrap();
+    }
+
+    pub(crate) fn rows(&mut self, node: usize, sql: &str) -> Vec<String> {
+        let reader = self.replica(node).db().reader().unwrap();
+        let mut statement = reader.connection().prepare(sql).unwrap();
+        let columns = statement.column_count();
+        let rows = statement.query_map([], |row| {
+            let cells: Vec<String> = (0..columns)
+                .map(|i| match row.get_ref(i).unwrap() {
+                    rusqlite::types::ValueRef::Null => "null".to_owned(),
+                    rusqlite::types::ValueRef::Integer(n) => n.to_string(),
+                    rusqlite::types::ValueRef::Real(r) => format!("{r:?}"),
+                    rusqlite::types::ValueRef::Text(t) => String::from_utf8_lossy(t).into_owned(),
+                    rusqlite::types::ValueRef::Blob(b) => format!("{b:x?}"),
+                })
+                .collect();
+            Ok(cells.join("|"))
+        });
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    pub(crate) fn assert_equal(&mut self) {
+        let digests: Vec<_> = (0..self.replicas.len())
+            .map(|node| self.replica(node).db().reader().unwrap().digest().unwrap())
+            .collect();
+        for digest in &digests {
+            assert_eq!(digest, &digests[0]);
+        }
+    }
+}
+
+/// Replicas in a line.
+pub(crate) fn linked(nodes: usize, schema: &str, policies: &[(&str, TablePolicy)]) -> Cluster {
+    let mut cluster = Cluster::new(nodes, schema, policies);
+    for node in 1..nodes {
+        cluster.link(node, node - 1);
+    }
+    cluster.settle();
+    cluster
+}
