@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Entry, EntryHeader,
     Hlc, Incarnation, Member, Membership, NodeId, RowOp, RowOpKind, RowsReader, SchemaVersion,
-    Segment, TableDeclaration, TableId, TablePolicy, ValueRef, Writers,
+    Segment, TableChange, TableDeclaration, TableId, TablePolicy, ValueRef, Writers,
 };
 
 const GOLDEN: &str = include_str!("fixtures/entry-v1.hex");
@@ -121,8 +121,11 @@ fn policies_are_read() {
         table(2, "news", policy(Consistency::Eventual, Writers::Origin), &[(1, "a")]),
         table(3, "seen", seen, &[(1, "x"), (2, "y"), (3, "z")]),
         table(70_000, "stock", policy(Consistency::OriginStrong, Writers::Origin), &[]),
+        table(70_001, "log", policy(Consistency::Local, Writers::Origin), &[]),
     ];
-    assert_eq!(segments(&entry), [Segment::Policy(tables)]);
+    let dropped = TableChange::Dropped(TableId(5));
+    let changes = tables.into_iter().map(TableChange::Declared).chain([dropped]).collect();
+    assert_eq!(segments(&entry), [Segment::Policy(changes)]);
 }
 
 #[test]

@@ -10,5 +10,6 @@ mod crash_recovery;
 mod formats;
 mod hrana;
 mod joining;
+mod schema_migration;
 mod simulator;
 mod tidy;

@@ -164,6 +164,13 @@ pub enum Output {
 pub enum Event {
     /// This node's own `Join` was applied: it may write.
     Joined(AuthorId),
+    /// A node has become a member: its `Join` was applied.
+    Member {
+        /// Its name.
+        node: NodeId,
+        /// What its entries are signed with.
+        author: AuthorId,
+    },
     /// The handshake with a peer is complete.
     Streaming {
         /// On which link.

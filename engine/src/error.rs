@@ -46,7 +46,8 @@ pub enum OpenError {
         "the file is a copy or was restored: it was opened {opened} times, and the note beside it, \
          {}, says {noted}. Others may have what this copy has forgotten, so it cannot go on as this \
          node. If the file was moved, move its note with it; else start with an empty directory and a \
-         new incarnation (`littoral ca issue`)", crate::identity::NOTE
+         new incarnation (`littoral ca issue`)",
+        crate::identity::NOTE
     )]
     CopiedFile {
         /// What the file says.
@@ -58,7 +59,8 @@ pub enum OpenError {
     #[error(
         "the database is gone, and the note beside it, {}, says that there was one: others may have \
          what it held. Put the file back, or start with an empty directory and a new incarnation \
-         (`littoral ca issue`); a read-only node may just remove the note", crate::identity::NOTE
+         (`littoral ca issue`); a read-only node may just remove the note",
+        crate::identity::NOTE
     )]
     LostFile,
     /// A read-only node was given the file of a member.
@@ -117,6 +119,10 @@ fn list(refusals: &[Refusal]) -> String {
     format!("the schema cannot replicate as declared:\n  {}", lines.join("\n  "))
 }
 
+fn at(origin: Option<&NodeId>) -> String {
+    origin.map(|node| format!(" (node {node})")).unwrap_or_default()
+}
+
 /// Why a write job was not committed. Nothing of it was written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -143,10 +149,38 @@ pub enum WriteError {
         /// The table.
         table: String,
     },
-    /// The schema cannot change after `init` in this version.
-    #[error("{what} is not available: this version fixes the schema at init")]
+    /// The schema changes at the origin only. Run the statement there: it reaches every node.
+    #[error(
+        "{what} changes the schema, which is the origin's: run it there{}, and it reaches every node",
+        at(.origin.as_ref())
+    )]
     SchemaChange {
         /// What was asked for.
+        what: String,
+        /// The node that is origin, if this node knows.
+        origin: Option<NodeId>,
+    },
+    /// Tables could not replicate after the change; every offending constraint is listed.
+    #[error("{}", list(.0))]
+    Refused(Vec<Refusal>),
+    /// A policy was declared of a table that there is not.
+    #[error("there is no table {table:?} to declare a policy of")]
+    NoSuchTable {
+        /// Its name.
+        table: String,
+    },
+    /// What was declared is no policy.
+    #[error("{0}")]
+    Policy(String),
+    /// A change of a multi-writer table that must not meet writes under way on other nodes.
+    #[error(
+        "{what} cannot happen while other nodes write to table {table:?}: the change needs a freeze of \
+         the table, which this version does not have"
+    )]
+    NeedsFreeze {
+        /// The table.
+        table: String,
+        /// The change.
         what: String,
     },
     /// A statement that write jobs may not use, because it would reach beyond the job.
@@ -200,6 +234,10 @@ impl WriteError {
             Self::OriginOnly { .. }
             | Self::ReadOnly
             | Self::SchemaChange { .. }
+            | Self::Refused(_)
+            | Self::NoSuchTable { .. }
+            | Self::Policy(_)
+            | Self::NeedsFreeze { .. }
             | Self::Forbidden { .. }
             | Self::Value { .. }
             | Self::EntryTooLarge { .. }

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use crate::{
     driver::Identity,
-    entry::{EntryHeader, Member, TableDeclaration, codec::Body},
+    entry::{EntryHeader, Member, TableChange, TableDeclaration, codec::Body},
     error::{GenesisError, OpenError},
     hlc::HlcClock,
     id::{AuthorId, Incarnation, NodeId, SchemaVersion},
@@ -65,14 +65,15 @@ impl Genesis {
         if !plan.statements.is_empty() {
             let mut schema = Body::default();
             schema.push_ddl(plan.statements.iter().map(String::as_str));
+            let changes: Vec<TableChange> =
+                plan.tables.into_iter().map(TableChange::Declared).collect();
+            schema.push_policy(&changes);
             scribe.write(schema, SchemaVersion(0))?;
             for statement in &plan.statements {
                 conn.execute_batch(statement)?;
             }
-            let mut policies = Body::default();
-            policies.push_policy(&plan.tables);
-            scribe.write(policies, SchemaVersion(0))?;
-            catalog::declare(conn, SchemaVersion(1), &plan.tables)?;
+            catalog::carry_out(conn, &changes, scribe.log.last())?;
+            catalog::set_version(conn, SchemaVersion(1))?;
         }
         Ok(())
     }

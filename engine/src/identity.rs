@@ -8,12 +8,7 @@
 //! the file, then into the other slot: whenever the process ends, one slot holds the file's count, and
 //! no older count stays.
 
-use crate::{
-    db::File,
-    entry::Digest,
-    error::OpenError,
-    sqlite::file::VfsFile,
-};
+use crate::{db::File, entry::Digest, error::OpenError, sqlite::file::VfsFile};
 
 /// What the note's name ends with.
 pub(crate) const NOTE: &str = "-id";
@@ -80,7 +75,8 @@ impl Note {
         match stored {
             Some(mark) if one == Some(mark) || two == Some(mark) => {}
             Some(mark) => {
-                let noted = [one, two].into_iter().flatten().filter(|noted| noted.file == mark.file);
+                let noted =
+                    [one, two].into_iter().flatten().filter(|noted| noted.file == mark.file);
                 let noted = noted.map(|noted| noted.opened).max().unwrap_or(0);
                 return Err(OpenError::CopiedFile { opened: mark.opened, noted });
             }

@@ -67,7 +67,7 @@ pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer:
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
     Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
-    TableDeclaration, codec::RowsReader,
+    TableChange, TableDeclaration, codec::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
 pub use genesis::Genesis;
@@ -80,7 +80,7 @@ pub use open::Builder;
 pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
-pub use schema::Refusal;
+pub use schema::{Refusal, Trigger, TriggerClass};
 pub use status::{Counts, Held, PeerStatus, Stability, Status};
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};

@@ -18,8 +18,9 @@ use crate::{
     id::{ClusterId, Incarnation, NodeId},
     identity::{Mark, Note},
     log::{Log, LogError, Start, Tail},
+    merge::mirror,
     protocol::message::Register,
-    replica::{Parts, Progress, Replica},
+    replica::{Parts, Progress, Replica, origin_seen_by},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
@@ -120,6 +121,7 @@ impl Builder {
         note.confirm(mark)?;
         drop(note);
 
+        mirror::repair(&conn)?;
         let registry = Arc::new(Registry::load(&conn)?);
         let register = catalog::meta::<Vec<u8>>(&conn, "register")?
             .map(|bytes| {
@@ -135,11 +137,12 @@ impl Builder {
             .map_or_else(|| Ok(Default::default()), |bytes| read_checkpoint(&bytes))
             .map_err(|_| damaged("the clock checkpoint does not decode"))?;
         let mut contested = Contested::open(&conn, stable)?;
-        let log = Log::open(&conn, start, tail, |entry| {
+        let log = Log::open(&conn, start, tail, |lsn, entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
-            crate::db::remember(&mut contested, &conn, &registry, entry).map_err(|e| e.to_string())
+            let clocks = &mut contested;
+            crate::db::remember(clocks, &conn, &registry, lsn, entry).map_err(|e| e.to_string())
         })
         .map_err(|error| match error {
             LogError::Sqlite(error) => OpenError::Sqlite(error),
@@ -150,9 +153,8 @@ impl Builder {
         } else {
             HlcClock::starting_after(log.hlc())
         };
-        let is_origin = register.as_ref().is_some_and(|r| r.is_origin(&self.identity));
-        let writer =
-            Writer::open(&file, &registry, is_origin, self.synchronous, self.verify_capture)?;
+        let origin = origin_seen_by(register.as_ref(), &self.identity);
+        let writer = Writer::open(&file, &registry, origin, self.synchronous, self.verify_capture)?;
         let members = catalog::members(&conn)?;
         let is_member = members.iter().any(|m| m.incarnation == self.identity.incarnation);
         if self.read_only && is_member {
@@ -240,9 +242,7 @@ fn check_identity(conn: &Connection, identity: &Identity) -> Result<(), OpenErro
     let text = |name| Ok::<_, OpenError>(catalog::meta::<String>(conn, name)?.unwrap_or_default());
     let damaged = |what: &str| OpenError::DamagedLog { lsn: 0, what: what.to_owned() };
     let number = |text: &str| u128::from_str_radix(text, 16);
-    if catalog::meta::<String>(conn, catalog::SNAPSHOT_OF)?
-        == Some(identity.cluster.to_string())
-    {
+    if catalog::meta::<String>(conn, catalog::SNAPSHOT_OF)? == Some(identity.cluster.to_string()) {
         return Ok(());
     }
     let cluster = number(&text("cluster")?).map_err(|_| damaged("no cluster id"))?;

@@ -14,6 +14,8 @@ pub enum Consistency {
     ReadAfterWrite,
     /// Linearizable reads and writes, both executed at the origin.
     OriginStrong,
+    /// Not replicated: every node has rows of its own. The table itself is the schema's, as all are.
+    Local,
 }
 
 impl Consistency {
@@ -23,6 +25,7 @@ impl Consistency {
             Self::Eventual => "eventual",
             Self::ReadAfterWrite => "read-after-write",
             Self::OriginStrong => "origin-strong",
+            Self::Local => "local",
         }
     }
 }
@@ -115,6 +118,11 @@ pub struct TablePolicy {
 }
 
 impl TablePolicy {
+    /// Whether every node may write it, so that its rows have clocks.
+    pub fn is_multi_writer(&self) -> bool {
+        self.writers == Writers::Any && self.consistency != Consistency::Local
+    }
+
     /// Declares how a column merges, in the words of configuration: a column type, or `group=NAME`.
     /// What was declared of the column before is forgotten.
     ///
@@ -187,8 +195,8 @@ macro_rules! words {
 words!(
     Consistency,
     "policy",
-    "eventual, read-after-write, origin-strong",
-    [Eventual, ReadAfterWrite, OriginStrong]
+    "eventual, read-after-write, origin-strong, local",
+    [Eventual, ReadAfterWrite, OriginStrong, Local]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
 words!(ColumnType, "column type", "lww, counter, max, min, group=NAME", [Lww, Counter, Max, Min]);

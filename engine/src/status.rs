@@ -7,6 +7,7 @@ use crate::{
     entry::Member,
     id::{AuthorId, Lsn, NodeId, PeerId, SchemaVersion},
     policy::TablePolicy,
+    schema::Trigger,
     time::WallTime,
     version::VersionVector,
 };
@@ -36,6 +37,11 @@ pub struct Status {
     pub schema: SchemaVersion,
     /// The replicated tables and their policies, by name.
     pub tables: Vec<(String, TablePolicy)>,
+    /// The triggers of the schema and what each is for, by name.
+    pub triggers: Vec<Trigger>,
+    /// Tables that triggers keep (full-text indexes) and that a trigger could not keep: opening the file
+    /// again rebuilds them, if they can be rebuilt.
+    pub stale: Vec<String>,
     /// Its links.
     pub peers: Vec<PeerStatus>,
     /// What every member has applied, and what holds that back.

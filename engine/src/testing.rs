@@ -64,11 +64,22 @@ pub enum Bug {
     ExtremeByArrival,
     /// A counter that overflows in a merge is not reported.
     OverflowUnreported,
+    /// A DELETE without WHERE that was prepared before the hook was installed truncates the table, and
+    /// no row is captured.
+    TruncationUnseen,
+    /// A job of a group is kept although a deferred foreign key of it is violated.
+    DeferredViolationKept,
+    /// What AUTOINCREMENT has handed out does not stand in the entry.
+    SequenceForgotten,
+    /// A key that is written in another way, and equal, counts as unchanged.
+    RespellingIgnored,
+    /// Derived triggers are not mirrored again after a restart.
+    MirrorsForgotten,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 31] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -95,6 +106,11 @@ impl Bug {
         Self::GroupSplit,
         Self::ExtremeByArrival,
         Self::OverflowUnreported,
+        Self::TruncationUnseen,
+        Self::DeferredViolationKept,
+        Self::SequenceForgotten,
+        Self::RespellingIgnored,
+        Self::MirrorsForgotten,
     ];
 }
 

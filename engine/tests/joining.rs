@@ -4,7 +4,7 @@
 
 mod support;
 
-use littoral::{ColumnType, OpenError, Replica, TablePolicy, WriteError, Writers};
+use littoral::{ColumnType, Consistency, OpenError, Replica, TablePolicy, WriteError, Writers};
 
 use self::support::Cluster;
 
@@ -31,7 +31,10 @@ fn cluster(nodes: usize) -> Cluster {
 fn filled(nodes: usize) -> Cluster {
     let mut cluster = cluster(nodes);
     for _ in 0..70 {
-        cluster.write(0, "INSERT INTO cart(id, note) VALUES(hex(randomblob(8)), hex(randomblob(400)))");
+        cluster.write(
+            0,
+            "INSERT INTO cart(id, note) VALUES(hex(randomblob(8)), hex(randomblob(400)))",
+        );
     }
     cluster.settle();
     cluster
@@ -85,7 +88,8 @@ fn what_was_received_before_a_cut_or_a_crash_is_not_sent_again() {
     let mut cluster = filled(1);
     // Three times what is received between two syncs.
     for _ in 0..48 {
-        cluster.write(0, "INSERT INTO cart(id, note) VALUES(hex(randomblob(8)), randomblob(1048576))");
+        cluster
+            .write(0, "INSERT INTO cart(id, note) VALUES(hex(randomblob(8)), randomblob(1048576))");
     }
     let late = cluster.newcomer();
     cluster.cut_at = Some(40 << 20);
@@ -149,8 +153,21 @@ fn a_read_only_node_follows_and_refuses_writes() {
 }
 
 #[test]
-fn the_sponsors_identity_is_in_no_byte_of_a_snapshot() {
-    let mut cluster = filled(1);
+fn what_is_the_sponsors_own_is_in_no_byte_of_a_snapshot() {
+    let local = TablePolicy { consistency: Consistency::Local, ..TablePolicy::default() };
+    let schema = "CREATE TABLE secret(id INTEGER PRIMARY KEY, words TEXT, more BLOB);
+        CREATE INDEX by_words ON secret(words); CREATE TABLE shown(id INTEGER PRIMARY KEY, words TEXT);";
+    let mut cluster = Cluster::new(1, schema, &[("secret", local)]);
+    cluster.write(
+        0,
+        "INSERT INTO secret VALUES(1, 'nobody may read this', zeroblob(20000) || 'hidden')",
+    );
+    cluster.write(
+        0,
+        "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+        INSERT INTO secret SELECT i, 'nobody may read this ' || i, NULL FROM n",
+    );
+    cluster.write(0, "INSERT INTO shown VALUES(1, 'everybody may read this')");
     let identity = cluster.identity(0);
     let stored = cluster.rows(0, "SELECT lower(hex(value)) FROM littoral_meta WHERE name = 'file'");
     let mark: Vec<u8> = (0..stored[0].len())
@@ -160,7 +177,8 @@ fn the_sponsors_identity_is_in_no_byte_of_a_snapshot() {
     let taken = cluster.replica(0).db().take_snapshot().unwrap();
     let bytes = cluster.replica(0).db().read_snapshot(0, taken.bytes as usize).unwrap();
     let finds = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
-    assert!(finds(b"snapshot_of"));
+    assert!(finds(b"snapshot_of") && finds(b"everybody may read this"));
+    assert!(!finds(b"nobody may read this") && !finds(b"hidden"));
     assert!(!finds(identity.incarnation.to_string().as_bytes()));
     assert!(!finds(&mark[..24]));
 }

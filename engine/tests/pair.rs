@@ -212,7 +212,7 @@ fn an_edge_is_told_what_it_cannot_do() {
         cluster.try_write(1, move |tx| tx.execute_batch(sql)).unwrap_err().to_string()
     };
     assert!(refused("INSERT INTO orders VALUES(1, 'a', 1)").contains("written at the origin only"));
-    assert!(refused("CREATE TABLE t(x)").contains("fixes the schema at init"));
+    assert!(refused("CREATE TABLE t(x)").contains("run it there (node n0)"));
     assert!(refused("BEGIN").contains("BEGIN is not available"));
     assert!(refused("COMMIT").contains("COMMIT is not available"));
     assert!(refused("ATTACH ':memory:' AS x").contains("ATTACH"));

@@ -210,8 +210,9 @@ async fn errors_have_codes_that_clients_test() {
         ("SELECT ?", "ARGS_INVALID"),
         ("COMMIT", "SQLITE_ERROR"),
         ("ROLLBACK", "SQLITE_ERROR"),
-        ("VACUUM", "SQLITE_ERROR"),
-        ("CREATE TABLE t (a)", "LITTORAL_SCHEMA_FIXED"),
+        ("VACUUM", "LITTORAL_FORBIDDEN"),
+        ("CREATE TABLE littoral_t (a)", "LITTORAL_FORBIDDEN"),
+        ("CREATE TABLE t (rowid, oid, _rowid_)", "LITTORAL_TABLE_REFUSED"),
         ("ATTACH 'x' AS y", "LITTORAL_FORBIDDEN"),
         ("INSERT INTO counters (name) VALUES (NULL)", "SQLITE_CONSTRAINT"),
     ] {

@@ -541,12 +541,16 @@ impl Cluster {
                     );
                 }
                 let Some(engine) = &self.machines[number].engine else { return Ok(false) };
-                self.oracle.jobs.answered(id, &result, engine.reader.connection())?;
+                let reader = engine.reader.connection();
+                self.oracle.jobs.answered(id, &result, reader)?;
+                // A frontier of a node that is the only member may trim it at once.
+                self.oracle.refresh(number, reader)?;
             }
             Output::Event(news) => {
                 let text = format!("{news:?}");
                 self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
-                if let (News::Applied { .. }, Some(engine)) = (&news, &self.machines[number].engine)
+                if let (News::Applied { .. } | News::Member { .. }, Some(engine)) =
+                    (&news, &self.machines[number].engine)
                 {
                     // A frontier that covers them may be near, and trims them.
                     self.oracle.refresh(number, engine.reader.connection())?;

@@ -9,8 +9,8 @@ use std::{
 };
 
 use littoral::{
-    ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader, Replica,
-    Synchronous, Ticket, VersionVector,
+    ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader,
+    Replica, Synchronous, Ticket, VersionVector,
 };
 
 use crate::{

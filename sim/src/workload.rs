@@ -61,6 +61,17 @@ CREATE TABLE handle (
 CREATE TABLE jotting (line TEXT UNIQUE, at);
 CREATE TABLE ticket (id INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT UNIQUE);
 CREATE TABLE stub (id INTEGER PRIMARY KEY);
+CREATE TABLE memo (id INTEGER PRIMARY KEY, line TEXT, body, n INTEGER NOT NULL DEFAULT 0);
+CREATE VIRTUAL TABLE memo_words USING fts5(line, body, content = 'memo', content_rowid = 'id');
+CREATE TRIGGER memo_in AFTER INSERT ON memo
+BEGIN INSERT INTO memo_words (rowid, line, body) VALUES (new.id, new.line, new.body); END;
+CREATE TRIGGER memo_out AFTER DELETE ON memo
+BEGIN INSERT INTO memo_words (memo_words, rowid, line, body) VALUES ('delete', old.id, old.line, old.body); END;
+CREATE TRIGGER memo_again AFTER UPDATE ON memo
+BEGIN
+  INSERT INTO memo_words (memo_words, rowid, line, body) VALUES ('delete', old.id, old.line, old.body);
+  INSERT INTO memo_words (rowid, line, body) VALUES (new.id, new.line, new.body);
+END;
 CREATE TRIGGER ticket_stub AFTER INSERT ON ticket BEGIN INSERT INTO stub VALUES (new.id); END;
 CREATE TRIGGER item_guard BEFORE INSERT ON item WHEN new.name = 'forbidden'
 BEGIN SELECT raise(ABORT, 'forbidden'); END;
@@ -113,13 +124,14 @@ impl TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 18] = [
+pub(crate) const TABLES: [TableShape; 19] = [
     any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
     any("cart", &["owner", "sku"], &[("quantity", "counter")]),
     any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
     any("scale", &["part", "k"], &[]).spelled(&[false, true]),
     any("handle", &["name"], &[("hits", "counter")]).spelled(&[false]).nocase(),
     any("echo", &["id"], &[]),
+    any("memo", &["id"], &[("n", "counter")]),
     any("pair", &["id"], &[]),
     any("account", &["id"], &[("balance", "counter")]),
     any("ledger", &["id"], &[]),
@@ -164,7 +176,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 6] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 8] = [
     (
         "half of a transaction on a pair",
         "SELECT count(*) FROM pair a LEFT JOIN pair b ON b.id = a.id + 1 - 2 * (a.id % 2)
@@ -183,6 +195,15 @@ pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 6] = [
     (
         "a refund without its purchase",
         "SELECT count(*) FROM refund WHERE purchase NOT IN (SELECT id FROM purchase)",
+    ),
+    (
+        "a memo that full-text search does not find",
+        "SELECT count(*) FROM memo WHERE line IS NOT NULL AND NOT EXISTS
+           (SELECT 1 FROM memo_words('line : \"' || memo.line || '\"') f WHERE f.rowid = memo.id)",
+    ),
+    (
+        "words of a memo that is gone",
+        "SELECT (SELECT count(*) FROM memo_words_docsize) <> (SELECT count(*) FROM memo)",
     ),
     (
         "a ticket without its stub",
@@ -237,6 +258,7 @@ enum Act {
     Handle,
     Loose,
     Scale,
+    Memo,
     Pair,
     Transfer,
     Ghost,
@@ -246,7 +268,7 @@ enum Act {
     Abort,
 }
 
-const ACTS: [Act; 26] = [
+const ACTS: [Act; 27] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -266,6 +288,7 @@ const ACTS: [Act; 26] = [
     Act::Handle,
     Act::Loose,
     Act::Scale,
+    Act::Memo,
     Act::Pair,
     Act::Transfer,
     Act::Ghost,
@@ -319,6 +342,10 @@ impl PlannedJob {
             let act = *author.draw.weighted(&habits.acts);
             aborts |= act == Act::Abort && author.draw.percent(20);
             author.act(act, 0);
+        }
+        // The origin's jobs often come close behind each other: one may repair what another broke.
+        if machine == 0 && author.draw.percent(30) {
+            author.refund();
         }
         if in_ledger && !ledger_first {
             author.ledger();

@@ -7,10 +7,11 @@ use crate::{
     capture::{
         Recorder,
         fold::{NetChange, NetRow, changes, split},
+        recorder::Page,
     },
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
-        RowOpKind,
+        RowOpKind, TableChange,
         codec::{Body, CellKind, HEADER_BYTES_MAX, RowsWriter},
     },
     error::WriteError,
@@ -30,46 +31,96 @@ pub(crate) struct Encoded {
     pub(crate) body: Body,
     /// The clocks to install once it has committed.
     pub(crate) clocks: ClockChanges,
+    /// By how much the entry raises the schema version.
+    pub(crate) schema_changes: u32,
 }
 
 /// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
 /// with these clocks, of which some may be on `disk` only, for the entry with this stamp; `None` if it
-/// comes to nothing.
+/// comes to nothing. If the transaction changed the schema, clocks are changed on the way: undo them if
+/// it fails.
 pub(crate) fn encode(
     recorder: &Recorder,
     sequences: &[(TableId, i64)],
-    contested: &Contested,
+    contested: &mut Contested,
     disk: &Connection,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
+    let mut body = Body::default();
+    let mut change = SchemaChange::default();
+    for chapter in recorder.chapters() {
+        if !chapter.page().is_empty() {
+            change.push_to(&mut body);
+            let clocks = encode_rows(&mut body, contested, disk, stamp, chapter.page())?;
+            // What follows in the same entry overwrites what it has written itself.
+            contested.install(disk, &clocks)?;
+        }
+        change.statements.extend_from_slice(&chapter.statements);
+        change.changes.extend_from_slice(&chapter.changes);
+    }
+    change.push_to(&mut body);
+    let clocks = encode_rows(&mut body, contested, disk, stamp, recorder.page())?;
+    if !sequences.is_empty() {
+        body.push_sequences(sequences);
+    }
+    if body.is_empty() {
+        return Ok(None);
+    }
+    let bytes = body.len() + HEADER_BYTES_MAX;
+    if bytes > MAX_ENTRY_BYTES {
+        return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });
+    }
+    Ok(Some(Encoded { body, clocks, schema_changes: change.pushed }))
+}
+
+/// Changes of the schema with no rows in between.
+#[derive(Default)]
+struct SchemaChange {
+    statements: Vec<String>,
+    changes: Vec<TableChange>,
+    /// How many `Policy` segments were written.
+    pushed: u32,
+}
+
+impl SchemaChange {
+    fn push_to(&mut self, body: &mut Body) {
+        if self.statements.is_empty() && self.changes.is_empty() {
+            return;
+        }
+        if !self.statements.is_empty() {
+            body.push_ddl(self.statements.drain(..).as_slice().iter().map(String::as_str));
+        }
+        // Also if no table changed: it makes the next version of the schema.
+        body.push_policy(&self.changes);
+        self.changes.clear();
+        self.pushed += 1;
+    }
+}
+
+fn encode_rows(
+    body: &mut Body,
+    contested: &Contested,
+    disk: &Connection,
+    stamp: Stamp,
+    page: Page<'_>,
+) -> Result<ClockChanges, WriteError> {
     let mut encoder = Encoder {
         clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
     };
     let mut result = Ok(());
-    recorder.net(|table, row| {
+    page.net(|table, row| {
         if result.is_ok() {
             result = encoder.row(table, &row);
         }
     });
     result?;
     encoder.writer.finish();
-    if encoder.writer.is_empty() && sequences.is_empty() {
-        return Ok(None);
-    }
-    let mut body = Body::default();
     if !encoder.writer.is_empty() {
         body.push_rows(encoder.writer);
     }
-    if !sequences.is_empty() {
-        body.push_sequences(sequences);
-    }
-    let bytes = body.len() + HEADER_BYTES_MAX;
-    if bytes > MAX_ENTRY_BYTES {
-        return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });
-    }
-    Ok(Some(Encoded { body, clocks: encoder.clocks.finish() }))
+    Ok(encoder.clocks.finish())
 }
 
 struct Encoder<'c> {

@@ -31,7 +31,7 @@ pub(crate) fn repairs(recorder: &Recorder) -> Vec<Repair> {
     if !recorder.wants_normalizing() || planted(Bug::NotNormalized) {
         return found;
     }
-    recorder.net(|table, row| {
+    recorder.page().net(|table, row| {
         let NetChange::Update(cells) = row.change else { return };
         let cells: Vec<(usize, Vec<u8>)> = changes(cells)
             .filter(|(place, old, new)| takes_back(table, *place, old, new))

@@ -1,13 +1,20 @@
 //! [`Recorder`]: row events in the order in which they happened, in one arena.
 
-use std::{borrow::Cow, cell::Cell, collections::BTreeMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use rusqlite::Connection;
 
 use crate::{
     capture::fold::{Fold, NetChange, NetRow, assigned_with, changes, split},
     db::mask::{ChangeMask, Changeable},
+    entry::TableChange,
     error::WriteError,
+    id::TableId,
     schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
     sqlite::{Change, PreupdateSink, RowEvent, Untold},
     testing::{Bug, planted},
@@ -19,6 +26,10 @@ use crate::{
 pub(crate) struct Recorder {
     registry: Arc<Registry>,
     tape: Tape,
+    /// What was captured before each change of the schema in this transaction, and the change.
+    chapters: Vec<Chapter>,
+    /// The table that is being dropped, whose rows go with it.
+    dropping: Option<u32>,
     /// The table of the event before: most statements change rows of one table only.
     table: Option<(Vec<u8>, Option<u32>)>,
     /// A row of a table that is normalized was captured.
@@ -29,6 +40,17 @@ pub(crate) struct Recorder {
     mask: Option<Arc<ChangeMask>>,
     /// Compare all columns all the same, and panic if the mask leaves out one that changed.
     verify_mask: bool,
+}
+
+/// The rows captured under one schema, and the change of the schema that ended it.
+#[derive(Debug)]
+pub(crate) struct Chapter {
+    tape: Tape,
+    registry: Arc<Registry>,
+    /// The statements that changed the schema.
+    pub(crate) statements: Vec<String>,
+    /// What they did to tables, or what was declared of them.
+    pub(crate) changes: Vec<TableChange>,
 }
 
 /// The events, and the bytes they refer to.
@@ -94,6 +116,7 @@ impl Place {
 /// A point to which the recorder can go back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
+    chapters: usize,
     events: usize,
     arena: usize,
 }
@@ -103,6 +126,8 @@ impl Recorder {
         Self {
             registry,
             tape: Tape::default(),
+            chapters: Vec::new(),
+            dropping: None,
             table: None,
             normalized: false,
             refused: None,
@@ -113,15 +138,58 @@ impl Recorder {
 
     /// Begins to capture under another schema. Nothing may be captured at that moment.
     pub(crate) fn set_registry(&mut self, registry: Arc<Registry>) {
-        debug_assert!(self.tape.events.is_empty(), "the schema changes between transactions");
+        debug_assert!(self.is_empty(), "the schema changes between transactions");
         self.registry = registry;
         self.table = None;
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// From here on rows are captured under `registry`, since these statements have run and made these
+    /// changes. Net folding stops here.
+    pub(crate) fn end_chapter(
+        &mut self,
+        statements: Vec<String>,
+        changes: Vec<TableChange>,
+        registry: Arc<Registry>,
+    ) {
+        let tape = std::mem::take(&mut self.tape);
+        let registry = std::mem::replace(&mut self.registry, registry);
+        self.chapters.push(Chapter { tape, registry, statements, changes });
+        self.table = None;
+    }
+
+    /// What was captured before each change of the schema.
+    pub(crate) fn chapters(&self) -> &[Chapter] {
+        &self.chapters
+    }
+
+    /// The rows of this table, by its name, vanish with it: they are not captured until `None` is said.
+    pub(crate) fn set_dropping(&mut self, table: Option<&str>) {
+        self.dropping = table
+            .and_then(|name| self.registry.position(name.as_bytes()))
+            .and_then(|place| u32::try_from(place).ok());
+    }
+
+    /// Whether a row of the table was captured.
+    pub(crate) fn has_rows_of(&self, table: TableId) -> bool {
+        self.chapters.iter().map(Chapter::page).chain([self.page()]).any(|page| {
+            let place = page.registry.tables().iter().position(|known| known.id == table);
+            page.tape.events.iter().any(|event| Some(event.table as usize) == place)
+        })
     }
 
     /// Forgets everything captured.
     pub(crate) fn clear(&mut self) {
         /// What one huge transaction left behind is not kept for ever.
         const KEPT_BYTES: usize = 16 << 20;
+        if let Some(first) = self.chapters.drain(..).next() {
+            self.registry = first.registry;
+            self.table = None;
+        }
+        self.dropping = None;
         self.tape.arena.clear();
         self.tape.arena.shrink_to(KEPT_BYTES);
         self.tape.counted.clear();
@@ -137,26 +205,36 @@ impl Recorder {
     }
 
     pub(crate) fn mark(&self) -> Mark {
-        self.tape.mark()
+        Mark { chapters: self.chapters.len(), ..self.tape.mark() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.tape.events.is_empty()
+        self.tape.events.is_empty() && self.chapters.is_empty()
     }
 
-    /// The schema that rows are captured under.
-    pub(crate) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+    /// The tables whose AUTOINCREMENT may have handed out a key: those inserted into, even if nothing is
+    /// left of it, and those that are new or took another's place.
+    pub(crate) fn counted(&self) -> Vec<(TableId, String)> {
+        let mut ids: BTreeSet<TableId> = BTreeSet::new();
+        for page in self.chapters.iter().map(Chapter::page).chain([self.page()]) {
+            let tables = page.registry.tables();
+            ids.extend(page.tape.counted.iter().map(|(table, _)| tables[*table as usize].id));
+        }
+        for change in self.chapters.iter().flat_map(|chapter| &chapter.changes) {
+            if let TableChange::Declared(table) = change {
+                ids.insert(table.id);
+            }
+        }
+        let counted = ids.into_iter().filter_map(|id| self.registry.by_id(id));
+        counted
+            .filter(|table| table.autoincrement && !table.is_local())
+            .map(|table| (table.id, table.name.clone()))
+            .collect()
     }
 
     /// Whether a row of a table that is normalized was captured; see [`Table::normalized`].
     pub(crate) fn wants_normalizing(&self) -> bool {
         self.normalized
-    }
-
-    /// The tables with AUTOINCREMENT that were inserted into, even if nothing is left of it.
-    pub(crate) fn counted(&self) -> impl Iterator<Item = &Table> {
-        self.tape.counted.iter().map(|(table, _)| &self.registry.tables()[*table as usize])
     }
 
     /// The first value that cannot be replicated, if one was captured.
@@ -167,6 +245,11 @@ impl Recorder {
     /// After a statement failed or was rolled back: reads every row captured since `mark` again, and
     /// keeps exactly what the file now holds.
     pub(crate) fn reread(&mut self, mark: Mark, conn: &Connection) -> rusqlite::Result<()> {
+        if mark.chapters < self.chapters.len() {
+            // SQLite has rolled back to before the schema changed: all of it, not a part.
+            self.forget_since(mark);
+            return Ok(());
+        }
         if self.tape.events.len() == mark.events || planted(Bug::FailedStatementKept) {
             return Ok(());
         }
@@ -179,6 +262,16 @@ impl Recorder {
             self.push_difference(&suspect, stored.as_deref());
         }
         Ok(())
+    }
+
+    /// Forgets what was captured since `mark`, all of which is known to be rolled back.
+    pub(crate) fn forget_since(&mut self, mark: Mark) {
+        if let Some(chapter) = self.chapters.drain(mark.chapters..).next() {
+            self.tape = chapter.tape;
+            self.registry = chapter.registry;
+            self.table = None;
+        }
+        self.tape.back_to(mark);
     }
 
     fn suspects(&self, mark: Mark) -> Vec<Suspect> {
@@ -244,10 +337,100 @@ impl Recorder {
         }
     }
 
+    fn table_at(&self, event: &Event) -> &Table {
+        &self.registry.tables()[event.table as usize]
+    }
+
+    /// What was captured since the schema changed last.
+    pub(crate) fn page(&self) -> Page<'_> {
+        Page { tape: &self.tape, registry: &self.registry }
+    }
+
+    /// Reads every captured row again and panics where the file holds something else than the events
+    /// say: the simulator's check that capture is exact.
+    pub(crate) fn verify(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut result = Ok(());
+        self.page().net(|table, row| match read_row(conn, table, row.key) {
+            Err(error) => result = Err(error),
+            Ok(stored) => check(table, &row, stored.as_deref()),
+        });
+        result
+    }
+
+    fn table_of(&mut self, name: &[u8]) -> Option<u32> {
+        match &self.table {
+            Some((last, table)) if last == name => *table,
+            _ => {
+                let table = self
+                    .registry
+                    .position(name)
+                    .filter(|place| !self.registry.tables()[*place].is_local())
+                    .and_then(|place| u32::try_from(place).ok());
+                self.table = Some((name.to_vec(), table));
+                table
+            }
+        }
+    }
+}
+
+impl Chapter {
+    /// What was captured before the schema changed.
+    pub(crate) fn page(&self) -> Page<'_> {
+        Page { tape: &self.tape, registry: &self.registry }
+    }
+}
+
+/// What was captured under one schema.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Page<'a> {
+    tape: &'a Tape,
+    registry: &'a Registry,
+}
+
+impl Page<'_> {
+    pub(crate) fn is_empty(self) -> bool {
+        self.tape.events.is_empty()
+    }
+
+    /// Gives the net changes, one per key, by table and key.
+    pub(crate) fn net(self, mut each: impl FnMut(&Table, NetRow<'_>)) {
+        let (events, bytes) = self.tape.sorted();
+        let mut folded = Vec::new();
+        let mut rest = &*events;
+        while let Some(first) = rest.first() {
+            let key = first.key_in(&bytes);
+            let alike = |event: &&Event| event.table == first.table && event.key_in(&bytes) == key;
+            let count = 1 + rest[1..].iter().take_while(alike).count();
+            let (group, behind) = rest.split_at(count);
+            rest = behind;
+            let table = &self.registry.tables()[first.table as usize];
+            let change = match group {
+                [only] => Some((only.change, only.cells_in(&bytes))),
+                _ => {
+                    let mut fold = Fold::new(first.change, table.cells.len());
+                    for event in group {
+                        fold.add(event.change, event.cells_in(&bytes));
+                    }
+                    folded.clear();
+                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
+                }
+            };
+            if let Some((change, cells)) = change {
+                each(table, NetRow { key, change: NetChange::new(change, cells) });
+            }
+        }
+    }
+}
+
+impl Tape {
+    fn mark(&self) -> Mark {
+        Mark { chapters: 0, events: self.events.len(), arena: self.arena.len() }
+    }
+
     /// The events by table and key, those of one key in the order in which they happened, and the
     /// bytes they refer to.
     fn sorted(&self) -> (Cow<'_, [Event]>, Cow<'_, [u8]>) {
-        let Tape { arena, events, .. } = &self.tape;
+        let Self { arena, events, .. } = self;
         if events.is_sorted_by(|a, b| (a.table, a.key_in(arena)) <= (b.table, b.key_in(arena))) {
             return (Cow::Borrowed(events), Cow::Borrowed(arena));
         }
@@ -271,68 +454,6 @@ impl Recorder {
         };
         let events = order.into_iter().map(&mut gather).collect();
         (Cow::Owned(events), Cow::Owned(bytes))
-    }
-
-    fn table_at(&self, event: &Event) -> &Table {
-        &self.registry.tables()[event.table as usize]
-    }
-
-    /// Gives the net changes of the transaction, one per key, by table and key.
-    pub(crate) fn net(&self, mut each: impl FnMut(&Table, NetRow<'_>)) {
-        let (events, bytes) = self.sorted();
-        let mut folded = Vec::new();
-        let mut rest = &*events;
-        while let Some(first) = rest.first() {
-            let key = first.key_in(&bytes);
-            let alike = |event: &&Event| event.table == first.table && event.key_in(&bytes) == key;
-            let count = 1 + rest[1..].iter().take_while(alike).count();
-            let (group, behind) = rest.split_at(count);
-            rest = behind;
-            let table = self.table_at(first);
-            let change = match group {
-                [only] => Some((only.change, only.cells_in(&bytes))),
-                _ => {
-                    let mut fold = Fold::new(first.change, table.cells.len());
-                    for event in group {
-                        fold.add(event.change, event.cells_in(&bytes));
-                    }
-                    folded.clear();
-                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
-                }
-            };
-            if let Some((change, cells)) = change {
-                each(table, NetRow { key, change: NetChange::new(change, cells) });
-            }
-        }
-    }
-
-    /// Reads every captured row again and panics where the file holds something else than the events
-    /// say: the simulator's check that capture is exact.
-    pub(crate) fn verify(&self, conn: &Connection) -> rusqlite::Result<()> {
-        let mut result = Ok(());
-        self.net(|table, row| match read_row(conn, table, row.key) {
-            Err(error) => result = Err(error),
-            Ok(stored) => check(table, &row, stored.as_deref()),
-        });
-        result
-    }
-
-    fn table_of(&mut self, name: &[u8]) -> Option<u32> {
-        match &self.table {
-            Some((last, table)) if last == name => *table,
-            _ => {
-                let table =
-                    self.registry.position(name).and_then(|place| u32::try_from(place).ok());
-                self.table = Some((name.to_vec(), table));
-                table
-            }
-        }
-    }
-}
-
-impl Tape {
-    fn mark(&self) -> Mark {
-        Mark { events: self.events.len(), arena: self.arena.len() }
     }
 
     fn back_to(&mut self, mark: Mark) {
@@ -420,7 +541,7 @@ impl Tape {
                 self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
                 return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
             }
-            if table.has_spelling() {
+            if table.has_spelling() && !planted(Bug::RespellingIgnored) {
                 put_varint(&mut self.arena, 0);
                 self.spelling(table, &|c| event.before(c))?;
                 self.spelling(table, &|c| event.after(c))?;
@@ -499,7 +620,22 @@ impl Tape {
 impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
         let Some(index) = self.table_of(event.table) else { return };
+        if self.dropping == Some(index) {
+            return;
+        }
         let table = &self.registry.tables()[index as usize];
+        if let Some(target) = &table.kept_by_deletes
+            && event.change == Change::Delete
+            && self.mask.as_ref().is_some_and(|mask| mask.only_replaces(index))
+        {
+            self.refused.get_or_insert_with(|| WriteError::Forbidden {
+                what: format!(
+                    "REPLACE, which deletes a row of {:?} and fires no trigger, so that {target:?} would \
+                     keep the row (ON CONFLICT DO UPDATE fires triggers),",
+                    table.name
+                ),
+            });
+        }
         self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));

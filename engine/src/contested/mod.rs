@@ -244,7 +244,8 @@ fn merge_cells(clock: &mut RowClock, cells: &[Cell<'_>], stamp: Stamp, effects: 
             continue;
         };
         let held = clock.cell(cell.column);
-        let wins = held.is_none_or(|held| stamp > held || planted(Bug::TiesByArrival));
+        // An equal stamp is the same entry's: what stands later in it wins.
+        let wins = held.is_none_or(|held| stamp >= held || planted(Bug::TiesByArrival));
         if let Some(held) = held {
             let concurrent = !wins || (previous != Some(held.dot()) && !planted(Bug::PrevIgnored));
             if concurrent {

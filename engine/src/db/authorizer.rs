@@ -7,26 +7,44 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperati
 use crate::{
     db::mask::ChangeMask,
     error::WriteError,
-    id::SchemaVersion,
-    policy::Writers,
-    schema::{Registry, catalog::PREFIX},
+    id::NodeId,
+    policy::{Consistency, Writers},
+    schema::{Registry, catalog::PREFIX, change::Action, declaring},
 };
 
 /// The judge of the user connection, and what it has seen of the statement prepared last.
 #[derive(Debug)]
 pub(crate) struct Gate {
     pub(crate) registry: Arc<Registry>,
-    /// Whether this node is the origin, which alone writes `writers = "origin"` tables.
-    pub(crate) is_origin: bool,
+    /// Who is the origin, which alone writes `writers = "origin"` tables and changes the schema.
+    pub(crate) origin: Origin,
     /// The engine's own statements are prepared at the moment.
     pub(crate) engine: bool,
+    /// A statement that changes the schema runs.
+    pub(crate) changing: bool,
+    /// The apply connection is without the triggers that are mirrored there, because the schema changes.
+    pub(crate) unmirrored: bool,
+    /// A job of a group has to run in a transaction of its own.
+    pub(crate) wants_alone: bool,
     denied: Option<Denied>,
     savepoint: Option<Savepoint>,
+    action: Option<Action>,
+    /// The statement prepared last selects: with CREATE TABLE, that is CREATE TABLE AS SELECT.
+    selects: bool,
     /// SQLite has asked about the statement prepared last.
     asked: bool,
     mask: ChangeMask,
     /// The mask of the statement that runs, until the next one is prepared.
     pub(crate) running: Option<Arc<ChangeMask>>,
+}
+
+/// Who is the origin, as this node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// This node.
+    Here,
+    /// Another node, if it is known which.
+    Elsewhere(Option<NodeId>),
 }
 
 /// Why the last statement was refused.
@@ -46,13 +64,18 @@ pub(crate) enum Savepoint {
 }
 
 impl Gate {
-    pub(crate) fn new(registry: Arc<Registry>, is_origin: bool) -> Self {
+    pub(crate) fn new(registry: Arc<Registry>, origin: Origin) -> Self {
         Self {
             registry,
-            is_origin,
+            origin,
             engine: false,
+            changing: false,
+            unmirrored: false,
+            wants_alone: false,
             denied: None,
             savepoint: None,
+            action: None,
+            selects: false,
             asked: false,
             mask: ChangeMask::default(),
             running: None,
@@ -63,6 +86,8 @@ impl Gate {
     pub(crate) fn forget(&mut self) {
         self.denied = None;
         self.savepoint = None;
+        self.action = None;
+        self.selects = false;
         self.asked = false;
         self.mask = ChangeMask::default();
         self.running = None;
@@ -79,26 +104,57 @@ impl Gate {
         self.savepoint.take()
     }
 
+    /// After a statement that changes the schema was prepared: what it does to it.
+    ///
+    /// # Errors
+    /// If it is CREATE TABLE AS SELECT, whose rows no hook tells.
+    pub(crate) fn take_action(&mut self) -> Result<Option<Action>, WriteError> {
+        if matches!(self.action, Some(Action::CreateTable(_))) && self.selects {
+            let what = "CREATE TABLE ... AS SELECT, whose rows would not be captured (run CREATE \
+                        TABLE, then INSERT ... SELECT),"
+                .to_owned();
+            return Err(WriteError::Forbidden { what });
+        }
+        Ok(self.action.take())
+    }
+
     /// What to answer where SQLite says `error`.
     pub(crate) fn explain(&mut self, error: rusqlite::Error) -> WriteError {
         match self.denied.take() {
             None => WriteError::Sqlite(error),
             Some(Denied::OriginOnly(table)) => WriteError::OriginOnly { table },
-            Some(Denied::SchemaChange(what)) => WriteError::SchemaChange { what },
+            Some(Denied::SchemaChange(what)) => {
+                let origin = match &self.origin {
+                    Origin::Here => None,
+                    Origin::Elsewhere(origin) => origin.clone(),
+                };
+                WriteError::SchemaChange { what, origin }
+            }
             Some(Denied::Forbidden(what)) => WriteError::Forbidden { what },
         }
     }
 
     /// Judges one action of a statement on the user connection.
     pub(crate) fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
-        if self.engine {
+        // A statement that was judged makes tables of its own as it runs, if it makes an FTS5 index.
+        if self.engine || self.changing {
             return Authorization::Allow;
         }
         self.asked = true;
-        if let Some(running) = &self.running {
-            running.set_all();
-        } else if let AuthAction::Update { table_name, column_name } = context.action {
-            self.mask.add(&self.registry, table_name, column_name);
+        let known = |table: &str| self.registry.position(table.as_bytes()).is_some();
+        match (context.action, &self.running) {
+            // FTS5 prepares statements of its own, on tables behind its own, while one runs.
+            (
+                AuthAction::Update { table_name, .. } | AuthAction::Delete { table_name },
+                Some(running),
+            ) if known(table_name) => running.set_all(),
+            (AuthAction::Update { table_name, column_name }, None) => {
+                self.mask.add(&self.registry, table_name, column_name);
+            }
+            (AuthAction::Delete { table_name }, None) => {
+                self.mask.add_delete(&self.registry, table_name);
+            }
+            _ => {}
         }
         match self.denial(context) {
             None => Authorization::Allow,
@@ -110,13 +166,23 @@ impl Gate {
     }
 
     fn denial(&mut self, context: &AuthContext<'_>) -> Option<Denied> {
-        let schema_change = |what: &str| Some(Denied::SchemaChange(what.to_owned()));
         let forbidden = |what: &str| Some(Denied::Forbidden(what.to_owned()));
+        // ALTER TABLE looks whether a temporary object must follow.
+        if context.database_name == Some("temp") && self.action.is_none() && writes(&context.action)
+        {
+            return forbidden("a temporary object");
+        }
         match context.action {
-            AuthAction::Select
-            | AuthAction::Read { .. }
-            | AuthAction::Function { .. }
-            | AuthAction::Recursive => None,
+            AuthAction::Select => {
+                self.selects = true;
+                None
+            }
+            AuthAction::Function { function_name }
+                if function_name.eq_ignore_ascii_case(declaring::FUNCTION) =>
+            {
+                self.change("littoral_policy()", "", Action::Policy)
+            }
+            AuthAction::Read { .. } | AuthAction::Function { .. } | AuthAction::Recursive => None,
             AuthAction::Insert { table_name }
             | AuthAction::Update { table_name, .. }
             | AuthAction::Delete { table_name } => self.write(table_name),
@@ -151,46 +217,106 @@ impl Gate {
             | AuthAction::DropTempView { .. }
             | AuthAction::DropTempIndex { .. }
             | AuthAction::DropTempTrigger { .. } => forbidden("a temporary object"),
-            AuthAction::CreateTable { .. } => schema_change("CREATE TABLE"),
-            AuthAction::CreateIndex { .. } => schema_change("CREATE INDEX"),
-            AuthAction::CreateView { .. } => schema_change("CREATE VIEW"),
-            AuthAction::CreateTrigger { .. } => schema_change("CREATE TRIGGER"),
-            AuthAction::CreateVtable { .. } => schema_change("CREATE VIRTUAL TABLE"),
-            AuthAction::DropTable { .. } | AuthAction::DropVtable { .. } => {
-                schema_change("DROP TABLE")
+            AuthAction::CreateTable { table_name } => {
+                let action = Action::CreateTable(table_name.to_owned());
+                self.change("CREATE TABLE", table_name, action)
             }
-            AuthAction::DropIndex { .. } => schema_change("DROP INDEX"),
-            AuthAction::DropView { .. } => schema_change("DROP VIEW"),
-            AuthAction::DropTrigger { .. } => schema_change("DROP TRIGGER"),
-            AuthAction::AlterTable { .. } => schema_change("ALTER TABLE"),
-            AuthAction::Analyze { .. } => schema_change("ANALYZE"),
-            AuthAction::Reindex { .. } => schema_change("REINDEX"),
+            AuthAction::DropTable { table_name } => {
+                let action = Action::DropTable(table_name.to_owned());
+                self.change("DROP TABLE", table_name, action)
+            }
+            AuthAction::AlterTable { table_name, .. } => {
+                let action = Action::AlterTable(table_name.to_owned());
+                self.change("ALTER TABLE", table_name, action)
+            }
+            AuthAction::CreateIndex { table_name, .. } => {
+                let action = Action::CreateIndex(table_name.to_owned());
+                self.change("CREATE INDEX", table_name, action)
+            }
+            AuthAction::CreateTrigger { table_name, .. } => {
+                self.change("CREATE TRIGGER", table_name, Action::Other)
+            }
+            AuthAction::CreateView { view_name } => {
+                self.change("CREATE VIEW", view_name, Action::Other)
+            }
+            AuthAction::DropIndex { table_name, .. } => {
+                self.change("DROP INDEX", table_name, Action::Other)
+            }
+            AuthAction::DropTrigger { table_name, .. } => {
+                self.change("DROP TRIGGER", table_name, Action::Other)
+            }
+            AuthAction::DropView { view_name } => {
+                self.change("DROP VIEW", view_name, Action::Other)
+            }
+            AuthAction::CreateVtable { table_name, module_name } => {
+                if module_name.eq_ignore_ascii_case("fts5") {
+                    self.change("CREATE VIRTUAL TABLE", table_name, Action::Other)
+                } else {
+                    forbidden("a virtual table of another module than FTS5")
+                }
+            }
+            AuthAction::DropVtable { table_name, .. } => {
+                self.change("DROP TABLE", table_name, Action::Other)
+            }
+            AuthAction::Analyze { .. } => forbidden("ANALYZE"),
+            // CREATE INDEX asks for it too.
+            AuthAction::Reindex { .. } if self.action.is_some() => None,
+            AuthAction::Reindex { .. } => forbidden("REINDEX"),
             _ => forbidden("this statement"),
         }
     }
 
+    /// Judges a change of the schema that concerns an object of that name.
+    fn change(&mut self, what: &str, name: &str, action: Action) -> Option<Denied> {
+        if self.origin != Origin::Here {
+            return Some(Denied::SchemaChange(what.to_owned()));
+        }
+        if is_ours(name) {
+            let what = format!("{what} with a name that begins with {PREFIX}");
+            return Some(Denied::Forbidden(what));
+        }
+        // A dropped table takes its triggers with it; the first thing that is named is the statement's.
+        self.action.get_or_insert(action);
+        None
+    }
+
     fn write(&self, table: &str) -> Option<Denied> {
-        // Statements that change the schema write these before they name what they are.
-        match table.to_ascii_lowercase().as_str() {
-            "sqlite_master" | "sqlite_schema" => {
-                return Some(Denied::SchemaChange("a change of the schema".to_owned()));
-            }
-            "sqlite_temp_master" | "sqlite_temp_schema" => {
-                return Some(Denied::Forbidden("a temporary object".to_owned()));
-            }
-            _ => {}
+        let lower = table.to_ascii_lowercase();
+        // Statements that change the schema write SQLite's own tables, in part before they name what they
+        // are; other statements cannot write these two, SQLite sees to that.
+        if matches!(lower.as_str(), "sqlite_master" | "sqlite_schema") {
+            return (self.origin != Origin::Here)
+                .then(|| Denied::SchemaChange("a change of the schema".to_owned()));
+        }
+        if lower.starts_with("sqlite_") && self.action.is_some() {
+            return None;
+        }
+        if matches!(lower.as_str(), "sqlite_temp_master" | "sqlite_temp_schema") {
+            return Some(Denied::Forbidden("a temporary object".to_owned()));
         }
         let Some(place) = self.registry.position(table.as_bytes()) else {
-            // A view is written by its INSTEAD OF triggers, whose own writes are judged in turn. Tables
-            // come one entry before their policies, and are not captured until then.
-            let reserved = is_ours(table) || table.starts_with("sqlite_");
-            let early = self.registry.version == SchemaVersion::default();
-            return (reserved || early).then(|| Denied::Forbidden(format!("writing to {table}")));
+            // A view is written by its INSTEAD OF triggers, whose own writes are judged in turn.
+            let reserved = is_ours(table) || lower.starts_with("sqlite_");
+            return reserved.then(|| Denied::Forbidden(format!("writing to {table}")));
         };
         let policy = &self.registry.tables()[place].policy;
-        (policy.writers == Writers::Origin && !self.is_origin)
-            .then(|| Denied::OriginOnly(table.to_owned()))
+        let elsewhere = policy.consistency != Consistency::Local
+            && policy.writers == Writers::Origin
+            && self.origin != Origin::Here;
+        elsewhere.then(|| Denied::OriginOnly(table.to_owned()))
     }
+}
+
+/// Whether an action changes something in the schema that it names.
+fn writes(action: &AuthAction<'_>) -> bool {
+    !matches!(
+        action,
+        AuthAction::Select
+            | AuthAction::Read { .. }
+            | AuthAction::Function { .. }
+            | AuthAction::Recursive
+            | AuthAction::Pragma { .. }
+    )
 }
 
 /// Judges one action of a statement on a reader's connection.

@@ -4,19 +4,21 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use rusqlite::Connection;
 
 use crate::{
     capture::{Encoded, Repair, encode, repairs},
     contested::{ClockError, Contested, Effects},
     db::{
-        tx::{WriteTx, transaction_gone},
+        tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{Entry, EntryHeader, Segment, codec::RowsReader},
+    entry::{Entry, EntryHeader, Segment, TableChange, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
-    id::{AuthorId, Lsn, TableId, Ticket},
+    id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
     log::Log,
     schema::{Registry, Table, catalog},
     sqlite::{self, Param, quoted},
@@ -62,11 +64,18 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Local<'r> {
     pub(crate) author: AuthorId,
-    pub(crate) registry: &'r Registry,
+    pub(crate) registry: &'r mut Arc<Registry>,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
+}
+
+/// What a job wrote, once its transaction commits.
+struct Written {
+    dot: Dot,
+    /// The tables from here on, if they changed.
+    registry: Option<Arc<Registry>>,
 }
 
 /// The transaction of a group is gone; nothing of it was written.
@@ -94,14 +103,22 @@ impl Writer {
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
         local.contested.mark();
-        let result = self.run_job(queued, local).and_then(|dot| {
+        let result = self.run_job(queued, local, true).and_then(|written| {
             self.command("/*littoral*/ COMMIT")?;
-            Ok(dot)
+            Ok(written)
         });
         self.user().sink().clear();
         match result {
-            Ok(dot) => {
+            Ok(written) => {
                 local.log.keep();
+                let dot = written.map(|Written { dot, registry }| {
+                    if let Some(registry) = registry {
+                        self.learn(&registry);
+                        *local.registry = registry;
+                        self.mirror_again(local.registry);
+                    }
+                    dot
+                });
                 local.contested.keep();
                 Ok(Committed { dot, lsn: local.log.last() })
             }
@@ -112,6 +129,8 @@ impl Writer {
                 if !self.user().is_autocommit() {
                     self.command("/*littoral*/ ROLLBACK")?;
                 }
+                self.adopt_recorders();
+                self.mirror_again(local.registry);
                 if planted(Bug::AnswerBeforeCommit) {
                     let dot = Some(Dot { author: local.author, seq: next + 1 });
                     return Ok(Committed { dot, lsn: local.log.last() });
@@ -152,9 +171,9 @@ impl Writer {
         let mut answers = Vec::with_capacity(jobs.len());
         for queued in jobs {
             self.command("/*littoral*/ SAVEPOINT littoral_job").map_err(lost)?;
-            let result = self.run_job(queued, local);
+            let result = self.run_job(queued, local, false);
             self.user().sink().clear();
-            if self.user().is_autocommit() {
+            if self.user().is_autocommit() || std::mem::take(&mut self.gate().wants_alone) {
                 return Err(GroupLost);
             }
             if result.is_err() {
@@ -162,7 +181,8 @@ impl Writer {
             }
             self.command("/*littoral*/ RELEASE littoral_job").map_err(lost)?;
             let lsn = local.log.last();
-            let result = result.map(|dot| Committed { dot, lsn });
+            let result =
+                result.map(|written| Committed { dot: written.map(|written| written.dot), lsn });
             answers.push(Answer { ticket: queued.ticket, result });
         }
         self.command("/*littoral*/ COMMIT").map_err(lost)?;
@@ -170,17 +190,18 @@ impl Writer {
     }
 
     /// Makes the rows hold what a merge would store; triggers see it as any other update.
-    fn normalize(&self, registry: &Registry) -> Result<(), WriteError> {
+    pub(super) fn normalize(&self, course: &Course) -> Result<(), WriteError> {
         /// Triggers may answer a repair with another change that needs one. Those that do so without
         /// end are told.
         const ROUNDS: usize = 16;
         for _ in 0..ROUNDS {
+            let registry = Arc::clone(self.user().sink().registry());
             let repairs = repairs(&self.user().sink());
             if repairs.is_empty() {
                 return Ok(());
             }
             for repair in &repairs {
-                self.repair(&registry.tables()[repair.table], repair)?;
+                self.repair(course, &registry.tables()[repair.table], repair)?;
             }
         }
         Err(WriteError::Aborted(
@@ -189,7 +210,7 @@ impl Writer {
         ))
     }
 
-    fn repair(&self, table: &Table, repair: &Repair) -> Result<(), WriteError> {
+    fn repair(&self, course: &Course, table: &Table, repair: &Repair) -> Result<(), WriteError> {
         let set: Vec<String> = (table.key.len() + 1..)
             .zip(&repair.cells)
             .map(|(n, (place, _))| format!("{} = ?{n}", quoted(&table.cells[*place].name)))
@@ -201,7 +222,7 @@ impl Writer {
             table.sql.where_key
         );
         // Not as the engine: its triggers are judged like those of any statement of the job.
-        let mut tx = WriteTx::new(self);
+        let mut tx = WriteTx::new(self, course.alike());
         let mut statement = tx.prepare(&sql)?;
         let mut key = ByteReader::new(&repair.key);
         for place in 1..=table.key.len() {
@@ -215,21 +236,24 @@ impl Writer {
         statement.run(|_| Ok(()))
     }
 
-    /// Runs one job within the transaction and appends its entry.
+    /// Runs one job within the transaction and appends its entry. The schema changes only in a job that
+    /// is alone in its transaction.
     fn run_job(
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-    ) -> Result<Option<Dot>, WriteError> {
-        (queued.job)(&mut WriteTx::new(self))?;
+        alone: bool,
+    ) -> Result<Option<Written>, WriteError> {
+        let course = Course::new(local.registry, local.log.last().next(), alone);
+        (queued.job)(&mut WriteTx::new(self, course.alike()))?;
         if self.user().is_autocommit() {
             return Err(transaction_gone());
         }
-        self.normalize(local.registry)?;
+        self.normalize(&course)?;
         if let Some(refused) = self.user().sink().take_refusal() {
             return Err(refused);
         }
-        if sqlite::has_deferred_violations(self.user()) {
+        if sqlite::has_deferred_violations(self.user()) && !planted(Bug::DeferredViolationKept) {
             return Err(deferred_violation());
         }
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
@@ -247,22 +271,46 @@ impl Writer {
             under: local.contested.stable().number,
         };
         let sequences = self.sequences()?;
-        let (clocks, disk) = (&*local.contested, self.apply());
+        let (clocks, disk) = (&mut *local.contested, self.apply());
         let encoded = encode(&self.user().sink(), &sequences, clocks, disk, header.stamp())?;
-        let Some(Encoded { body, clocks }) = encoded else { return Ok(None) };
+        let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
+        let registry = self.settle_schema(local.registry, schema_changes)?;
         self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
         local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
-        Ok(Some(header.dot))
+        Ok(Some(Written { dot: header.dot, registry }))
+    }
+
+    /// The tables after a job, if it has changed them; their version is that to which the entry will lead
+    /// every other node.
+    fn settle_schema(
+        &self,
+        before: &Arc<Registry>,
+        schema_changes: u32,
+    ) -> rusqlite::Result<Option<Arc<Registry>>> {
+        let now = Arc::clone(self.user().sink().registry());
+        if Arc::ptr_eq(before, &now) {
+            return Ok(None);
+        }
+        let version = SchemaVersion(before.version.0 + schema_changes);
+        if now.version == version {
+            return Ok(Some(now));
+        }
+        self.as_engine(|conn| {
+            catalog::set_version(conn, version)?;
+            Ok(Some(Arc::new(Registry::load(conn)?)))
+        })
     }
 }
 
 impl Writer {
     /// The keys that AUTOINCREMENT has handed out, of the tables that the job has inserted into.
     fn sequences(&self) -> rusqlite::Result<Vec<(TableId, i64)>> {
-        let counted: Vec<(TableId, String)> =
-            self.user().sink().counted().map(|table| (table.id, table.name.clone())).collect();
+        if planted(Bug::SequenceForgotten) {
+            return Ok(Vec::new());
+        }
+        let counted = self.user().sink().counted();
         let mut sequences = Vec::new();
         for (table, name) in counted {
             sequences.push((table, self.as_engine(|conn| catalog::sequence(conn, &name))?));
@@ -272,31 +320,48 @@ impl Writer {
     }
 }
 
-/// Takes an entry into the clocks, whatever it does to stored rows.
+/// Takes an entry into the clocks, whatever it does to stored rows. `registry` is what the file knows of
+/// tables now; operations from before a table got its present merge rules, and on tables that are gone,
+/// have left no clock.
 pub(crate) fn remember(
     contested: &mut Contested,
     disk: &Connection,
     registry: &Registry,
+    lsn: Lsn,
     entry: &Entry,
 ) -> Result<(), RememberError> {
     let mut effects = Effects::default();
+    let mut declared: BTreeSet<TableId> = BTreeSet::new();
     for segment in entry.segments() {
         match segment? {
             Segment::Rows(rows) => {
                 let mut reader = RowsReader::new(rows);
                 while let Some(op) = reader.next()? {
-                    let table = registry.by_id(op.table).filter(|table| table.is_multi_writer());
-                    let Some(table) = table else { continue };
-                    contested.apply(disk, &op, &entry.header, &table.assigned, &mut effects)?;
+                    let Some(table) = registry.by_id(op.table).filter(|t| t.is_multi_writer())
+                    else {
+                        continue;
+                    };
+                    if lsn > table.since || (lsn == table.since && declared.contains(&op.table)) {
+                        let (header, assigned) = (&entry.header, &table.assigned);
+                        contested.apply(disk, &op, header, assigned, &mut effects)?;
+                    }
+                }
+            }
+            Segment::Policy(changes) => {
+                for change in changes {
+                    if let TableChange::Declared(table) = change {
+                        if table.policy.is_multi_writer() {
+                            declared.insert(table.id);
+                        } else {
+                            declared.remove(&table.id);
+                        }
+                    }
                 }
             }
             Segment::Frontier { number, covered } => {
                 contested.frontier(disk, number, &covered, entry.header.stamp())?;
             }
-            Segment::Ddl(_)
-            | Segment::Policy(_)
-            | Segment::Membership(_)
-            | Segment::Sequence(_) => {}
+            Segment::Ddl(_) | Segment::Membership(_) | Segment::Sequence(_) => {}
         }
     }
     Ok(())

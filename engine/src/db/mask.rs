@@ -5,7 +5,7 @@
 //! statement cannot change need not be compared.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +19,8 @@ use crate::schema::{Column, Registry};
 #[derive(Debug, Default)]
 pub(crate) struct ChangeMask {
     tables: BTreeMap<u32, u64>,
+    /// The tables of which it can delete rows other than by REPLACE, which asks nobody.
+    deletes: BTreeSet<u32>,
     /// Prepared again while it runs: what it can change now is not known here.
     all: AtomicBool,
 }
@@ -41,6 +43,17 @@ impl ChangeMask {
         if let Ok(place) = u32::try_from(place) {
             *self.tables.entry(place).or_default() |= 1 << bit;
         }
+    }
+
+    /// Adds a table of which rows may be deleted, as the authorizer names it.
+    pub(crate) fn add_delete(&mut self, registry: &Registry, table: &str) {
+        let place = registry.position(table.as_bytes());
+        self.deletes.extend(place.and_then(|place| u32::try_from(place).ok()));
+    }
+
+    /// Whether a row of the table at that place in the registry can go only because another replaces it.
+    pub(crate) fn only_replaces(&self, table: u32) -> bool {
+        !self.all.load(Ordering::Relaxed) && !self.deletes.contains(&table)
     }
 
     /// Forgets what cannot change.

@@ -3,6 +3,7 @@
 pub(crate) mod authorizer;
 mod group_commit;
 pub(crate) mod mask;
+mod schema_change;
 mod snapshot;
 mod tx;
 pub(crate) mod writer;
@@ -111,7 +112,7 @@ impl Reader {
         let registry = Registry::load(&snapshot)?;
         let mut all = blake3::Hasher::new();
         let mut tables = Vec::new();
-        for table in registry.tables() {
+        for table in registry.tables().iter().filter(|table| !table.is_local()) {
             let digest = table_digest(&snapshot, table)?;
             all.update(&digest.0);
             tables.push((table.name.clone(), digest));

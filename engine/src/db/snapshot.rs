@@ -9,19 +9,23 @@
 //!
 //! Invariants:
 //! - a copy is of one moment: its source connection holds a read transaction throughout;
-//! - nothing of the sponsor's identity is in it when it is offered, in no page, free or not;
+//! - nothing of the sponsor's identity and of the rows of `local` tables is in it when it is offered, in
+//!   no page, free or not; what was deleted from such a table before may stand in a free page;
 //! - memory is bounded by SQLite's page caches and one piece of [`SNAPSHOT_CHUNK_BYTES`].
 
 use std::{path::PathBuf, time::Duration};
 
-use rusqlite::{Connection, OpenFlags, backup::Backup};
+use rusqlite::{Connection, OpenFlags, backup::Backup, config::DbConfig};
 
 use crate::{
     db::{Db, File},
     entry::Digest,
     limits::SNAPSHOT_CHUNK_BYTES,
     schema::catalog,
-    sqlite::file::{self, VfsFile},
+    sqlite::{
+        file::{self, VfsFile},
+        quoted,
+    },
 };
 
 /// Pages copied at a time.
@@ -134,8 +138,7 @@ impl Db {
     /// SQLite's, if the disk fails or is full.
     pub fn write_incoming(&self, offset: u64, bytes: &[u8], sync: bool) -> rusqlite::Result<()> {
         let path = self.file.beside(INCOMING);
-        let mut file =
-            self.file.open_beside(INCOMING, true)?.ok_or_else(|| missing(&path))?;
+        let mut file = self.file.open_beside(INCOMING, true)?.ok_or_else(|| missing(&path))?;
         if offset == 0 {
             file.truncate(0)?;
         }
@@ -171,7 +174,12 @@ impl Db {
 /// knows it.
 fn strip(conn: &Connection) -> rusqlite::Result<()> {
     conn.pragma_update(None, "secure_delete", true)?;
+    conn.pragma_update(None, "foreign_keys", false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
     conn.execute_batch("BEGIN")?;
+    for table in catalog::local_tables(conn)? {
+        conn.execute(&format!("DELETE FROM main.{}", quoted(&table)), [])?;
+    }
     let cluster: String = catalog::meta(conn, "cluster")?.unwrap_or_default();
     for row in catalog::OWN_ROWS {
         conn.execute("DELETE FROM littoral_meta WHERE name = ?", [row])?;

@@ -3,15 +3,19 @@
 //! Every execution is bracketed by the recorder: a job may swallow the error of a statement and go on,
 //! and the entry still holds exactly what the file holds.
 
+use std::sync::Arc;
+
 use rusqlite::{
     Batch, CachedStatement, Params, Row, Statement, ToSql, fallible_iterator::FallibleIterator as _,
 };
 
 use crate::{
     capture::Mark,
-    db::{authorizer::Savepoint, writer::Writer},
+    db::{authorizer::Savepoint, schema_change, writer::Writer},
     error::WriteError,
-    schema::catalog::MARK,
+    id::Lsn,
+    policy::TablePolicy,
+    schema::{Registry, catalog::MARK, change::Action, declaring},
 };
 
 /// The transaction of one write job.
@@ -21,16 +25,46 @@ use crate::{
 #[derive(Debug)]
 pub struct WriteTx<'w> {
     writer: &'w Writer,
+    course: Course,
+}
+
+/// Where the transaction of a job stands.
+#[derive(Debug)]
+pub(crate) struct Course {
     savepoints: Vec<(String, Mark)>,
+    /// The tables when the transaction began.
+    pub(crate) base: Arc<Registry>,
+    /// Where the job's entry will stand in the log.
+    pub(crate) lsn: Lsn,
+    /// No other job shares the SQLite transaction.
+    pub(crate) alone: bool,
+}
+
+impl Course {
+    pub(crate) fn new(base: &Arc<Registry>, lsn: Lsn, alone: bool) -> Self {
+        Self { savepoints: Vec::new(), base: Arc::clone(base), lsn, alone }
+    }
+
+    /// Another one in the same transaction, without savepoints.
+    pub(crate) fn alike(&self) -> Self {
+        Self::new(&self.base, self.lsn, self.alone)
+    }
 }
 
 /// A prepared statement of a write job.
 #[derive(Debug)]
 pub struct TxStatement<'t> {
     writer: &'t Writer,
-    savepoints: &'t mut Vec<(String, Mark)>,
+    course: &'t mut Course,
     statement: Prepared<'t>,
+    kind: Kind,
+}
+
+/// What a statement does beside changing rows.
+#[derive(Debug, Default)]
+struct Kind {
     savepoint: Option<Savepoint>,
+    action: Option<Action>,
 }
 
 impl std::fmt::Debug for Prepared<'_> {
@@ -48,8 +82,8 @@ enum Prepared<'t> {
 }
 
 impl<'w> WriteTx<'w> {
-    pub(crate) fn new(writer: &'w Writer) -> Self {
-        Self { writer, savepoints: Vec::new() }
+    pub(crate) fn new(writer: &'w Writer, course: Course) -> Self {
+        Self { writer, course }
     }
 
     /// Prepares one statement; text behind its end is ignored, as SQLite does.
@@ -62,23 +96,27 @@ impl<'w> WriteTx<'w> {
         let mut gate = writer.gate();
         gate.forget();
         drop(gate);
-        // The authorizer names the savepoint, and it is not asked about a cached statement.
-        let prepared = if concerns_savepoint(sql) {
+        // The authorizer tells what they do, and it is not asked about a cached statement.
+        let prepared = if is_told_by_authorizer(sql) {
             writer.user().prepare(sql).map(Prepared::Once)
         } else {
             writer.user().prepare_cached(sql).map(Prepared::Cached)
         };
         let statement = prepared.map_err(|error| writer.gate().explain(error))?;
-        let savepoint = writer.gate().take_savepoint();
+        let kind = kind(writer, statement.as_ref())?;
         // It is the only statement until the next one is prepared, so this is said once.
         writer.announce(writer.mask_of(sql));
-        let savepoints = &mut self.savepoints;
-        let mut prepared = TxStatement { writer, savepoints, savepoint, statement };
-        // EXPLAIN names the savepoint too, and does nothing to it.
-        if prepared.statement().is_explain() != 0 {
-            prepared.savepoint = None;
-        }
-        Ok(prepared)
+        Ok(TxStatement { writer, course: &mut self.course, kind, statement })
+    }
+
+    /// Declares the policy of a table, as `SELECT littoral_policy(...)` does in SQL; origin only.
+    ///
+    /// # Errors
+    /// Every reason why the table cannot have it, or why it cannot have it at once. Nothing has happened;
+    /// the job may go on.
+    pub fn declare(&mut self, table: &str, policy: TablePolicy) -> Result<(), WriteError> {
+        self.writer.refuse_elsewhere("declaring a policy")?;
+        schema_change::declare(self.writer, &self.course, table, policy)
     }
 
     /// Runs one statement and drops the rows it returns; gives how many rows it changed.
@@ -102,10 +140,10 @@ impl<'w> WriteTx<'w> {
             writer.gate().forget();
             let next = batch.next().map_err(|error| writer.gate().explain(error))?;
             let Some(mut statement) = next else { return Ok(()) };
-            let savepoint = writer.gate().take_savepoint().filter(|_| statement.is_explain() == 0);
+            let kind = kind(writer, &statement)?;
             let mask = writer.gate().take_mask();
             writer.announce(mask);
-            run(writer, &mut self.savepoints, &mut statement, savepoint.as_ref(), |_| Ok(()))?;
+            run(writer, &mut self.course, &mut statement, &kind, |_| Ok(()))?;
         }
     }
 
@@ -213,13 +251,19 @@ impl TxStatement<'_> {
             Prepared::Cached(statement) => &mut **statement,
             Prepared::Once(statement) => statement,
         };
-        run(self.writer, self.savepoints, statement, self.savepoint.as_ref(), each)
+        run(self.writer, self.course, statement, &self.kind, each)
     }
 
     fn statement(&self) -> &Statement<'_> {
-        match &self.statement {
-            Prepared::Cached(statement) => statement,
-            Prepared::Once(statement) => statement,
+        self.statement.as_ref()
+    }
+}
+
+impl<'t> Prepared<'t> {
+    fn as_ref(&self) -> &Statement<'t> {
+        match self {
+            Self::Cached(statement) => statement,
+            Self::Once(statement) => statement,
         }
     }
 }
@@ -233,28 +277,47 @@ impl<'t> TxStatement<'t> {
     }
 }
 
-fn run(
+/// What the authorizer has seen of the statement that was just prepared.
+fn kind(writer: &Writer, statement: &Statement<'_>) -> Result<Kind, WriteError> {
+    let mut gate = writer.gate();
+    let savepoint = gate.take_savepoint();
+    let action = gate.take_action()?;
+    // EXPLAIN names savepoints and tables too, and does nothing to them.
+    let runs = statement.is_explain() == 0;
+    Ok(if runs { Kind { savepoint, action } } else { Kind::default() })
+}
+
+/// Steps a statement to its end.
+pub(super) fn step_all(
     writer: &Writer,
-    savepoints: &mut Vec<(String, Mark)>,
     statement: &mut Statement<'_>,
-    savepoint: Option<&Savepoint>,
     mut each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
 ) -> Result<(), WriteError> {
+    let mut rows = statement.raw_query();
+    loop {
+        match rows.next() {
+            Ok(Some(row)) => each(row)?,
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(writer.gate().explain(error)),
+        }
+    }
+}
+
+fn run(
+    writer: &Writer,
+    course: &mut Course,
+    statement: &mut Statement<'_>,
+    kind: &Kind,
+    each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
+    if let Some(action) = &kind.action {
+        return schema_change::run(writer, course, statement, action, each);
+    }
     if writer.user().is_autocommit() {
         return Err(transaction_gone());
     }
     let mark = writer.user().sink().mark();
-    let mut step_all = || {
-        let mut rows = statement.raw_query();
-        loop {
-            match rows.next() {
-                Ok(Some(row)) => each(row)?,
-                Ok(None) => return Ok(()),
-                Err(error) => return Err(writer.gate().explain(error)),
-            }
-        }
-    };
-    if let Err(error) = step_all() {
+    if let Err(error) = step_all(writer, statement, each) {
         if writer.user().is_autocommit() {
             writer.user().sink().clear();
         } else {
@@ -264,7 +327,8 @@ fn run(
         let is_vacuum = first_word(&text).eq_ignore_ascii_case("VACUUM");
         return Err(if is_vacuum { writer.refused_vacuum() } else { error });
     }
-    match savepoint {
+    let savepoints = &mut course.savepoints;
+    match &kind.savepoint {
         None => {}
         Some(Savepoint::Begin(name)) => savepoints.push((name.clone(), mark)),
         Some(Savepoint::Release(name)) => {
@@ -298,10 +362,16 @@ fn refuse_mark(sql: &str) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Whether a statement may be about a savepoint.
-fn concerns_savepoint(sql: &str) -> bool {
+/// Whether a statement may be about a savepoint or the schema, or may declare a policy.
+fn is_told_by_authorizer(sql: &str) -> bool {
+    const WORDS: [&str; 6] = ["SAVEPOINT", "RELEASE", "ROLLBACK", "CREATE", "DROP", "ALTER"];
     let word = first_word(sql);
-    ["SAVEPOINT", "RELEASE", "ROLLBACK"].iter().any(|w| word.eq_ignore_ascii_case(w))
+    WORDS.iter().any(|w| word.eq_ignore_ascii_case(w)) || may_declare(sql)
+}
+
+fn may_declare(sql: &str) -> bool {
+    let name = declaring::FUNCTION.as_bytes();
+    sql.as_bytes().windows(name.len()).any(|part| part.eq_ignore_ascii_case(name))
 }
 
 /// The first word of a statement; comments before it are skipped.
@@ -328,9 +398,11 @@ mod tests {
 
     #[test]
     fn the_first_word_is_found_behind_comments() {
-        assert!(concerns_savepoint(" -- a\n /* b */ ; savepoint x"));
-        assert!(!concerns_savepoint("/* savepoint */ SELECT 1"));
-        assert!(!concerns_savepoint(""));
+        assert!(is_told_by_authorizer(" -- a\n /* b */ ; savepoint x"));
+        assert!(is_told_by_authorizer("alter TABLE t ADD c"));
+        assert!(is_told_by_authorizer("SELECT Littoral_Policy('t', 'eventual')"));
+        assert!(!is_told_by_authorizer("/* savepoint */ SELECT 1"));
+        assert!(!is_told_by_authorizer(""));
         assert_eq!(first_word("-- vacuum\nVACUUM;"), "VACUUM");
     }
 }

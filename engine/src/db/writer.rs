@@ -13,14 +13,15 @@ use crate::{
     capture::{Mark, Recorder},
     db::{
         File,
-        authorizer::Gate,
+        authorizer::{Gate, Origin},
         mask::{ChangeMask, Masks},
     },
     error::WriteError,
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
-    schema::Registry,
+    schema::{Registry, declaring::Calls},
     sqlite::{self, Hooked, Keeping},
+    testing::{Bug, planted},
 };
 
 /// How the user connection commits.
@@ -40,6 +41,7 @@ pub(crate) struct Writer {
     user: Hooked<Recorder>,
     gate: Arc<Mutex<Gate>>,
     masks: Mutex<Masks>,
+    calls: Calls,
     apply: Keeping,
     verify_capture: bool,
     /// Written to the WAL since a checkpoint was asked for.
@@ -52,7 +54,7 @@ impl Writer {
     pub(crate) fn open(
         file: &File,
         registry: &Arc<Registry>,
-        is_origin: bool,
+        origin: Origin,
         synchronous: Synchronous,
         verify_capture: bool,
     ) -> rusqlite::Result<Self> {
@@ -67,20 +69,34 @@ impl Writer {
         )?;
         user.pragma_update(None, "foreign_keys", true)?;
         let page_bytes = user.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
-        let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), is_origin)));
+        let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), origin)));
         let judge = Arc::clone(&gate);
         user.authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
+
+        let calls = Calls::default();
+        calls.install(&user)?;
 
         let apply = connect(file)?;
         apply.pragma_update(None, "synchronous", "NORMAL")?;
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        // Triggers that are mirrored there need no file.
+        apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::functions::prepare_connection(&apply)?;
+        if !planted(Bug::MirrorsForgotten) {
+            merge::mirror::refresh(&apply, registry)?;
+        }
+        if planted(Bug::TruncationUnseen) {
+            for table in registry.tables() {
+                user.prepare_cached(&format!("DELETE FROM {}", table.name)).ok();
+            }
+        }
         Ok(Self {
             user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
             gate,
             masks: Mutex::default(),
+            calls,
             apply: Keeping::new(apply),
             verify_capture,
             wal_pages: 0,
@@ -122,18 +138,72 @@ impl Writer {
         self.verify_capture
     }
 
-    /// The schema or the origin changed.
-    pub(crate) fn learn(&self, registry: &Arc<Registry>, is_origin: bool) {
-        let mut gate = self.gate();
-        gate.registry = Arc::clone(registry);
-        gate.is_origin = is_origin;
-        drop(gate);
+    /// Calls of `littoral_policy()` in the statement that runs.
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// The schema changed, and no transaction is open.
+    pub(crate) fn learn(&self, registry: &Arc<Registry>) {
         self.user.sink().set_registry(Arc::clone(registry));
-        // Statements prepared before were judged under what was known then.
-        self.user.flush_prepared_statement_cache();
-        self.masks.lock().clear();
+        self.adopt(Arc::clone(registry));
         self.apply.flush_prepared_statement_cache();
         self.apply.forget();
+    }
+
+    /// Another node is origin, or this one.
+    pub(crate) fn learn_origin(&self, origin: Origin) {
+        self.gate().origin = origin;
+        self.forget_statements();
+    }
+
+    /// From here on statements of the user are judged under this schema, also in the middle of a
+    /// transaction. What the recorder holds is not touched.
+    pub(crate) fn adopt(&self, registry: Arc<Registry>) {
+        self.gate().registry = registry;
+        self.forget_statements();
+    }
+
+    /// The recorder went back to an earlier schema: the rest follows.
+    pub(crate) fn adopt_recorders(&self) {
+        let registry = Arc::clone(self.user.sink().registry());
+        if !Arc::ptr_eq(&registry, &self.gate().registry) {
+            self.adopt(registry);
+        }
+    }
+
+    /// Before the schema changes: a trigger that is mirrored on the apply connection could not follow.
+    pub(crate) fn unmirror(&self) -> rusqlite::Result<()> {
+        if !std::mem::replace(&mut self.gate().unmirrored, true) {
+            merge::mirror::remove(&self.apply)?;
+        }
+        Ok(())
+    }
+
+    /// After the schema changed, or did not after all.
+    pub(crate) fn mirror_again(&self, registry: &Registry) {
+        if !std::mem::take(&mut self.gate().unmirrored) {
+            return;
+        }
+        if let Err(error) = merge::mirror::refresh(&self.apply, registry) {
+            tracing::error!(%error, "triggers could not be mirrored; what they keep gets stale");
+        }
+    }
+
+    /// Statements prepared before were judged under what was known then.
+    fn forget_statements(&self) {
+        self.user.flush_prepared_statement_cache();
+        self.masks.lock().clear();
+    }
+
+    /// Refuses what only the origin may do.
+    pub(crate) fn refuse_elsewhere(&self, what: &str) -> Result<(), WriteError> {
+        match &self.gate().origin {
+            Origin::Here => Ok(()),
+            Origin::Elsewhere(origin) => {
+                Err(WriteError::SchemaChange { what: what.to_owned(), origin: origin.clone() })
+            }
+        }
     }
 
     /// Lets the engine's own statements past the authorizer of the user connection.
@@ -151,7 +221,9 @@ impl Writer {
 
     /// Makes the recorder hold what the file holds of the rows captured since `mark`.
     pub(crate) fn reread(&self, mark: Mark) -> rusqlite::Result<()> {
-        self.as_engine(|conn| self.user.sink().reread(mark, conn))
+        self.as_engine(|conn| self.user.sink().reread(mark, conn))?;
+        self.adopt_recorders();
+        Ok(())
     }
 
     /// Why VACUUM does not run in a write job.

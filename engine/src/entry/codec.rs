@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::{
     entry::{
         Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
-        TableDeclaration,
+        TableChange, TableDeclaration,
     },
     hlc::Hlc,
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
@@ -48,6 +48,10 @@ pub(crate) struct Body {
 }
 
 impl Body {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.fields.iter().map(|(_, bytes)| bytes.len()).sum()
     }
@@ -64,11 +68,14 @@ impl Body {
         self.field(TAG_DDL, field);
     }
 
-    pub(crate) fn push_policy(&mut self, tables: &[TableDeclaration]) {
+    pub(crate) fn push_policy(&mut self, changes: &[TableChange]) {
         let mut field = Vec::new();
-        for table in tables {
+        for change in changes {
             let mut one = Vec::new();
-            put_table(&mut one, table);
+            match change {
+                TableChange::Declared(table) => put_table(&mut one, table),
+                TableChange::Dropped(id) => put_varint(&mut one, u64::from(id.0)),
+            }
             put_prefixed(&mut field, &one);
         }
         self.field(TAG_POLICY, field);
@@ -166,6 +173,7 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
         Consistency::Eventual => 1,
         Consistency::ReadAfterWrite => 2,
         Consistency::OriginStrong => 3,
+        Consistency::Local => 4,
     });
     out.push(match table.policy.writers {
         Writers::Any => 1,
@@ -474,22 +482,30 @@ fn read_sequences(bytes: &[u8]) -> Result<Vec<(TableId, i64)>, DecodeError> {
     Ok(sequences)
 }
 
-fn read_policy(bytes: &[u8]) -> Result<Vec<TableDeclaration>, DecodeError> {
+fn read_policy(bytes: &[u8]) -> Result<Vec<TableChange>, DecodeError> {
     let mut reader = ByteReader::new(bytes);
-    let mut tables = Vec::new();
+    let mut changes = Vec::new();
     while !reader.is_empty() {
-        tables.push(read_whole(reader.prefixed()?, read_table)?);
+        changes.push(read_whole(reader.prefixed()?, read_table_change)?);
     }
-    Ok(tables)
+    Ok(changes)
 }
 
-fn read_table(reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeError> {
+fn read_table_change(reader: &mut ByteReader<'_>) -> Result<TableChange, DecodeError> {
     let id = TableId(reader.varint_u32()?);
+    if reader.is_empty() {
+        return Ok(TableChange::Dropped(id));
+    }
+    Ok(TableChange::Declared(read_table(id, reader)?))
+}
+
+fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclaration, DecodeError> {
     let name = reader.string()?.to_owned();
     let consistency = match reader.byte()? {
         1 => Consistency::Eventual,
         2 => Consistency::ReadAfterWrite,
         3 => Consistency::OriginStrong,
+        4 => Consistency::Local,
         _ => return Err(DecodeError::Unknown("policy")),
     };
     let writers = match reader.byte()? {

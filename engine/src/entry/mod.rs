@@ -63,8 +63,8 @@ pub enum Segment<'a> {
     Rows(&'a [u8]),
     /// Statements to run in order; written by the origin only.
     Ddl(Vec<String>),
-    /// Tables with their ids and policies; written by the origin only.
-    Policy(Vec<TableDeclaration>),
+    /// What is known of tables from here on; written by the origin only.
+    Policy(Vec<TableChange>),
     /// A change of who is a member; written by the origin only.
     Membership(Membership),
     /// Everything that `covered` names has been applied by every member; written by the origin only.
@@ -78,6 +78,15 @@ pub enum Segment<'a> {
     Sequence(Vec<(TableId, i64)>),
 }
 
+/// A change of what is known of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TableChange {
+    /// What the table is from here on, in place of what its id stood for before.
+    Declared(TableDeclaration),
+    /// The table is gone. Its id is never used again.
+    Dropped(TableId),
+}
+
 /// Gives a table its id, and its columns theirs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableDeclaration {
@@ -87,7 +96,8 @@ pub struct TableDeclaration {
     pub name: String,
     /// What was declared of it. Column types stand in `columns`.
     pub policy: TablePolicy,
-    /// Every stored column with its id.
+    /// Every stored column with its id, ascending. A column keeps its id when it is renamed; no other
+    /// column of the table ever gets it.
     pub columns: Vec<(ColumnId, String)>,
 }
 

@@ -19,7 +19,7 @@ use crate::{
 enum Part {
     Rows(Vec<Row>),
     Ddl(Vec<String>),
-    Policy(Vec<TableDeclaration>),
+    Policy(Vec<TableChange>),
     Join(Member),
 }
 
@@ -112,7 +112,7 @@ fn body(parts: &[Part]) -> Body {
                 body.push_rows(writer);
             }
             Part::Ddl(statements) => body.push_ddl(statements.iter().map(String::as_str)),
-            Part::Policy(tables) => body.push_policy(tables),
+            Part::Policy(changes) => body.push_policy(changes),
             Part::Join(member) => body.push_join(member),
         }
     }
@@ -132,7 +132,7 @@ fn assert_holds(entry: &Entry, parts: &[Part]) {
                 assert_eq!(reader.next(), Ok(None));
             }
             (Segment::Ddl(decoded), Part::Ddl(statements)) => assert_eq!(decoded, statements),
-            (Segment::Policy(decoded), Part::Policy(tables)) => assert_eq!(decoded, tables),
+            (Segment::Policy(decoded), Part::Policy(changes)) => assert_eq!(decoded, changes),
             (Segment::Membership(Membership::Join(decoded)), Part::Join(member)) => {
                 assert_eq!(decoded, member);
             }
@@ -239,6 +239,7 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
         Consistency::Eventual,
         Consistency::ReadAfterWrite,
         Consistency::OriginStrong,
+        Consistency::Local,
     ]);
     let writers = prop::sample::select(vec![Writers::Any, Writers::Origin]);
     let word = prop::sample::select(vec!["lww", "counter", "max", "min", "group=a", "group=ü"]);
@@ -272,7 +273,14 @@ fn part() -> impl Strategy<Value = Part> {
     prop_oneof![
         4 => prop::collection::vec(row(), 0..8).prop_map(Part::Rows),
         1 => prop::collection::vec("\\PC{0,30}", 0..4).prop_map(Part::Ddl),
-        1 => prop::collection::vec(table(), 0..3).prop_map(Part::Policy),
+        1 => prop::collection::vec(
+            prop_oneof![
+                2 => table().prop_map(TableChange::Declared),
+                1 => any::<u32>().prop_map(|id| TableChange::Dropped(TableId(id))),
+            ],
+            0..3,
+        )
+        .prop_map(Part::Policy),
         1 => member().prop_map(Part::Join),
     ]
 }

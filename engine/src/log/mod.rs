@@ -358,7 +358,7 @@ impl Log {
         conn: &Connection,
         start: Start,
         tail: Tail,
-        mut each: impl FnMut(&Entry) -> Result<(), String>,
+        mut each: impl FnMut(Lsn, &Entry) -> Result<(), String>,
     ) -> Result<Self, LogError> {
         let mut log = Self { start, tail, ..Self::default() };
         let mut statement = conn.prepare(
@@ -407,7 +407,7 @@ impl Log {
             if entry.header.previous != head.digest {
                 return Err(damaged(format!("entry {named} does not follow the one before it")));
             }
-            each(&entry).map_err(damaged)?;
+            each(lsn, &entry).map_err(damaged)?;
             log.advance(lsn, &entry);
             log.bytes += entry.bytes.len() as u64;
             Self::note(&mut log.index, lsn, named);

@@ -92,9 +92,17 @@ impl<'a> Applier<'a> {
     fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let table =
-            registry.by_id(op.table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;
-        check_columns(table, op).map_err(broken)?;
+        let Some(table) = registry.by_id(op.table) else {
+            // Its author had not heard yet that the table is gone.
+            let gone = op.table < registry.next_table;
+            return if gone { Ok(Stored::Yes) } else { Err(broken(DecodeError::Unknown("table"))) };
+        };
+        if table.is_local() {
+            return Err(broken(DecodeError::Invalid("rows of a table that is local")));
+        }
+        let older =
+            entry.header.dot.author != self.origin && entry.header.schema < registry.version;
+        check_columns(table, op, older).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
             return self.merge(entry, table, op);
@@ -288,20 +296,28 @@ enum Stored<'t> {
     Collides,
 }
 
-/// Every operation names columns that its table has, in the manner in which they merge.
-fn check_columns(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
+/// Every operation names columns that its table has or had, in the manner in which they merge. One that
+/// was written under an `older` schema may lack columns.
+fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), DecodeError> {
     let fits = |place: usize, write: CellWrite<'_>| match table.cells[place].merge {
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
         ColumnType::Max | ColumnType::Min => matches!(write, CellWrite::Extreme(_)),
     };
+    let mut known = 0;
     for cell in op.cells {
-        let place = table.cell(cell.column).ok_or(DecodeError::Unknown("column"))?;
+        let Some(place) = table.cell(cell.column) else {
+            if older && cell.column < table.next_column {
+                continue;
+            }
+            return Err(DecodeError::Unknown("column"));
+        };
+        known += 1;
         if !fits(place, cell.write) {
             return Err(DecodeError::Invalid("a cell that does not fit its column's type"));
         }
     }
-    if op.kind == RowOpKind::Insert && op.cells.len() != table.cells.len() {
+    if op.kind == RowOpKind::Insert && known != table.cells.len() && !older {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
     }
     if let (Some(Cell { write: CellWrite::Assign { value, .. }, .. }), _) = split_spelling(op.cells)

@@ -5,10 +5,12 @@
 //!
 //! Invariants:
 //! - rows of other nodes are written by this module only, with INSERT, UPDATE and DELETE only;
-//! - a value that a merge discards goes to `littoral_conflicts` in the same transaction.
+//! - a value that a merge discards goes to `littoral_conflicts` in the same transaction;
+//! - of the schema's triggers only the derived ones fire, [mirrored](mirror).
 
 pub(crate) mod apply;
 mod conflict;
 pub(crate) mod functions;
+pub(crate) mod mirror;
 mod row;
 mod store;

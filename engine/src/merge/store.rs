@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    merge::{functions::combining, row},
+    merge::{functions::combining, mirror, row},
     schema::{
         Table,
         row::lend_key,
@@ -25,6 +25,8 @@ const DELETE: u64 = 3;
 /// The places of the updated cells follow, one bit each.
 const UPDATE: u64 = 4;
 const SELECT: u64 = 5;
+/// The places of the cells that are given follow, one bit each.
+const INSERT_SOME: u64 = 6;
 
 /// SQLite has no table of more columns, in words of 64 bits.
 const MASK_WORDS: usize = 2000 / 64 + 1;
@@ -33,8 +35,48 @@ fn name(table: TableId, what: u64) -> [u64; 2] {
     [table.0.into(), what]
 }
 
+/// The name of a statement about some cells of a table.
+#[derive(Debug)]
+struct MaskedName {
+    words: [u64; 2 + MASK_WORDS],
+    len: usize,
+}
+
+impl MaskedName {
+    fn new(table: &Table, what: u64, places: impl Iterator<Item = usize>) -> Self {
+        let mut words = [0; 2 + MASK_WORDS];
+        words[0] = table.id.0.into();
+        words[1] = what;
+        for place in places {
+            words[2 + place / 64] |= 1 << (place % 64);
+        }
+        Self { words, len: 2 + table.cells.len().div_ceil(64) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.words[2..].iter().all(|word| *word == 0)
+    }
+
+    fn as_slice(&self) -> &[u64] {
+        &self.words[..self.len]
+    }
+}
+
+/// Whether an insert gives every cell of the table and no other: its author knew the same columns.
+fn is_whole(table: &Table, op: &RowOp<'_>) -> bool {
+    op.cells.len() == table.cells.len()
+        && op.cells.iter().zip(&table.cells).all(|(cell, column)| cell.column == column.id)
+}
+
+/// Inserts a row. Cells of columns that are gone are left out; cells that its author did not know have
+/// their default.
 pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    conn.run(
+    if !is_whole(table, op) {
+        return insert_some(conn, table, op);
+    }
+    run(
+        conn,
+        table,
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
@@ -47,6 +89,23 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
     )
 }
 
+fn insert_some(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
+    let (spelling, cells) = split_spelling(op.cells);
+    let known = || cells.iter().filter_map(|cell| Some((cell, table.cell(cell.column)?)));
+    run(
+        conn,
+        table,
+        MaskedName::new(table, INSERT_SOME, known().map(|(_, place)| place)).as_slice(),
+        || table.insert_of(known().map(|(_, place)| &table.cells[place])),
+        |parameters| {
+            let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
+            lend_spelled(parameters, 0, table, op.key, spelling)?;
+            let places = table.key.len() + 1..;
+            places.zip(known()).try_for_each(|(place, (cell, _))| lend(parameters, place, cell))
+        },
+    )
+}
+
 /// Inserts a row of which every cell is given encoded.
 pub(super) fn insert_row(
     conn: &Keeping,
@@ -54,7 +113,9 @@ pub(super) fn insert_row(
     key: &[u8],
     cells: &[Vec<u8>],
 ) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
@@ -74,24 +135,23 @@ pub(super) fn update(
     op: &RowOp<'_>,
     wins: impl Fn(usize) -> bool,
 ) -> rusqlite::Result<()> {
-    let winning = || op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell)).map(|(_, c)| c);
-    let mut name = [0; 2 + MASK_WORDS];
-    name[0] = table.id.0.into();
-    name[1] = UPDATE;
-    for place in winning().filter_map(|cell| table.cell(cell.column)) {
-        name[2 + place / 64] |= 1 << (place % 64);
-    }
-    let name = &name[..2 + table.cells.len().div_ceil(64)];
-    if name[2..].iter().all(|word| *word == 0) {
+    let winning = || {
+        let cells = op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell));
+        cells.filter_map(|(_, cell)| Some((cell, table.cell(cell.column)?)))
+    };
+    let name = MaskedName::new(table, UPDATE, winning().map(|(_, place)| place));
+    if name.is_empty() {
         return Ok(());
     }
-    conn.run(
-        name,
+    run(
+        conn,
+        table,
+        name.as_slice(),
         || update_sql(table, winning()),
         |parameters| {
             lend_key(parameters, 0, table, op.key)?;
             let mut before = table.key.len();
-            for cell in winning() {
+            for (cell, _) in winning() {
                 if cell.column == KEY_SPELLING {
                     lend_spelled(parameters, before, table, op.key, written(cell.write))?;
                     before += table.key.len();
@@ -105,7 +165,7 @@ pub(super) fn update(
     )
 }
 
-fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> String {
+fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = (&'c Cell<'c>, usize)>) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
     let mut set = |name: &str, function: Option<&str>| {
@@ -116,10 +176,10 @@ fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> S
             Some(function) => format!("{comma}{name} = {function}({name}, ?{place})"),
         });
     };
-    for cell in cells {
+    for (cell, column) in cells {
         if cell.column == KEY_SPELLING {
             table.key.iter().for_each(|column| set(&quoted(&column.name), None));
-        } else if let Some(column) = table.cell(cell.column) {
+        } else {
             let column = &table.cells[column];
             set(&quoted(&column.name), combining(column.merge));
         }
@@ -130,11 +190,30 @@ fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = &'c Cell<'c>>) -> S
 }
 
 pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
-    conn.run(
+    run(
+        conn,
+        table,
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
         |parameters| lend_key(parameters, 0, table, op.key),
     )
+}
+
+/// Runs a statement on the table; if a mirrored trigger makes it fail, without the table's triggers.
+fn run<'v>(
+    conn: &Keeping,
+    table: &Table,
+    name: &[u64],
+    sql: impl Fn() -> String,
+    set: impl Fn(&mut Parameters<'v>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    match conn.run(name, &sql, &set) {
+        Err(error) if !table.targets.is_empty() && mirror::is_at_fault(table, &error) => {
+            mirror::give_up(conn, table, &error)?;
+            conn.run(name, sql, set)
+        }
+        result => result,
+    }
 }
 
 /// A row that is there.
@@ -234,6 +313,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
     pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
         let mut key = ByteReader::new(op.key);
         table.is_plain
+            && is_whole(table, op)
             && !table.has_spelling()
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }

@@ -58,7 +58,10 @@ pub(crate) enum Payload<'f> {
     Control(&'f [u8]),
     Entries(Vec<Entry>),
     /// A piece of a snapshot, whose digest is right, and where it begins.
-    Chunk { offset: u64, bytes: &'f [u8] },
+    Chunk {
+        offset: u64,
+        bytes: &'f [u8],
+    },
 }
 
 /// Puts the header before a control message.

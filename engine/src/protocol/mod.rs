@@ -28,8 +28,8 @@ use std::{
 };
 
 use crate::{
-    driver::{Channel, Identity},
     db::Snapshot,
+    driver::{Channel, Identity},
     entry::{Digest, Entry, codec::FORMAT},
     error::ProtocolError,
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},

@@ -17,8 +17,9 @@ impl PeerSession {
     pub(crate) fn wants_from(&self, durable: Lsn) -> Option<Lsn> {
         (self.is_streaming()
             && !self.needs_snapshot
-            && self.cursor <= durable && self.has_credit_for(1))
-            .then_some(self.cursor)
+            && self.cursor <= durable
+            && self.has_credit_for(1))
+        .then_some(self.cursor)
     }
 
     /// Looks at the entry at `lsn`, and sends it if the peer lacks it. False if it has to wait for

@@ -8,7 +8,10 @@ use crate::{
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
-    merge::apply::{Applier, Tally},
+    merge::{
+        apply::{Applier, Tally},
+        mirror,
+    },
     protocol::message::Register,
     replica::{Replica, is_storage_failure},
     schema::{Registry, catalog},
@@ -245,16 +248,18 @@ impl Replica {
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
+                mirror::remove(conn)?;
                 for statement in statements {
                     conn.execute_batch(&statement)?;
                 }
                 conn.forget();
             }
-            Segment::Policy(tables) => {
-                let version = SchemaVersion(self.registry.version.0 + 1);
-                catalog::declare(conn, version, &tables)?;
+            Segment::Policy(changes) => {
+                catalog::carry_out(conn, &changes, self.log.last().next())?;
+                catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
                 conn.forget();
                 self.registry = Arc::new(Registry::load(conn)?);
+                mirror::refresh(conn, &self.registry)?;
             }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;
@@ -315,7 +320,7 @@ impl Replica {
         self.checkpointing.entries = true;
         self.checkpointing.bytes += self.log.bytes() - before.log_bytes;
         if !Arc::ptr_eq(&before.registry, &self.registry) {
-            self.writer.learn(&self.registry, self.is_origin());
+            self.writer.learn(&self.registry);
         }
         if before.members.len() != self.members.len() {
             self.note_joins(before.members.len());

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    driver::{Event, Output},
     entry::{Member, codec::Body},
     error::ProtocolError,
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId},
@@ -55,7 +56,9 @@ impl Replica {
         session.asked.insert(incarnation);
         // For itself a peer speaks under the name of its certificate; of others, a member is believed.
         if session.incarnation == Some(incarnation) && session.node != node {
-            return Err(ProtocolError::Malformed("a request to join under another name".to_owned()));
+            return Err(ProtocolError::Malformed(
+                "a request to join under another name".to_owned(),
+            ));
         }
         let known = self.members.iter().any(|member| member.incarnation == incarnation);
         let full = self.joining.asking.len() >= JOIN_REQUESTS_MAX;
@@ -79,8 +82,7 @@ impl Replica {
         let term = self.register.as_ref().map_or(AuthorId::FIRST.term, |register| register.term);
         let issued = self.members.iter().filter(|member| member.author.term == term);
         let counter = issued.map(|member| member.author.counter).max().unwrap_or(0) + 1;
-        let member =
-            Member { author: AuthorId { term, counter }, node: node.clone(), incarnation };
+        let member = Member { author: AuthorId { term, counter }, node: node.clone(), incarnation };
         let mut join = Body::default();
         join.push_join(&member);
         if self.author_decree(author, join).is_none() {
@@ -94,6 +96,8 @@ impl Replica {
         for member in &self.members[before.min(self.members.len())..] {
             self.joining.asking.remove(&member.incarnation);
             self.joining.applied_at.insert(member.incarnation, self.log.last());
+            let (node, author) = (member.node.clone(), member.author);
+            self.outputs.push_back(Output::Event(Event::Member { node, author }));
         }
     }
 

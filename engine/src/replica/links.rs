@@ -1,7 +1,8 @@
 //! Links: their handshakes, what is sent on them, and how they end.
 
 use crate::{
-    driver::{CloseCode, Event, Output},
+    db::authorizer::Origin,
+    driver::{CloseCode, Event, Identity, Output},
     entry::{Digest, Entry, codec::Head},
     error::ProtocolError,
     id::{AuthorId, NodeId, PeerId},
@@ -150,7 +151,7 @@ impl Replica {
         }
         catalog::set_meta(self.writer.apply(), "register", register.encode())?;
         self.register = Some(register.clone());
-        self.writer.learn(&self.registry, self.is_origin());
+        self.writer.learn_origin(origin_seen_by(self.register.as_ref(), &self.identity));
         Ok(())
     }
 
@@ -238,7 +239,9 @@ impl Replica {
     /// A peer broke the protocol, or its link has to end.
     pub(super) fn refuse(&mut self, peer: PeerId, error: &ProtocolError) {
         match error {
-            ProtocolError::Undecodable(_) | ProtocolError::LeftBehind => return self.stop_links(error.to_string()),
+            ProtocolError::Undecodable(_) | ProtocolError::LeftBehind => {
+                return self.stop_links(error.to_string());
+            }
             ProtocolError::LostState { theirs, .. } => {
                 self.close_link(peer, error.code(), error.to_string());
                 return self.lost_state(*theirs);
@@ -266,5 +269,13 @@ impl Replica {
         self.sessions.remove(&peer);
         self.incoming.remove(&peer);
         self.stop_fetching_from(peer);
+    }
+}
+
+/// Who is origin, as the control register says to the node with this identity.
+pub(crate) fn origin_seen_by(register: Option<&Register>, identity: &Identity) -> Origin {
+    match register {
+        Some(register) if register.is_origin(identity) => Origin::Here,
+        register => Origin::Elsewhere(register.and_then(|r| NodeId::new(&r.origin.0).ok())),
     }
 }

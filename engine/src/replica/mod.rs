@@ -24,6 +24,8 @@ mod snapshot;
 
 pub(crate) use snapshot::Progress;
 
+pub(crate) use links::origin_seen_by;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
@@ -298,6 +300,8 @@ impl Replica {
             members: self.members.clone(),
             schema: self.registry.version,
             tables,
+            triggers: self.registry.triggers.clone(),
+            stale: catalog::stale(self.writer.apply()).unwrap_or_default().into_iter().collect(),
             peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
             vector,
             stability: self.stability(),
@@ -370,7 +374,7 @@ impl Replica {
         let (before, bytes) = (self.log.last(), self.log.bytes());
         let mut local = Local {
             author,
-            registry: &self.registry,
+            registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
             hlc: &mut self.hlc,

@@ -15,7 +15,7 @@ use crate::{
     entry::Digest,
     error::ProtocolError,
     id::{Lsn, PeerId},
-    limits::{SNAPSHOT_FROM_ENTRIES, SNAPSHOT_KEPT, SNAPSHOT_SYNC_BYTES},
+    limits::{SNAPSHOT_FROM_ENTRIES, SNAPSHOT_KEPT, SNAPSHOT_SYNC_BYTES, SNAPSHOT_WINDOW_BYTES},
     protocol::{
         message::{Message, wire_vector},
         snapshot::{Sending, Wish},
@@ -51,6 +51,8 @@ pub(super) struct Fetching {
     state: Fetch,
     /// What stands on this node's disk of a snapshot already, synced.
     progress: Option<Progress>,
+    /// Pieces that came before what they are was told: streams are not ordered among each other.
+    early: Vec<(u64, Vec<u8>)>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -93,7 +95,7 @@ impl Progress {
 
 impl Fetching {
     pub(super) fn from(progress: Option<Progress>) -> Self {
-        Self { state: Fetch::Idle, progress }
+        Self { state: Fetch::Idle, progress, early: Vec::new() }
     }
 }
 
@@ -204,8 +206,7 @@ impl Replica {
     }
 
     fn take_snapshot(&mut self) {
-        self.sponsor.offer =
-            Offer::Taking { from: self.log.last(), vector: self.log.vector() };
+        self.sponsor.offer = Offer::Taking { from: self.log.last(), vector: self.log.vector() };
         self.outputs.push_back(Output::TakeSnapshot);
     }
 
@@ -268,7 +269,11 @@ impl Replica {
     pub(super) fn told_snapshot_first(&mut self, peer: PeerId) {
         if self.author.is_some() || (!self.lacks_trimmed_of(peer) && !self.is_empty()) {
             // The next handshake shows what we have now.
-            self.close_link(peer, CloseCode::TooOld, "asking again with what is here now".to_owned());
+            self.close_link(
+                peer,
+                CloseCode::TooOld,
+                "asking again with what is here now".to_owned(),
+            );
         }
     }
 
@@ -332,7 +337,8 @@ impl Replica {
         } else {
             self.install(snapshot);
         }
-        Ok(())
+        let early = mem::take(&mut self.fetching.early);
+        early.into_iter().try_for_each(|(offset, bytes)| self.snapshot_piece(peer, offset, bytes))
     }
 
     /// A piece of it.
@@ -343,7 +349,12 @@ impl Replica {
         bytes: Vec<u8>,
     ) -> Result<(), ProtocolError> {
         let end = offset.saturating_add(bytes.len() as u64);
+        let early = self.fetching.early.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
         match &mut self.fetching.state {
+            Fetch::Asked(peer) if *peer == from && early < SNAPSHOT_WINDOW_BYTES => {
+                self.fetching.early.push((offset, bytes));
+                Ok(())
+            }
             Fetch::Receiving { peer, snapshot, next }
                 if *peer == from && *next == offset && end <= snapshot.bytes =>
             {
@@ -399,6 +410,7 @@ impl Replica {
         match self.fetching.state {
             Fetch::Asked(peer) | Fetch::Receiving { peer, .. } if peer == from => {
                 self.fetching.state = Fetch::Idle;
+                self.fetching.early.clear();
             }
             _ => {}
         }

@@ -3,11 +3,14 @@
 //! They share the prefix `littoral_`, which user tables may not have, and live in the user's file,
 //! because a commit in WAL mode is atomic within one file only.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
-    entry::{Member, TableDeclaration},
-    id::{AuthorId, Incarnation, NodeId, SchemaVersion},
+    entry::{Member, TableChange, TableDeclaration},
+    id::{AuthorId, Incarnation, Lsn, NodeId, SchemaVersion},
+    policy::{Consistency, Writers},
 };
 
 /// What the names of the engine's tables begin with.
@@ -39,12 +42,13 @@ CREATE TABLE littoral_members(
 ) STRICT;
 CREATE TABLE littoral_tables(
   id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
-  explicit_key INTEGER NOT NULL
+  explicit_key INTEGER NOT NULL, next_column INTEGER NOT NULL, since INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
   PRIMARY KEY(table_id, id)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_stale(name TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE littoral_clock(
   id INTEGER PRIMARY KEY NOT NULL, table_id INTEGER NOT NULL, bound BLOB NOT NULL, bytes BLOB NOT NULL
 ) STRICT;
@@ -89,6 +93,13 @@ pub(crate) fn set_meta(
     Ok(())
 }
 
+/// The tables whose rows stay on their node.
+pub(crate) fn local_tables(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    conn.prepare("SELECT name FROM littoral_tables WHERE policy = 'local'")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
 /// Removes a row of `littoral_meta`.
 pub(crate) fn remove_meta(conn: &Connection, name: &str) -> rusqlite::Result<()> {
     conn.prepare_cached("/*littoral*/ DELETE FROM littoral_meta WHERE name = ?")?
@@ -115,6 +126,21 @@ pub(crate) fn set_sequence(conn: &Connection, table: &str, last: i64) -> rusqlit
             .execute(params![table, last])?;
     }
     Ok(())
+}
+
+/// The tables that derived triggers could not keep.
+pub(crate) fn stale(conn: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    conn.prepare_cached("SELECT name FROM littoral_stale ORDER BY name")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+pub(crate) fn mark_stale(conn: &Connection, name: &str) -> rusqlite::Result<()> {
+    conn.execute("INSERT OR IGNORE INTO littoral_stale VALUES(?)", [name]).map(drop)
+}
+
+pub(crate) fn forget_stale(conn: &Connection, name: &str) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM littoral_stale WHERE name = ?", [name]).map(drop)
 }
 
 /// Adds a member.
@@ -150,29 +176,82 @@ pub(crate) fn members(conn: &Connection) -> rusqlite::Result<Vec<Member>> {
         .collect()
 }
 
-/// Takes tables into the catalog.
-pub(crate) fn declare(
+/// Takes changes of tables into the catalog, as the entry at `lsn` makes them. Every replica does it
+/// alike, so that any of them can go on giving ids.
+pub(crate) fn carry_out(
     conn: &Connection,
-    version: SchemaVersion,
-    tables: &[TableDeclaration],
+    changes: &[TableChange],
+    lsn: Lsn,
 ) -> rusqlite::Result<()> {
-    for table in tables {
-        conn.execute(
-            "INSERT INTO littoral_tables VALUES(?, ?, ?, ?, ?)",
-            params![
-                table.id.0,
-                table.name,
-                table.policy.consistency.as_str(),
-                table.policy.writers.as_str(),
-                table.policy.explicit_key
-            ],
-        )?;
-        for (id, name) in &table.columns {
-            conn.execute(
-                "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
-                params![table.id.0, id.0, name, table.policy.column_word(name)],
-            )?;
+    let mut next_table = meta::<u32>(conn, "next_table")?.unwrap_or(1);
+    for change in changes {
+        let id = match change {
+            TableChange::Declared(table) => {
+                declare(conn, table, lsn)?;
+                table.id
+            }
+            TableChange::Dropped(id) => {
+                conn.execute("DELETE FROM littoral_tables WHERE id = ?", [id.0])?;
+                conn.execute("DELETE FROM littoral_columns WHERE table_id = ?", [id.0])?;
+                *id
+            }
+        };
+        next_table = next_table.max(id.0.saturating_add(1));
+    }
+    set_meta(conn, "next_table", next_table)
+}
+
+fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::Result<()> {
+    let before: Option<(u32, i64, String, String)> = conn
+        .query_row(
+            "SELECT next_column, since, policy, writers FROM littoral_tables WHERE id = ?",
+            [table.id.0],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+        )
+        .optional()?;
+    let types: Vec<(u32, String)> = conn
+        .prepare("SELECT id, type FROM littoral_columns WHERE table_id = ? ORDER BY id")?
+        .query_map([table.id.0], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let retyped = table.columns.iter().any(|(id, name)| {
+        types.iter().any(|(known, word)| *known == id.0 && *word != table.policy.column_word(name))
+    });
+    let multi_writer = table.policy.is_multi_writer();
+    let mut since = lsn.0;
+    let mut next_column = 1;
+    if let Some((next, last, policy, writers)) = before {
+        next_column = next;
+        let was = policy != Consistency::Local.as_str() && writers == Writers::Any.as_str();
+        if was == multi_writer && !retyped {
+            since = last.cast_unsigned();
         }
     }
+    if let Some((last, _)) = table.columns.last() {
+        next_column = next_column.max(last.0.saturating_add(1));
+    }
+    conn.execute(
+        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?, ?)",
+        params![
+            table.id.0,
+            table.name,
+            table.policy.consistency.as_str(),
+            table.policy.writers.as_str(),
+            table.policy.explicit_key,
+            next_column,
+            since.cast_signed(),
+        ],
+    )?;
+    conn.execute("DELETE FROM littoral_columns WHERE table_id = ?", [table.id.0])?;
+    for (id, name) in &table.columns {
+        conn.execute(
+            "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
+            params![table.id.0, id.0, name, table.policy.column_word(name)],
+        )?;
+    }
+    Ok(())
+}
+
+/// Says which version of the schema the file has.
+pub(crate) fn set_version(conn: &Connection, version: SchemaVersion) -> rusqlite::Result<()> {
     set_meta(conn, "schema_version", version.0)
 }

@@ -1,7 +1,6 @@
 //! The statements of a `schema.sql`: checked one by one at genesis, run on every node.
 //!
-//! This version runs DDL once, in the origin's second segment of entries; later changes are refused
-//! where they are prepared, by the authorizer of the user connection.
+//! What changes the schema later runs in a write job at the origin; see `db/schema_change.rs`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -48,7 +47,8 @@ pub(crate) fn plan(
             return Err(GenesisError::NoSuchTable(name.clone()));
         }
     }
-    let refusals = schema::check(&scratch, &tables).map_err(scratch_error)?;
+    let mut refusals = schema::check(&scratch, &tables).map_err(scratch_error)?;
+    refusals.extend(schema::check_triggers(&scratch, &tables).map_err(scratch_error)?);
     if refusals.is_empty() {
         Ok(Plan { statements, tables })
     } else {

@@ -46,7 +46,7 @@ pub(super) fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool>
 
 /// The tables of the schema that can replicate, in creation order: not the engine's or SQLite's own, nor
 /// virtual ones and those behind them.
-fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(crate) fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     conn.prepare(
         "SELECT s.name FROM sqlite_schema s JOIN pragma_table_list l \
          ON l.name = s.name AND l.schema = 'main' \
@@ -69,22 +69,42 @@ pub(crate) fn declarations(
             .find(|(table, _)| table.eq_ignore_ascii_case(&name))
             .map(|(_, policy)| policy.clone())
             .unwrap_or_default();
-        let mut policy = policy;
-        let columns: Vec<(ColumnId, String)> = (1u32..)
-            .zip(TableShape::read(conn, &name)?.stored())
-            .map(|(id, column)| (ColumnId(id), column.name.clone()))
-            .collect();
-        // From here on columns are named as the table names them; SQLite does not mind the case.
-        let spelled = |named: String| {
-            let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
-            column.map_or(named, |(_, name)| name.clone())
-        };
-        let TablePolicy { columns: merges, groups, .. } = &mut policy;
-        *merges = std::mem::take(merges).into_iter().map(|(c, m)| (spelled(c), m)).collect();
-        *groups = std::mem::take(groups).into_iter().map(|(c, g)| (spelled(c), g)).collect();
-        tables.push(TableDeclaration { id: TableId(id), name, policy, columns });
+        tables.push(declaration(conn, TableId(id), &name, policy)?);
     }
     Ok(tables)
+}
+
+/// Gives a new table its policy, and every stored column its id.
+pub(crate) fn declaration(
+    conn: &Connection,
+    id: TableId,
+    name: &str,
+    policy: TablePolicy,
+) -> rusqlite::Result<TableDeclaration> {
+    let columns: Vec<(ColumnId, String)> = (1u32..)
+        .zip(TableShape::read(conn, name)?.stored())
+        .map(|(id, column)| (ColumnId(id), column.name.clone()))
+        .collect();
+    let policy = with_names_of(policy, &columns);
+    Ok(TableDeclaration { id, name: name.to_owned(), policy, columns })
+}
+
+/// The policy with columns named as the table names them; SQLite does not mind the case.
+pub(crate) fn with_names_of(
+    mut policy: TablePolicy,
+    columns: &[(ColumnId, String)],
+) -> TablePolicy {
+    let spelled = |named: String| {
+        let column = columns.iter().find(|(_, name)| name.eq_ignore_ascii_case(&named));
+        column.map_or(named, |(_, name)| name.clone())
+    };
+    let is_there = |name: &String| columns.iter().any(|(_, known)| known == name);
+    let TablePolicy { columns: merges, groups, .. } = &mut policy;
+    *merges = std::mem::take(merges).into_iter().map(|(c, m)| (spelled(c), m)).collect();
+    // What is said anyway by saying nothing; of a column that there is not, it is a mistake to be told.
+    merges.retain(|name, merge| *merge != ColumnType::default() || !is_there(name));
+    *groups = std::mem::take(groups).into_iter().map(|(c, g)| (spelled(c), g)).collect();
+    policy
 }
 
 /// Every reason why the tables cannot replicate under these policies.
@@ -92,11 +112,36 @@ pub(crate) fn check(
     conn: &Connection,
     tables: &[TableDeclaration],
 ) -> rusqlite::Result<Vec<Refusal>> {
+    check_some(conn, tables, &tables.iter().map(|table| table.id).collect())
+}
+
+/// Every reason why those of the tables that have changed cannot replicate, or keep others from it.
+pub(crate) fn check_some(
+    conn: &Connection,
+    tables: &[TableDeclaration],
+    changed: &BTreeSet<TableId>,
+) -> rusqlite::Result<Vec<Refusal>> {
     let mut refusals = Vec::new();
-    for table in tables {
+    if changed.is_empty() {
+        return Ok(refusals);
+    }
+    let mut parents = BTreeSet::new();
+    for table in tables.iter().filter(|table| changed.contains(&table.id)) {
+        parents.extend(
+            foreign_key_parents(conn, &table.name)?.into_iter().map(|p| p.to_ascii_lowercase()),
+        );
+    }
+    let concerned = tables.iter().filter(|table| {
+        changed.contains(&table.id) || parents.contains(&table.name.to_ascii_lowercase())
+    });
+    for table in concerned {
         let mut reasons = Reasons { table: &table.name, refusals: &mut refusals };
+        local_or_not(conn, table, tables, &mut reasons)?;
+        if table.policy.consistency == Consistency::Local {
+            continue;
+        }
         any_table(conn, table, &mut reasons)?;
-        if table.policy.writers == Writers::Any {
+        if table.policy.is_multi_writer() {
             multi_writer_table(conn, table, tables, &mut reasons)?;
         }
     }
@@ -112,6 +157,48 @@ impl Reasons<'_> {
     fn refuse(&mut self, reason: String, remedy: &'static str) {
         self.refusals.push(Refusal { table: self.table.to_owned(), reason, remedy });
     }
+}
+
+/// Rows that replicate and rows that do not cannot hold each other with foreign keys.
+fn local_or_not(
+    conn: &Connection,
+    table: &TableDeclaration,
+    tables: &[TableDeclaration],
+    reasons: &mut Reasons<'_>,
+) -> rusqlite::Result<()> {
+    const REMEDY: &str = "drop the foreign key, or declare both or none of the tables as \"local\"";
+    let is_local = |table: &TableDeclaration| table.policy.consistency == Consistency::Local;
+    let parents = foreign_key_parents(conn, &table.name)?;
+    for other in tables.iter().filter(|other| is_local(other) != is_local(table)) {
+        if parents.iter().any(|parent| parent.eq_ignore_ascii_case(&other.name)) {
+            let reason = format!(
+                "it has a foreign key to {:?}, and only one of the two is \"local\"",
+                other.name
+            );
+            reasons.refuse(reason, REMEDY);
+        }
+        let referring = foreign_key_parents(conn, &other.name)?;
+        if referring.iter().any(|parent| parent.eq_ignore_ascii_case(&table.name)) {
+            let reason = format!(
+                "table {:?} has a foreign key to it, and only one of the two is \"local\"",
+                other.name
+            );
+            reasons.refuse(reason, REMEDY);
+        }
+    }
+    if is_local(table) && table.policy.writers == Writers::Any {
+        reasons.refuse(
+            "it is \"local\", and nobody writes to it from elsewhere".to_owned(),
+            "leave writers out",
+        );
+    }
+    if is_local(table) && !(table.policy.columns.is_empty() && table.policy.groups.is_empty()) {
+        reasons.refuse(
+            "it is \"local\", and its columns never merge".to_owned(),
+            "leave the column types out",
+        );
+    }
+    Ok(())
 }
 
 fn any_table(

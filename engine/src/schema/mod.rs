@@ -10,14 +10,19 @@
 //! - generated columns are neither: every node computes them.
 
 pub(crate) mod catalog;
+pub(crate) mod change;
 pub(crate) mod ddl;
+pub(crate) mod declaring;
 mod enroll;
 pub(crate) mod row;
 mod shape;
 pub(crate) mod spelling;
+mod trigger;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};
+pub(crate) use trigger::check as check_triggers;
+pub use trigger::{Trigger, TriggerClass};
 
 use std::collections::BTreeMap;
 
@@ -28,21 +33,26 @@ use self::{
     spelling::KEY_SPELLING,
 };
 use crate::{
-    id::{ColumnId, SchemaVersion, TableId},
-    policy::{ColumnType, TablePolicy, Writers},
+    entry::TableDeclaration,
+    id::{ColumnId, Lsn, SchemaVersion, TableId},
+    policy::{ColumnType, Consistency, TablePolicy},
     sqlite::{ROWID, quoted},
     value::{Collation, ValueRef, is_canonical},
 };
 
-/// The replicated tables.
-#[derive(Debug, Default)]
+/// The tables of the schema; those that are `local` are among them, though their rows stay here.
+#[derive(Debug)]
 pub(crate) struct Registry {
     pub(crate) version: SchemaVersion,
+    /// No table ever had this id or a greater one.
+    pub(crate) next_table: TableId,
+    /// All triggers of the schema, by name.
+    pub(crate) triggers: Vec<Trigger>,
     tables: Vec<Table>,
     by_id: BTreeMap<TableId, usize>,
 }
 
-/// A replicated table.
+/// A table.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) id: TableId,
@@ -52,10 +62,19 @@ pub(crate) struct Table {
     pub(crate) key: Vec<Column>,
     /// The key's spelling, if it has one, and the other stored columns, by ascending id.
     pub(crate) cells: Vec<Column>,
+    /// No column of it ever had this id or a greater one.
+    pub(crate) next_column: ColumnId,
+    /// The entry at this place in this node's log gave it its merge rules. Older operations on it have
+    /// left no clocks that count.
+    pub(crate) since: Lsn,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
     /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
+    /// What derived triggers keep of its rows: tables that do not replicate.
+    pub(crate) targets: Vec<String>,
+    /// One of these that would not learn of a row that REPLACE deletes.
+    pub(crate) kept_by_deletes: Option<String>,
     /// The places of the cells of each group.
     pub(crate) groups: Vec<Vec<usize>>,
     /// Whether there is a counter among the cells.
@@ -118,8 +137,12 @@ impl Table {
         Self {
             counted: has(&[ColumnType::Counter]),
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            next_column: ColumnId(1),
+            since: Lsn(0),
             is_plain: false,
             autoincrement: false,
+            targets: Vec::new(),
+            kept_by_deletes: None,
             sql: TableSql::new(&name, &key, &cells),
             id,
             name,
@@ -133,7 +156,33 @@ impl Table {
 
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
-        self.policy.writers == Writers::Any
+        self.policy.is_multi_writer()
+    }
+
+    /// Whether its rows stay on the node that wrote them.
+    pub(crate) fn is_local(&self) -> bool {
+        self.policy.consistency == Consistency::Local
+    }
+
+    /// All its stored columns in the order in which the table has them.
+    pub(crate) fn columns(&self) -> Vec<&Column> {
+        let has_id = |column: &&Column| column.id != ColumnId(0);
+        let mut columns: Vec<&Column> = self.key.iter().chain(&self.cells).filter(has_id).collect();
+        columns.sort_by_key(|column| column.position);
+        columns
+    }
+
+    /// What the origin would declare of it.
+    pub(crate) fn declaration(&self) -> TableDeclaration {
+        let mut columns: Vec<(ColumnId, String)> =
+            self.columns().iter().map(|column| (column.id, column.name.clone())).collect();
+        columns.sort_by_key(|(id, _)| *id);
+        TableDeclaration {
+            id: self.id,
+            name: self.name.clone(),
+            policy: self.policy.clone(),
+            columns,
+        }
     }
 
     /// Whether the first of its cells is the key's spelling.
@@ -231,22 +280,29 @@ impl Registry {
     /// Reads the catalog.
     pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
         let version = catalog::meta::<u32>(conn, "schema_version")?.unwrap_or(0);
-        let mut registry = Self { version: SchemaVersion(version), ..Self::default() };
-        let tables: Vec<(u32, String, String, String, bool)> = conn
-            .prepare(
-                "SELECT id, name, policy, writers, explicit_key FROM littoral_tables ORDER BY id",
-            )?
-            .query_map([], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
-            })?
-            .collect::<Result<_, _>>()?;
-        for (id, name, policy, writers, explicit_key) in tables {
+        let next_table = catalog::meta::<u32>(conn, "next_table")?.unwrap_or(1);
+        let mut registry = Self {
+            version: SchemaVersion(version),
+            next_table: TableId(next_table),
+            triggers: Vec::new(),
+            tables: Vec::new(),
+            by_id: BTreeMap::new(),
+        };
+        let mut statement = conn.prepare(
+            "SELECT id, name, policy, writers, explicit_key, next_column, since \
+             FROM littoral_tables ORDER BY id",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (id, name): (u32, String) = (row.get(0)?, row.get(1)?);
             let mut policy = TablePolicy {
-                consistency: word(&policy)?,
-                writers: word(&writers)?,
-                explicit_key,
+                consistency: word(&row.get::<_, String>(2)?)?,
+                writers: word(&row.get::<_, String>(3)?)?,
+                explicit_key: row.get(4)?,
                 ..TablePolicy::default()
             };
+            let next_column = ColumnId(row.get(5)?);
+            let since = Lsn(row.get::<_, i64>(6)?.cast_unsigned());
             let columns: Vec<(u32, String, String)> = conn
                 .prepare(
                     "SELECT id, name, type FROM littoral_columns WHERE table_id = ? ORDER BY id",
@@ -268,9 +324,21 @@ impl Registry {
             }
             let is_plain = enroll::is_plain(conn, &name)?;
             let mut table = Table::new(TableId(id), name, policy, key, cells);
+            table.next_column = next_column;
+            table.since = since;
             table.is_plain = is_plain;
             table.autoincrement = shape.autoincrement;
             registry.push(table);
+        }
+        registry.triggers =
+            trigger::triggers(conn, |name| registry.by_name(name).is_some_and(|t| !t.is_local()))?;
+        for trigger in registry.triggers.iter().filter(|t| t.class == TriggerClass::Derived) {
+            let Some(place) = registry.position(trigger.table.as_bytes()) else { continue };
+            let table = &mut registry.tables[place];
+            table.targets.extend(trigger.targets.iter().cloned());
+            if trigger.on_delete {
+                table.kept_by_deletes.clone_from(&trigger.targets.first().cloned());
+            }
         }
         Ok(registry)
     }
@@ -289,6 +357,11 @@ impl Registry {
         self.by_id.get(&id).map(|&index| &self.tables[index])
     }
 
+    /// The table with that name.
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Table> {
+        self.position(name.as_bytes()).map(|place| &self.tables[place])
+    }
+
     /// The place in [`Registry::tables`] of the table with that name, which SQLite compares without
     /// regard to ASCII case.
     pub(crate) fn position(&self, name: &[u8]) -> Option<usize> {
@@ -296,8 +369,28 @@ impl Registry {
     }
 }
 
+impl Table {
+    /// A row that gives only some of its cells, in this order; the others get their default.
+    pub(crate) fn insert_of<'c>(&'c self, cells: impl Iterator<Item = &'c Column>) -> String {
+        TableSql::insert(&self.name, self.key.iter().chain(cells))
+    }
+}
+
 impl TableSql {
+    fn insert<'c>(table: &str, columns: impl Iterator<Item = &'c Column>) -> String {
+        let names: Vec<String> = columns.map(|column| quoted(&column.name)).collect();
+        let places: Vec<String> = (1..=names.len()).map(|i| format!("?{i}")).collect();
+        format!(
+            "INSERT OR ABORT INTO {}({}) VALUES({})",
+            quoted(table),
+            names.join(", "),
+            places.join(", ")
+        )
+    }
+
     fn new(table: &str, key: &[Column], cells: &[Column]) -> Self {
+        let insert =
+            Self::insert(table, key.iter().chain(cells.iter().filter(|c| !c.is_spelling())));
         let table = quoted(table);
         let name = |column: &Column| quoted(&column.name);
         let keys: Vec<String> = key.iter().map(name).collect();
@@ -332,11 +425,7 @@ impl TableSql {
             .collect();
         Self {
             select: format!("{} SELECT {selected} FROM {table} WHERE {where_key}", catalog::MARK),
-            insert: format!(
-                "INSERT OR ABORT INTO {table}({}) VALUES({})",
-                all.join(", "),
-                places.join(", ")
-            ),
+            insert,
             delete: format!("DELETE FROM {table} WHERE {where_key}"),
             scan: format!("SELECT {} FROM {table} ORDER BY {}", all.join(", "), order.join(", ")),
             where_key,

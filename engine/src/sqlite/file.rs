@@ -35,7 +35,8 @@ fn failed(code: c_int, what: &str, path: &str) -> rusqlite::Error {
 fn vfs(name: Option<&str>) -> rusqlite::Result<*mut ffi::sqlite3_vfs> {
     let c_name = name.map(CString::new).transpose()?;
     // SAFETY: the argument is null or a C string; a VFS that was found stays registered.
-    let found = unsafe { ffi::sqlite3_vfs_find(c_name.as_ref().map_or(ptr::null(), |n| n.as_ptr())) };
+    let found =
+        unsafe { ffi::sqlite3_vfs_find(c_name.as_ref().map_or(ptr::null(), |n| n.as_ptr())) };
     if found.is_null() {
         return Err(failed(ffi::SQLITE_ERROR, "find the VFS", name.unwrap_or("(default)")));
     }
@@ -68,8 +69,9 @@ impl VfsFile {
         let Some(open) = open else { return Err(failed(ffi::SQLITE_MISUSE, "open", "a file")) };
         let mut got = 0;
         // SAFETY: `state` has the bytes the VFS asks for and does not move, and `name` lives as long.
-        let code =
-            unsafe { open(vfs, file.name.as_ptr(), file.state.as_mut_ptr().cast(), flags, &raw mut got) };
+        let code = unsafe {
+            open(vfs, file.name.as_ptr(), file.state.as_mut_ptr().cast(), flags, &raw mut got)
+        };
         if code == ffi::SQLITE_OK { Ok(Some(file)) } else { Err(file.failed(code, "open")) }
     }
 
@@ -172,9 +174,9 @@ pub(crate) fn exists(vfs_name: Option<&str>, path: &Path) -> rusqlite::Result<bo
     let mut found = 0;
     // SAFETY: the VFS is registered, the name a C string, `found` a place to write to.
     let code = unsafe {
-        (*vfs).xAccess.map(|access| {
-            access(vfs, name.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut found)
-        })
+        (*vfs)
+            .xAccess
+            .map(|access| access(vfs, name.as_ptr(), ffi::SQLITE_ACCESS_EXISTS, &raw mut found))
     };
     match code {
         Some(ffi::SQLITE_OK) => Ok(found != 0),

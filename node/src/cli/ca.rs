@@ -11,7 +11,9 @@ use littoral::{ClusterId, Identity, Incarnation, NodeId};
 
 use super::{
     OrHint as _,
-    init::{Node, create_private_dir, node_section, parse_address, quoted, random, refuse_existing},
+    init::{
+        Node, create_private_dir, node_section, parse_address, quoted, random, refuse_existing,
+    },
     say,
 };
 use crate::{
@@ -75,7 +77,8 @@ impl Issue {
             let path = ca.join(name);
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
-        let hint = "run it where the directory is that `littoral init` made, or name that with --cluster";
+        let hint =
+            "run it where the directory is that `littoral init` made, or name that with --cluster";
         let certificate = read("ca.pem").or_hint(hint)?;
         let key = read("ca.key").or_hint(hint)?;
         let cluster = pki::cluster_of(&certificate)?;

@@ -163,7 +163,11 @@ impl Init {
 }
 
 impl Node {
-    pub(super) fn place(identity: Identity, given: Option<Address>, (links, http): (u16, u16)) -> Self {
+    pub(super) fn place(
+        identity: Identity,
+        given: Option<Address>,
+        (links, http): (u16, u16),
+    ) -> Self {
         let loopback = IpAddr::from([127, 0, 0, 1]);
         match given {
             None => Self {

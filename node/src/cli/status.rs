@@ -59,7 +59,15 @@ impl Show {
         print_list(
             &status["tables"],
             &[("table", "name"), ("policy", "policy"), ("writers", "writers")],
-        )
+        )?;
+        print_list(
+            &status["triggers"],
+            &[("trigger", "name"), ("table", "table"), ("class", "class")],
+        )?;
+        for table in status["stale"].as_array().into_iter().flatten() {
+            say(format_args!("stale: {} (a restart of the node rebuilds it)", shown(table)))?;
+        }
+        Ok(())
     }
 }
 

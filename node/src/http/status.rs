@@ -48,6 +48,12 @@ fn to_json(status: &Status) -> Value {
                 .map(|column| (column.clone(), policy.column_word(column)))
                 .collect::<BTreeMap<_, _>>(),
         })).collect::<Vec<_>>(),
+        "triggers": status.triggers.iter().map(|trigger| json!({
+            "name": trigger.name,
+            "table": trigger.table,
+            "class": trigger.class.as_str(),
+        })).collect::<Vec<_>>(),
+        "stale": status.stale,
         "peers": status.peers.iter().map(|peer| json!({
             "node": peer.node.as_str(),
             "link": peer.peer.0,

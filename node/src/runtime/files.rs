@@ -36,6 +36,7 @@ impl Files {
             let directory = db.path().parent().filter(|path| !path.as_os_str().is_empty());
             fs::File::open(directory.unwrap_or_else(|| ".".as_ref()))?.sync_all()
         };
-        publish().map_err(|error| format!("cannot rename {}: {error}", db.incoming_path().display()))
+        publish()
+            .map_err(|error| format!("cannot rename {}: {error}", db.incoming_path().display()))
     }
 }

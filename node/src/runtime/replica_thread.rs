@@ -40,10 +40,7 @@ const BATCH_EVENTS: usize = 1 << 16;
 /// control frames as only a peer that does not read lets pile up.
 #[expect(clippy::cast_possible_truncation, reason = "8 MiB fit")]
 pub(crate) const OUTBOX_BYTES_MAX: usize =
-    CREDIT_WINDOW_BYTES as usize
-        + MAX_FRAME_BYTES
-        + SNAPSHOT_WINDOW_BYTES as usize
-        + (8 << 20);
+    CREDIT_WINDOW_BYTES as usize + MAX_FRAME_BYTES + SNAPSHOT_WINDOW_BYTES as usize + (8 << 20);
 
 /// What a frame that waits takes beside its bytes.
 const FRAME_COST: usize = 64;
@@ -118,7 +115,16 @@ impl ReplicaThread {
             news,
         };
         let writes = VecDeque::new();
-        Self { replica: Some(replica), files, clock, inbox, effects, wake_at: None, writes, watchdog }
+        Self {
+            replica: Some(replica),
+            files,
+            clock,
+            inbox,
+            effects,
+            wake_at: None,
+            writes,
+            watchdog,
+        }
     }
 
     /// Runs until it is told to stop, or until nobody is left who could tell it anything.
@@ -382,6 +388,7 @@ impl Effects {
 fn log(news: &News) {
     match news {
         News::Joined(author) => info!(%author, "this node is a member of the cluster"),
+        News::Member { node, author } => info!(%node, %author, "a node has joined"),
         News::Streaming { peer, node } => info!(peer = peer.0, %node, "linked"),
         News::Applied { lsn, entries } => debug!(%lsn, entries, "applied"),
         News::StorageFailed(why) => error!(why, "storage fails: local writes are refused"),

@@ -64,7 +64,10 @@ impl StorageThreads {
             .name("littoral-snapshot".to_owned())
             .spawn(move || run_snapshots(&other_db, &snapshot_requests, &snapshot_events))?;
         let threads = [("sync", sync), ("checkpoint", checkpoint), ("snapshot", snapshot)];
-        Ok(Self { requests: StorageRequests { opening: 0, syncs, checkpoints, snapshots }, threads })
+        Ok(Self {
+            requests: StorageRequests { opening: 0, syncs, checkpoints, snapshots },
+            threads,
+        })
     }
 
     pub(crate) fn requests(&self) -> StorageRequests {
@@ -177,11 +180,7 @@ fn run_checkpoints(db: &Db, requests: &mpsc::Receiver<()>) {
     }
 }
 
-fn run_snapshots(
-    db: &Db,
-    requests: &mpsc::Receiver<(u64, SnapshotRequest)>,
-    events: &EventSender,
-) {
+fn run_snapshots(db: &Db, requests: &mpsc::Receiver<(u64, SnapshotRequest)>, events: &EventSender) {
     while let Ok((opening, request)) = requests.recv() {
         let why = |error: rusqlite::Error| error.to_string();
         let input = match request {

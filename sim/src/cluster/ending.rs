@@ -6,7 +6,7 @@ use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, SILENT_FOR, Stage
 use crate::{
     disk::vfs,
     oracle::{Check, Failure, Promise, broken, convergence, unreadable},
-    workload::PlannedJob,
+    workload::{PlannedJob, TABLES},
 };
 
 impl Cluster {
@@ -227,6 +227,14 @@ impl Cluster {
             let orphans: i64 = plain
                 .query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))
                 .map_err(&failed)?;
+            if self.oracle.logs.shadow(number).tables.len() == TABLES.len() {
+                let words =
+                    "INSERT INTO memo_words (memo_words, rank) VALUES ('integrity-check', 1)";
+                if let Err(error) = plain.execute(words, []) {
+                    let what = format!("the full-text index of m{number}: {error}");
+                    return broken(Promise::Convergence, what);
+                }
+            }
             if orphans != 0 {
                 return broken(Promise::Atomicity, format!("m{number} holds {orphans} orphans"));
             }

@@ -64,14 +64,12 @@ impl Cluster {
         if vfs::with(|store| store.is_down(&self.machines[number].name)) {
             return self.stop(number);
         }
-        self.note(number, "snapshot", || {
-            match &input {
-                Some(Input::SnapshotTaken(taken)) => format!("taken {taken:?}"),
-                Some(Input::SnapshotRead { peer, offset, bytes }) => {
-                    format!("{:?} bytes at {offset} for {peer:?}", bytes.as_ref().map(Vec::len))
-                }
-                other => format!("{other:?}"),
+        self.note(number, "snapshot", || match &input {
+            Some(Input::SnapshotTaken(taken)) => format!("taken {taken:?}"),
+            Some(Input::SnapshotRead { peer, offset, bytes }) => {
+                format!("{:?} bytes at {offset} for {peer:?}", bytes.as_ref().map(Vec::len))
             }
+            other => format!("{other:?}"),
         });
         if more {
             self.schedule_snapshot_work(number);
@@ -102,7 +100,8 @@ impl Cluster {
         let name = machine.name.clone();
         self.tally.snapshots += 1;
         if matches!(verified, Ok(true)) {
-            let (from, to) = (format!("/{name}/replica.db-incoming"), format!("/{name}/replica.db"));
+            let (from, to) =
+                (format!("/{name}/replica.db-incoming"), format!("/{name}/replica.db"));
             if vfs::with(|store| store.rename(&from, &to)).is_ok() {
                 machine.adopted = Some(snapshot.digest);
             }

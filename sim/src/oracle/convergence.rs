@@ -200,7 +200,26 @@ pub(crate) fn same_rows(machines: [usize; 2], readers: [&Connection; 2], shadow:
             return broken(Promise::Convergence, difference(machines, *id, table, &one, &other));
         }
     }
+    let [one, other] = [0, 1].map(|side| read_sequences(machines[side], readers[side]));
+    let (one, other) = (one?, other?);
+    if one != other {
+        let [a, b] = machines;
+        let what = format!("AUTOINCREMENT goes on behind {one:?} on m{a} and {other:?} on m{b}");
+        return broken(Promise::Convergence, what);
+    }
     Ok(())
+}
+
+/// The greatest key that was handed out, by table.
+fn read_sequences(machine: usize, reader: &Connection) -> Check<Vec<(String, i64)>> {
+    let failed = unreadable(machine);
+    if !has_schema(reader).map_err(&failed)? {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT name, seq FROM sqlite_sequence WHERE seq <> 0 ORDER BY name";
+    let mut query = reader.prepare_cached(sql).map_err(&failed)?;
+    let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
+    rows.collect::<Result<_, _>>().map_err(&failed)
 }
 
 fn difference(

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, shadow::Shadow, sights, unreadable};
+use super::{Check, Promise, broken, references, shadow::Shadow, sights, unreadable};
 
 /// Which machines hold an entry.
 #[derive(Clone, Debug)]
@@ -175,7 +175,8 @@ impl Logs {
                 promise,
                 format!("m{machine} took {whose} entry {dot} that breaks a rule: {what}"),
             )
-        })
+        })?;
+        references::hold(machine, &book.shadow)
     }
 
     /// A machine has started again. Returns the entries of its own that it has lost.

@@ -6,6 +6,7 @@
 //! - [`logs`]: logs are causal and never fork, and only what is durable leaves a machine;
 //! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
 //! - [`jobs`]: what was answered is true and stays true;
+//! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
 //! - [`convergence`]: in the end everybody holds the same.
 
@@ -13,6 +14,7 @@ pub(crate) mod convergence;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
+pub(crate) mod references;
 pub(crate) mod shadow;
 pub(crate) mod sights;
 

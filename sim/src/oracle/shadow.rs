@@ -15,7 +15,8 @@ use std::{cmp::Ordering, collections::BTreeMap};
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowOpKind, RowsReader, Segment, Seq, Stamp, TableId, ValueRef, VersionVector, Writers,
+    RowOpKind, RowsReader, Segment, Seq, Stamp, TableChange, TableDeclaration, TableId, ValueRef,
+    VersionVector,
 };
 
 /// A value that can be compared bit for bit.
@@ -228,25 +229,16 @@ impl Shadow {
         for segment in entry.segments() {
             match segment.map_err(|error| format!("segment does not decode: {error}"))? {
                 Segment::Rows(bytes) => self.apply_rows(bytes, entry, own, seen)?,
-                Segment::Policy(tables) => {
+                Segment::Policy(changes) => {
                     self.only_origin(entry, "policies")?;
-                    for table in tables {
-                        let column = |(id, name): (ColumnId, String)| {
-                            let merge =
-                                table.policy.columns.get(&name).copied().unwrap_or_default();
-                            (id, (name, merge))
-                        };
-                        let mut groups: BTreeMap<&str, Vec<ColumnId>> = BTreeMap::new();
-                        for (id, name) in &table.columns {
-                            if let Some(group) = table.policy.groups.get(name) {
-                                groups.entry(group).or_default().push(*id);
+                    for change in changes {
+                        match change {
+                            TableChange::Declared(table) => self.declare(table),
+                            TableChange::Dropped(id) => {
+                                self.tables.remove(&id);
+                                self.rows.retain(|(table, _), _| *table != id);
                             }
                         }
-                        let groups = groups.into_values().collect();
-                        let columns = table.columns.into_iter().map(column).collect();
-                        let any = table.policy.writers == Writers::Any;
-                        let shadow = ShadowTable { name: table.name, any, columns, groups };
-                        self.tables.insert(table.id, shadow);
                     }
                 }
                 Segment::Ddl(_) => self.only_origin(entry, "schema changes")?,
@@ -262,6 +254,23 @@ impl Shadow {
             }
         }
         Ok(())
+    }
+
+    fn declare(&mut self, table: TableDeclaration) {
+        let column = |(id, name): (ColumnId, String)| {
+            let merge = table.policy.columns.get(&name).copied().unwrap_or_default();
+            (id, (name, merge))
+        };
+        let mut groups: BTreeMap<&str, Vec<ColumnId>> = BTreeMap::new();
+        for (id, name) in &table.columns {
+            if let Some(group) = table.policy.groups.get(name) {
+                groups.entry(group).or_default().push(*id);
+            }
+        }
+        let groups = groups.into_values().collect();
+        let columns = table.columns.into_iter().map(column).collect();
+        let any = table.policy.is_multi_writer();
+        self.tables.insert(table.id, ShadowTable { name: table.name, any, columns, groups });
     }
 
     /// Nothing is forgotten; but from here on authors name smaller epochs.

@@ -94,6 +94,7 @@ impl Author<'_> {
             Act::Handle => self.handle(),
             Act::Loose => self.loose(),
             Act::Scale => self.scale(),
+            Act::Memo => self.memo(),
             Act::Pair => self.pair(),
             Act::Transfer => self.transfer(),
             Act::Ghost => self.ghost(depth),
@@ -420,6 +421,43 @@ impl Author<'_> {
             4 => self.try_step("UPDATE jotting SET rowid = ? WHERE at > ?", vec![key, at]),
             5 => self.step("DELETE FROM jotting WHERE at = ? OR rowid = ?", vec![at, key]),
             _ => self.try_step("REPLACE INTO jotting (rowid, line) VALUES (?, ?)", vec![key, line]),
+        }
+    }
+
+    /// A child whose parent is missing, or the parent that the job before may have missed.
+    pub(super) fn refund(&mut self) {
+        let (own, before, key, number) =
+            (int(self.id), int(self.id.saturating_sub(1)), self.key(), self.number());
+        match self.draw.below(6) {
+            0 | 1 => self.step("INSERT INTO refund VALUES (?1, ?1)", vec![own]),
+            2 | 3 => self.try_step(
+                "INSERT INTO purchase SELECT ?, ?, id FROM holder ORDER BY id LIMIT 1",
+                vec![before, number],
+            ),
+            4 => self.step("DELETE FROM refund WHERE id % 5 = ?", vec![key]),
+            _ => self.step("DELETE FROM purchase WHERE id % 5 = ?", vec![key]),
+        }
+    }
+
+    /// Rows that a full-text index on every machine must follow.
+    fn memo(&mut self) {
+        let (key, other, line, body) = (self.key(), self.key(), self.token(), self.anything());
+        match self.draw.below(10) {
+            0..3 => self.try_step(
+                "INSERT INTO memo (id, line, body) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE
+                         SET line = excluded.line, n = n + 1",
+                vec![key, line, body],
+            ),
+            3 => self.try_step("UPDATE memo SET line = ? WHERE id = ?", vec![line, key]),
+            4 => {
+                self.try_step("UPDATE memo SET body = ?, n = n + 1 WHERE id <> ?", vec![body, key]);
+            }
+            5 => self.step("DELETE FROM memo WHERE id = ?", vec![key]),
+            6 => self.try_step("UPDATE memo SET id = ? WHERE id = ?", vec![key, other]),
+            7 => self
+                .try_step("INSERT INTO memo (id, line) VALUES (?1, ?2), (?1, ?2)", vec![key, line]),
+            8 => self.step("DELETE FROM memo", vec![]),
+            _ => self.try_step("REPLACE INTO memo (id, line) VALUES (?, ?)", vec![key, line]),
         }
     }
 

@@ -184,6 +184,10 @@ impl Verb {
                 if second == "to" { Self::Savepoint } else { Self::Rollback }
             }
             "savepoint" | "release" => Self::Savepoint,
+            // It reads, as SQLite sees it, and declares a policy, which is the writer's business.
+            "select" | "values" | "with" if words.any(|word| word == "littoral_policy") => {
+                Self::Write
+            }
             "select" | "values" | "with" | "explain" | "pragma" => Self::MayRead,
             "insert" | "replace" => Self::Insert,
             _ => Self::Write,
@@ -329,6 +333,8 @@ mod tests {
             ("release s", Verb::Savepoint),
             ("-- c\nSELECT 1", Verb::MayRead),
             ("WITH x AS (SELECT 1) DELETE FROM t", Verb::MayRead),
+            ("SELECT Littoral_Policy('t', 'eventual')", Verb::Write),
+            ("SELECT 'littoral_policy(1)'", Verb::MayRead),
             ("REPLACE INTO t VALUES (1)", Verb::Insert),
             ("DELETE FROM t", Verb::Write),
             ("", Verb::Write),

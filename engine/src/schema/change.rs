@@ -1,0 +1,434 @@
+//! What a change of the schema makes of tables: which ids are kept, given and gone, and what may happen
+//! at once.
+//!
+//! Running the statement is the business of `db`; this looks at the schema before and after it.
+//!
+//! Invariants:
+//! - an id is given once; a renamed table or column keeps its own;
+//! - after a change every table can replicate as declared, or the change is refused;
+//! - a multi-writer table changes at once only in ways that no write under way elsewhere can notice:
+//!   it keeps its columns and how they merge, and what is added begins alike on every node.
+//!
+//! `docs/schema.md` says the same to users.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::{
+    entry::{TableChange, TableDeclaration},
+    error::WriteError,
+    id::{ColumnId, Lsn, SchemaVersion, TableId},
+    policy::{ColumnType, TablePolicy},
+    schema::{
+        Registry, Table, catalog, enroll,
+        shape::{ColumnShape, TableShape},
+        trigger,
+    },
+};
+
+/// What a statement does to the schema, as SQLite's authorizer names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    CreateTable(String),
+    DropTable(String),
+    AlterTable(String),
+    /// An index on this table.
+    CreateIndex(String),
+    /// A view, a trigger, the end of an index: tables stay as they are.
+    Other,
+    /// A policy is declared by a call of `littoral_policy()`.
+    Policy,
+}
+
+/// Where in a transaction a change stands.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    /// The tables when the transaction began.
+    pub(crate) base: Arc<Registry>,
+    /// The tables before this statement.
+    pub(crate) before: Arc<Registry>,
+    /// Where the transaction's entry will stand.
+    pub(crate) lsn: Lsn,
+    /// A table that is made anew under the name of one dropped before is that one: migrations write so.
+    pub(crate) passes_on: bool,
+    /// Tables that a freeze holds still everywhere, so that they may change in any way.
+    pub(crate) thawed: BTreeSet<TableId>,
+}
+
+/// What became of the tables.
+#[derive(Debug)]
+pub(crate) struct Changed {
+    pub(crate) changes: Vec<TableChange>,
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl Scope {
+    /// Takes a statement that has just run into the catalog.
+    ///
+    /// # Errors
+    /// Why the schema may not be what it now is; the statement must be rolled back.
+    pub(crate) fn after(
+        &self,
+        conn: &Connection,
+        action: &Action,
+        statement: &str,
+    ) -> Result<Changed, WriteError> {
+        if let Action::AlterTable(name) = action
+            && let Some(table) = self.before.by_name(name)
+            && self.is_live(table.id)
+            && has_word(statement, "CHECK")
+        {
+            let what = "another CHECK".to_owned();
+            return Err(WriteError::NeedsFreeze { table: name.clone(), what });
+        }
+        let changes = self.changes(conn, action)?;
+        let indexed = match action {
+            Action::CreateIndex(table) => self.before.by_name(table).map(|table| table.id),
+            _ => None,
+        };
+        self.settle(conn, changes, indexed)
+    }
+
+    /// Declares a policy.
+    ///
+    /// # Errors
+    /// Why the table cannot have it, or not at once.
+    pub(crate) fn declare(
+        &self,
+        conn: &Connection,
+        table: &str,
+        policy: TablePolicy,
+    ) -> Result<Changed, WriteError> {
+        let Some(known) = self.before.by_name(table) else {
+            return Err(WriteError::NoSuchTable { table: table.to_owned() });
+        };
+        let mut declaration = known.declaration();
+        declaration.policy = enroll::with_names_of(policy, &declaration.columns);
+        if declaration.policy == known.policy {
+            let registry = Arc::clone(&self.before);
+            return Ok(Changed { changes: Vec::new(), registry });
+        }
+        self.settle(conn, vec![TableChange::Declared(declaration)], None)
+    }
+
+    fn settle(
+        &self,
+        conn: &Connection,
+        changes: Vec<TableChange>,
+        indexed: Option<TableId>,
+    ) -> Result<Changed, WriteError> {
+        catalog::carry_out(conn, &changes, self.lsn)?;
+        catalog::set_version(conn, SchemaVersion(self.before.version.0 + 1))?;
+        // Also for an index or a trigger, of which the registry knows what they are in the way of.
+        let registry = Arc::new(Registry::load(conn)?);
+        let declared = changes.iter().filter_map(|change| match change {
+            TableChange::Declared(table) => Some(table.id),
+            TableChange::Dropped(_) => None,
+        });
+        let concerned: BTreeSet<TableId> = declared.chain(indexed).collect();
+        // As declared, and not as loaded, which leaves out what a policy says of columns there are not.
+        let as_declared = |table: &Table| {
+            let declared = changes.iter().find_map(|change| match change {
+                TableChange::Declared(declared) if declared.id == table.id => Some(declared),
+                _ => None,
+            });
+            declared.cloned().unwrap_or_else(|| table.declaration())
+        };
+        let tables: Vec<TableDeclaration> = registry.tables().iter().map(as_declared).collect();
+        let mut refusals = enroll::check_some(conn, &tables, &concerned)?;
+        refusals.extend(trigger::check(conn, &tables)?);
+        if !refusals.is_empty() {
+            return Err(WriteError::Refused(refusals));
+        }
+        self.judge(conn, &registry)?;
+        Ok(Changed { changes, registry })
+    }
+
+    /// What the statement did to tables.
+    fn changes(&self, conn: &Connection, action: &Action) -> rusqlite::Result<Vec<TableChange>> {
+        let names = enroll::user_tables(conn)?;
+        let is_there = |table: &Table| names.contains(&table.name);
+        let new = || {
+            names.iter().find(|name| self.before.tables().iter().all(|table| table.name != **name))
+        };
+        match action {
+            Action::CreateTable(_) => {
+                let Some(name) = new() else { return Ok(Vec::new()) };
+                let declaration = match self.dropped(name).filter(|_| self.passes_on) {
+                    Some(old) => succeed(conn, old, name)?,
+                    None => enroll::declaration(
+                        conn,
+                        self.before.next_table,
+                        name,
+                        TablePolicy::default(),
+                    )?,
+                };
+                Ok(vec![TableChange::Declared(declaration)])
+            }
+            Action::DropTable(_) => Ok(self
+                .before
+                .tables()
+                .iter()
+                .filter(|table| !is_there(table))
+                .map(|table| TableChange::Dropped(table.id))
+                .collect()),
+            Action::AlterTable(name) => {
+                let Some(table) = self.before.by_name(name) else { return Ok(Vec::new()) };
+                if is_there(table) {
+                    return altered(conn, table);
+                }
+                let Some(name) = new() else { return Ok(Vec::new()) };
+                // Made in this transaction, and now in the place of a table dropped in it: a table
+                // that is rebuilt, as ALTER TABLE cannot do it.
+                if table.id >= self.base.next_table
+                    && let Some(old) = self.dropped(name)
+                {
+                    let declaration = succeed(conn, old, name)?;
+                    return Ok(vec![
+                        TableChange::Dropped(table.id),
+                        TableChange::Declared(declaration),
+                    ]);
+                }
+                let renamed = TableDeclaration { name: name.clone(), ..table.declaration() };
+                Ok(vec![TableChange::Declared(renamed)])
+            }
+            Action::CreateIndex(_) | Action::Other | Action::Policy => Ok(Vec::new()),
+        }
+    }
+
+    /// The table of that name that the transaction has dropped.
+    fn dropped(&self, name: &str) -> Option<&Table> {
+        self.base.by_name(name).filter(|table| self.before.by_id(table.id).is_none())
+    }
+
+    /// Whether other nodes may be writing to the table.
+    fn is_live(&self, id: TableId) -> bool {
+        self.base.by_id(id).is_some_and(Table::is_multi_writer) && !self.thawed.contains(&id)
+    }
+
+    /// Refuses a change that must not meet writes under way elsewhere.
+    fn judge(&self, conn: &Connection, after: &Registry) -> Result<(), WriteError> {
+        for old in self.base.tables().iter().filter(|table| self.is_live(table.id)) {
+            let new = after.by_id(old.id);
+            if let Some(what) = unquiet(conn, old, new)? {
+                return Err(WriteError::NeedsFreeze { table: old.name.clone(), what });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a table differs from what it was in a way that a write elsewhere could notice.
+fn unquiet(
+    conn: &Connection,
+    old: &Table,
+    new: Option<&Table>,
+) -> rusqlite::Result<Option<String>> {
+    let Some(new) = new else { return Ok(Some("dropping the table".to_owned())) };
+    if !new.is_multi_writer() {
+        return Ok(Some(format!("writers = {:?}", new.policy.writers.as_str())));
+    }
+    let ids = |table: &Table| table.key.iter().map(|column| column.id).collect::<Vec<_>>();
+    if ids(old) != ids(new) {
+        return Ok(Some("another key".to_owned()));
+    }
+    for column in &old.cells {
+        let Some(now) = new.cell(column.id).map(|place| &new.cells[place]) else {
+            return Ok(Some(format!("dropping column {:?}", column.name)));
+        };
+        if new.policy.column_word(&now.name) != old.policy.column_word(&column.name) {
+            return Ok(Some(format!("another type of column {:?}", column.name)));
+        }
+    }
+    for column in new.cells.iter().filter(|column| old.cell(column.id).is_none()) {
+        let (default, not_null) = default_of(conn, &new.name, &column.name)?;
+        let default = default.as_deref().map_or("NULL", str::trim);
+        let is_null = default.eq_ignore_ascii_case("NULL") && !not_null;
+        // A row of somebody who does not know the column merges with one of somebody who does: the
+        // former's must be worth nothing.
+        let alike = match column.merge {
+            ColumnType::Lww if new.policy.groups.contains_key(&column.name) => false,
+            ColumnType::Lww => is_null || is_constant(default),
+            ColumnType::Counter => default == "0",
+            ColumnType::Max | ColumnType::Min => is_null,
+        };
+        if !alike {
+            return Ok(Some(format!(
+                "a new column {:?} that does not begin with the same value in every row",
+                column.name
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The table that takes the place of another: it has its id and its policy, and so have its columns,
+/// by name.
+fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<TableDeclaration> {
+    let known = old.declaration();
+    let mut next = old.next_column.0;
+    let mut columns = Vec::new();
+    for column in TableShape::read(conn, name)?.stored() {
+        let kept = known.columns.iter().find(|(_, old)| old.eq_ignore_ascii_case(&column.name));
+        let id = kept.map_or_else(
+            || {
+                next += 1;
+                ColumnId(next - 1)
+            },
+            |(id, _)| *id,
+        );
+        columns.push((id, column.name.clone()));
+    }
+    columns.sort_by_key(|(id, _)| *id);
+    let policy = carried_over(&known, &columns);
+    Ok(TableDeclaration { id: old.id, name: name.to_owned(), policy, columns })
+}
+
+/// The policy for columns that keep their types by their ids, whatever their names are now.
+fn carried_over(known: &TableDeclaration, columns: &[(ColumnId, String)]) -> TablePolicy {
+    let mut policy =
+        TablePolicy { columns: BTreeMap::new(), groups: BTreeMap::new(), ..known.policy.clone() };
+    for (id, name) in columns {
+        if let Some((_, before)) = known.columns.iter().find(|(old, _)| old == id) {
+            if let Some(merge) = known.policy.columns.get(before) {
+                policy.columns.insert(name.clone(), *merge);
+            }
+            if let Some(group) = known.policy.groups.get(before) {
+                policy.groups.insert(name.clone(), group.clone());
+            }
+        }
+    }
+    policy
+}
+
+/// A table whose columns ALTER TABLE has changed: one renamed, one more at the end, or one fewer.
+fn altered(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<TableChange>> {
+    let old = table.columns();
+    let shape = TableShape::read(conn, &table.name)?;
+    let now: Vec<&ColumnShape> = shape.stored().collect();
+    let mut next = table.next_column.0;
+    let mut declaration = table.declaration();
+    let mut columns = Vec::new();
+    for (place, column) in now.iter().enumerate() {
+        let before = if old.len() == now.len() {
+            old.get(place).copied()
+        } else {
+            old.iter().find(|old| old.name == column.name).copied()
+        };
+        let id = before.map_or_else(
+            || {
+                next += 1;
+                ColumnId(next - 1)
+            },
+            |column| column.id,
+        );
+        columns.push((id, column.name.clone()));
+    }
+    columns.sort_by_key(|(id, _)| *id);
+    if columns == declaration.columns {
+        return Ok(Vec::new());
+    }
+    declaration.policy = carried_over(&declaration, &columns);
+    declaration.columns = columns;
+    Ok(vec![TableChange::Declared(declaration)])
+}
+
+/// The text of a column's default, and whether it is NOT NULL.
+fn default_of(
+    conn: &Connection,
+    table: &str,
+    column: &str,
+) -> rusqlite::Result<(Option<String>, bool)> {
+    let found = conn
+        .query_row(
+            "SELECT dflt_value, \"notnull\" FROM pragma_table_xinfo(?) WHERE name = ?",
+            [table, column],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()?;
+    Ok(found.unwrap_or((None, false)))
+}
+
+/// Whether every row gets the same value, which is not NULL, whenever and wherever.
+fn is_constant(default: &str) -> bool {
+    let text =
+        default.strip_prefix('(').and_then(|t| t.strip_suffix(')')).unwrap_or(default).trim();
+    let word = text.to_ascii_uppercase();
+    let quoted = |start: &str| {
+        text.len() > start.len()
+            && word.starts_with(start)
+            && text.ends_with('\'')
+            && !text[start.len()..text.len() - 1].replace("''", "").contains('\'')
+    };
+    let number = text.trim_start_matches(['+', '-']).trim_start();
+    matches!(word.as_str(), "TRUE" | "FALSE")
+        || quoted("'")
+        || quoted("X'")
+        || (number.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+            && number.chars().all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c)))
+}
+
+/// Whether a statement has that word outside of strings, names in quotes and comments.
+fn has_word(sql: &str, word: &str) -> bool {
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        let behind = |start: &str, end: &str| {
+            rest[start.len()..].split_once(end).map_or("", |(_, behind)| behind)
+        };
+        if rest.starts_with("--") {
+            rest = behind("--", "\n");
+        } else if rest.starts_with("/*") {
+            rest = behind("/*", "*/");
+        } else if let '\'' | '"' | '`' = first {
+            // A doubled quote reads as two strings, which comes to the same.
+            let quote = first.to_string();
+            rest = behind(&quote, &quote);
+        } else if first == '[' {
+            rest = behind("[", "]");
+        } else if first.is_alphanumeric() || first == '_' || first == '$' {
+            let end = rest
+                .find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$'))
+                .unwrap_or(rest.len());
+            if rest[..end].eq_ignore_ascii_case(word) {
+                return true;
+            }
+            rest = &rest[end..];
+        } else {
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_told_from_what_is_computed() {
+        for constant in ["0", "-1.5e3", "'a''b'", "x'00ff'", "true", "(7)", "''", "+ 2"] {
+            assert!(is_constant(constant), "{constant}");
+        }
+        for computed in ["CURRENT_TIMESTAMP", "(random())", "(1 + 1)", "('a' || 'b')", "(now)"] {
+            assert!(!is_constant(computed), "{computed}");
+        }
+    }
+
+    #[test]
+    fn words_are_found_outside_of_quotes_and_comments() {
+        assert!(has_word("ALTER TABLE t ADD c INT CHECK(c > 0)", "CHECK"));
+        assert!(has_word("ALTER TABLE \"check\" ADD c INT check (c > 0)", "CHECK"));
+        for without in [
+            "ALTER TABLE t ADD checked INT -- CHECK",
+            "ALTER TABLE t ADD \"check\" INT DEFAULT 'a CHECK ''CHECK'''",
+            "ALTER TABLE [check] ADD c /* CHECK */ INT",
+            "",
+        ] {
+            assert!(!has_word(without, "CHECK"), "{without}");
+        }
+    }
+}
