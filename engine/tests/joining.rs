@@ -102,7 +102,7 @@ fn what_was_received_before_a_cut_or_a_crash_is_not_sent_again() {
     cluster.link(0, late);
     cluster.settle();
     assert_eq!(cluster.installed, 1);
-    let size = std::fs::metadata(cluster.path(late)).unwrap().len() as usize;
+    let size = usize::try_from(std::fs::metadata(cluster.path(late)).unwrap().len()).unwrap();
     let again = cluster.received.saturating_sub(size);
     assert!(before < size, "it was not cut half way");
     assert!(again < 17 << 20, "{again} bytes of {before} were sent twice");
@@ -118,7 +118,8 @@ fn a_damaged_piece_on_the_disk_is_found_before_anything_is_published() {
     let taken = cluster.replica(0).db().take_snapshot().unwrap();
     let late = cluster.newcomer();
     let db = cluster.replica(late).db().clone();
-    let bytes = cluster.replica(0).db().read_snapshot(0, taken.bytes as usize).unwrap();
+    let bytes =
+        cluster.replica(0).db().read_snapshot(0, usize::try_from(taken.bytes).unwrap()).unwrap();
     db.write_incoming(0, &bytes, true).unwrap();
     db.write_incoming(5000, b"damage", true).unwrap();
     assert!(!db.verify_incoming(&taken).unwrap());
@@ -175,7 +176,8 @@ fn what_is_the_sponsors_own_is_in_no_byte_of_a_snapshot() {
         .map(|at| u8::from_str_radix(&stored[0][at..at + 2], 16).unwrap())
         .collect();
     let taken = cluster.replica(0).db().take_snapshot().unwrap();
-    let bytes = cluster.replica(0).db().read_snapshot(0, taken.bytes as usize).unwrap();
+    let bytes =
+        cluster.replica(0).db().read_snapshot(0, usize::try_from(taken.bytes).unwrap()).unwrap();
     let finds = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
     assert!(finds(b"snapshot_of") && finds(b"everybody may read this"));
     assert!(!finds(b"nobody may read this") && !finds(b"hidden"));

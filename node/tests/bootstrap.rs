@@ -3,7 +3,6 @@
 //! Run by hand: `cargo test --release -p littoral-node --test bootstrap -- --ignored --nocapture`.
 //! `LITTORAL_BOOTSTRAP_MB` sets the size, 300 by default.
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
-#![expect(clippy::print_stdout, reason = "the figures are what it is run for")]
 
 mod support;
 

@@ -115,7 +115,10 @@ impl Issue {
         let identity = Identity { cluster, node, incarnation: Incarnation(random()?) };
         let node = Node::place(identity, given, (0, 0));
         let made = tempfile::Builder::new().prefix(".littoral-issue-").tempdir_in(
-            home.parent().filter(|path| *path != Path::new("")).unwrap_or(Path::new(".")),
+            match home.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            },
         )?;
         let new = made.path().join("node");
         create_private_dir(&new)?;

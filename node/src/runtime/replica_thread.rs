@@ -206,7 +206,9 @@ impl ReplicaThread {
         self.wake();
         for reply in asked {
             // Nobody waits any more if this fails, and nothing is lost.
-            let _ = self.status().map(|status| reply.send(status));
+            if let Some(status) = self.status() {
+                let _ = reply.send(status);
+            }
         }
         stop
     }
