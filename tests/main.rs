@@ -10,6 +10,7 @@ mod crash_recovery;
 mod formats;
 mod hrana;
 mod joining;
+mod scenarios;
 mod schema_migration;
 mod simulator;
 mod tidy;

@@ -42,6 +42,10 @@ pub(crate) enum Stream {
     Tie,
     /// When readers look.
     Probe,
+    /// What a client of a scenario calls.
+    Call,
+    /// How long it waits from call to call.
+    Think,
 }
 
 /// The source of every decision in one run.

@@ -1,25 +1,33 @@
 //! The command line: which seeds are run, and what is said about them.
 //!
-//! Exit codes: 0 all promises kept, 1 a broken promise (or a planted bug that was missed), 2 wrong
-//! usage, 3 a crash, 4 no progress.
+//! Exit codes: 0 all promises kept, 64 wrong usage; and without a scenario 1 a broken promise (or a
+//! planted bug that was missed), 3 a crash, 4 no progress; with one 1 a violated invariant, 2 an engine
+//! fault, 5 a block that no client ever got done.
 
 use std::{
     fs,
+    path::PathBuf,
     process::{Command, ExitCode, Stdio},
+    rc::Rc,
 };
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use littoral::testing::{Bug, plant};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
     clock::SECOND,
     oracle::Failure,
-    run::{Report, run_seed, run_twice},
+    run::{Report, explain, run_seed, run_twice},
+    scenario::Scenario,
     selftest::{bug_named, hunt},
+    summary::RunSummary,
     world::Options,
 };
+
+/// Wrong usage, or a scenario with a mistake in it; `EX_USAGE` of sysexits.h.
+const USAGE: u8 = 64;
 
 /// Every so manieth seed is run twice, unless all are.
 const SAMPLE: u64 = 25;
@@ -35,12 +43,16 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Words {
-    /// Run seeds and report every broken promise.
+    /// Run seeds and report every broken promise, and every invariant of a scenario that does not hold.
+    #[command(after_long_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Run one seed again, printing every event to standard error.
+    #[command(after_long_help = REPLAY_EXAMPLES)]
     Replay {
         /// The seed.
         seed: u64,
+        /// The scenario that it belongs to; without it the built-in schema and workload are run.
+        scenario: Option<PathBuf>,
         #[command(flatten)]
         cluster: ClusterArgs,
         /// Say only what the run came to.
@@ -66,15 +78,39 @@ enum Words {
     },
 }
 
+const RUN_EXAMPLES: &str = "\
+Examples:
+  littoral-sim run                                the built-in schema and workload, 100 seeds
+  littoral-sim run shop.toml                      your own scenario, 100 seeds
+  littoral-sim run shop.toml --seeds 1000 --jobs 2
+  littoral-sim run shop.toml --seed 17 --trace    one seed, every event on standard error
+  littoral-sim run shop.toml --json               for scripts
+
+Exit codes with a scenario: 0 every invariant held; 1 one did not; 2 littoral itself broke a promise;
+5 some block was never done, not once, so nothing was shown of it; 64 the command line or the
+scenario is wrong.
+Without one: 0; 1 a broken promise; 3 a crash; 4 no progress; 64.
+
+docs/simulation.md explains scenarios; sim/scenarios holds two.";
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  littoral-sim replay 17                          seed 17 of the built-in run
+  littoral-sim replay 17 shop.toml 2> trace.txt   seed 17 of a scenario, its events into a file
+  littoral-sim replay 17 shop.toml --quiet        only what it came to";
+
 #[derive(Debug, Args)]
 struct RunArgs {
+    /// A scenario: your own schema, policies, clients and invariants, in TOML. Without it the built-in
+    /// schema and workload are run.
+    scenario: Option<PathBuf>,
     #[command(flatten)]
     cluster: ClusterArgs,
     /// How many seeds.
     #[arg(long, default_value_t = 100)]
     seeds: u64,
     /// The first seed.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, visible_alias = "first-seed", default_value_t = 1)]
     first: u64,
     /// Only this seed.
     #[arg(long, conflicts_with_all = ["seeds", "first", "jobs"])]
@@ -98,33 +134,53 @@ struct RunArgs {
 
 #[derive(Debug, Args)]
 struct ClusterArgs {
-    /// How many nodes.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=16))]
-    nodes: u64,
-    /// How many simulated seconds clients write and faults happen.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    time: u64,
+    /// How many nodes; 5 if not told, and those of the scenario with one.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(2..=16))]
+    nodes: Option<u64>,
+    /// How many simulated seconds clients write and faults happen; 20 if not told, and as long as the
+    /// scenario says with one.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    time: Option<u64>,
     /// Plant this bug in the engine.
     #[arg(long, hide = true)]
     plant: Option<String>,
 }
 
 impl ClusterArgs {
-    fn options(&self, trace: bool) -> anyhow::Result<Options> {
+    fn options(&self, trace: bool, scenario: Option<&PathBuf>) -> anyhow::Result<Options> {
         if let Some(name) = &self.plant {
             plant(named_bug(name)?);
         }
-        let nodes = usize::try_from(self.nodes)?;
-        Ok(Options { nodes, chaos: self.time * SECOND, trace })
+        let built_in = Options { trace, ..Options::default() };
+        let Some(path) = scenario else {
+            return Ok(Options {
+                nodes: self.nodes.map_or(Ok(built_in.nodes), usize::try_from)?,
+                chaos: self.time.map_or(built_in.chaos, |seconds| seconds * SECOND),
+                ..built_in
+            });
+        };
+        if self.nodes.is_some() || self.time.is_some() {
+            anyhow::bail!(
+                "--nodes and --time belong to the built-in run\nhint: a scenario says both itself, \
+                 as nodes and time in its section [world]"
+            );
+        }
+        let scenario = Scenario::load(path)?;
+        Ok(Options {
+            nodes: scenario.nodes.len(),
+            chaos: scenario.time,
+            scenario: Some(Rc::new(scenario)),
+            ..built_in
+        })
     }
 
     /// What must be repeated on the command line to get the same runs.
     fn repeat(&self) -> Vec<String> {
         let mut words = Vec::new();
-        for (flag, value, default) in [("--nodes", self.nodes, 5), ("--time", self.time, 20)] {
-            if value != default {
-                words.extend([flag.to_owned(), value.to_string()]);
-            }
+        for (flag, value) in [("--nodes", self.nodes), ("--time", self.time)] {
+            words.extend(
+                value.map(|value| [flag.to_owned(), value.to_string()]).into_iter().flatten(),
+            );
         }
         if let Some(bug) = &self.plant {
             words.extend(["--plant".to_owned(), bug.clone()]);
@@ -132,8 +188,9 @@ impl ClusterArgs {
         words
     }
 
-    fn replay_command(&self, seed: u64) -> String {
+    fn replay_command(&self, seed: u64, scenario: Option<&PathBuf>) -> String {
         let mut words = vec!["littoral-sim replay".to_owned(), seed.to_string()];
+        words.extend(scenario.map(|path| path.display().to_string()));
         words.extend(self.repeat());
         words.join(" ")
     }
@@ -144,128 +201,6 @@ fn named_bug(name: &str) -> anyhow::Result<Bug> {
         let names: Vec<String> = Bug::ALL.iter().map(|bug| format!("{bug:?}")).collect();
         format!("no bug is called {name:?}\nhint: one of {}", names.join(", "))
     })
-}
-
-/// What `run --json` prints.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct RunSummary {
-    first: u64,
-    seeds: u64,
-    passed: u64,
-    failures: Vec<FailedSeed>,
-    events: u64,
-    simulated_seconds: f64,
-    cpu_seconds: f64,
-    simulated_seconds_per_cpu_second: f64,
-    jobs_done: u64,
-    jobs_refused: u64,
-    jobs_lost: u64,
-    conflicts: u64,
-    stops: u64,
-    power_cuts_with_loss: u64,
-    connections: u64,
-    snapshots: u64,
-    /// Of all runs together.
-    hash: String,
-    /// Of each run, in the order of the seeds.
-    hashes: Vec<String>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct FailedSeed {
-    seed: u64,
-    kind: Kind,
-    what: String,
-    replay: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    BrokenPromise,
-    Crash,
-    NoProgress,
-}
-
-impl Kind {
-    const fn of(failure: &Failure) -> Self {
-        match failure {
-            Failure::Broken { .. } => Self::BrokenPromise,
-            Failure::Crash(_) => Self::Crash,
-            Failure::NoProgress(_) => Self::NoProgress,
-        }
-    }
-
-    const fn exit_code(self) -> u8 {
-        match self {
-            Self::BrokenPromise => 1,
-            Self::Crash => 3,
-            Self::NoProgress => 4,
-        }
-    }
-}
-
-impl RunSummary {
-    fn add(&mut self, report: &Report, replay: impl FnOnce() -> String) {
-        self.seeds += 1;
-        match &report.failure {
-            None => self.passed += 1,
-            Some(failure) => self.failures.push(FailedSeed {
-                seed: report.seed,
-                kind: Kind::of(failure),
-                what: failure.to_string(),
-                replay: replay(),
-            }),
-        }
-        self.events += report.events;
-        self.simulated_seconds += report.simulated as f64 / SECOND as f64;
-        self.jobs_done += report.tally.jobs.done;
-        self.jobs_refused += report.tally.jobs.refused;
-        self.jobs_lost += report.tally.jobs.lost;
-        self.conflicts += report.tally.conflicts;
-        self.stops += report.tally.stops;
-        self.power_cuts_with_loss += report.tally.losses;
-        self.connections += report.tally.connections;
-        self.snapshots += report.tally.snapshots;
-        self.hashes.push(report.hash.clone());
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.seeds += other.seeds;
-        self.passed += other.passed;
-        self.failures.extend(other.failures);
-        self.events += other.events;
-        self.simulated_seconds += other.simulated_seconds;
-        self.cpu_seconds += other.cpu_seconds;
-        self.jobs_done += other.jobs_done;
-        self.jobs_refused += other.jobs_refused;
-        self.jobs_lost += other.jobs_lost;
-        self.conflicts += other.conflicts;
-        self.stops += other.stops;
-        self.power_cuts_with_loss += other.power_cuts_with_loss;
-        self.connections += other.connections;
-        self.snapshots += other.snapshots;
-        self.hashes.extend(other.hashes);
-    }
-
-    fn finish(&mut self) {
-        let mut hasher = blake3::Hasher::new();
-        for hash in &self.hashes {
-            hasher.update(hash.as_bytes());
-        }
-        self.hash = match self.hashes.as_slice() {
-            [only] => only.clone(),
-            _ => hasher.finalize().to_hex()[..32].to_owned(),
-        };
-        self.simulated_seconds_per_cpu_second = self.simulated_seconds / self.cpu_seconds.max(1e-9);
-    }
-
-    fn exit_code(&self) -> ExitCode {
-        let worst = [Kind::Crash, Kind::BrokenPromise, Kind::NoProgress]
-            .into_iter()
-            .find(|kind| self.failures.iter().any(|failed| failed.kind == *kind));
-        worst.map_or(ExitCode::SUCCESS, |kind| ExitCode::from(kind.exit_code()))
-    }
 }
 
 #[expect(clippy::print_stdout, reason = "what a command says goes to standard output")]
@@ -280,11 +215,19 @@ fn complain(line: impl std::fmt::Display) {
 
 /// Parses the command line, carries it out, and gives the exit code.
 pub(crate) fn main() -> ExitCode {
-    match carry_out(Cli::parse().command) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and the version come this way too.
+            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            return error.print().map_or_else(|_| ExitCode::from(USAGE), |()| code);
+        }
+    };
+    match carry_out(cli.command) {
         Ok(code) => code,
         Err(error) => {
             complain(format!("error: {error:#}"));
-            ExitCode::from(2)
+            ExitCode::from(USAGE)
         }
     }
 }
@@ -292,13 +235,15 @@ pub(crate) fn main() -> ExitCode {
 fn carry_out(words: Words) -> anyhow::Result<ExitCode> {
     match words {
         Words::Run(args) => run(&args),
-        Words::Replay { seed, cluster, quiet } => {
-            let options = cluster.options(!quiet)?;
+        Words::Replay { seed, scenario, cluster, quiet } => {
+            let options = cluster.options(!quiet, scenario.as_ref())?;
             let before = cpu_seconds();
-            let mut summary = RunSummary { first: seed, ..RunSummary::default() };
-            summary.add(&run_seed(seed, &options), || cluster.replay_command(seed));
+            let mut summary = RunSummary::new(seed, &options);
+            let report = explained(run_seed(seed, &options), &summary, &options);
+            summary.add(&report, cluster.replay_command(seed, scenario.as_ref()));
             summary.cpu_seconds = cpu_seconds() - before;
             summary.finish();
+            summary.failure_lines().into_iter().for_each(say);
             tell(&summary);
             Ok(summary.exit_code())
         }
@@ -307,21 +252,25 @@ fn carry_out(words: Words) -> anyhow::Result<ExitCode> {
                 Some(name) => vec![named_bug(&name)?],
                 None => Bug::ALL.to_vec(),
             };
-            selftest(&bugs, first, budget, &cluster.options(false)?, json)
+            selftest(&bugs, first, budget, &cluster.options(false, None)?, json)
         }
     }
 }
 
 fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let options = args.cluster.options(args.trace)?;
+    let scenario = args.scenario.as_ref();
+    let options = args.cluster.options(args.trace, scenario)?;
     let (first, seeds) = args.seed.map_or((args.first, args.seeds), |seed| (seed, 1));
     let last = first.checked_add(seeds).context("the seeds end beyond the largest number")?;
-    let mut summary = RunSummary { first, ..RunSummary::default() };
+    let mut summary = RunSummary::new(first, &options);
     if !args.json {
-        say(format!("seeds {first} to {}, {} nodes", last.saturating_sub(1), args.cluster.nodes));
+        say(summary.title(last.saturating_sub(1), &options));
     }
     if args.jobs > 1 {
         share(args, first, last, &mut summary)?;
+        if !args.json {
+            summary.failure_lines().into_iter().for_each(say);
+        }
     } else {
         let before = cpu_seconds();
         for seed in first..last {
@@ -330,14 +279,13 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             } else {
                 run_seed(seed, &options)
             };
-            summary.add(&report, || args.cluster.replay_command(seed));
-            if report.failure.is_some() {
-                if !args.json {
-                    tell_failures(&summary.failures[summary.failures.len() - 1..]);
-                }
-                if args.fail_fast {
-                    break;
-                }
+            let report = explained(report, &summary, &options);
+            let lines = summary.add(&report, args.cluster.replay_command(seed, scenario));
+            if !args.json {
+                lines.into_iter().for_each(say);
+            }
+            if report.failure.is_some() && args.fail_fast {
+                break;
             }
         }
         summary.cpu_seconds = cpu_seconds() - before;
@@ -346,12 +294,19 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         say(serde_json::to_string(&summary)?);
     } else {
-        if args.jobs > 1 {
-            tell_failures(&summary.failures);
-        }
         tell(&summary);
     }
     Ok(summary.exit_code())
+}
+
+/// The first violation of each invariant is run once more, to tell what led to it.
+fn explained(report: Report, summary: &RunSummary, options: &Options) -> Report {
+    match &report.failure {
+        Some(Failure::Violated(violation)) if !summary.has_seen(&violation.invariant) => {
+            explain(&report, &Options { trace: false, ..options.clone() })
+        }
+        _ => report,
+    }
 }
 
 /// Child processes, because SQLite's randomness and default VFS belong to a process.
@@ -363,8 +318,7 @@ fn share(args: &RunArgs, first: u64, last: u64, summary: &mut RunSummary) -> any
     while from < last {
         let count = share.min(last - from);
         let mut command = Command::new(&program);
-        command.args([
-            "run",
+        command.arg("run").args(&args.scenario).args([
             "--json",
             "--first",
             &from.to_string(),
@@ -389,39 +343,8 @@ fn share(args: &RunArgs, first: u64, last: u64, summary: &mut RunSummary) -> any
     Ok(())
 }
 
-fn tell_failures(failures: &[FailedSeed]) {
-    for failed in failures {
-        say(format!("seed {} FAILED: {}", failed.seed, failed.what));
-        say(format!("  replay: {}", failed.replay));
-    }
-}
-
 fn tell(summary: &RunSummary) {
-    if summary.seeds == 1 {
-        tell_failures(&summary.failures);
-    }
-    say(format!(
-        "{} jobs done, {} refused, {} lost; {} conflicts, {} stops, {} power cuts with loss, {} connections, {} snapshots",
-        summary.jobs_done,
-        summary.jobs_refused,
-        summary.jobs_lost,
-        summary.conflicts,
-        summary.stops,
-        summary.power_cuts_with_loss,
-        summary.connections,
-        summary.snapshots
-    ));
-    say(format!(
-        "{:.1} simulated seconds in {:.2} CPU seconds: {:.0} per CPU second, {} events",
-        summary.simulated_seconds,
-        summary.cpu_seconds,
-        summary.simulated_seconds_per_cpu_second,
-        summary.events
-    ));
-    say(format!(
-        "{} of {} passed from seed {}, event hash {}",
-        summary.passed, summary.seeds, summary.first, summary.hash
-    ));
+    summary.lines().into_iter().for_each(say);
 }
 
 /// What `selftest --json` prints of each bug.

@@ -7,8 +7,9 @@
 //!                                              └───────── outputs become events ◄───────┘
 //! ```
 //!
-//! A run has three stages: chaos; then all faults end, and everything must settle; then every
-//! machine writes once more, which must succeed and settle too.
+//! A run has up to four stages: what the application wants to be there first is written and must be
+//! everywhere; chaos; then clients and faults end, and everything must settle; then every machine
+//! writes once more, which must succeed and settle too.
 //!
 //! Invariants:
 //! - every input is followed by a full drain; what a machine puts out after it has stopped is void;
@@ -16,20 +17,26 @@
 
 mod crashes;
 mod ending;
+mod links;
 mod snapshots;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use littoral::{Channel, CloseCode, Event as News, Input, Lsn, Output, WriteError};
 
 use crate::{
+    application::{Application, BuiltIn, Moment, Sight},
     chance::{Chance, Stream},
     clock::{MS, Nanos, SECOND},
     disk::vfs,
     fault::Stop,
     machine::{Machine, SnapshotWork, StopPlan, node},
     network::{Arrival, Network, Port},
-    oracle::{Check, Failure, Oracle, Promise, broken, jobs::JobCounts, sights, unreadable},
+    oracle::{
+        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights,
+        unreadable,
+    },
+    scenario::{BlockCounts, Tenant},
     trace::Trace,
     workload::{JobId, PlannedJob},
     world::{Options, World},
@@ -53,9 +60,6 @@ const CHECK_EVERY: Nanos = 250 * MS;
 /// A machine that should stop in the middle of something, and does nothing, stops after this time.
 const PATIENCE: Nanos = 300 * MS;
 
-/// The numbers of the jobs of the last stage begin here.
-const MARKS: JobId = 900_000;
-
 /// Something that will happen.
 #[derive(Clone, Copy, Debug)]
 enum Event {
@@ -67,7 +71,7 @@ enum Event {
     SyncEnd { machine: usize, life: u64, lsn: Lsn, mark: Option<u64> },
     Checkpoint { machine: usize, life: u64 },
     SnapshotWork { machine: usize, life: u64 },
-    Jobs { arrival: usize },
+    Visit { client: usize },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
     Start { machine: usize, life: u64 },
@@ -79,6 +83,9 @@ enum Event {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
+    Preparing {
+        deadline: Nanos,
+    },
     Chaos,
     Settling {
         deadline: Nanos,
@@ -119,6 +126,7 @@ pub(crate) struct Tally {
 pub(crate) struct Cluster {
     chance: Chance,
     options: Options,
+    application: Box<dyn Application>,
     world: World,
     /// Dropped before the session, so that files are closed while there are disks.
     machines: Vec<Machine>,
@@ -129,6 +137,8 @@ pub(crate) struct Cluster {
     queued: u64,
     now: Nanos,
     stage: Stage,
+    /// When clients and faults began.
+    begun: Nanos,
     /// What everybody had applied when everything had become quiet.
     silence: Vec<u64>,
     next_peer: u64,
@@ -142,6 +152,12 @@ impl Cluster {
         let chance = Chance::of(seed);
         let session = vfs::Session::begin(&chance);
         let world = World::of(&chance, options);
+        let (application, shapes): (Box<dyn Application>, Shapes) = match &options.scenario {
+            None => (Box::new(BuiltIn::new(&chance, options)), Shapes::BuiltIn),
+            Some(scenario) => {
+                (Box::new(Tenant::new(Rc::clone(scenario), &chance, &world)), Shapes::Asked)
+            }
+        };
         let machines: Vec<Machine> = world
             .machines
             .iter()
@@ -150,16 +166,18 @@ impl Cluster {
             .collect();
         Self {
             network: Network::new(chance.clone(), &world.links),
-            oracle: Oracle::new(machines.len()),
-            trace: Trace::new(options.trace),
+            oracle: Oracle::new(machines.len(), shapes, options.recording),
+            trace: Trace::new(options.trace, application.names()),
             queue: BTreeMap::new(),
             queued: 0,
             now: 0,
             stage: Stage::Chaos,
+            begun: 0,
             silence: Vec::new(),
             next_peer: 1,
             tally: Tally::default(),
-            options: *options,
+            options: options.clone(),
+            application,
             chance,
             world,
             machines,
@@ -172,25 +190,35 @@ impl Cluster {
     /// # Errors
     /// The first promise that is broken.
     pub(crate) fn run(&mut self) -> Check {
+        let mut verdict = self.run_through();
+        if let Err(Failure::Violated(violation)) = &mut verdict {
+            self.application.explain(violation, &self.oracle);
+        }
+        verdict
+    }
+
+    fn run_through(&mut self) -> Check {
         self.describe_world();
         for machine in 0..self.machines.len() {
-            let delay = self.world.machines[machine].starts;
+            let mut draw = self.chance.draw(Stream::Clock, machine as u64, 1);
+            let by_chance = if machine == 0 { 1 } else { draw.between(1, 2 * SECOND) };
+            let delay = self.world.machines[machine].starts.unwrap_or(by_chance);
             self.schedule(delay, Event::Start { machine, life: 0 });
             self.schedule(delay + self.world.probe_every, Event::Probe { machine, count: 0 });
         }
-        for arrival in 0..self.world.arrivals.len() {
-            self.schedule(self.world.arrivals[arrival].at, Event::Jobs { arrival });
+        if self.application.preparation().is_some() {
+            self.stage = Stage::Preparing { deadline: SETTLE_WITHIN };
+            self.schedule(CHECK_EVERY, Event::CheckSettled);
+        } else {
+            self.begin();
         }
-        for fault in 0..self.world.faults.len() {
-            self.schedule(self.world.faults[fault].0, Event::Strike { fault });
-        }
-        self.schedule(self.options.chaos, Event::Heal);
         let mut steps = 0;
         while self.stage != Stage::Over {
             let Some(((at, _, _), event)) = self.queue.pop_first() else {
                 return Err(Failure::NoProgress("nothing is left to happen".to_owned()));
             };
             self.now = at;
+            self.oracle.logs.at = at;
             steps += 1;
             if steps > EVENTS_PER_RUN {
                 return Err(Failure::NoProgress(format!(
@@ -201,6 +229,20 @@ impl Cluster {
             self.step(event)?;
         }
         self.judge()
+    }
+
+    /// Clients come, and faults strike.
+    fn begin(&mut self) {
+        self.stage = Stage::Chaos;
+        self.begun = self.now;
+        self.trace.begin(self.now);
+        for (client, wait) in self.application.begin(self.now).into_iter().enumerate() {
+            self.schedule(self.now + wait, Event::Visit { client });
+        }
+        for fault in 0..self.world.faults.len() {
+            self.schedule(self.now + self.world.faults[fault].0, Event::Strike { fault });
+        }
+        self.schedule(self.now + self.options.chaos, Event::Heal);
     }
 
     /// How long the run was, in virtual time.
@@ -218,6 +260,11 @@ impl Cluster {
         self.trace.hash(|hasher| vfs::with(|store| store.hash_into(hasher)))
     }
 
+    /// What became of each kind of call.
+    pub(crate) fn counts(&self) -> Vec<BlockCounts> {
+        self.application.counts()
+    }
+
     /// What the run amounts to.
     pub(crate) fn tally(&self) -> Tally {
         Tally {
@@ -230,18 +277,18 @@ impl Cluster {
     fn describe_world(&mut self) {
         let world = &self.world;
         let text = format!(
-            "{} of {} machines, {} links, {} arrivals, {} faults; FULL on {:?}",
+            "{} of {} machines, {} links, {}, {} faults; FULL on {:?}",
             world.topology,
             world.machines.len(),
             world.links.len(),
-            world.arrivals.len(),
+            self.application.describe(),
             world.faults.len(),
             world.machines.iter().map(|plan| plan.full).collect::<Vec<_>>()
         );
         self.trace.event(0, 0, "world", &[], text.as_bytes(), || text.clone());
         if self.trace.is_printing() {
             for link in &world.links {
-                self.trace.event(0, link.ends[0], "link", &[], &[], || format!("{link:?}"));
+                self.trace.line(0, link.ends[0], "link", &format!("{link:?}"));
             }
         }
     }
@@ -306,7 +353,7 @@ impl Cluster {
             Event::SyncEnd { machine, life, lsn, mark } => self.end_sync(machine, life, lsn, mark),
             Event::Checkpoint { machine, life } => self.checkpoint(machine, life),
             Event::SnapshotWork { machine, life } => self.work_on_snapshot(machine, life),
-            Event::Jobs { arrival } => self.submit(arrival),
+            Event::Visit { client } => self.visit(client),
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
                 self.strike(fault)
@@ -334,12 +381,16 @@ impl Cluster {
         }
     }
 
-    fn submit(&mut self, arrival: usize) -> Check {
-        let arrival = self.world.arrivals[arrival];
-        let jobs: Vec<(JobId, PlannedJob)> = (arrival.first..arrival.first + arrival.count)
-            .map(|id| (id, PlannedJob::draw(&self.chance, &self.world.habits, id, arrival.machine)))
-            .collect();
-        self.write(arrival.machine, jobs)
+    fn visit(&mut self, client: usize) -> Check {
+        if self.stage != Stage::Chaos {
+            return Ok(());
+        }
+        let machines = &self.machines;
+        let visit = self.application.visit(client, &|machine| machines[machine].engine.is_some());
+        if let Some(wait) = visit.again {
+            self.schedule(self.now + wait, Event::Visit { client });
+        }
+        self.write(visit.machine, visit.jobs)
     }
 
     fn write(&mut self, number: usize, jobs: Vec<(JobId, PlannedJob)>) -> Check {
@@ -434,10 +485,24 @@ impl Cluster {
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let reader = engine.reader.connection();
         if draw.percent(20) {
-            return self.oracle.compare(number, reader);
+            self.oracle.compare(number, reader)?;
         }
         self.oracle.refresh(number, reader)?;
-        sights::look(number, reader)
+        self.look(number, Moment::Passing)
+    }
+
+    /// A reader of the application's looks at a machine.
+    fn look(&mut self, number: usize, moment: Moment) -> Check {
+        let moment = match moment {
+            Moment::Passing if self.application.waits_for_convergence() && self.agrees() => {
+                Moment::Converged
+            }
+            moment => moment,
+        };
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let sight =
+            Sight { machine: number, at: self.now, moment, reader: engine.reader.connection() };
+        self.application.look(sight)
     }
 
     // --- The engine's contract
@@ -540,6 +605,7 @@ impl Cluster {
                         format!("m{number} cannot write after all faults have ended: {why}"),
                     );
                 }
+                self.application.answered(id, &result)?;
                 let Some(engine) = &self.machines[number].engine else { return Ok(false) };
                 let reader = engine.reader.connection();
                 self.oracle.jobs.answered(id, &result, reader)?;
@@ -560,6 +626,7 @@ impl Cluster {
                 {
                     return broken(Promise::Availability, format!("m{number} halted: {why}"));
                 }
+                self.record(number)?;
             }
             Output::TakeSnapshot => self.queue_snapshot_work(number, SnapshotWork::Take),
             Output::ReadSnapshot { peer, offset, bytes } => {
@@ -589,51 +656,13 @@ impl Cluster {
         Ok(true)
     }
 
-    // --- Links
-
-    fn close_link(&mut self, number: usize, peer: littoral::PeerId) {
-        if let Some((port, at)) = self.network.close(self.now, number, peer) {
-            if let Some(link) = self.network.link_of(port.conn) {
-                self.reconnect(link);
+    /// If this run is to be explained, takes down when entries came.
+    fn record(&mut self, number: usize) -> Check {
+        match &self.machines[number].engine {
+            Some(engine) if self.options.recording => {
+                self.oracle.refresh(number, engine.reader.connection())
             }
-            self.schedule(at, Event::LinkDown { port });
-        }
-        for link in 0..self.network.links.len() {
-            if self.network.links[link].plan.ends.contains(&number)
-                && !self.network.is_connected(link)
-            {
-                self.reconnect(link);
-            }
-        }
-    }
-
-    fn reconnect(&mut self, link: usize) {
-        let state = &mut self.network.links[link];
-        if state.connecting {
-            return;
-        }
-        state.connecting = true;
-        state.attempts += 1;
-        let mut draw = self.chance.draw(Stream::Connect, 1 << 32 | link as u64, state.attempts);
-        let at = state.down_until.max(self.now) + draw.between(MS, 500 * MS);
-        self.schedule(at, Event::Connect { link });
-    }
-
-    fn connect(&mut self, link: usize) {
-        let state = &mut self.network.links[link];
-        state.connecting = false;
-        if state.down_until > self.now {
-            return self.reconnect(link);
-        }
-        let up = state.plan.ends.iter().all(|end| self.machines[*end].engine.is_some());
-        if !up || self.network.is_connected(link) {
-            return;
-        }
-        let peers = [self.next_peer, self.next_peer + 1].map(littoral::PeerId);
-        self.next_peer += 2;
-        self.tally.connections += 1;
-        for (port, at) in self.network.connect(self.now, link, peers) {
-            self.schedule(at, Event::LinkUp { port });
+            _ => Ok(()),
         }
     }
 }

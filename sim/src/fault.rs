@@ -6,7 +6,6 @@
 use crate::{
     chance::{Chance, Draw, Stream},
     clock::{MS, Nanos, SECOND, WallClock},
-    world::Options,
 };
 
 /// How a machine stops.
@@ -93,41 +92,81 @@ pub(crate) enum Fault {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Kind {
+impl Fault {
+    /// A machine stops between two inputs and starts again, with the same clock.
+    pub(crate) const fn stop(machine: usize, stop: Stop, down: Nanos) -> Self {
+        Self::Crash { machine, stop, after_changes: None, down, again_after: None, clock: None }
+    }
+}
+
+/// A kind of fault that may be drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    /// A machine ends in good order and starts again.
     Clean,
+    /// A machine is killed and starts again.
     Kill,
+    /// A machine loses power and starts again.
     PowerCut,
+    /// A connection is cut.
     Cut,
+    /// One direction of a link stands still.
     Block,
+    /// Two groups of machines do not hear each other.
     Partition,
+    /// A wall clock jumps.
     ClockJump,
+    /// A disk is full.
     DiskFull,
+    /// A disk is slow.
     SlowDisk,
+    /// A sync fails.
     SyncFails,
 }
 
-/// Everything that will go wrong, by time.
-pub(crate) fn schedule(chance: &Chance, options: &Options, links: usize) -> Vec<(Nanos, Fault)> {
+impl Kind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Clean,
+        Self::Kill,
+        Self::PowerCut,
+        Self::Cut,
+        Self::Block,
+        Self::Partition,
+        Self::ClockJump,
+        Self::DiskFull,
+        Self::SlowDisk,
+        Self::SyncFails,
+    ];
+
+    /// How often it is drawn, against the others.
+    const fn weight(self) -> u64 {
+        match self {
+            Self::PowerCut | Self::Cut => 4,
+            Self::Kill => 3,
+            Self::Block | Self::Partition | Self::ClockJump => 2,
+            Self::Clean | Self::DiskFull | Self::SlowDisk | Self::SyncFails => 1,
+        }
+    }
+}
+
+/// Everything that will go wrong within `chaos`, by time; of the kinds in `allowed` only.
+pub(crate) fn schedule(
+    chance: &Chance,
+    nodes: usize,
+    chaos: Nanos,
+    links: usize,
+    allowed: &[Kind],
+) -> Vec<(Nanos, Fault)> {
     let mut swarm = chance.draw(Stream::Fault, 0, 0);
     if swarm.percent(6) {
         return Vec::new();
     }
-    let kinds: Vec<(u64, Kind)> = [
-        (1, Kind::Clean),
-        (3, Kind::Kill),
-        (4, Kind::PowerCut),
-        (4, Kind::Cut),
-        (2, Kind::Block),
-        (2, Kind::Partition),
-        (2, Kind::ClockJump),
-        (1, Kind::DiskFull),
-        (1, Kind::SlowDisk),
-        (1, Kind::SyncFails),
-    ]
-    .into_iter()
-    .filter(|_| swarm.percent(65))
-    .collect();
+    let kinds: Vec<(u64, Kind)> = Kind::ALL
+        .into_iter()
+        .filter(|kind| swarm.percent(65) && allowed.contains(kind))
+        .map(|kind| (kind.weight(), kind))
+        .collect();
     if kinds.is_empty() {
         return Vec::new();
     }
@@ -137,11 +176,11 @@ pub(crate) fn schedule(chance: &Chance, options: &Options, links: usize) -> Vec<
     for index in 0.. {
         let mut draw = chance.draw(Stream::Fault, 1, index);
         at += draw.between(1, 2 * gap);
-        if at >= options.chaos {
+        if at >= chaos {
             break;
         }
         let kind = *draw.weighted(&kinds);
-        faults.push((at, one(kind, options.nodes, links, &mut draw)));
+        faults.push((at, one(kind, nodes, links, &mut draw)));
     }
     faults
 }

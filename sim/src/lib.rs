@@ -5,10 +5,11 @@
 //! kept. A failing seed is replayed by its number.
 //!
 //! Reading order: `chance` and `clock`, what a run is made of; `disk` and `network`, the world
-//! around the engine; `world`, `fault` and `workload`, what happens; `machine` and
-//! `cluster`, who drives the engine; `oracle`, what must hold; `run`, `selftest` and `cli`,
-//! how it is used.
+//! around the engine; `world`, `fault`, `application` and `workload`, what happens; `machine` and
+//! `cluster`, who drives the engine; `oracle`, what must hold; `scenario`, the same with a user's
+//! schema, clients and invariants; `run`, `summary`, `selftest` and `cli`, how it is used.
 
+mod application;
 mod chance;
 mod cli;
 mod clock;
@@ -19,7 +20,9 @@ mod machine;
 mod network;
 mod oracle;
 mod run;
+mod scenario;
 mod selftest;
+mod summary;
 mod trace;
 mod workload;
 mod world;

@@ -10,15 +10,16 @@ use std::{
 
 use littoral::{
     ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader,
-    Replica, Synchronous, Ticket, VersionVector,
+    Replica, Synchronous, TablePolicy, Ticket, VersionVector,
 };
 
 use crate::{
+    application::Application,
     chance::{Chance, Stream},
     clock::{Nanos, WallClock},
     disk::vfs,
     fault::Stop,
-    workload::{self, JobId},
+    workload::JobId,
     world::MachinePlan,
 };
 
@@ -112,12 +113,20 @@ pub(crate) fn node(machine: usize) -> NodeId {
     NodeId::new(&format!("m{machine}")).expect("a letter and digits")
 }
 
-fn genesis(members: &[usize]) -> Genesis {
-    Genesis {
-        members: members.iter().map(|machine| (node(*machine), incarnation(*machine))).collect(),
-        schema: workload::SCHEMA.to_owned(),
-        policies: workload::policies(),
-    }
+/// What a cluster of these machines begins with.
+pub(crate) fn genesis(members: &[usize], application: &dyn Application) -> Genesis {
+    let (schema, policies) = application.schema();
+    genesis_of(members, schema, policies)
+}
+
+/// What a cluster of these machines with this schema begins with.
+pub(crate) fn genesis_of(
+    members: &[usize],
+    schema: String,
+    policies: BTreeMap<String, TablePolicy>,
+) -> Genesis {
+    let members = members.iter().map(|machine| (node(*machine), incarnation(*machine))).collect();
+    Genesis { members, schema, policies }
 }
 
 impl Machine {
@@ -162,11 +171,11 @@ impl Machine {
         format!("/{}/replica.db-wal", self.name)
     }
 
-    /// Opens the replica. `members` are those that the cluster begins with, at the origin.
+    /// Opens the replica, at the origin with what the cluster begins with.
     pub(crate) fn open(
         &self,
         now: Nanos,
-        members: Option<&[usize]>,
+        genesis: Option<Genesis>,
         seed: u64,
     ) -> Result<Engine, OpenError> {
         let synchronous = if self.plan.full { Synchronous::Full } else { Synchronous::Normal };
@@ -174,11 +183,11 @@ impl Machine {
             .vfs(vfs::NAME)
             .synchronous(synchronous)
             .verify_capture();
-        if let Some(members) = members {
-            builder = builder.genesis(genesis(members));
-        }
         if self.plan.read_only {
             builder = builder.read_only();
+        }
+        if let Some(genesis) = genesis {
+            builder = builder.genesis(genesis);
         }
         let now = self.clock.at(now);
         vfs::with(|store| store.wall_ms = now.wall.0);

@@ -10,6 +10,7 @@ use crate::{
     clock::Nanos,
     cluster::{Cluster, Tally},
     oracle::{Failure, Promise},
+    scenario::BlockCounts,
     world::Options,
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Report {
     pub(crate) simulated: Nanos,
     /// What happened in it.
     pub(crate) tally: Tally,
+    /// What became of each kind of call of a scenario.
+    pub(crate) counts: Vec<BlockCounts>,
 }
 
 thread_local! {
@@ -48,6 +51,7 @@ pub(crate) fn run_seed(seed: u64, options: &Options) -> Report {
             events: cluster.events(),
             simulated: cluster.now(),
             tally: cluster.tally(),
+            counts: cluster.counts(),
         }
     }));
     outcome.unwrap_or_else(|_| {
@@ -59,6 +63,7 @@ pub(crate) fn run_seed(seed: u64, options: &Options) -> Report {
             events: 0,
             simulated: 0,
             tally: Tally::default(),
+            counts: Vec::new(),
         }
     })
 }
@@ -66,12 +71,22 @@ pub(crate) fn run_seed(seed: u64, options: &Options) -> Report {
 /// Runs a seed twice; two runs that differ are a failure of their own.
 pub(crate) fn run_twice(seed: u64, options: &Options) -> Report {
     let mut first = run_seed(seed, options);
-    let second = run_seed(seed, &Options { trace: false, ..*options });
+    let second = run_seed(seed, &Options { trace: false, ..options.clone() });
     if first.hash != second.hash {
         let what = format!("two runs of one seed differ: {} and {}", first.hash, second.hash);
         first.failure.get_or_insert(Failure::Broken { promise: Promise::Determinism, what });
     }
     first
+}
+
+/// Runs a seed whose run has violated an invariant once more, and keeps what an explanation needs.
+pub(crate) fn explain(report: &Report, options: &Options) -> Report {
+    let recorded = run_seed(report.seed, &Options { recording: true, ..options.clone() });
+    if recorded.hash == report.hash {
+        return recorded;
+    }
+    let what = format!("two runs of one seed differ: {} and {}", report.hash, recorded.hash);
+    Report { failure: Some(Failure::Broken { promise: Promise::Determinism, what }), ..recorded }
 }
 
 /// Keeps the message of a panic for the report, instead of printing it.
@@ -95,7 +110,7 @@ mod tests {
     use crate::clock::SECOND;
 
     fn options() -> Options {
-        Options { nodes: 4, chaos: 4 * SECOND, trace: false }
+        Options { nodes: 4, chaos: 4 * SECOND, ..Options::default() }
     }
 
     #[test]

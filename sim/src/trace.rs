@@ -8,12 +8,19 @@ pub(crate) struct Trace {
     hasher: blake3::Hasher,
     events: u64,
     printing: bool,
+    names: Vec<String>,
+    begun: u64,
 }
 
 impl Trace {
-    /// An empty trace; `printing` writes each event to standard error.
-    pub(crate) fn new(printing: bool) -> Self {
-        Self { hasher: blake3::Hasher::new(), events: 0, printing }
+    /// An empty trace; `printing` writes each event to standard error, with `names` for machines.
+    pub(crate) fn new(printing: bool, names: Vec<String>) -> Self {
+        Self { hasher: blake3::Hasher::new(), events: 0, printing, names, begun: 0 }
+    }
+
+    /// From this time on lines count from now; those before have negative times.
+    pub(crate) const fn begin(&mut self, now: u64) {
+        self.begun = now;
     }
 
     /// Takes an event: when (nanoseconds), on which machine, of what kind, and what else defines it.
@@ -36,8 +43,14 @@ impl Trace {
         self.hasher.update(&(bytes.len() as u64).to_le_bytes());
         self.hasher.update(bytes);
         if self.printing {
-            print_line(at, machine, kind, &text());
+            self.line(at, machine, kind, &text());
         }
+    }
+
+    /// Prints a line that is no event.
+    pub(crate) fn line(&self, at: u64, machine: usize, kind: &str, text: &str) {
+        let name = self.names.get(machine).cloned().unwrap_or_else(|| format!("m{machine}"));
+        print_line(&seconds(at, self.begun), &name, kind, text);
     }
 
     /// How many events there were.
@@ -59,7 +72,13 @@ impl Trace {
 }
 
 #[expect(clippy::print_stderr, reason = "the trace is asked for on the command line")]
-fn print_line(at: u64, machine: usize, kind: &str, text: &str) {
-    let (seconds, micros) = (at / 1_000_000_000, at % 1_000_000_000 / 1000);
-    eprintln!("{seconds:4}.{micros:06}  m{machine}  {kind:<9} {text}");
+fn print_line(at: &str, machine: &str, kind: &str, text: &str) {
+    eprintln!("{at:>11}  {machine}  {kind:<9} {text}");
+}
+
+/// A time in seconds since the run began, to the microsecond.
+pub(crate) fn seconds(at: u64, begun: u64) -> String {
+    let micros = at.abs_diff(begun) / 1000;
+    let sign = if at < begun { "-" } else { "" };
+    format!("{sign}{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }

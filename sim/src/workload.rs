@@ -354,6 +354,13 @@ impl PlannedJob {
         Self { steps, aborts, in_ledger, effects: Arc::default() }
     }
 
+    /// A job of these statements with their parameters, all of which must succeed.
+    pub(crate) fn of(statements: Vec<(String, Vec<Value>)>) -> Self {
+        let step = |(sql, values)| Step { sql, values, tolerant: false, ghost: None };
+        let steps = statements.into_iter().map(step).collect();
+        Self { steps, aborts: false, in_ledger: false, effects: Arc::default() }
+    }
+
     /// A job that only writes its number, and must succeed on any healthy member.
     pub(crate) fn mark(chance: &Chance, habits: &Habits, id: JobId, machine: usize) -> Self {
         let mut draw = chance.draw(Stream::Job, machine as u64, id);
@@ -402,7 +409,8 @@ impl PlannedJob {
     }
 }
 
-fn describe_value(value: &Value) -> String {
+/// A value, for people.
+pub(crate) fn describe_value(value: &Value) -> String {
     match value {
         Value::Null => "NULL".to_owned(),
         Value::Integer(n) => n.to_string(),

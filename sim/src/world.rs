@@ -1,17 +1,17 @@
 //! [`World`]: what a seed makes of nodes, links, disks, clients and faults, before anything happens.
 
-use std::fmt;
+use std::{fmt, rc::Rc};
 
 use crate::{
     chance::{Chance, Draw, Stream},
     clock::{MS, Nanos, SECOND},
     fault::{self, Fault},
     network::LinkPlan,
-    workload::{self, Habits},
+    scenario::Scenario,
 };
 
 /// What the command line says about every run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// How many machines there are.
     pub(crate) nodes: usize,
@@ -19,11 +19,15 @@ pub(crate) struct Options {
     pub(crate) chaos: Nanos,
     /// Whether every event is printed.
     pub(crate) trace: bool,
+    /// Whether everything is kept that an explanation of a violated invariant needs.
+    pub(crate) recording: bool,
+    /// A user's scenario; `None` runs the simulator's own schema and workload.
+    pub(crate) scenario: Option<Rc<Scenario>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 5, chaos: 20 * SECOND, trace: false }
+        Self { nodes: 5, chaos: 20 * SECOND, trace: false, recording: false, scenario: None }
     }
 }
 
@@ -35,6 +39,8 @@ pub(crate) enum Topology {
     Ring,
     Tree,
     Mesh,
+    /// Each link was named.
+    Told,
 }
 
 impl fmt::Display for Topology {
@@ -45,6 +51,7 @@ impl fmt::Display for Topology {
             Self::Ring => "ring",
             Self::Tree => "tree",
             Self::Mesh => "mesh",
+            Self::Told => "links as told",
         })
     }
 }
@@ -56,25 +63,19 @@ pub(crate) struct MachinePlan {
     pub(crate) full: bool,
     /// A sync takes up to this long.
     pub(crate) sync: Nanos,
-    /// When it starts for the first time.
-    pub(crate) starts: Nanos,
+    /// When it starts for the first time, if that is not left to chance.
+    pub(crate) starts: Option<Nanos>,
     /// The cluster does not know it before it asks to join.
     pub(crate) joins: bool,
     /// It never becomes a member.
     pub(crate) read_only: bool,
 }
 
-/// Jobs that are queued at one machine at one time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Arrival {
-    /// When.
-    pub(crate) at: Nanos,
-    /// Where.
-    pub(crate) machine: usize,
-    /// The number of the first.
-    pub(crate) first: u64,
-    /// How many.
-    pub(crate) count: u64,
+impl MachinePlan {
+    /// A member from the beginning.
+    pub(crate) const fn member(full: bool, sync: Nanos) -> Self {
+        Self { full, sync, starts: None, joins: false, read_only: false }
+    }
 }
 
 /// Everything a run will meet. Machine 0 is the origin.
@@ -86,11 +87,7 @@ pub(crate) struct World {
     pub(crate) links: Vec<LinkPlan>,
     /// The machines.
     pub(crate) machines: Vec<MachinePlan>,
-    /// What clients like to do.
-    pub(crate) habits: Habits,
-    /// What clients do, by time.
-    pub(crate) arrivals: Vec<Arrival>,
-    /// What goes wrong, by time.
+    /// What goes wrong, by time since the clients began.
     pub(crate) faults: Vec<(Nanos, Fault)>,
     /// How long between two looks of the readers.
     pub(crate) probe_every: Nanos,
@@ -103,6 +100,9 @@ pub(crate) struct World {
 impl World {
     /// Expands a seed.
     pub(crate) fn of(chance: &Chance, options: &Options) -> Self {
+        if let Some(scenario) = &options.scenario {
+            return scenario.world(chance);
+        }
         let mut draw = chance.draw(Stream::World, 0, 0);
         let topology = *draw.pick(&[
             Topology::Star,
@@ -123,24 +123,18 @@ impl World {
                 MachinePlan {
                     full: draw.percent(40),
                     sync: draw.spread(MS, 600 * MS),
-                    starts: match number {
-                        0 => 1,
-                        _ if joins => draw.between(1, options.chaos * 3 / 4),
-                        _ => draw.between(1, 2 * SECOND),
-                    },
+                    starts: joins.then(|| draw.between(1, options.chaos * 3 / 4)),
                     joins,
                     read_only: joins && draw.percent(25),
                 }
             })
             .collect();
-        let habits = Habits::draw(&mut chance.draw(Stream::World, 1, 0));
-        let faults = fault::schedule(chance, options, links.len());
+        let faults =
+            fault::schedule(chance, options.nodes, options.chaos, links.len(), &fault::Kind::ALL);
         Self {
             topology,
             links,
             machines,
-            habits,
-            arrivals: arrivals(chance, options),
             faults,
             checkpoints: *draw.pick(&[0, 20, 60]),
             long_readers: *draw.pick(&[0, 0, 40]),
@@ -149,7 +143,8 @@ impl World {
     }
 }
 
-fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
+/// Which machines are linked.
+pub(crate) fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
     let mut order: Vec<usize> = (0..nodes).collect();
     draw.shuffle(&mut order);
     let mut pairs = Vec::new();
@@ -157,7 +152,7 @@ fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
         let before = match topology {
             Topology::Star => 0,
             Topology::Line | Topology::Ring => place - 1,
-            Topology::Tree | Topology::Mesh => draw.index(place),
+            Topology::Tree | Topology::Mesh | Topology::Told => draw.index(place),
         };
         pairs.push([order[before], order[place]]);
     }
@@ -175,24 +170,4 @@ fn pairs(topology: Topology, nodes: usize, draw: &mut Draw) -> Vec<[usize; 2]> {
         }
     }
     pairs
-}
-
-fn arrivals(chance: &Chance, options: &Options) -> Vec<Arrival> {
-    let mut rate = chance.draw(Stream::Arrival, 0, 0);
-    let gap = rate.spread(25 * MS, 200 * MS);
-    let bursts = rate.percent(70);
-    let mut arrivals = Vec::new();
-    let (mut at, mut first) = (50 * MS, workload::FIRST_JOB);
-    for index in 0.. {
-        let mut draw = chance.draw(Stream::Arrival, 1, index);
-        at += draw.between(1, 2 * gap);
-        if at >= options.chaos {
-            break;
-        }
-        let machine = draw.index(options.nodes);
-        let count = if bursts && draw.percent(30) { draw.between(2, 6) } else { 1 };
-        arrivals.push(Arrival { at, machine, first, count });
-        first += count;
-    }
-    arrivals
 }

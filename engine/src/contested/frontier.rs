@@ -95,6 +95,11 @@ impl Contested {
 }
 
 impl Stable {
+    /// Whether it is an entry that holds a frontier and is not covered by a later one.
+    pub(crate) fn is_open_frontier(&self, dot: Dot) -> bool {
+        self.open.contains(&dot)
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, self.number);
         put_dots(out, self.covered.iter());

@@ -3,8 +3,8 @@
 //! The table `littoral_log` holds them; memory holds where each author stands, a sparse index, and
 //! the newest entries, which are the ones that links ask for.
 //!
-//! Once every member has applied an entry and a checkpoint holds its clocks, it is trimmed: always a
-//! prefix of the log, so that what is trimmed is told by one position.
+//! Once every member has applied an entry and a checkpoint holds its clocks, it is trimmed, from the
+//! oldest on.
 //!
 //! Invariants:
 //! - LSNs ascend by one; each author's sequence numbers ascend by one along them;
@@ -19,6 +19,7 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
+    contested::Stable,
     entry::{
         Digest, Entry,
         codec::{Head, decode_entry},
@@ -59,8 +60,10 @@ pub(crate) struct Log {
 /// The trimmed prefix.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Start {
-    /// Its last position; 0 if nothing is trimmed.
+    /// All up to this position is gone; 0 if nothing is trimmed.
     pub(crate) lsn: Lsn,
+    /// The last position that is gone: between the two some frontiers stand still.
+    pub(crate) upto: Lsn,
     /// The newest trimmed entry of every author.
     pub(crate) vector: VersionVector,
 }
@@ -85,6 +88,7 @@ pub(crate) struct Tail {
 impl Start {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
+        put_varint(&mut out, self.upto.0);
         put_varint(&mut out, self.lsn.0);
         put_dots(&mut out, self.vector.iter());
         out
@@ -92,8 +96,8 @@ impl Start {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = ByteReader::new(bytes);
-        let lsn = Lsn(reader.varint()?);
-        Ok(Self { lsn, vector: read_dots(&mut reader)?.into_iter().collect() })
+        let (upto, lsn) = (Lsn(reader.varint()?), Lsn(reader.varint()?));
+        Ok(Self { lsn, upto, vector: read_dots(&mut reader)?.into_iter().collect() })
     }
 }
 
@@ -272,17 +276,18 @@ impl Log {
         &self.tail
     }
 
-    /// Deletes the longest prefix that `covered` covers, up to `upto` and in steps of
-    /// [`TRIM_STEP_ENTRIES`], within the transaction under way; gives what is trimmed then, `None` if
-    /// nothing new is. When that has committed, [`Log::trimmed`] must follow.
+    /// Deletes entries that the frontier covers, from the first one up to `upto` and in steps of
+    /// [`TRIM_STEP_ENTRIES`], within the transaction under way. It stops at the first entry that is not
+    /// covered, unless that is a frontier: of these a few stay while entries behind them go. Gives what is
+    /// trimmed then, `None` if nothing new is. When that has committed, [`Log::trimmed`] must follow.
     pub(crate) fn trim(
         &self,
         conn: &Connection,
-        covered: &VersionVector,
+        stable: &Stable,
         upto: Lsn,
     ) -> rusqlite::Result<Option<Trimmed>> {
         let mut start = self.start.clone();
-        let (mut bytes, mut count) = (0, 0);
+        let (mut bytes, mut gone, mut kept) = (0, Vec::new(), false);
         let mut statement = conn.prepare_cached(
             "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
              WHERE lsn > ? AND lsn <= ? ORDER BY lsn LIMIT ?",
@@ -292,24 +297,36 @@ impl Log {
         while let Some(row) = rows.next()? {
             let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
             let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
-            if !covered.covers(dot) {
+            if !stable.covered.covers(dot) {
+                if stable.is_open_frontier(dot) {
+                    kept = true;
+                    continue;
+                }
                 break;
             }
-            start.lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+            let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+            if !kept {
+                start.lsn = lsn;
+            }
+            start.upto = start.upto.max(lsn);
             start.vector.advance(dot);
             bytes += row.get::<_, i64>(3)?.cast_unsigned();
-            count += 1;
+            gone.push(lsn);
         }
         drop(rows);
-        if start.lsn == self.start.lsn {
+        if gone.is_empty() {
             return Ok(None);
         }
-        conn.prepare_cached("DELETE FROM littoral_log WHERE lsn <= ?")?
-            .execute([start.lsn.0.cast_signed()])?;
-        Ok(Some(Trimmed { start, bytes, is_step: count == TRIM_STEP_ENTRIES }))
+        let mut delete =
+            conn.prepare_cached("DELETE FROM littoral_log WHERE lsn BETWEEN ? AND ?")?;
+        for run in gone.chunk_by(|a, b| a.next() == *b) {
+            delete.execute([run[0].0.cast_signed(), run[run.len() - 1].0.cast_signed()])?;
+        }
+        let is_step = gone.len() as u64 == TRIM_STEP_ENTRIES;
+        Ok(Some(Trimmed { start, bytes, is_step }))
     }
 
-    /// The prefix is trimmed.
+    /// What [`Log::trim`] has deleted is committed.
     pub(crate) fn trimmed(&mut self, Trimmed { start, bytes, .. }: Trimmed) {
         self.start = start;
         self.bytes -= bytes;
@@ -366,23 +383,23 @@ impl Log {
              WHERE lsn <= ? ORDER BY lsn",
         )?;
         let mut rows = statement.query([log.tail.last.0.cast_signed()])?;
-        let mut last = log.start.lsn;
+        let mut found = log.start.vector.clone();
         while let Some(row) = rows.next()? {
             let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
-            if lsn != last.next() {
-                let what = format!("the position after {last} is missing");
+            let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
+            let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
+            if dot.seq != found.seq(author) + 1 {
+                let what = format!("{dot} stands there after {}", found.seq(author));
                 return Err(LogError::Damaged { lsn, what });
             }
-            last = lsn;
-            let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
-            let seq = row.get::<_, i64>(2)?.cast_unsigned();
-            Self::note(&mut log.index, lsn, Dot { author, seq });
+            found.advance(dot);
+            Self::note(&mut log.index, lsn, dot);
             log.bytes += row.get::<_, i64>(3)?.cast_unsigned();
         }
         drop(rows);
-        if last != log.tail.last {
-            let what = format!("the position after {last} is missing");
-            return Err(LogError::Damaged { lsn: last, what });
+        if found != log.vector() {
+            let what = format!("entries of {} are missing: there are {found}", log.vector());
+            return Err(LogError::Damaged { lsn: log.tail.last, what });
         }
         let mut statement = conn.prepare(
             "SELECT lsn, author, seq, bytes FROM littoral_log WHERE lsn > ? ORDER BY lsn",

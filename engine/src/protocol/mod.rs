@@ -301,10 +301,10 @@ impl PeerSession {
     /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
     /// trimmed, every member has said to have.
     pub(crate) fn skip_trimmed(&mut self, start: &Start) -> bool {
-        if self.cursor > start.lsn {
+        if self.cursor > start.upto {
             return true;
         }
-        self.cursor = start.lsn.next();
+        self.cursor = self.cursor.max(start.lsn.next());
         if self.author.is_some() {
             self.known.advance_all(&start.vector);
         }

@@ -206,8 +206,7 @@ impl Replica {
         self.log.tail().encode(&mut state);
         self.contested.stable().encode(&mut state);
         catalog::set_meta(conn, "checkpoint", state)?;
-        let covered = &self.contested.stable().covered;
-        let trimmed = self.log.trim(conn, covered, self.log.last())?;
+        let trimmed = self.log.trim(conn, self.contested.stable(), self.log.last())?;
         if let Some(trimmed) = &trimmed {
             catalog::set_meta(conn, "trimmed", trimmed.start.encode())?;
         }

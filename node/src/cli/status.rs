@@ -46,6 +46,10 @@ impl Show {
             &[("member", "node"), ("author", "author"), ("incarnation", "incarnation")],
         )?;
         print_list(
+            &status["stability"]["held_back_by"],
+            &[("frontier waits for", "node"), ("missing", "missing"), ("heard ms", "heard_ms")],
+        )?;
+        print_list(
             &status["peers"],
             &[
                 ("peer", "node"),

@@ -50,6 +50,9 @@ fn page(status: &Status) -> String {
         "Rows that a concurrent write may still meet",
         status.contested_rows,
     );
+    let stability = &status.stability;
+    page.gauge("littoral_frontier", "Number of the newest frontier", stability.frontier);
+    page.gauge("littoral_log_bytes", "Bytes of entries in the log", stability.log_bytes);
     for (name, help, value) in [
         ("littoral_jobs_committed_total", "Write jobs committed", counts.jobs_committed),
         ("littoral_jobs_failed_total", "Write jobs refused or failed", counts.jobs_failed),

@@ -65,6 +65,17 @@ fn to_json(status: &Status) -> Value {
             "bytes_received": peer.bytes_received,
         })).collect::<Vec<_>>(),
         "contested_rows": status.contested_rows,
+        "stability": {
+            "frontier": status.stability.frontier,
+            "covered": vector(&status.stability.covered),
+            "held_back_by": status.stability.held_back_by.iter().map(|held| json!({
+                "node": held.node.as_str(),
+                "missing": held.missing,
+                "heard_ms": held.heard.map(|at| at.0),
+            })).collect::<Vec<_>>(),
+            "log_bytes": status.stability.log_bytes,
+            "contested_bytes": status.stability.contested_bytes,
+        },
         "counts": {
             "jobs_committed": status.counts.jobs_committed,
             "jobs_failed": status.counts.jobs_failed,

@@ -11,7 +11,7 @@ use crate::{
     clock::{MS, Nanos},
     disk::vfs,
     fault::{Fault, Stop},
-    machine::{StopPlan, node},
+    machine::{StopPlan, genesis, node},
     network::Whose,
     oracle::{Check, Promise, broken, sights, unreadable},
 };
@@ -137,7 +137,9 @@ impl Cluster {
         let machine = &mut self.machines[number];
         machine.power_was_cut |= plan.stop == Stop::PowerCut;
         machine.life += 1;
-        machine.tickets.clear();
+        for id in std::mem::take(&mut machine.tickets).into_values() {
+            self.application.unanswered(id);
+        }
         machine.syncing = false;
         machine.sync_wanted = None;
         machine.wake_at = None;
@@ -173,7 +175,8 @@ impl Cluster {
         let plans = self.world.machines.iter().enumerate();
         let members: Vec<usize> =
             plans.filter(|(_, plan)| !plan.joins).map(|(number, _)| number).collect();
-        let opened = machine.open(self.now, (number == 0).then_some(&members), seed);
+        let genesis = (number == 0).then(|| genesis(&members, &*self.application));
+        let opened = machine.open(self.now, genesis, seed);
         let down = vfs::with(|store| store.is_down(&name));
         let engine = match opened {
             Ok(engine) => engine,

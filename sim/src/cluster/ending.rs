@@ -1,12 +1,13 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
+use littoral::{Entry, Segment};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{CHECK_EVERY, Cluster, Event, MARKS, SETTLE_WITHIN, SILENT_FOR, Stage};
+use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
+    application::Moment,
     disk::vfs,
     oracle::{Check, Failure, Promise, broken, convergence, unreadable},
-    workload::{PlannedJob, TABLES},
 };
 
 impl Cluster {
@@ -38,7 +39,8 @@ impl Cluster {
 
     pub(super) fn check_settled(&mut self) -> Check {
         let deadline = match self.stage {
-            Stage::Settling { deadline }
+            Stage::Preparing { deadline }
+            | Stage::Settling { deadline }
             | Stage::Marked { deadline }
             | Stage::Forgetting { deadline } => deadline,
             Stage::Silent { until } => until + CHECK_EVERY,
@@ -57,26 +59,34 @@ impl Cluster {
             return Ok(());
         }
         self.note(0, "settled", String::new);
-        if matches!(self.stage, Stage::Marked { .. }) {
-            self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
-            self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
-            return Ok(());
-        }
-        if forgets {
-            self.silence = self.applied();
-            let until = self.now + SILENT_FOR;
-            self.stage = Stage::Silent { until };
-            self.schedule(until, Event::CheckSettled);
-            return Ok(());
-        }
-        self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
-        for number in 0..self.machines.len() {
-            if self.machines[number].plan.read_only {
-                continue;
+        match self.stage {
+            Stage::Preparing { .. } => match self.application.preparation() {
+                Some(job) => self.write(0, vec![job])?,
+                None => {
+                    self.begin();
+                    return Ok(());
+                }
+            },
+            Stage::Settling { .. } => {
+                self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
+                for number in 0..self.machines.len() {
+                    let writes = !self.machines[number].plan.read_only;
+                    if let Some(job) = self.application.last_job(number).filter(|_| writes) {
+                        self.write(number, vec![job])?;
+                    }
+                }
             }
-            let id = MARKS + number as u64;
-            let mark = PlannedJob::mark(&self.chance, &self.world.habits, id, number);
-            self.write(number, vec![(id, mark)])?;
+            Stage::Marked { .. } => {
+                self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
+            }
+            Stage::Forgetting { .. } => {
+                self.silence = self.applied();
+                let until = self.now + SILENT_FOR;
+                self.stage = Stage::Silent { until };
+                self.schedule(until, Event::CheckSettled);
+                return Ok(());
+            }
+            Stage::Chaos | Stage::Silent { .. } | Stage::Over => return Ok(()),
         }
         self.schedule(self.now + CHECK_EVERY, Event::CheckSettled);
         Ok(())
@@ -87,20 +97,17 @@ impl Cluster {
         engines.map(|engine| engine.replica.status().applied.0).collect()
     }
 
-    /// After quiet no clock is left, and of the log only the last frontiers.
+    /// After quiet no clock is left, and of the log only frontiers that no later one covers.
     fn remembers(&self) -> Option<String> {
-        /// The last frontier, and one that was under way before it.
-        const FRONTIERS: i64 = 3;
         self.machines.iter().find_map(|machine| {
             let engine = machine.engine.as_ref()?;
             let rows = engine.replica.status().contested_rows;
             let reader = engine.reader.connection();
-            let count = |table| {
-                let sql = format!("SELECT count(*) FROM {table}");
-                reader.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap_or(i64::MAX)
-            };
-            let (entries, blocks) = (count("littoral_log"), count("littoral_clock"));
-            (rows > 0 || blocks > 0 || entries > FRONTIERS).then(|| {
+            let blocks: i64 = reader
+                .query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0))
+                .unwrap_or(i64::MAX);
+            let entries = entries_of_note(reader).unwrap_or(usize::MAX);
+            (rows > 0 || blocks > 0 || entries > 0).then(|| {
                 format!(
                     "{} remembers {rows} rows, {blocks} blocks of clocks and {entries} entries | ",
                     machine.name
@@ -137,6 +144,16 @@ impl Cluster {
             vectors.push(status.vector);
         }
         vectors.windows(2).all(|pair| pair[0] == pair[1])
+    }
+
+    /// Whether all machines are up and have applied the same entries.
+    pub(super) fn agrees(&self) -> bool {
+        let vector = |number: usize| {
+            let engine = self.machines[number].engine.as_ref()?;
+            Some(engine.replica.status().vector)
+        };
+        let first = vector(0);
+        first.is_some() && (1..self.machines.len()).all(|number| vector(number) == first)
     }
 
     /// Who waits for what.
@@ -177,6 +194,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let Some(engine) = &self.machines[number].engine else { continue };
             self.oracle.compare(number, engine.reader.connection())?;
+            self.look(number, Moment::Final)?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
         let digest = first.reader.digest().map_err(unreadable(0))?;
@@ -188,6 +206,7 @@ impl Cluster {
                 [0, number],
                 [first.reader.connection(), reader],
                 logs.shadow(0),
+                self.oracle.shapes,
             )?;
             if engine.reader.digest().map_err(unreadable(number))? != digest {
                 return broken(
@@ -196,9 +215,12 @@ impl Cluster {
                 );
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
-            let writes = !machine.plan.read_only && !logs.shadow(number).heads().is_empty();
-            if matches!(self.stage, Stage::Over) && writes {
-                self.oracle.jobs.judge_mark(MARKS + number as u64)?;
+            if matches!(self.stage, Stage::Over)
+                && !machine.plan.read_only
+                && !logs.shadow(number).heads().is_empty()
+                && let Some((id, _)) = self.application.last_job(number)
+            {
+                self.oracle.jobs.judge_mark(id)?;
             }
         }
         self.close_all()
@@ -227,13 +249,8 @@ impl Cluster {
             let orphans: i64 = plain
                 .query_row("SELECT count(*) FROM pragma_foreign_key_check", [], |row| row.get(0))
                 .map_err(&failed)?;
-            if self.oracle.logs.shadow(number).tables.len() == TABLES.len() {
-                let words =
-                    "INSERT INTO memo_words (memo_words, rank) VALUES ('integrity-check', 1)";
-                if let Err(error) = plain.execute(words, []) {
-                    let what = format!("the full-text index of m{number}: {error}");
-                    return broken(Promise::Convergence, what);
-                }
+            if !self.oracle.logs.shadow(number).tables.is_empty() {
+                self.application.inspect(number, &plain)?;
             }
             if orphans != 0 {
                 return broken(Promise::Atomicity, format!("m{number} holds {orphans} orphans"));
@@ -241,4 +258,16 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// How many entries of a log hold something else than a frontier.
+fn entries_of_note(reader: &Connection) -> rusqlite::Result<usize> {
+    let mut query = reader.prepare_cached("SELECT bytes FROM littoral_log")?;
+    let entries: Vec<Vec<u8>> = query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let is_frontier = |bytes: &Vec<u8>| {
+        Entry::decode(bytes).is_ok_and(|entry| {
+            entry.segments().all(|segment| matches!(segment, Ok(Segment::Frontier { .. })))
+        })
+    };
+    Ok(entries.iter().filter(|bytes| !is_frontier(bytes)).count())
 }

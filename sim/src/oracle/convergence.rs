@@ -9,27 +9,29 @@ use super::{
     Check, Promise, broken,
     keys::{encode_key, spelling},
     shadow::{Held, Shadow, ShadowConflict, ShadowTable},
-    sights::has_schema,
+    shapes::{Shapes, quoted},
     unreadable,
 };
-use crate::workload::TABLES;
-
 type Rows = BTreeMap<Vec<u8>, BTreeMap<ColumnId, Held>>;
 
 /// The rows of a machine are those that its log leads to.
-pub(crate) fn rows_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
-    let failed = unreadable(machine);
-    if !has_schema(reader).map_err(&failed)? {
+pub(crate) fn rows_follow_log(
+    machine: usize,
+    reader: &Connection,
+    shadow: &Shadow,
+    shapes: Shapes,
+) -> Check {
+    if shadow.tables.is_empty() {
         return Ok(());
     }
-    if shadow.tables.len() != TABLES.len() {
+    if let Some(due) = shapes.count().filter(|due| *due != shadow.tables.len()) {
         return broken(
             Promise::Merge,
-            format!("m{machine} declares {} tables of {}", shadow.tables.len(), TABLES.len()),
+            format!("m{machine} declares {} tables of {}", shadow.tables.len(), due),
         );
     }
     for (id, table) in &shadow.tables {
-        let stored = read_table(machine, reader, table)?;
+        let Some(stored) = read_table(machine, reader, table, shapes)? else { continue };
         let expected: BTreeMap<&Vec<u8>, _> = shadow.rows_of(*id).collect();
         for (key, cells) in &stored {
             match expected.get(key) {
@@ -77,19 +79,20 @@ fn sequences_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) ->
     Ok(())
 }
 
-fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check<Rows> {
+/// The rows of a table by key; `None` if its keys cannot be told from what is read.
+fn read_table(
+    machine: usize,
+    reader: &Connection,
+    table: &ShadowTable,
+    shapes: Shapes,
+) -> Check<Option<Rows>> {
     let failed = unreadable(machine);
-    let Some(shape) = TABLES.iter().find(|shape| shape.name == table.name) else {
-        return broken(
-            Promise::Merge,
-            format!("m{machine} declares an unknown table {}", table.name),
-        );
-    };
+    let Some(shape) = shapes.of(&table.name, reader).map_err(&failed)? else { return Ok(None) };
     let columns: Vec<(ColumnId, &str)> =
         table.columns.iter().map(|(id, (name, _))| (*id, name.as_str())).collect();
-    let names: Vec<&str> = columns.iter().map(|(_, name)| *name).collect();
-    let key = shape.key.join(", ");
-    let sql = format!("SELECT {}, {key} FROM {}", names.join(", "), table.name);
+    let names = columns.iter().map(|(_, name)| *name).chain(shape.key.iter().map(String::as_str));
+    let names: Vec<String> = names.map(quoted).collect();
+    let sql = format!("SELECT {} FROM {}", names.join(", "), quoted(&table.name));
     let mut query = reader.prepare_cached(&sql).map_err(&failed)?;
     let mut rows = query.query([]).map_err(&failed)?;
     let mut found = Rows::new();
@@ -112,15 +115,15 @@ fn read_table(machine: usize, reader: &Connection, table: &ShadowTable) -> Check
         };
         let mut cells: BTreeMap<ColumnId, Held> = columns
             .iter()
-            .filter(|(_, name)| !shape.key.contains(name))
+            .filter(|(_, name)| !shape.key.iter().any(|key| key == name))
             .map(|(id, name)| (*id, values.remove(name).unwrap_or_default()))
             .collect();
-        if let Some(real) = shape.spelled {
+        if let Some(real) = &shape.spelled {
             cells.insert(ColumnId(0), spelling(&parts, shape.nocase, real));
         }
         found.insert(key, cells);
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// The conflicts that a machine lists are those that its log leads to.
@@ -192,10 +195,16 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
 }
 
 /// Two machines hold the same rows in every table.
-pub(crate) fn same_rows(machines: [usize; 2], readers: [&Connection; 2], shadow: &Shadow) -> Check {
+pub(crate) fn same_rows(
+    machines: [usize; 2],
+    readers: [&Connection; 2],
+    shadow: &Shadow,
+    shapes: Shapes,
+) -> Check {
     for (id, table) in &shadow.tables {
-        let [one, other] = [0, 1].map(|side| read_table(machines[side], readers[side], table));
-        let (one, other) = (one?, other?);
+        let [one, other] =
+            [0, 1].map(|side| read_table(machines[side], readers[side], table, shapes));
+        let (Some(one), Some(other)) = (one?, other?) else { continue };
         if one != other {
             return broken(Promise::Convergence, difference(machines, *id, table, &one, &other));
         }
@@ -213,7 +222,9 @@ pub(crate) fn same_rows(machines: [usize; 2], readers: [&Connection; 2], shadow:
 /// The greatest key that was handed out, by table.
 fn read_sequences(machine: usize, reader: &Connection) -> Check<Vec<(String, i64)>> {
     let failed = unreadable(machine);
-    if !has_schema(reader).map_err(&failed)? {
+    let exists = "SELECT count(*) FROM sqlite_schema WHERE name = 'sqlite_sequence'";
+    let exists: i64 = reader.query_row(exists, [], |row| row.get(0)).map_err(&failed)?;
+    if exists == 0 {
         return Ok(Vec::new());
     }
     let sql = "SELECT name, seq FROM sqlite_sequence WHERE seq <> 0 ORDER BY name";

@@ -122,6 +122,11 @@ impl Jobs {
         Ok(())
     }
 
+    /// The job that was answered this entry.
+    pub(crate) fn job_of(&self, dot: Dot) -> Option<JobId> {
+        self.by_dot.get(&dot).copied()
+    }
+
     /// A power cut took an entry from its author, and nobody else holds it.
     pub(crate) fn lost(&mut self, dot: Dot) -> Check {
         let Some(id) = self.by_dot.remove(&dot) else { return Ok(()) };

@@ -10,7 +10,11 @@ use std::collections::BTreeMap;
 use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
-use super::{Check, Promise, broken, references, shadow::Shadow, sights, unreadable};
+use super::{
+    Check, Promise, broken, recording::Recording, references, shadow::Shadow, shapes::Shapes,
+    sights, unreadable,
+};
+use crate::clock::Nanos;
 
 /// Which machines hold an entry.
 #[derive(Clone, Debug)]
@@ -22,7 +26,7 @@ struct Holders {
 }
 
 /// One machine's log as it was last read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Book {
     /// By LSN, from 1.
     entries: Vec<Dot>,
@@ -33,18 +37,28 @@ struct Book {
 #[derive(Debug)]
 pub(crate) struct Logs {
     books: Vec<Book>,
+    /// What each began with: a snapshot, or nothing.
+    bases: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
     /// The logs that snapshots hold, by their digests.
-    copies: BTreeMap<[u8; 32], Vec<Dot>>,
+    copies: BTreeMap<[u8; 32], Book>,
+    shapes: Shapes,
+    /// The time of what is taken.
+    pub(crate) at: Nanos,
+    /// What happened to which row, if that was asked for.
+    pub(crate) recording: Option<Recording>,
 }
 
 impl Logs {
     /// Empty logs.
-    pub(crate) fn new(machines: usize) -> Self {
+    pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
         let books = (0..machines).map(|_| Book::default()).collect();
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
-        Self { books, entries: BTreeMap::new(), authors, copies: BTreeMap::new() }
+        let bases = (0..machines).map(|_| Book::default()).collect();
+        let recording = recording.then(|| Recording::new(machines));
+        let (entries, copies) = (BTreeMap::new(), BTreeMap::new());
+        Self { books, bases, entries, authors, copies, shapes, at: 0, recording }
     }
 
     /// What the machine's log leads to.
@@ -59,31 +73,31 @@ impl Logs {
 
     /// A snapshot was taken of a machine's file, whose log was just read.
     pub(crate) fn copied(&mut self, machine: usize, snapshot: Digest) {
-        self.copies.insert(snapshot.0, self.books[machine].entries.clone());
+        self.copies.insert(snapshot.0, self.books[machine].clone());
     }
 
     /// A snapshot has become a machine's file: its log is that of the machine it was taken from.
     pub(crate) fn adopted(&mut self, machine: usize, snapshot: Digest) -> Check {
-        let Some(dots) = self.copies.get(&snapshot.0).cloned() else {
+        let Some(book) = self.copies.get(&snapshot.0).cloned() else {
             return broken(
                 Promise::Causality,
                 format!("m{machine} has opened a snapshot that nobody has taken"),
             );
         };
-        self.books[machine] = Book::default();
         for holders in self.entries.values_mut() {
             holders.machines &= !(1 << machine);
         }
-        for dot in dots {
-            let Some(holders) = self.entries.get(&(dot.author, dot.seq)) else {
+        for dot in &book.entries {
+            let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else {
                 return broken(
                     Promise::DurableFirst,
                     format!("m{machine} has a snapshot with {dot}, which its author has lost"),
                 );
             };
-            let entry = holders.entry.clone();
-            self.take(machine, &entry)?;
+            holders.machines |= 1 << machine;
         }
+        self.bases[machine] = book.clone();
+        self.books[machine] = book;
         Ok(())
     }
 
@@ -168,7 +182,14 @@ impl Logs {
             return broken(Promise::DurableFirst, what);
         };
         book.entries.push(dot);
-        book.shadow.apply(entry, own, seen).or_else(|what| {
+        let taken = match &mut self.recording {
+            Some(recording) => {
+                let take = |shadow: &mut Shadow| shadow.apply(entry, own, seen);
+                recording.take(machine, self.at, entry, own, &mut book.shadow, take)
+            }
+            None => book.shadow.apply(entry, own, seen),
+        };
+        taken.or_else(|what| {
             let promise = if own { Promise::Merge } else { Promise::Causality };
             let whose = if own { "its own" } else { "a received" };
             broken(
@@ -176,7 +197,10 @@ impl Logs {
                 format!("m{machine} took {whose} entry {dot} that breaks a rule: {what}"),
             )
         })?;
-        references::hold(machine, &book.shadow)
+        match self.shapes {
+            Shapes::BuiltIn => references::hold(machine, &book.shadow),
+            Shapes::Asked => Ok(()),
+        }
     }
 
     /// A machine has started again. Returns the entries of its own that it has lost.
@@ -198,7 +222,12 @@ impl Logs {
             );
         }
         let lost = self.books[machine].entries.split_off(left);
-        let rest = std::mem::take(&mut self.books[machine]).entries;
+        if let Some(recording) = &mut self.recording {
+            recording.cut(machine, left);
+        }
+        let base = self.bases[machine].clone();
+        let mut rest = std::mem::replace(&mut self.books[machine], base).entries;
+        rest.drain(..self.books[machine].entries.len().min(rest.len()));
         let mut own = Vec::new();
         for dot in lost {
             let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else { continue };

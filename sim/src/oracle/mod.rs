@@ -8,21 +8,25 @@
 //! - [`jobs`]: what was answered is true and stays true;
 //! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
-//! - [`convergence`]: in the end everybody holds the same.
+//! - [`convergence`]: in the end everybody holds the same;
+//! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
 
 pub(crate) mod convergence;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
+pub(crate) mod recording;
 pub(crate) mod references;
 pub(crate) mod shadow;
+pub(crate) mod shapes;
 pub(crate) mod sights;
 
 use std::fmt;
 
 use rusqlite::Connection;
 
-use self::{jobs::Jobs, logs::Logs};
+use self::{jobs::Jobs, logs::Logs, shapes::Shapes};
+use crate::scenario::Violation;
 
 /// How a run can fail.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +42,8 @@ pub(crate) enum Failure {
     Crash(String),
     /// What must happen in the end does not.
     NoProgress(String),
+    /// An invariant of a user's scenario does not hold.
+    Violated(Box<Violation>),
 }
 
 /// What the engine promises.
@@ -94,6 +100,7 @@ impl fmt::Display for Failure {
             Self::Broken { promise, what } => write!(f, "broken promise ({promise}): {what}"),
             Self::Crash(what) => write!(f, "crash: {what}"),
             Self::NoProgress(what) => write!(f, "no progress: {what}"),
+            Self::Violated(violation) => write!(f, "{violation}"),
         }
     }
 }
@@ -121,12 +128,14 @@ pub(crate) struct Oracle {
     pub(crate) logs: Logs,
     /// What was asked and answered.
     pub(crate) jobs: Jobs,
+    /// Who knows how tables are read.
+    pub(crate) shapes: Shapes,
 }
 
 impl Oracle {
     /// Begins to watch.
-    pub(crate) fn new(machines: usize) -> Self {
-        Self { logs: Logs::new(machines), jobs: Jobs::default() }
+    pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
+        Self { logs: Logs::new(machines, shapes, recording), jobs: Jobs::default(), shapes }
     }
 
     /// Takes what is new in a machine's log.
@@ -134,11 +143,10 @@ impl Oracle {
         self.logs.refresh(machine, reader)
     }
 
-    /// Looks at a machine as a reader would, and compares its rows with the shadow's.
+    /// Compares a machine's rows with the shadow's.
     pub(crate) fn compare(&mut self, machine: usize, reader: &Connection) -> Check {
         self.refresh(machine, reader)?;
-        sights::look(machine, reader)?;
-        convergence::rows_follow_log(machine, reader, self.logs.shadow(machine))?;
+        convergence::rows_follow_log(machine, reader, self.logs.shadow(machine), self.shapes)?;
         convergence::conflicts_follow_log(machine, reader, self.logs.shadow(machine))
     }
 

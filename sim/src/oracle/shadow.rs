@@ -203,6 +203,11 @@ impl Shadow {
         &self.heads
     }
 
+    /// The cells of a row outside its key, if there is such a row.
+    pub(crate) fn row(&self, table: TableId, key: &[u8]) -> Option<&BTreeMap<ColumnId, Held>> {
+        self.rows.get(&(table, key.to_vec()))?.cells.as_ref()
+    }
+
     /// The rows of a table by key: cells in column order.
     pub(crate) fn rows_of(
         &self,
