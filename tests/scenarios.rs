@@ -305,6 +305,28 @@ fn the_configuration_of_a_node_serves_as_policies() {
 }
 
 #[test]
+fn tables_that_stay_on_their_node_may_differ() {
+    let files = Files::new();
+    files.write(
+        "schema.sql",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, n INTEGER NOT NULL);
+         CREATE TABLE draft (id INTEGER PRIMARY KEY AUTOINCREMENT, node TEXT, n INTEGER);",
+    );
+    files.write(
+        "policies.toml",
+        "[tables.t]\nwriters = \"any\"\nkey = \"explicit\"\n[tables.draft]\npolicy = \"local\"\n",
+    );
+    files.write(
+        "people.sql",
+        "-- name: jot\n-- args: node = node(), n = int(1..9)
+INSERT INTO draft (node, n) VALUES (:node, :n);
+UPDATE t SET n = n + :n WHERE id = 1;",
+    );
+    let output = files.run(&["--seeds", "5"]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+}
+
+#[test]
 fn invariants_are_looked_at_when_and_where_they_say() {
     for (more, node, moment) in [
         ("", None, "while clients write"),

@@ -199,6 +199,18 @@ pub enum WriteError {
         /// What is wrong with the value.
         what: String,
     },
+    /// A row with this key exists but could not be stored here, so it is parked; it can be written at
+    /// other nodes. See `littoral_conflicts` for what stands in its way.
+    #[error(
+        "table {table:?}: the row {row} exists but is parked at this node, because it could not be \
+         stored; see littoral_conflicts for the reason"
+    )]
+    Parked {
+        /// The table.
+        table: String,
+        /// The key, as a JSON array.
+        row: String,
+    },
     /// The transaction changes more than one entry can hold. Split it.
     #[error(
         "the transaction's entry would be {bytes} bytes, more than the {max} allowed; split it"
@@ -240,6 +252,7 @@ impl WriteError {
             | Self::NeedsFreeze { .. }
             | Self::Forbidden { .. }
             | Self::Value { .. }
+            | Self::Parked { .. }
             | Self::EntryTooLarge { .. }
             | Self::Aborted(_) => false,
         }

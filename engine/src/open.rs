@@ -18,7 +18,7 @@ use crate::{
     id::{ClusterId, Incarnation, NodeId},
     identity::{Mark, Note},
     log::{Log, LogError, Start, Tail},
-    merge::mirror,
+    merge::{Parked, mirror},
     protocol::message::Register,
     replica::{Parts, Progress, Replica, origin_seen_by},
     schema::{Registry, catalog},
@@ -162,6 +162,7 @@ impl Builder {
         }
         let progress = progress(&conn, &file)?;
         file.remove_beside(TAKEN)?;
+        let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
         Ok(Replica::new(Parts {
@@ -174,6 +175,7 @@ impl Builder {
             register,
             log,
             contested,
+            parked,
             hlc,
             read_only: self.read_only,
             progress,

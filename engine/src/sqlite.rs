@@ -11,7 +11,7 @@ pub(crate) mod file;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    ffi::{CStr, c_char, c_int, c_void},
+    ffi::{CStr, CString, c_char, c_int, c_void},
     marker::PhantomData,
     ops::Deref,
     ptr, slice,
@@ -496,6 +496,37 @@ pub(crate) fn insert_large_blob(
     let result = if code == ffi::SQLITE_DONE { Ok(()) } else { Err(failure(db, code)) };
     // SAFETY: finalized once, and not used after.
     unsafe { ffi::sqlite3_finalize(statement) };
+    result
+}
+
+/// Overwrites a part of a stored text or blob in place. The authorizer is not asked, no trigger fires, and
+/// the preupdate hook is told of a row that is deleted.
+pub(crate) fn write_blob(
+    connection: &Connection,
+    table: &str,
+    column: &str,
+    rowid: i64,
+    offset: usize,
+    bytes: &[u8],
+) -> rusqlite::Result<()> {
+    let (table, column) = (CString::new(table)?, CString::new(column)?);
+    let offset = c_int::try_from(offset).unwrap_or(c_int::MAX);
+    let length = c_int::try_from(bytes.len()).unwrap_or(c_int::MAX);
+    let mut blob: *mut ffi::sqlite3_blob = ptr::null_mut();
+    // SAFETY: the connection is open, the names end in a zero, and `blob` is a place to write to.
+    let (db, opened) = unsafe {
+        let db = connection.handle();
+        let (table, column) = (table.as_ptr(), column.as_ptr());
+        (db, ffi::sqlite3_blob_open(db, c"main".as_ptr(), table, column, rowid, 1, &raw mut blob))
+    };
+    if opened != ffi::SQLITE_OK {
+        return Err(failure(db, opened));
+    }
+    // SAFETY: the blob is open, and `bytes` has that many bytes. SQLite refuses to write past its end.
+    let code = unsafe { ffi::sqlite3_blob_write(blob, bytes.as_ptr().cast(), length, offset) };
+    let result = if code == ffi::SQLITE_OK { Ok(()) } else { Err(failure(db, code)) };
+    // SAFETY: closed once, and not used after.
+    unsafe { ffi::sqlite3_blob_close(blob) };
     result
 }
 

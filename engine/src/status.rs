@@ -48,6 +48,8 @@ pub struct Status {
     pub stability: Stability,
     /// Rows that a concurrent write may still meet.
     pub contested_rows: u64,
+    /// Rows of other nodes that could not be stored; they are in `littoral_conflicts`, whole.
+    pub parked_rows: u64,
     /// Counts since the file was opened.
     pub counts: Counts,
     /// Why storage is failing, if it is.

@@ -64,6 +64,8 @@ pub enum Bug {
     ExtremeByArrival,
     /// A counter that overflows in a merge is not reported.
     OverflowUnreported,
+    /// A merge that breaks a CHECK is not reported.
+    CheckUnreported,
     /// A DELETE without WHERE that was prepared before the hook was installed truncates the table, and
     /// no row is captured.
     TruncationUnseen,
@@ -79,7 +81,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -106,6 +108,7 @@ impl Bug {
         Self::GroupSplit,
         Self::ExtremeByArrival,
         Self::OverflowUnreported,
+        Self::CheckUnreported,
         Self::TruncationUnseen,
         Self::DeferredViolationKept,
         Self::SequenceForgotten,

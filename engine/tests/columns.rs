@@ -261,6 +261,8 @@ proptest! {
                     });
                 }
                 Step::Link { a, b } => {
+                    // A second link between two nodes would replace the first.
+                    cluster.cut();
                     cluster.link(a, b);
                     cluster.settle();
                 }

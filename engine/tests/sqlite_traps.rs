@@ -5,44 +5,10 @@
 
 mod support;
 
-use littoral::{TablePolicy, WriteTx, Writers};
+use littoral::WriteTx;
 use rusqlite::params;
 
-use self::support::{Cluster, linked};
-
-fn any() -> TablePolicy {
-    TablePolicy { writers: Writers::Any, ..TablePolicy::default() }
-}
-
-fn explicit() -> TablePolicy {
-    TablePolicy { explicit_key: true, ..any() }
-}
-
-impl Cluster {
-    /// All replicas hold these rows.
-    fn assert_rows(&mut self, sql: &str, rows: &[&str]) {
-        self.settle();
-        for node in 0..self.replicas.len() {
-            assert_eq!(self.rows(node, sql), rows, "n{node}: {sql}");
-        }
-        self.assert_equal();
-    }
-
-    fn refused(&mut self, node: usize, sql: &'static str) -> String {
-        self.try_write(node, move |tx| tx.execute_batch(sql)).unwrap_err().to_string()
-    }
-
-    /// Queues jobs so that they run in one group; says which were committed.
-    fn group<const N: usize>(&mut self, node: usize, jobs: [&'static str; N]) -> [bool; N] {
-        let now = self.now;
-        let tickets = jobs.map(|sql| {
-            let job = Box::new(move |tx: &mut WriteTx<'_>| tx.execute_batch(sql));
-            self.replica(node).write(now, job)
-        });
-        self.drain(node);
-        tickets.map(|ticket| self.done.remove(&(node, ticket)).unwrap().is_ok())
-    }
-}
+use self::support::{NOTES, any, explicit, linked};
 
 // --- Rows without a key of their own
 
@@ -442,6 +408,40 @@ fn an_integer_stored_into_a_real_column_is_a_real_everywhere() {
     cluster.assert_rows("SELECT typeof(r), r FROM t", &["real|4.0", "real|9007199254740992.0"]);
 }
 
+/// `sqlite3_blob_write` arrives in the hook as a DELETE of the whole old row, and the new value is not
+/// told.
+#[test]
+fn an_incremental_blob_write_is_captured_as_an_update() {
+    let schema =
+        format!("CREATE TABLE file(id INTEGER PRIMARY KEY, body BLOB, name TEXT); {NOTES}");
+    let mut cluster = linked(2, &schema, &[("file", explicit())]);
+    cluster.write(1, "INSERT INTO file VALUES(1, zeroblob(6), 'abc'), (2, zeroblob(6), 'def')");
+    cluster.settle();
+    let job = |tx: &mut WriteTx<'_>| {
+        tx.write_blob("file", "body", 1, 2, b"xy")?;
+        tx.execute("SAVEPOINT s", [])?;
+        tx.write_blob("file", "body", 2, 0, b"lost")?;
+        tx.execute("ROLLBACK TO s", [])?;
+        tx.write_blob("FILE", "name", 2, 1, b"E")?;
+        assert!(tx.write_blob("file", "body", 1, 5, b"zz").is_err(), "beyond the end");
+        assert!(tx.write_blob("file", "body", 3, 0, b"z").is_err(), "no such row");
+        let found = tx.write_blob("note", "body", 1, 0, b"z").unwrap_err().to_string();
+        assert!(found.contains("only") || found.contains("\"found\""), "{found}");
+        Ok(())
+    };
+    cluster.try_write(1, job).unwrap();
+    cluster.settle();
+    cluster.cut();
+    cluster.write(0, "UPDATE file SET name = 'other' WHERE id = 1");
+    let job = |tx: &mut WriteTx<'_>| tx.write_blob("file", "body", 1, 0, b"w");
+    cluster.try_write(1, job).unwrap();
+    cluster.link(0, 1);
+    cluster.assert_rows(
+        "SELECT hex(body), name FROM file",
+        &["770078790000|other", "000000000000|dEf"],
+    );
+}
+
 /// A statement prepared once and run with other values must not keep the first ones' classes.
 #[test]
 fn bound_values_keep_their_classes() {
@@ -460,194 +460,40 @@ fn bound_values_keep_their_classes() {
     );
 }
 
-// --- Triggers
+// --- Keys that SQLite would hand out
 
-const NOTES: &str = "
-    CREATE TABLE note(id INTEGER PRIMARY KEY, title TEXT, body TEXT, n INTEGER NOT NULL DEFAULT 0);
-    CREATE VIRTUAL TABLE found USING fts5(title, body, content = 'note', content_rowid = 'id');
-    CREATE TRIGGER note_in AFTER INSERT ON note BEGIN
-      INSERT INTO found(rowid, title, body) VALUES(new.id, new.title, new.body); END;
-    CREATE TRIGGER note_out AFTER DELETE ON note BEGIN
-      INSERT INTO found(found, rowid, title, body) VALUES('delete', old.id, old.title, old.body); END;
-    CREATE TRIGGER note_again AFTER UPDATE ON note BEGIN
-      INSERT INTO found(found, rowid, title, body) VALUES('delete', old.id, old.title, old.body);
-      INSERT INTO found(rowid, title, body) VALUES(new.id, new.title, new.body); END;";
-
-impl Cluster {
-    /// Full-text search finds these rows on every node, and nothing is wrong with the index.
-    fn assert_found(&mut self, word: &str, ids: &[&str]) {
-        self.settle();
-        for node in 0..self.replicas.len() {
-            let sql = format!("SELECT rowid FROM found('{word}') ORDER BY rowid");
-            assert_eq!(self.rows(node, &sql), ids, "n{node} looks for {word}");
-            // On a copy: the check is an INSERT.
-            let copy = self.path(node).with_extension("copy");
-            std::fs::remove_file(&copy).ok();
-            let reader = self.replica(node).db().reader().unwrap();
-            let mut to = rusqlite::Connection::open(&copy).unwrap();
-            let backup = rusqlite::backup::Backup::new(reader.connection(), &mut to).unwrap();
-            backup.run_to_completion(1000, std::time::Duration::ZERO, None).unwrap();
-            drop(backup);
-            let check = "INSERT INTO found(found, rank) VALUES('integrity-check', 1)";
-            to.execute(check, []).unwrap_or_else(|error| panic!("n{node}: {error}"));
-        }
-    }
-}
-
-/// Writes to a virtual table fire no hook, and its shadow tables must not replicate as rows: the same
-/// triggers have to run on every node, though all others must not.
+/// SQLite hands out max + 1 where a statement gives no key, on every node the same.
 #[test]
-fn full_text_search_kept_by_triggers_is_right_on_every_node() {
-    let mut cluster = linked(3, NOTES, &[("note", explicit())]);
-    cluster
-        .write(1, "INSERT INTO note VALUES(1, 'apple', 'red', 0), (2, 'pear', 'green apple', 0)");
-    cluster
-        .write(1, "INSERT INTO note VALUES(3, 'plum', 'blue', 0) ON CONFLICT DO UPDATE SET n = 1");
-    cluster.assert_found("apple", &["1", "2"]);
-    cluster.cut();
-    cluster.write(1, "UPDATE note SET title = 'cherry' WHERE id = 1");
-    cluster.write(2, "UPDATE note SET body = 'yellow' WHERE id = 1; DELETE FROM note WHERE id = 2");
-    cluster.write(2, "UPDATE note SET id = 30 WHERE id = 3");
-    cluster.link(1, 0);
-    cluster.link(2, 0);
-    cluster.assert_found("apple", &[]);
-    cluster.assert_found("cherry yellow", &["1"]);
-    cluster.assert_found("plum", &["30"]);
-    cluster.write(0, "DELETE FROM note");
-    cluster.assert_found("plum", &[]);
-    cluster.write(0, "INSERT INTO note VALUES(1, 'again', '', 0)");
-    cluster.assert_found("again", &["1"]);
-    // Also by nodes that were opened again, and by one that has it all to apply.
-    for node in [0, 1] {
-        cluster.replicas[node].take().unwrap().close(cluster.now).1.unwrap();
-        cluster.open(node);
-    }
-    cluster.cut();
-    cluster.link(0, 1);
-    cluster.link(0, 2);
-    cluster.write(2, "UPDATE note SET body = 'and again'");
-    cluster.assert_found("and", &["1"]);
-    for table in ["found_data", "found_idx", "found_docsize", "found_config", "found"] {
-        let status = cluster.replica(0).status();
-        assert!(status.tables.iter().all(|(name, _)| name != table), "{table}");
-    }
-}
-
-/// What people are told of each trigger.
-#[test]
-fn triggers_are_listed_with_what_they_are_for() {
-    let schema = format!(
-        "{NOTES} CREATE TABLE seen(id INTEGER PRIMARY KEY);
-         CREATE TRIGGER guard BEFORE INSERT ON note WHEN new.n < 0 BEGIN SELECT RAISE(ABORT, 'n'); END;
-         CREATE TRIGGER effect AFTER INSERT ON note BEGIN INSERT INTO seen VALUES(new.id); END;"
-    );
-    let mut cluster = linked(2, &schema, &[]);
-    for node in [0, 1] {
-        let triggers = cluster.replica(node).status().triggers;
-        let listed: Vec<String> =
-            triggers.iter().map(|t| format!("{} {} {}", t.name, t.table, t.class)).collect();
-        assert_eq!(
-            listed,
-            [
-                "effect note effect",
-                "guard note guard",
-                "note_again note derived",
-                "note_in note derived",
-                "note_out note derived"
-            ]
-        );
-    }
-}
-
-/// A guard judges what a client writes; a merge that it would not let pass must not fail, or replication
-/// stops for good.
-#[test]
-fn a_guard_does_not_judge_a_merge() {
-    let schema = "
-        CREATE TABLE t(id INTEGER PRIMARY KEY, low INTEGER, high INTEGER);
-        CREATE TRIGGER guard BEFORE UPDATE ON t WHEN new.low > new.high
-        BEGIN SELECT RAISE(ABORT, 'low is above high'); END;";
-    let mut cluster = linked(2, schema, &[("t", explicit())]);
-    cluster.write(1, "INSERT INTO t VALUES(1, 1, 10)");
-    cluster.settle();
-    cluster.cut();
-    assert!(cluster.refused(0, "UPDATE t SET low = 11").contains("above"));
-    cluster.write(0, "UPDATE t SET low = 8");
-    cluster.write(1, "UPDATE t SET high = 5");
-    cluster.link(0, 1);
-    cluster.assert_rows("SELECT * FROM t", &["1|8|5"]);
-    cluster.write(0, "INSERT INTO t VALUES(2, 1, 2)");
-    cluster.assert_rows("SELECT count(*) FROM t", &["2"]);
-}
-
-/// An effect arrives as rows, so it must not happen a second time where it arrives.
-#[test]
-fn an_effect_happens_once() {
+fn a_statement_that_leaves_an_explicit_key_to_sqlite_is_refused() {
     let schema = "
         CREATE TABLE t(id INTEGER PRIMARY KEY, v); CREATE TABLE log(id INTEGER PRIMARY KEY, v);
-        CREATE TRIGGER effect AFTER INSERT ON t BEGIN INSERT INTO log(v) VALUES(new.v); END;";
-    let mut cluster = linked(3, schema, &[]);
-    cluster.write(0, "INSERT INTO t VALUES(1, 'a'), (2, 'b')");
-    cluster.assert_rows("SELECT * FROM log", &["1|a", "2|b"]);
-}
-
-/// REPLACE fires no delete trigger, so the index would keep the words of a row that is gone.
-#[test]
-fn a_replace_that_would_leave_words_in_an_index_is_refused() {
-    let mut cluster = linked(2, NOTES, &[("note", explicit())]);
-    cluster.write(1, "REPLACE INTO note VALUES(1, 'apple', 'red', 0)");
+        CREATE TABLE by_origin(id INTEGER PRIMARY KEY, v);
+        CREATE TRIGGER logged AFTER UPDATE ON by_origin BEGIN INSERT INTO log(v) VALUES(new.v); END;"
+;
+    let mut cluster = linked(2, schema, &[("t", explicit()), ("log", explicit())]);
     for sql in [
-        "REPLACE INTO note VALUES(1, 'pear', 'red', 0)",
-        "INSERT INTO note VALUES(2, 'pear', '', 0); UPDATE OR REPLACE note SET id = 1 WHERE id = 2",
+        "INSERT INTO t(v) VALUES(1)",
+        "INSERT INTO t VALUES(NULL, 1)",
+        "INSERT INTO t DEFAULT VALUES",
+        "REPLACE INTO t(v) VALUES(1), (2)",
+        "WITH x(v) AS (VALUES(1)) INSERT INTO t(v) SELECT v FROM x",
+        "INSERT OR IGNORE INTO t(v) VALUES(1) RETURNING id",
+        "UPDATE by_origin SET v = 1",
     ] {
-        let error = cluster.refused(1, sql);
-        assert!(error.contains("\"found\" would keep the row"), "{error}");
+        for _ in 0..2 {
+            let error = cluster.refused(0, sql);
+            assert!(error.contains("leaves it to SQLite"), "{sql}: {error}");
+            let prepared = cluster.try_write(0, move |tx| tx.execute(sql, []).map(drop));
+            assert!(prepared.unwrap_err().to_string().contains("leaves it to SQLite"), "{sql}");
+        }
     }
-    cluster
-        .write(1, "DELETE FROM note WHERE id = 1; REPLACE INTO note VALUES(1, 'plum', 'red', 0)");
-    cluster.assert_found("plum", &["1"]);
-    cluster.assert_found("apple OR pear", &[]);
-}
-
-/// A derived trigger that fails must cost its target only: the row is what replicates.
-#[test]
-fn a_derived_trigger_that_fails_costs_its_target_and_not_the_row() {
-    let mut cluster = linked(2, NOTES, &[("note", explicit())]);
-    cluster.write(0, "INSERT INTO note VALUES(1, 'apple', '', 0)");
-    cluster.settle();
-    // The index of one node is damaged.
-    cluster.write(
-        1,
-        "UPDATE found_data SET block = x'00' WHERE id > 1; DELETE FROM found_data WHERE id = 10",
-    );
-    cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
-    cluster.open(1);
-    cluster.cut();
-    cluster.link(0, 1);
-    cluster.write(0, "UPDATE note SET title = 'pear'; INSERT INTO note VALUES(2, 'plum', '', 0)");
-    cluster.assert_rows("SELECT title FROM note", &["pear", "plum"]);
-    assert_eq!(cluster.replica(1).status().stale, ["found"]);
-    assert!(cluster.replica(0).status().stale.is_empty());
-    // Opening the file again rebuilds it.
-    cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
-    cluster.open(1);
-    assert!(cluster.replica(1).status().stale.is_empty());
-    cluster.cut();
-    cluster.link(0, 1);
-    cluster.write(0, "UPDATE note SET body = 'ripe' WHERE id = 2");
-    cluster.assert_found("pear", &["1"]);
-    cluster.assert_found("ripe", &["2"]);
-}
-
-/// A trigger that writes an index and may refuse, or reads more than its row, can fire neither here nor
-/// there.
-#[test]
-fn a_trigger_that_mixes_an_index_with_something_else_is_refused() {
-    let schema = format!(
-        "{NOTES} CREATE TRIGGER mixed AFTER INSERT ON note BEGIN
-           SELECT RAISE(ABORT, 'no') WHERE new.n < 0; INSERT INTO found(rowid, title) VALUES(new.id, ''); END"
-    );
-    let genesis = littoral::Genesis { schema, ..littoral::Genesis::default() };
-    let error = genesis.check().unwrap_err().to_string();
-    assert!(error.contains("trigger \"mixed\" writes the virtual table \"found\""), "{error}");
+    let job = |tx: &mut WriteTx<'_>| {
+        tx.execute("INSERT INTO t VALUES(?, ?)", params![7, "a"])?;
+        tx.execute("INSERT INTO t(rowid, v) VALUES(?, ?)", params![8, "b"])?;
+        tx.execute("INSERT INTO t SELECT id + 2, v FROM t ORDER BY id", [])?;
+        tx.execute("INSERT INTO by_origin(v) VALUES(1)", [])?;
+        tx.execute_batch("EXPLAIN INSERT INTO t(v) VALUES(1)")
+    };
+    cluster.try_write(0, job).unwrap();
+    cluster.assert_rows("SELECT * FROM t", &["7|a", "8|b", "9|a", "10|b"]);
 }

@@ -43,7 +43,7 @@ impl LinkPlan {
             _ => draw.between(50 * MS, 400 * MS),
         };
         let jitter = draw.between(0, latency);
-        Self { ends, latency, jitter, bandwidth: draw.spread(20_000, 100_000_000) }
+        Self { ends, latency, jitter, bandwidth: draw.spread(200_000, 100_000_000) }
     }
 }
 

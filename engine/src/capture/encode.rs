@@ -18,6 +18,7 @@ use crate::{
     hlc::Stamp,
     id::TableId,
     limits::MAX_ENTRY_BYTES,
+    merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
@@ -44,6 +45,7 @@ pub(crate) fn encode(
     sequences: &[(TableId, i64)],
     contested: &mut Contested,
     disk: &Connection,
+    parked: &Parked,
     stamp: Stamp,
 ) -> Result<Option<Encoded>, WriteError> {
     let mut body = Body::default();
@@ -51,7 +53,7 @@ pub(crate) fn encode(
     for chapter in recorder.chapters() {
         if !chapter.page().is_empty() {
             change.push_to(&mut body);
-            let clocks = encode_rows(&mut body, contested, disk, stamp, chapter.page())?;
+            let clocks = encode_rows(&mut body, contested, disk, parked, stamp, chapter.page())?;
             // What follows in the same entry overwrites what it has written itself.
             contested.install(disk, &clocks)?;
         }
@@ -59,7 +61,7 @@ pub(crate) fn encode(
         change.changes.extend_from_slice(&chapter.changes);
     }
     change.push_to(&mut body);
-    let clocks = encode_rows(&mut body, contested, disk, stamp, recorder.page())?;
+    let clocks = encode_rows(&mut body, contested, disk, parked, stamp, recorder.page())?;
     if !sequences.is_empty() {
         body.push_sequences(sequences);
     }
@@ -101,6 +103,7 @@ fn encode_rows(
     body: &mut Body,
     contested: &Contested,
     disk: &Connection,
+    parked: &Parked,
     stamp: Stamp,
     page: Page<'_>,
 ) -> Result<ClockChanges, WriteError> {
@@ -108,6 +111,7 @@ fn encode_rows(
         clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
+        parked,
     };
     let mut result = Ok(());
     page.net(|table, row| {
@@ -127,6 +131,7 @@ struct Encoder<'c> {
     clocks: LocalWrites<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
+    parked: &'c Parked,
 }
 
 impl Encoder<'_> {
@@ -149,6 +154,10 @@ impl Encoder<'_> {
     }
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
+        if self.parked.contains(table.id, key) {
+            let row = key_text(key);
+            return Err(WriteError::Parked { table: table.name.clone(), row });
+        }
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
             self.clocks.insert(table.id, key, upto)?

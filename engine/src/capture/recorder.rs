@@ -472,18 +472,14 @@ impl Tape {
         self.events.push(Event { key, cells, end: self.arena.len(), table: index, change });
     }
 
+    /// An incremental blob write arrives as the deletion of the row; whoever writes so has the recorder
+    /// read the row again.
     fn record(
         &mut self,
         table: &Table,
         scope: Scope,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
-        if event.blob_write {
-            return Err(Untellable {
-                column: None,
-                what: "incremental blob writes are not captured; use UPDATE".to_owned(),
-            });
-        }
         match event.change {
             Change::Insert => {
                 self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c))
@@ -626,6 +622,7 @@ impl PreupdateSink for Recorder {
         let table = &self.registry.tables()[index as usize];
         if let Some(target) = &table.kept_by_deletes
             && event.change == Change::Delete
+            && !event.blob_write
             && self.mask.as_ref().is_some_and(|mask| mask.only_replaces(index))
         {
             self.refused.get_or_insert_with(|| WriteError::Forbidden {

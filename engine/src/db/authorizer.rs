@@ -9,7 +9,7 @@ use crate::{
     error::WriteError,
     id::NodeId,
     policy::{Consistency, Writers},
-    schema::{Registry, catalog::PREFIX, change::Action, declaring},
+    schema::{Registry, Table, catalog::PREFIX, change::Action, declaring},
 };
 
 /// The judge of the user connection, and what it has seen of the statement prepared last.
@@ -28,6 +28,8 @@ pub(crate) struct Gate {
     pub(crate) wants_alone: bool,
     denied: Option<Denied>,
     savepoint: Option<Savepoint>,
+    /// The statement prepared last inserts into a table that must be given its keys.
+    needs_key: bool,
     action: Option<Action>,
     /// The statement prepared last selects: with CREATE TABLE, that is CREATE TABLE AS SELECT.
     selects: bool,
@@ -74,6 +76,7 @@ impl Gate {
             wants_alone: false,
             denied: None,
             savepoint: None,
+            needs_key: false,
             action: None,
             selects: false,
             asked: false,
@@ -86,6 +89,7 @@ impl Gate {
     pub(crate) fn forget(&mut self) {
         self.denied = None;
         self.savepoint = None;
+        self.needs_key = false;
         self.action = None;
         self.selects = false;
         self.asked = false;
@@ -97,6 +101,11 @@ impl Gate {
     /// was prepared before.
     pub(crate) fn take_mask(&mut self) -> Option<Arc<ChangeMask>> {
         self.asked.then(|| Arc::new(std::mem::take(&mut self.mask)))
+    }
+
+    /// Whether the statement that was just prepared inserts into a table that must be given its keys.
+    pub(crate) fn take_needs_key(&mut self) -> bool {
+        std::mem::take(&mut self.needs_key)
     }
 
     /// After a statement about a savepoint was prepared.
@@ -150,6 +159,11 @@ impl Gate {
             ) if known(table_name) => running.set_all(),
             (AuthAction::Update { table_name, column_name }, None) => {
                 self.mask.add(&self.registry, table_name, column_name);
+            }
+            (AuthAction::Insert { table_name }, None) => {
+                let table = self.registry.position(table_name.as_bytes());
+                let table = table.map(|place| &self.registry.tables()[place]);
+                self.needs_key |= table.is_some_and(Table::is_given_its_key);
             }
             (AuthAction::Delete { table_name }, None) => {
                 self.mask.add_delete(&self.registry, table_name);
@@ -263,6 +277,15 @@ impl Gate {
             AuthAction::Reindex { .. } if self.action.is_some() => None,
             AuthAction::Reindex { .. } => forbidden("REINDEX"),
             _ => forbidden("this statement"),
+        }
+    }
+
+    /// Judges a write that SQLite asks nobody about.
+    pub(crate) fn judge_write(&mut self, table: &str) -> Result<(), WriteError> {
+        self.denied = self.write(table);
+        match self.denied {
+            None => Ok(()),
+            Some(_) => Err(self.explain(rusqlite::Error::InvalidQuery)),
         }
     }
 

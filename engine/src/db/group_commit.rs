@@ -20,6 +20,7 @@ use crate::{
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
     log::Log,
+    merge::Parked,
     schema::{Registry, Table, catalog},
     sqlite::{self, Param, quoted},
     testing::{Bug, planted},
@@ -67,6 +68,7 @@ pub(crate) struct Local<'r> {
     pub(crate) registry: &'r mut Arc<Registry>,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
+    pub(crate) parked: &'r Parked,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
 }
@@ -272,7 +274,9 @@ impl Writer {
         };
         let sequences = self.sequences()?;
         let (clocks, disk) = (&mut *local.contested, self.apply());
-        let encoded = encode(&self.user().sink(), &sequences, clocks, disk, header.stamp())?;
+        let recorder = self.user().sink();
+        let encoded = encode(&recorder, &sequences, clocks, disk, local.parked, header.stamp())?;
+        drop(recorder);
         let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;

@@ -1,6 +1,7 @@
 //! [`Db`]: the file, for reading. All writing goes through [`Replica`](crate::Replica).
 
 pub(crate) mod authorizer;
+mod explicit_key;
 mod group_commit;
 pub(crate) mod mask;
 mod schema_change;

@@ -11,11 +11,12 @@ use rusqlite::{
 
 use crate::{
     capture::Mark,
-    db::{authorizer::Savepoint, schema_change, writer::Writer},
+    db::{authorizer::Savepoint, explicit_key, schema_change, writer::Writer},
     error::WriteError,
     id::Lsn,
     policy::TablePolicy,
     schema::{Registry, catalog::MARK, change::Action, declaring},
+    sqlite,
 };
 
 /// The transaction of one write job.
@@ -103,6 +104,13 @@ impl<'w> WriteTx<'w> {
             writer.user().prepare_cached(sql).map(Prepared::Cached)
         };
         let statement = prepared.map_err(|error| writer.gate().explain(error))?;
+        if let Err(error) = check_key(writer, sql) {
+            // Kept prepared, it would come back without a question.
+            if let Prepared::Cached(statement) = statement {
+                statement.discard();
+            }
+            return Err(error);
+        }
         let kind = kind(writer, statement.as_ref())?;
         // It is the only statement until the next one is prepared, so this is said once.
         writer.announce(writer.mask_of(sql));
@@ -140,6 +148,7 @@ impl<'w> WriteTx<'w> {
             writer.gate().forget();
             let next = batch.next().map_err(|error| writer.gate().explain(error))?;
             let Some(mut statement) = next else { return Ok(()) };
+            check_key(writer, &statement.expanded_sql().unwrap_or_default())?;
             let kind = kind(writer, &statement)?;
             let mask = writer.gate().take_mask();
             writer.announce(mask);
@@ -166,6 +175,43 @@ impl<'w> WriteTx<'w> {
             Ok(())
         })?;
         value.ok_or(WriteError::Sqlite(rusqlite::Error::QueryReturnedNoRows))
+    }
+
+    /// Overwrites a part of a stored text or blob in place, through SQLite's incremental I/O, so that the
+    /// rest of a large value need not be read. No trigger fires, no CHECK is made; the entry holds the
+    /// whole value.
+    ///
+    /// # Errors
+    /// SQLite's, also if the part goes beyond the value's end, if the column belongs to an index, or if
+    /// the table has no rowid; [`WriteError::Forbidden`] if triggers keep something of the table's rows.
+    pub fn write_blob(
+        &mut self,
+        table: &str,
+        column: &str,
+        rowid: i64,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), WriteError> {
+        let writer = self.writer;
+        if writer.user().is_autocommit() {
+            return Err(transaction_gone());
+        }
+        writer.gate().judge_write(table)?;
+        let registry = Arc::clone(&writer.gate().registry);
+        let known = registry.position(table.as_bytes()).map(|place| &registry.tables()[place]);
+        if let Some(target) = known.and_then(|table| table.targets.first()) {
+            let what = format!(
+                "an incremental write to {table:?}, which fires no trigger, so that {target:?} would not \
+                 learn of it,"
+            );
+            return Err(WriteError::Forbidden { what });
+        }
+        let mark = writer.user().sink().mark();
+        let written =
+            writer.as_engine(|conn| sqlite::write_blob(conn, table, column, rowid, offset, bytes));
+        // The hook is not told the new value.
+        writer.reread(mark)?;
+        Ok(written?)
     }
 
     /// The rowid of the row inserted last.
@@ -344,6 +390,15 @@ fn run(
         }
     }
     Ok(())
+}
+
+/// Refuses the statement prepared last if it leaves a key to SQLite that it must give.
+fn check_key(writer: &Writer, sql: &str) -> Result<(), WriteError> {
+    if !writer.gate().take_needs_key() || first_word(sql).eq_ignore_ascii_case("EXPLAIN") {
+        return Ok(());
+    }
+    let registry = Arc::clone(&writer.gate().registry);
+    writer.as_engine(|conn| explicit_key::check(conn, &registry, sql))
 }
 
 fn position(savepoints: &[(String, Mark)], name: &str) -> Option<usize> {

@@ -233,7 +233,7 @@ impl Writer {
             .registry
             .tables()
             .iter()
-            .filter(|table| table.is_by_rowid())
+            .filter(|table| table.is_by_rowid() && !table.is_local())
             .map(|table| format!("{:?}", table.name))
             .collect();
         let what = if by_rowid.is_empty() {

@@ -10,10 +10,11 @@ use crate::{
     hlc::Stamp,
     id::AuthorId,
     merge::{
+        Aside,
         conflict::Conflicts,
-        functions::is_overflow,
+        parked::is_rejection,
         row,
-        store::{Inserts, delete, insert, insert_row, is_collision, update},
+        store::{Inserts, delete, insert, insert_row, update},
     },
     policy::ColumnType,
     schema::{
@@ -32,8 +33,10 @@ pub(crate) struct Applier<'a> {
     conn: &'a Keeping,
     registry: &'a Registry,
     contested: &'a mut Contested,
+    aside: &'a mut Aside,
     /// The author whose rows of origin-written tables count.
     origin: AuthorId,
+    members: &'a [Member],
     pub(crate) tally: Tally,
     effects: Effects,
     conflicts: Conflicts<'a>,
@@ -51,14 +54,18 @@ impl<'a> Applier<'a> {
         conn: &'a Keeping,
         registry: &'a Registry,
         contested: &'a mut Contested,
+        aside: &'a mut Aside,
         origin: AuthorId,
         members: &'a [Member],
     ) -> Self {
+        aside.checks.follow(registry.version);
         Self {
             conn,
             registry,
             contested,
+            aside,
             origin,
+            members,
             tally: Tally::default(),
             effects: Effects::default(),
             conflicts: Conflicts::new(conn, members),
@@ -110,6 +117,10 @@ impl<'a> Applier<'a> {
         if entry.header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
         }
+        if self.aside.parked.contains(table.id, op.key) {
+            self.merge_parked(table, op, entry.header.stamp(), |_| true)?;
+            return Ok(Stored::Yes);
+        }
         if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
             return Ok(Stored::Later(table));
         }
@@ -125,14 +136,15 @@ impl<'a> Applier<'a> {
         };
         match stored {
             Ok(()) => Ok(Stored::Yes),
-            Err(error) if is_collision(&error) => Ok(Stored::Collides),
+            Err(error) if is_rejection(&error) => Ok(Stored::Collides),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Stores the operations that collided: inserts of rows that others have inserted too, and those
+    /// Stores the operations that were rejected: inserts of rows that others have inserted too, and those
     /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
-    /// again while that helps, then all of them taken out and put in at once.
+    /// again while that helps, then all of them taken out and put in at once. What is rejected even so
+    /// is parked.
     fn settle(
         &mut self,
         entry: &Entry,
@@ -159,7 +171,12 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
-    fn exchange(&self, entry: &Entry, rows: &[u8], waiting: &[usize]) -> Result<(), ApplyError> {
+    fn exchange(
+        &mut self,
+        entry: &Entry,
+        rows: &[u8],
+        waiting: &[usize],
+    ) -> Result<(), ApplyError> {
         let mut taken: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
         each_of(self.registry, entry, rows, waiting, |_, table, op| {
             taken.push(read_row(self.conn, table, op.key)?);
@@ -178,9 +195,58 @@ impl<'a> Applier<'a> {
                     put_cell(&mut row[place], value);
                 }
             }
-            insert_row(self.conn, table, op.key, &row)?;
-            Ok(())
+            self.put_or_park(table, op.key, &row, entry.header.stamp())
         })
+    }
+
+    /// Stores a row that is not in its table, or parks it.
+    fn put_or_park(
+        &mut self,
+        table: &Table,
+        key: &[u8],
+        cells: &[Vec<u8>],
+        stamp: Stamp,
+    ) -> Result<(), ApplyError> {
+        match insert_row(self.conn, table, key, cells) {
+            Ok(()) => Ok(self.aside.parked.take_out(self.conn, table, key)?),
+            Err(error) if is_rejection(&error) => {
+                let why = (stamp, &error);
+                Ok(self.aside.parked.park(self.conn, self.members, table, key, cells, why)?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Carries an operation out on a row that is parked, and tries to store the row.
+    fn merge_parked(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        wins: impl Fn(usize) -> bool,
+    ) -> Result<(), ApplyError> {
+        if op.kind == RowOpKind::Delete {
+            return Ok(self.aside.parked.take_out(self.conn, table, op.key)?);
+        }
+        let cells = self.aside.parked.cells(self.conn, table, op.key)?;
+        let mut cells = cells.unwrap_or_else(|| vec![row::null(); table.cells.len()]);
+        self.merge_in_memory(table, &mut cells, op, stamp, wins)?;
+        self.put_or_park(table, op.key, &cells, stamp)
+    }
+
+    fn merge_in_memory(
+        &mut self,
+        table: &Table,
+        cells: &mut [Vec<u8>],
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        wins: impl Fn(usize) -> bool,
+    ) -> Result<(), ApplyError> {
+        for overflow in row::merge(table, cells, op, wins) {
+            self.tally.conflicts += 1;
+            self.conflicts.record_overflow(table, op.key, stamp, overflow)?;
+        }
+        Ok(())
     }
 
     fn merge(
@@ -200,29 +266,46 @@ impl<'a> Applier<'a> {
             self.conflicts.record(table, op, stamp, &effects.conflicts)?;
         }
         let mut stored = Stored::Yes;
+        let wins = |cell: usize| effects.wins[cell];
         match verdict {
             Verdict::Nothing => {}
-            Verdict::Delete => delete(self.conn, table, op)?,
-            Verdict::Begin => {
+            Verdict::Delete => {
+                self.aside.parked.take_out(self.conn, table, op.key)?;
                 delete(self.conn, table, op)?;
-                insert(self.conn, table, op)?;
+            }
+            Verdict::Begin => {
+                self.aside.parked.take_out(self.conn, table, op.key)?;
+                delete(self.conn, table, op)?;
+                self.insert_or(table, op, stamp, |_| true)?;
+            }
+            Verdict::Merge if self.aside.parked.contains(table.id, op.key) => {
+                self.merge_parked(table, op, stamp, wins)?;
             }
             Verdict::Merge if op.kind == RowOpKind::Insert => {
                 if effects.wins.iter().all(|wins| *wins) && Inserts::takes(table, op) {
                     stored = Stored::Later(table);
                 } else {
-                    match insert(self.conn, table, op) {
-                        Err(error) if is_collision(&error) => {
-                            self.combine(table, op, stamp, |cell| effects.wins[cell])?;
-                        }
-                        result => result?,
-                    }
+                    self.insert_or(table, op, stamp, wins)?;
                 }
             }
-            Verdict::Merge => self.combine(table, op, stamp, |cell| effects.wins[cell])?,
+            Verdict::Merge => self.combine(table, op, stamp, wins)?,
         }
         self.effects = effects;
         Ok(stored)
+    }
+
+    /// Inserts a row, or merges into the one that is there.
+    fn insert_or(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        wins: impl Fn(usize) -> bool,
+    ) -> Result<(), ApplyError> {
+        match insert(self.conn, table, op) {
+            Err(error) if is_rejection(&error) => self.combine(table, op, stamp, wins),
+            result => Ok(result?),
+        }
     }
 
     /// Merges an operation into the row that is there.
@@ -233,18 +316,57 @@ impl<'a> Applier<'a> {
         stamp: Stamp,
         wins: impl Fn(usize) -> bool,
     ) -> Result<(), ApplyError> {
-        match update(self.conn, table, op, &wins) {
-            Err(error) if is_overflow(&error) => {}
-            result => return Ok(result?),
+        if !table.may_check && op.kind == RowOpKind::Update {
+            match update(self.conn, table, op, &wins) {
+                Err(error) if is_rejection(&error) => {}
+                result => return Ok(result?),
+            }
         }
-        let Some(mut cells) = read_row(self.conn, table, op.key)? else { return Ok(()) };
-        for overflow in row::merge(table, &mut cells, op, wins) {
-            self.tally.conflicts += 1;
-            self.conflicts.record_overflow(table, op.key, stamp, overflow)?;
+        let before = read_row(self.conn, table, op.key)?;
+        if before.is_none() && op.kind == RowOpKind::Update {
+            // Nothing but littoral may take rows away; there is nothing to merge into.
+            return Ok(());
         }
-        delete(self.conn, table, op)?;
-        insert_row(self.conn, table, op.key, &cells)?;
+        let mut cells = before.clone().unwrap_or_else(|| vec![row::null(); table.cells.len()]);
+        self.merge_in_memory(table, &mut cells, op, stamp, &wins)?;
+        if before.as_ref() == Some(&cells) {
+            return Ok(());
+        }
+        let in_place = before.is_some() && {
+            match update(self.conn, table, op, &wins) {
+                Err(error) if is_rejection(&error) => false,
+                result => result.map(|()| true)?,
+            }
+        };
+        if !in_place {
+            delete(self.conn, table, op)?;
+            self.put_or_park(table, op.key, &cells, stamp)?;
+        }
+        if table.may_check && !self.aside.parked.contains(table.id, op.key) {
+            self.check(table, op.key, before.as_deref(), &cells, stamp)?;
+        }
         Ok(())
+    }
+
+    /// Lists a row that has come to break a CHECK.
+    fn check(
+        &mut self,
+        table: &Table,
+        key: &[u8],
+        before: Option<&[Vec<u8>]>,
+        after: &[Vec<u8>],
+        stamp: Stamp,
+    ) -> Result<(), ApplyError> {
+        let checks = &mut self.aside.checks;
+        let Some(reason) = checks.broken(self.conn, table, key, after)? else { return Ok(()) };
+        // One that was broken before was listed then.
+        if let Some(before) = before
+            && checks.broken(self.conn, table, key, before)?.is_some()
+        {
+            return Ok(());
+        }
+        self.tally.conflicts += 1;
+        Ok(self.conflicts.record_check(table, key, after, stamp, &reason)?)
     }
 
     /// The planted bug [`Bug::CounterReapplied`].

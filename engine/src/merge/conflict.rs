@@ -9,7 +9,10 @@ use crate::{
     hlc::Stamp,
     id::AuthorId,
     limits::MAX_CONFLICTS,
-    merge::{row::Overflow, store},
+    merge::{
+        row::{self, Overflow},
+        store,
+    },
     schema::Table,
     sqlite::Keeping,
     testing::{Bug, planted},
@@ -46,9 +49,10 @@ struct Side {
 }
 
 const COLUMNS: &str = "rule, \"table\", \"column\", \"row\", kept, kept_at, kept_by, lost, lost_at, lost_by, \
-                       table_id, column_id, key, kept_hlc, kept_author, kept_seq, lost_hlc, lost_author, lost_seq";
+                       table_id, column_id, key, kept_hlc, kept_author, kept_seq, lost_hlc, lost_author, lost_seq, \
+                       reason";
 
-const WIDTH: usize = 19;
+const WIDTH: usize = 20;
 
 /// Rows that are collected at most.
 const HELD_ROWS: usize = 4 * ROWS;
@@ -126,7 +130,30 @@ impl<'a> Conflicts<'a> {
             ConflictKind::StoredDeleted => ("delete wins", gone(Some(stamp)), held),
             ConflictKind::RowGone => ("delete wins", gone(None), incoming),
         };
-        self.push_row(table, place, op.key, rule, [kept, lost]);
+        self.push_row(table, Some(place), op.key, rule, [kept, lost], None);
+    }
+
+    /// Takes down that the write with this stamp made a row break a CHECK, which SQLite tells as
+    /// `reason`.
+    pub(super) fn record_check(
+        &mut self,
+        table: &Table,
+        key: &[u8],
+        cells: &[Vec<u8>],
+        stamp: Stamp,
+        reason: &str,
+    ) -> rusqlite::Result<()> {
+        if planted(Bug::CheckUnreported) {
+            return Ok(());
+        }
+        if self.values.len() == HELD_ROWS * WIDTH {
+            self.write()?;
+        }
+        let value = self.keep(ValueRef::Text(row_text(table, cells).as_bytes()));
+        let kept = Side { value, stamp: Some(stamp) };
+        let lost = Side { value: Kept::Null, stamp: None };
+        self.push_row(table, None, key, "check", [kept, lost], Some(reason));
+        Ok(())
     }
 
     /// Takes down that increments which did not know of each other made a counter overflow.
@@ -146,22 +173,24 @@ impl<'a> Conflicts<'a> {
         let exact = self.keep(ValueRef::Text(overflow.exact.to_string().as_bytes()));
         let kept = Side { value: Kept::Integer(overflow.wrapped), stamp: None };
         let lost = Side { value: exact, stamp: Some(stamp) };
-        self.push_row(table, overflow.place, key, "counter overflow", [kept, lost]);
+        self.push_row(table, Some(overflow.place), key, "counter overflow", [kept, lost], None);
         Ok(())
     }
 
     fn push_row(
         &mut self,
         table: &Table,
-        place: usize,
+        place: Option<usize>,
         key: &[u8],
         rule: &str,
         [kept, lost]: [Side; 2],
+        reason: Option<&str>,
     ) {
-        let column = &table.cells[place];
+        let column = place.map(|place| &table.cells[place]);
         let row_start = self.arena.len();
         put_key_text(&mut self.arena, key);
         let row = Kept::Text(row_start..self.arena.len());
+        let reason = reason.map_or(Kept::Null, |why| self.keep(ValueRef::Text(why.as_bytes())));
         let at = |side: &Side| integer(side.stamp.map(|s| s.hlc.wall().0));
         let dot = |side: &Side| {
             [
@@ -175,15 +204,20 @@ impl<'a> Conflicts<'a> {
         let [kept_by, lost_by] = [self.node(&kept), self.node(&lost)];
         let rule = self.keep(ValueRef::Text(rule.as_bytes()));
         let name = self.keep(ValueRef::Text(table.name.as_bytes()));
-        let column_name = self.keep(ValueRef::Text(column.name.as_bytes()));
+        let column_name =
+            column.map_or(Kept::Null, |c| self.keep(ValueRef::Text(c.name.as_bytes())));
         let key = self.keep(ValueRef::Blob(key));
-        let ids = [Kept::Integer(table.id.0.into()), Kept::Integer(column.id.0.into())];
+        let ids = [
+            Kept::Integer(table.id.0.into()),
+            column.map_or(Kept::Null, |column| Kept::Integer(column.id.0.into())),
+        ];
         self.values.extend([rule, name, column_name, row]);
         self.values.extend([kept.value, kept_at, kept_by, lost.value, lost_at, lost_by]);
         self.values.extend(ids);
         self.values.push(key);
         self.values.extend(kept_dot);
         self.values.extend(lost_dot);
+        self.values.push(reason);
         debug_assert!(self.values.len().is_multiple_of(WIDTH), "a row has all its columns");
     }
 
@@ -234,7 +268,8 @@ impl<'a> Conflicts<'a> {
         let sql = || {
             format!(
                 "DELETE FROM littoral_conflicts
-                 WHERE id <= (SELECT max(id) FROM littoral_conflicts) - {MAX_CONFLICTS}"
+                 WHERE id <= (SELECT max(id) FROM littoral_conflicts) - {MAX_CONFLICTS}
+                 AND cells IS NULL"
             )
         };
         self.conn.run(&TRIM, sql, |_| Ok(()))
@@ -304,8 +339,31 @@ fn put_key_text(out: &mut Vec<u8>, key: &[u8]) {
     out.push(b']');
 }
 
+/// A key as people read it.
+pub(crate) fn key_text(key: &[u8]) -> String {
+    let mut out = Vec::new();
+    put_key_text(&mut out, key);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The cells of a row as people read them: a JSON object.
+pub(super) fn row_text(table: &Table, cells: &[Vec<u8>]) -> String {
+    let cells = table.cells.iter().zip(cells);
+    let members: Vec<String> = cells
+        .map(|(column, cell)| {
+            format!("{}:{}", json_string(&column.name), value_text(row::value(cell)))
+        })
+        .collect();
+    format!("{{{}}}", members.join(","))
+}
+
 fn put_part_text(out: &mut Vec<u8>, reader: &mut ByteReader<'_>) -> Result<(), DecodeError> {
-    let text = match reader.key_part()?.as_value() {
+    out.extend_from_slice(value_text(reader.key_part()?.as_value()).as_bytes());
+    Ok(())
+}
+
+fn value_text(value: ValueRef<'_>) -> String {
+    match value {
         ValueRef::Null => "null".to_owned(),
         ValueRef::Integer(n) => n.to_string(),
         ValueRef::Real(r) => r.to_string(),
@@ -314,9 +372,7 @@ fn put_part_text(out: &mut Vec<u8>, reader: &mut ByteReader<'_>) -> Result<(), D
             let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
             format!("\"x'{hex}'\"")
         }
-    };
-    out.extend_from_slice(text.as_bytes());
-    Ok(())
+    }
 }
 
 fn json_string(text: &str) -> String {

@@ -50,15 +50,11 @@ fn argument<'c>(context: &'c Context<'_>, index: usize) -> ValueRef<'c> {
     }
 }
 
-/// SQLite itself never gives this code.
+/// A rejection, as other constraints give, so that the row is merged in memory instead. SQLite itself
+/// never gives this code.
 const OVERFLOW: std::ffi::c_int = ffi::SQLITE_CONSTRAINT_FUNCTION;
 
 fn overflow() -> rusqlite::Error {
     // With a message of its own, rusqlite would report the general code instead.
     rusqlite::Error::SqliteFailure(ffi::Error::new(OVERFLOW), None)
-}
-
-/// Whether a statement failed because a counter would overflow; the statement did nothing.
-pub(super) fn is_overflow(error: &rusqlite::Error) -> bool {
-    matches!(error, rusqlite::Error::SqliteFailure(failure, _) if failure.extended_code == OVERFLOW)
 }

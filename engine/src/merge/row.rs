@@ -22,6 +22,13 @@ pub(super) fn value(cell: &[u8]) -> ValueRef<'_> {
     ByteReader::new(cell).cell().unwrap_or(ValueRef::Null)
 }
 
+/// A cell that holds NULL.
+pub(super) fn null() -> Vec<u8> {
+    let mut cell = Vec::new();
+    put_cell(&mut cell, ValueRef::Null);
+    cell
+}
+
 /// Merges an operation into the cells of a row. `wins` says of its assignments, by their place in it,
 /// which take effect.
 pub(super) fn merge(

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::TableId,
-    merge::{functions::combining, mirror, row},
+    merge::{functions::combining, mirror, parked::is_rejection, row},
     schema::{
         Table,
         row::lend_key,
@@ -273,19 +273,6 @@ fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     }
 }
 
-pub(super) fn is_collision(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{
-        SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_ROWID, SQLITE_CONSTRAINT_UNIQUE,
-    };
-    matches!(
-        error,
-        rusqlite::Error::SqliteFailure(failure, _) if matches!(
-            failure.extended_code,
-            SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_ROWID | SQLITE_CONSTRAINT_UNIQUE
-        )
-    )
-}
-
 /// Collects inserts of one table and writes many of them with one statement, which costs SQLite half
 /// as much as a statement each.
 #[derive(Debug)]
@@ -354,7 +341,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
             match self.write(&name(table.id, INSERTS), sql, &self.values) {
                 Ok(()) => done = self.indexes.len(),
                 // OR FAIL: the rows before the one that collided are in, and counted.
-                Err(error) if is_collision(&error) => {
+                Err(error) if is_rejection(&error) => {
                     done = usize::try_from(self.conn.changes()).unwrap_or(0);
                     collided.extend(self.indexes.get(done));
                     done += 1;
@@ -364,7 +351,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
         }
         for (values, index) in self.values.chunks(width).zip(&self.indexes).skip(done) {
             match self.write(&name(table.id, INSERT), || table.sql.insert.clone(), values) {
-                Err(error) if is_collision(&error) => collided.push(*index),
+                Err(error) if is_rejection(&error) => collided.push(*index),
                 result => result?,
             }
         }

@@ -1,6 +1,6 @@
 //! Remote entries: checked for their place in their author's sequence, and applied in batches.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, mem, sync::Arc};
 
 use crate::{
     driver::{Event, Output},
@@ -9,6 +9,7 @@ use crate::{
     id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
     merge::{
+        Parked,
         apply::{Applier, Tally},
         mirror,
     },
@@ -28,6 +29,7 @@ pub(super) struct Before {
     registry: Arc<Registry>,
     members: Vec<Member>,
     author: Option<AuthorId>,
+    parked: Parked,
 }
 
 impl Replica {
@@ -72,6 +74,27 @@ impl Replica {
         true
     }
 
+    /// Tries parked rows again, after something has changed.
+    pub(super) fn retry_parked(&mut self) {
+        if !mem::take(&mut self.parked_due) || self.aside.parked.is_empty() || self.halted.is_some()
+        {
+            return;
+        }
+        let before = self.aside.parked.clone();
+        let conn = self.writer.apply();
+        let mut retry = || -> rusqlite::Result<()> {
+            conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+            self.aside.parked.retry(conn, &self.registry)?;
+            conn.prepare_cached("COMMIT")?.raw_execute()?;
+            Ok(())
+        };
+        if let Err(error) = retry() {
+            self.roll_back();
+            self.aside.parked = before;
+            self.storage_fails(error.to_string());
+        }
+    }
+
     /// From here on what a batch changes in memory can be taken back.
     pub(super) fn before_apply(&mut self) -> Before {
         self.contested.mark();
@@ -81,6 +104,7 @@ impl Replica {
             registry: Arc::clone(&self.registry),
             members: self.members.clone(),
             author: self.author,
+            parked: self.aside.parked.clone(),
         }
     }
 
@@ -99,7 +123,12 @@ impl Replica {
         self.log.undo();
         (self.registry, self.members, self.author) =
             (before.registry, before.members, before.author);
+        self.aside.parked = before.parked;
         self.writer.apply().forget();
+        self.roll_back();
+    }
+
+    fn roll_back(&self) {
         if !self.writer.apply().is_autocommit()
             && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
         {
@@ -210,8 +239,9 @@ impl Replica {
             if let Segment::Rows(rows) = segment {
                 let registry = Arc::clone(&self.registry);
                 let conn = self.writer.apply();
-                let contested = &mut self.contested;
-                let mut applier = Applier::new(conn, &registry, contested, origin, &self.members);
+                let (contested, aside) = (&mut self.contested, &mut self.aside);
+                let mut applier =
+                    Applier::new(conn, &registry, contested, aside, origin, &self.members);
                 if again {
                     applier.count_again(rows)?;
                 } else {
@@ -307,6 +337,7 @@ impl Replica {
         self.counts.entries_applied += entries;
         self.counts.rows_applied += tally.rows;
         self.counts.conflicts += tally.conflicts;
+        self.parked_due = true;
         self.after_apply(before);
         if entries > 0 {
             let lsn = self.log.last();

@@ -45,6 +45,7 @@ use crate::{
     id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
     limits::{GROUP_JOBS, STORAGE_RETRY},
     log::Log,
+    merge::{Aside, Parked},
     open::Builder,
     protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
@@ -71,6 +72,9 @@ pub struct Replica {
     register: Option<Register>,
     log: Log,
     contested: Contested,
+    aside: Aside,
+    /// Something has changed since parked rows were last tried.
+    parked_due: bool,
     hlc: HlcClock,
     durable: Durable,
     now: Now,
@@ -113,6 +117,7 @@ pub(crate) struct Parts {
     pub(crate) register: Option<Register>,
     pub(crate) log: Log,
     pub(crate) contested: Contested,
+    pub(crate) parked: Parked,
     pub(crate) hlc: HlcClock,
     pub(crate) read_only: bool,
     pub(crate) progress: Option<Progress>,
@@ -185,6 +190,8 @@ impl Replica {
             register: parts.register,
             log: parts.log,
             contested: parts.contested,
+            aside: Aside { parked: parts.parked, ..Aside::default() },
+            parked_due: true,
             hlc: parts.hlc,
             durable,
             now: parts.now,
@@ -253,6 +260,7 @@ impl Replica {
             if let Some(output) = self.outputs.pop_front() {
                 return output;
             }
+            self.retry_parked();
             if self.commit_jobs()
                 || self.apply_incoming()
                 || self.serve_joins()
@@ -306,6 +314,7 @@ impl Replica {
             vector,
             stability: self.stability(),
             contested_rows: self.contested.rows(),
+            parked_rows: self.aside.parked.count(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
             halted: self.halted.clone(),
@@ -377,11 +386,13 @@ impl Replica {
             registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
+            parked: &self.aside.parked,
             hlc: &mut self.hlc,
             wall: self.now.wall,
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
+        self.parked_due = true;
         self.checkpointing.bytes += self.log.bytes() - bytes;
         let first = self.log.head(author).seq - (self.log.last().0 - before.0);
         for (lsn, seq) in (before.0 + 1..=self.log.last().0).zip(first + 1..) {

@@ -59,8 +59,10 @@ CREATE TABLE littoral_conflicts(
   lost ANY, lost_at INTEGER, lost_by TEXT,
   table_id INTEGER NOT NULL, column_id INTEGER, key BLOB NOT NULL,
   kept_hlc INTEGER, kept_author INTEGER, kept_seq INTEGER,
-  lost_hlc INTEGER, lost_author INTEGER, lost_seq INTEGER
+  lost_hlc INTEGER, lost_author INTEGER, lost_seq INTEGER,
+  reason TEXT, cells BLOB
 ) STRICT;
+CREATE INDEX littoral_parked ON littoral_conflicts(table_id, key) WHERE cells IS NOT NULL;
 ";
 
 /// Whether the file has the engine's tables; `None` for an empty file.

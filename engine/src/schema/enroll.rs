@@ -29,6 +29,15 @@ pub struct Refusal {
     pub remedy: &'static str,
 }
 
+/// Whether the word CHECK stands in the table's declaration: as a constraint, or as something else.
+pub(super) fn may_check(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
+    conn.prepare_cached(
+        "SELECT EXISTS(SELECT 1 FROM sqlite_schema
+                       WHERE type = 'table' AND name = ? COLLATE NOCASE AND sql LIKE '%check%')",
+    )?
+    .query_row([table], |row| row.get(0))
+}
+
 /// Whether nothing but a collision with another row, or a NULL, can keep a row out of a table: it has
 /// no triggers, checks no types, and computes nothing.
 pub(super) fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool> {

@@ -69,6 +69,8 @@ pub(crate) struct Table {
     pub(crate) since: Lsn,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
+    /// Its key is the rowid under a name of its own.
+    pub(crate) is_alias: bool,
     /// The ids of the cells that have clocks, which are those of type `lww`, ascending.
     pub(crate) assigned: Vec<ColumnId>,
     /// What derived triggers keep of its rows: tables that do not replicate.
@@ -82,6 +84,8 @@ pub(crate) struct Table {
     /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
     /// would store.
     pub(crate) normalized: bool,
+    /// Whether the table may have CHECK constraints.
+    pub(crate) may_check: bool,
     /// Nothing but a collision with another row, or a NULL, keeps a row out.
     pub(crate) is_plain: bool,
     pub(crate) sql: TableSql,
@@ -137,10 +141,12 @@ impl Table {
         Self {
             counted: has(&[ColumnType::Counter]),
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            may_check: false,
             next_column: ColumnId(1),
             since: Lsn(0),
             is_plain: false,
             autoincrement: false,
+            is_alias: false,
             targets: Vec::new(),
             kept_by_deletes: None,
             sql: TableSql::new(&name, &key, &cells),
@@ -183,6 +189,11 @@ impl Table {
             policy: self.policy.clone(),
             columns,
         }
+    }
+
+    /// Whether statements must give its key, which SQLite would hand out.
+    pub(crate) fn is_given_its_key(&self) -> bool {
+        self.is_alias && self.is_multi_writer() && self.policy.explicit_key
     }
 
     /// Whether the first of its cells is the key's spelling.
@@ -324,10 +335,12 @@ impl Registry {
             }
             let is_plain = enroll::is_plain(conn, &name)?;
             let mut table = Table::new(TableId(id), name, policy, key, cells);
+            table.may_check = enroll::may_check(conn, &table.name)?;
             table.next_column = next_column;
             table.since = since;
             table.is_plain = is_plain;
             table.autoincrement = shape.autoincrement;
+            table.is_alias = matches!(shape.key, KeyShape::Alias(_));
             registry.push(table);
         }
         registry.triggers =

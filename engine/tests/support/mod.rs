@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use littoral::{
     CloseCode, ClusterId, Committed, Event, Genesis, Identity, Incarnation, Input, Instant, NodeId,
     Now, Output, PeerId, Replica, Snapshot, TablePolicy, Ticket, WallTime, WriteError, WriteTx,
+    Writers,
 };
 
 /// Replicas, the links between them, and what they have put out.
@@ -270,4 +271,75 @@ pub(crate) fn linked(nodes: usize, schema: &str, policies: &[(&str, TablePolicy)
     }
     cluster.settle();
     cluster
+}
+
+pub(crate) fn any() -> TablePolicy {
+    TablePolicy { writers: Writers::Any, ..TablePolicy::default() }
+}
+
+pub(crate) fn explicit() -> TablePolicy {
+    TablePolicy { explicit_key: true, ..any() }
+}
+
+impl Cluster {
+    /// All replicas hold these rows.
+    pub(crate) fn assert_rows(&mut self, sql: &str, rows: &[&str]) {
+        self.settle();
+        for node in 0..self.replicas.len() {
+            assert_eq!(self.rows(node, sql), rows, "n{node}: {sql}");
+        }
+        self.assert_equal();
+    }
+
+    pub(crate) fn refused(&mut self, node: usize, sql: &'static str) -> String {
+        self.try_write(node, move |tx| tx.execute_batch(sql)).unwrap_err().to_string()
+    }
+
+    /// Queues jobs so that they run in one group; says which were committed.
+    pub(crate) fn group<const N: usize>(
+        &mut self,
+        node: usize,
+        jobs: [&'static str; N],
+    ) -> [bool; N] {
+        let now = self.now;
+        let tickets = jobs.map(|sql| {
+            let job = Box::new(move |tx: &mut WriteTx<'_>| tx.execute_batch(sql));
+            self.replica(node).write(now, job)
+        });
+        self.drain(node);
+        tickets.map(|ticket| self.done.remove(&(node, ticket)).unwrap().is_ok())
+    }
+}
+
+/// Rows with a full-text index that triggers keep.
+pub(crate) const NOTES: &str = "
+    CREATE TABLE note(id INTEGER PRIMARY KEY, title TEXT, body TEXT, n INTEGER NOT NULL DEFAULT 0);
+    CREATE VIRTUAL TABLE found USING fts5(title, body, content = 'note', content_rowid = 'id');
+    CREATE TRIGGER note_in AFTER INSERT ON note BEGIN
+      INSERT INTO found(rowid, title, body) VALUES(new.id, new.title, new.body); END;
+    CREATE TRIGGER note_out AFTER DELETE ON note BEGIN
+      INSERT INTO found(found, rowid, title, body) VALUES('delete', old.id, old.title, old.body); END;
+    CREATE TRIGGER note_again AFTER UPDATE ON note BEGIN
+      INSERT INTO found(found, rowid, title, body) VALUES('delete', old.id, old.title, old.body);
+      INSERT INTO found(rowid, title, body) VALUES(new.id, new.title, new.body); END;";
+
+impl Cluster {
+    /// Full-text search finds these rows on every node, and nothing is wrong with the index.
+    pub(crate) fn assert_found(&mut self, word: &str, ids: &[&str]) {
+        self.settle();
+        for node in 0..self.replicas.len() {
+            let sql = format!("SELECT rowid FROM found('{word}') ORDER BY rowid");
+            assert_eq!(self.rows(node, &sql), ids, "n{node} looks for {word}");
+            // On a copy: the check is an INSERT.
+            let copy = self.path(node).with_extension("copy");
+            std::fs::remove_file(&copy).ok();
+            let reader = self.replica(node).db().reader().unwrap();
+            let mut to = rusqlite::Connection::open(&copy).unwrap();
+            let backup = rusqlite::backup::Backup::new(reader.connection(), &mut to).unwrap();
+            backup.run_to_completion(1000, std::time::Duration::ZERO, None).unwrap();
+            drop(backup);
+            let check = "INSERT INTO found(found, rank) VALUES('integrity-check', 1)";
+            to.execute(check, []).unwrap_or_else(|error| panic!("n{node}: {error}"));
+        }
+    }
 }

@@ -11,19 +11,33 @@ pub(super) async fn health() -> &'static str {
     "ok"
 }
 
-/// `GET /ready`: 503 and the reason while the node cannot accept writes.
+/// `GET /ready`: 503 and the reason while the node cannot accept writes; 200 and what is amiss while it
+/// works in part.
 pub(super) async fn ready(State(state): State<ServerState>) -> Response {
-    let reason = match state.node.status().await {
-        Some(status) => not_ready(&status),
-        None => Some("the replica has ended".to_owned()),
+    let (reason, degraded) = match state.node.status().await {
+        Some(status) => (not_ready(&status), degraded(&status)),
+        None => (Some("the replica has ended".to_owned()), None),
     };
     match reason {
-        None => hrana::json(StatusCode::OK, &json!({ "ready": true })),
+        None => match degraded {
+            None => hrana::json(StatusCode::OK, &json!({ "ready": true })),
+            Some(why) => hrana::json(StatusCode::OK, &json!({ "ready": true, "degraded": why })),
+        },
         Some(reason) => {
             let body = json!({ "ready": false, "reason": reason });
             hrana::json(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }
+}
+
+/// Why the node does its work only in part, if that is so: writes are accepted.
+pub(super) fn degraded(status: &Status) -> Option<String> {
+    let rows = match status.parked_rows {
+        0 => return None,
+        1 => "1 row".to_owned(),
+        rows => format!("{rows} rows"),
+    };
+    Some(format!("{rows} could not be stored and cannot be read here; see littoral_conflicts"))
 }
 
 /// Why the node cannot do its work, if it cannot.

@@ -50,6 +50,7 @@ fn page(status: &Status) -> String {
         "Rows that a concurrent write may still meet",
         status.contested_rows,
     );
+    page.gauge("littoral_parked_rows", "Rows that could not be stored", status.parked_rows);
     let stability = &status.stability;
     page.gauge("littoral_frontier", "Number of the newest frontier", stability.frontier);
     page.gauge("littoral_log_bytes", "Bytes of entries in the log", stability.log_bytes);

@@ -6,7 +6,11 @@ use axum::{extract::State, http::StatusCode, response::Response};
 use littoral::{Status, VersionVector};
 use serde_json::{Value, json};
 
-use super::{ServerState, health::not_ready, hrana};
+use super::{
+    ServerState,
+    health::{degraded, not_ready},
+    hrana,
+};
 
 pub(super) async fn status(State(state): State<ServerState>) -> Response {
     match state.node.status().await {
@@ -65,6 +69,8 @@ fn to_json(status: &Status) -> Value {
             "bytes_received": peer.bytes_received,
         })).collect::<Vec<_>>(),
         "contested_rows": status.contested_rows,
+        "parked_rows": status.parked_rows,
+        "degraded": degraded(status),
         "stability": {
             "frontier": status.stability.frontier,
             "covered": vector(&status.stability.covered),

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::{
     Check, Promise, broken,
     keys::{encode_key, spelling},
-    shadow::{Held, Shadow, ShadowConflict, ShadowTable},
+    shadow::{CHECK, Held, Shadow, ShadowConflict, ShadowTable},
     shapes::{Shapes, quoted},
     unreadable,
 };
@@ -79,7 +79,8 @@ fn sequences_follow_log(machine: usize, reader: &Connection, shadow: &Shadow) ->
     Ok(())
 }
 
-/// The rows of a table by key; `None` if its keys cannot be told from what is read.
+/// The rows of a table by key; `None` if no log leads to them, or its keys cannot be told from what is
+/// read.
 fn read_table(
     machine: usize,
     reader: &Connection,
@@ -87,6 +88,9 @@ fn read_table(
     shapes: Shapes,
 ) -> Check<Option<Rows>> {
     let failed = unreadable(machine);
+    if table.local {
+        return Ok(None);
+    }
     let Some(shape) = shapes.of(&table.name, reader).map_err(&failed)? else { return Ok(None) };
     let columns: Vec<(ColumnId, &str)> =
         table.columns.iter().map(|(id, (name, _))| (*id, name.as_str())).collect();
@@ -185,7 +189,10 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
                 column: row.get(2)?,
                 rule: row.get(3)?,
                 kept: dot(row.get(4)?, row.get(5)?),
-                kept_value: row.get_ref(6)?.into(),
+                kept_value: match row.get_ref(3)?.as_str()? {
+                    CHECK => Held::Null,
+                    _ => row.get_ref(6)?.into(),
+                },
                 lost: dot(row.get(7)?, row.get(8)?),
                 lost_value: row.get_ref(9)?.into(),
             })
@@ -209,7 +216,7 @@ pub(crate) fn same_rows(
             return broken(Promise::Convergence, difference(machines, *id, table, &one, &other));
         }
     }
-    let [one, other] = [0, 1].map(|side| read_sequences(machines[side], readers[side]));
+    let [one, other] = [0, 1].map(|side| read_sequences(machines[side], readers[side], shadow));
     let (one, other) = (one?, other?);
     if one != other {
         let [a, b] = machines;
@@ -220,7 +227,11 @@ pub(crate) fn same_rows(
 }
 
 /// The greatest key that was handed out, by table.
-fn read_sequences(machine: usize, reader: &Connection) -> Check<Vec<(String, i64)>> {
+fn read_sequences(
+    machine: usize,
+    reader: &Connection,
+    shadow: &Shadow,
+) -> Check<Vec<(String, i64)>> {
     let failed = unreadable(machine);
     let exists = "SELECT count(*) FROM sqlite_schema WHERE name = 'sqlite_sequence'";
     let exists: i64 = reader.query_row(exists, [], |row| row.get(0)).map_err(&failed)?;
@@ -230,7 +241,10 @@ fn read_sequences(machine: usize, reader: &Connection) -> Check<Vec<(String, i64
     let sql = "SELECT name, seq FROM sqlite_sequence WHERE seq <> 0 ORDER BY name";
     let mut query = reader.prepare_cached(sql).map_err(&failed)?;
     let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).map_err(&failed)?;
-    rows.collect::<Result<_, _>>().map_err(&failed)
+    let mut sequences = rows.collect::<Result<Vec<(String, i64)>, _>>().map_err(&failed)?;
+    let local = |name: &str| shadow.tables.values().any(|table| table.local && table.name == name);
+    sequences.retain(|(name, _)| !local(name));
+    Ok(sequences)
 }
 
 fn difference(

@@ -14,9 +14,9 @@
 use std::{cmp::Ordering, collections::BTreeMap};
 
 use littoral::{
-    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowOpKind, RowsReader, Segment, Seq, Stamp, TableChange, TableDeclaration, TableId, ValueRef,
-    VersionVector,
+    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Entry, Hlc,
+    Membership, RowOp, RowOpKind, RowsReader, Segment, Seq, Stamp, TableChange, TableDeclaration,
+    TableId, ValueRef, VersionVector,
 };
 
 /// A value that can be compared bit for bit.
@@ -110,6 +110,8 @@ pub(crate) struct ShadowTable {
     pub(crate) name: String,
     /// Whether every node writes it.
     pub(crate) any: bool,
+    /// Whether it stays on its node: no log leads to its rows.
+    pub(crate) local: bool,
     /// Its columns, those of the key included.
     pub(crate) columns: BTreeMap<ColumnId, (String, ColumnType)>,
     /// Columns that are assigned together.
@@ -137,8 +139,8 @@ pub(crate) struct ShadowConflict {
     pub(crate) table: u32,
     /// The row.
     pub(crate) key: Vec<u8>,
-    /// The column.
-    pub(crate) column: u32,
+    /// The column; `None` for what concerns the row.
+    pub(crate) column: Option<u32>,
     /// The rule that decided.
     pub(crate) rule: String,
     /// The entry whose write stands, if it is known.
@@ -180,10 +182,23 @@ pub(crate) struct Shadow {
 const LAST_WINS: &str = "last writer wins";
 const DELETE_WINS: &str = "delete wins";
 const OVERFLOW: &str = "counter overflow";
+/// A merged row that breaks a CHECK; what stands in it is not compared.
+pub(crate) const CHECK: &str = "check";
 
 impl ShadowTable {
     fn merge(&self, column: ColumnId) -> ColumnType {
         self.columns.get(&column).map_or(ColumnType::Lww, |(_, merge)| *merge)
+    }
+
+    /// Whether a row breaks the one CHECK of the schema that reads two columns which merge apart.
+    fn breaks_check(&self, cells: &BTreeMap<ColumnId, Held>) -> bool {
+        let named = |name: &str| {
+            let column = self.columns.iter().find(|(_, (column, _))| column == name)?;
+            cells.get(column.0)
+        };
+        self.name == "gauge"
+            && named("note")
+                .is_some_and(|note| *note != Held::Null && named("street") == Some(note))
     }
 }
 
@@ -275,7 +290,8 @@ impl Shadow {
         let groups = groups.into_values().collect();
         let columns = table.columns.into_iter().map(column).collect();
         let any = table.policy.is_multi_writer();
-        self.tables.insert(table.id, ShadowTable { name: table.name, any, columns, groups });
+        let local = table.policy.consistency == Consistency::Local;
+        self.tables.insert(table.id, ShadowTable { name: table.name, any, local, columns, groups });
     }
 
     /// Nothing is forgotten; but from here on authors name smaller epochs.
@@ -389,7 +405,24 @@ impl Shadow {
             return row.assign_all(op);
         }
         let mut conflicts = Vec::new();
+        let before = row.cells.clone().filter(|_| op.epoch == row.epoch);
         row.merge(op, stamp, table, seen, &mut conflicts)?;
+        if let (Some(before), Some(after)) = (before, &row.cells)
+            && !own
+            && table.breaks_check(after)
+            && !table.breaks_check(&before)
+        {
+            conflicts.push(ShadowConflict {
+                table: op.table.0,
+                key: op.key.to_vec(),
+                column: None,
+                rule: CHECK.to_owned(),
+                kept: Some(name(stamp.dot())),
+                kept_value: Held::Null,
+                lost: None,
+                lost_value: Held::Null,
+            });
+        }
         if own {
             // A statement that moves a counter by more than 2^63 overflows nobody else's increment.
             conflicts.retain(|conflict| conflict.rule != OVERFLOW);
@@ -486,7 +519,7 @@ impl Row {
         let conflict = |column: ColumnId, rule: &str| ShadowConflict {
             table: op.table.0,
             key: op.key.to_vec(),
-            column: column.0,
+            column: Some(column.0),
             rule: rule.to_owned(),
             kept: None,
             kept_value: Held::Null,
@@ -632,7 +665,13 @@ mod tests {
             (ColumnId(3), ("count".to_owned(), ColumnType::Counter)),
             (ColumnId(4), ("low".to_owned(), ColumnType::Min)),
         ];
-        ShadowTable { name: "t".to_owned(), any: true, columns: columns.into(), groups: vec![] }
+        ShadowTable {
+            name: "t".to_owned(),
+            any: true,
+            local: false,
+            columns: columns.into(),
+            groups: vec![],
+        }
     }
 
     #[test]

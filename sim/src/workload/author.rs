@@ -568,20 +568,23 @@ impl Author<'_> {
                 "UPDATE gauge SET high = ?2, low = ?3, peak = ?4 WHERE id <> ?1",
                 vec![key, one, other, number],
             ),
-            3 => self.try_step(
-                "UPDATE gauge SET high = ?2, peak = peak + ?2, note = ?3 WHERE id = ?1",
-                vec![key, number, other],
-            ),
+            3 => {
+                let note = self.place();
+                self.try_step(
+                    "UPDATE gauge SET high = ?2, peak = peak + ?2, note = ?3 WHERE id = ?1",
+                    vec![key, number, note],
+                );
+            }
             4 => self.try_step("UPDATE gauge SET low = high, high = low", vec![]),
             5 => {
-                let token = self.token();
+                let token = self.place();
                 self.try_step(
                     "UPDATE gauge SET street = ?2, town = ?2 WHERE id = ?1",
                     vec![key, token],
                 );
             }
             6 => {
-                let (column, token) = (*self.draw.pick(&["street", "town"]), self.token());
+                let (column, token) = (*self.draw.pick(&["street", "town", "note"]), self.place());
                 self.try_step(
                     &format!("UPDATE gauge SET {column} = ?2, low = ?3 WHERE id = ?1"),
                     vec![key, token, one],
@@ -599,6 +602,11 @@ impl Author<'_> {
                 .try_step("UPDATE gauge SET turns = turns + ?2 WHERE id = ?1", vec![key, number]),
             _ => self.try_step("DELETE FROM gauge WHERE id = ?", vec![key]),
         }
+    }
+
+    /// One of few, so that two columns come to hold the same.
+    fn place(&mut self) -> Value {
+        Value::Text((*self.draw.pick(&["here", "there"])).to_owned())
     }
 
     /// A row that only one job ever inserts.
