@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -265,6 +266,15 @@ impl Setup {
     }
 }
 
+/// A database file and its WAL, as they stand.
+fn copy_database(from: &Path, to: &Path) {
+    let wal = |path: &Path| path.with_extension("sqlite-wal");
+    std::fs::copy(from, to).expect("a copy");
+    if wal(from).exists() {
+        std::fs::copy(wal(from), wal(to)).expect("a copy");
+    }
+}
+
 fn name(member: u8) -> NodeId {
     NodeId::new(&format!("bench-{member}")).expect("a node name")
 }
@@ -277,6 +287,8 @@ pub struct Node {
     /// What it wants sent.
     outbox: VecDeque<(PeerId, Channel, Vec<u8>)>,
     clock: Now,
+    setup: Setup,
+    member: u8,
     dir: tempfile::TempDir,
 }
 
@@ -295,7 +307,7 @@ impl Node {
             builder = builder.genesis(setup.genesis());
         }
         let replica = builder.open(&dir.path().join("node.sqlite"), clock, 0).expect("a replica");
-        Self { replica, outbox: VecDeque::new(), clock, dir }
+        Self { replica, outbox: VecDeque::new(), clock, setup, member, dir }
     }
 
     /// As [`Plain::checkpoint`].
@@ -303,12 +315,29 @@ impl Node {
         self.replica.db().wal_checkpoint().expect("a checkpoint");
     }
 
-    /// Lets time pass.
-    pub fn advance(&mut self, time: Duration) {
+    /// Lets time pass; the time it takes to do what that brings.
+    pub fn advance(&mut self, time: Duration) -> Duration {
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.clock.mono = self.clock.mono + time;
         self.clock.wall.0 += millis;
-        self.handle(Input::Wake);
+        self.handle(Input::Wake)
+    }
+
+    /// Opens the file again as it stands, as after a crash; the time that takes.
+    pub fn reopen(&mut self) -> Duration {
+        let path = self.dir.path().join("node.sqlite");
+        let clock = self.clock;
+        let identity = self.setup.identity(self.member);
+        let copy = self.dir.path().join("again.sqlite");
+        copy_database(&path, &copy);
+        let builder = Replica::builder(identity).synchronous(self.setup.synchronous);
+        let mut opened = None;
+        let time = timed(|| opened = Some(builder.open(&copy, clock, 0).expect("a replica")));
+        self.outbox.clear();
+        if let Some(replica) = opened {
+            self.replica = replica;
+        }
+        time
     }
 
     /// Hands an input over and drains the replica; the time that takes.
@@ -412,6 +441,7 @@ pub struct Pair {
     pub origin: Node,
     /// An edge.
     pub edge: Node,
+    links: u64,
 }
 
 /// What passed between the two of a [`Pair`].
@@ -427,11 +457,22 @@ impl Pair {
     /// Both hold what the cluster begins with.
     pub fn new(setup: Setup) -> Self {
         let setup = Setup { members: 2, ..setup };
-        let mut pair = Self { origin: Node::open(setup, 0), edge: Node::open(setup, 1) };
-        pair.origin.handle(Input::PeerUp { peer: LINK, node: name(1) });
-        pair.edge.handle(Input::PeerUp { peer: LINK, node: name(0) });
+        let mut pair = Self { origin: Node::open(setup, 0), edge: Node::open(setup, 1), links: 0 };
+        pair.link();
         pair.settle();
         pair
+    }
+
+    /// Links the two, once more if they were linked before.
+    pub fn link(&mut self) {
+        if self.links > 0 {
+            self.edge.handle(Input::PeerDown { peer: PeerId(self.links) });
+            self.edge.outbox.clear();
+        }
+        self.links += 1;
+        let peer = PeerId(self.links);
+        self.origin.handle(Input::PeerUp { peer, node: name(1) });
+        self.edge.handle(Input::PeerUp { peer, node: name(0) });
     }
 
     /// Exchanges frames until both have been quiet for three simulated seconds.
@@ -465,9 +506,6 @@ impl Pair {
         }
     }
 }
-
-/// The one link of a pair, at both ends.
-const LINK: PeerId = PeerId(1);
 
 /// How many rows a bench writes: fewer in a smoke run (`BENCH_SMOKE=1`).
 pub fn row_count(full: usize) -> usize {

@@ -57,6 +57,23 @@ fn the_schema_changes_at_the_origin_and_reaches_a_serving_edge() {
     }
     let answer = run(&origin, "DROP TABLE stock");
     assert_eq!(answer["error"]["code"], "LITTORAL_NEEDS_FREEZE", "{answer}");
+    // As a migration it waits until the edge has said that it knows.
+    let migration = |node: &Node, sql: &str| {
+        let script =
+            format!("PRAGMA foreign_keys=OFF; BEGIN; {sql}; COMMIT; PRAGMA foreign_keys=ON");
+        let request = json!([{ "type": "sequence", "sql": script }, { "type": "close" }]);
+        node.client().pipeline(&request).unwrap()[0].take()
+    };
+    let answer = migration(&origin, "ALTER TABLE stock DROP COLUMN color");
+    assert_eq!(answer["error"]["code"], "LITTORAL_SCHEMA_CHANGING", "{answer}");
+    let columns = "SELECT 1 FROM pragma_table_info('stock')";
+    until("the column to go", || rows_of(edge.database(), columns).len() == 2);
+    until("the edge to write again", || run(&edge, "UPDATE stock SET n = n + 1")["type"] == "ok");
+    let answer = migration(&origin, "CREATE TABLE more (k INTEGER PRIMARY KEY)");
+    assert_eq!(answer["type"], "ok", "{answer}");
+    until("the table to arrive", || {
+        rows_of(edge.database(), "SELECT 1 FROM pragma_table_info('more')").len() == 1
+    });
     let answer = run(&origin, "SELECT littoral_policy('stock', 'often')");
     assert_eq!(answer["error"]["code"], "LITTORAL_POLICY", "{answer}");
 }

@@ -73,6 +73,7 @@ fn sqlite_is_named_only_where_it_is_the_business() {
         "engine/src/log/",
         "engine/src/merge/",
         "engine/src/open.rs",
+        "engine/src/replica/applying.rs",
         "engine/src/replica/frontier.rs",
         "engine/src/replica/mod.rs",
         "engine/src/schema/",

@@ -5,6 +5,7 @@ use crate::{
     driver::CloseCode,
     entry::Digest,
     id::{AuthorId, ClusterId, Incarnation, NodeId},
+    log::chunks::ChunkError,
     schema::Refusal,
     value::DecodeError,
     version::{Dot, VersionVector},
@@ -119,6 +120,14 @@ fn list(refusals: &[Refusal]) -> String {
     format!("the schema cannot replicate as declared:\n  {}", lines.join("\n  "))
 }
 
+fn waiting(nodes: &[NodeId]) -> String {
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+    format!(" (waiting for {})", names.join(", "))
+}
+
 fn at(origin: Option<&NodeId>) -> String {
     origin.map(|node| format!(" (node {node})")).unwrap_or_default()
 }
@@ -169,13 +178,26 @@ pub enum WriteError {
         /// Its name.
         table: String,
     },
+    /// The table waits for a change of its schema, and takes no writes meanwhile; nothing was written.
+    /// Retry once every node has heard of it.
+    #[error(
+        "table {table:?} is about to change its schema and takes no writes until every node knows{}; \
+         retry later",
+        waiting(.waiting_for)
+    )]
+    SchemaChanging {
+        /// The table.
+        table: String,
+        /// The nodes that have not said yet that they know; empty where that is not known.
+        waiting_for: Vec<NodeId>,
+    },
     /// What was declared is no policy.
     #[error("{0}")]
     Policy(String),
     /// A change of a multi-writer table that must not meet writes under way on other nodes.
     #[error(
-        "{what} cannot happen while other nodes write to table {table:?}: the change needs a freeze of \
-         the table, which this version does not have"
+        "{what} cannot happen while other nodes write to table {table:?}: the change has to wait for them; \
+         run it as a migration, outside of a transaction that goes on"
     )]
     NeedsFreeze {
         /// The table.
@@ -213,13 +235,14 @@ pub enum WriteError {
     },
     /// The transaction changes more than one entry can hold. Split it.
     #[error(
-        "the transaction's entry would be {bytes} bytes, more than the {max} allowed; split it"
+        "the transaction's entry would be {bytes} bytes or more, and {max} are allowed; split it, or \
+         raise max_entry"
     )]
     EntryTooLarge {
-        /// Its size.
-        bytes: usize,
+        /// Its size as far as it was encoded.
+        bytes: u64,
         /// The bound.
-        max: usize,
+        max: u64,
     },
     /// The job itself gave up.
     #[error("{0}")]
@@ -233,7 +256,7 @@ impl WriteError {
     /// Whether the same job may succeed later without being changed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotAMember | Self::Unavailable(_) => true,
+            Self::NotAMember | Self::Unavailable(_) | Self::SchemaChanging { .. } => true,
             Self::Sqlite(error) => matches!(
                 error.sqlite_error_code(),
                 Some(
@@ -270,6 +293,15 @@ pub(crate) enum ApplyError {
     /// causality, so the node stops its links.
     #[error("entry {dot} cannot be applied: {what}")]
     Undecodable { dot: Dot, what: String },
+}
+
+impl From<(Dot, ChunkError)> for ApplyError {
+    fn from((dot, error): (Dot, ChunkError)) -> Self {
+        match error {
+            ChunkError::Sqlite(error) => Self::Sqlite(error),
+            error => Self::Undecodable { dot, what: error.to_string() },
+        }
+    }
 }
 
 impl ApplyError {

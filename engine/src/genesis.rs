@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use crate::{
     driver::Identity,
-    entry::{EntryHeader, Member, TableChange, TableDeclaration, codec::Body},
+    entry::{EntryHeader, Logged, Member, TableChange, TableDeclaration, codec::Body},
     error::{GenesisError, OpenError},
     hlc::HlcClock,
     id::{AuthorId, Incarnation, NodeId, SchemaVersion},
@@ -97,7 +97,7 @@ impl Scribe<'_> {
             schema,
             under: 0,
         });
-        self.log.append(self.conn, entry)?;
+        self.log.append(self.conn, Logged::Whole(entry))?;
         Ok(())
     }
 }

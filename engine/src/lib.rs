@@ -66,8 +66,8 @@ mod version;
 pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
-    Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
-    TableChange, TableDeclaration, codec::RowsReader,
+    Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, RowOp, RowOpKind,
+    Segment, TableChange, TableDeclaration, codec::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
 pub use genesis::Genesis;
@@ -81,7 +81,7 @@ pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
-pub use status::{Counts, Held, PeerStatus, Stability, Status};
+pub use status::{Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status};
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};
 pub use version::{Dot, VersionVector};

@@ -2,26 +2,45 @@
 
 use std::time::Duration;
 
-/// The largest entry, in bytes of its encoding. A transaction that changes more is refused at
-/// commit; larger ones need a spool, which this version does not have.
-pub const MAX_ENTRY_BYTES: usize = 64 << 20;
+/// The largest entry a transaction may become unless the cluster says otherwise, in bytes of its
+/// encoding. A transaction that changes more is refused at commit.
+pub const MAX_ENTRY_BYTES: u64 = 1 << 30;
 
-/// What a frame may hold beside one largest entry.
+/// What the setting for it may be.
+pub const MAX_ENTRY_RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 30;
+
+/// An entry of more bytes is *large*: it is never held in memory whole, but kept, sent and applied
+/// in chunks.
+pub const LARGE_ENTRY_BYTES: usize = 1 << 20;
+
+/// Large entries are kept and sent in chunks of this many bytes, the last one excepted.
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// Row events of one transaction are kept in memory up to this many bytes; more go to the scratch
+/// file in sorted runs of this size.
+pub const TAPE_BYTES: usize = 32 << 20;
+
+/// Bytes of large entries a node receives at the same time; a single larger one is received alone.
+pub const SPOOL_BYTES: u64 = 2 << 30;
+
+/// What was received of a large entry is given up when no link has offered the rest for this long.
+pub const SPOOL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a frame may hold beside one largest entry that is not large.
 pub const MAX_FRAME_OVERHEAD_BYTES: usize = 4 << 10;
 
 /// The largest frame on a link, header included.
-pub const MAX_FRAME_BYTES: usize = MAX_ENTRY_BYTES + MAX_FRAME_OVERHEAD_BYTES;
+pub const MAX_FRAME_BYTES: usize = LARGE_ENTRY_BYTES + MAX_FRAME_OVERHEAD_BYTES;
 
 /// The largest control frame: vectors of some ten thousand authors.
 pub const MAX_CONTROL_FRAME_BYTES: usize = 1 << 20;
 
-/// Bytes of entries a sender may have under way to one peer before the peer has taken them. A
-/// single larger entry is sent alone.
+/// Bytes of entries a sender may have under way to one peer before the peer has taken them.
 pub const CREDIT_WINDOW_BYTES: u64 = 8 << 20;
 
-/// Bytes of entries one link may have waiting to be applied: what its credit allows, and a single
-/// larger entry. A peer that sends more is cut off.
-pub const UNAPPLIED_BYTES_MAX: u64 = CREDIT_WINDOW_BYTES + MAX_ENTRY_BYTES as u64;
+/// Bytes of entries one link may have waiting to be applied: what its credit allows. A peer that
+/// sends more is cut off.
+pub const UNAPPLIED_BYTES_MAX: u64 = CREDIT_WINDOW_BYTES;
 
 /// A snapshot is read, sent and written in pieces of this many bytes.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
@@ -107,3 +126,31 @@ const _: () = assert!(ENTRIES_FRAME_BYTES <= MAX_FRAME_BYTES);
 const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * ENTRIES_FRAME_BYTES as u64);
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < LINK_TIMEOUT.as_millis());
 const _: () = assert!(MAX_FRAME_BYTES < u32::MAX as usize);
+const _: () = assert!(CHUNK_BYTES <= LARGE_ENTRY_BYTES);
+const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * LARGE_ENTRY_BYTES as u64);
+const _: () = assert!(*MAX_ENTRY_RANGE.start() >= LARGE_ENTRY_BYTES as u64);
+
+/// What is large, and in what pieces it is handled. Only tests and the simulator use others than the
+/// default, so that large entries occur with little data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// [`LARGE_ENTRY_BYTES`].
+    pub large_entry: usize,
+    /// [`CHUNK_BYTES`].
+    pub chunk: usize,
+    /// [`TAPE_BYTES`].
+    pub tape: usize,
+    /// [`SPOOL_BYTES`].
+    pub spool: u64,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            large_entry: LARGE_ENTRY_BYTES,
+            chunk: CHUNK_BYTES,
+            tape: TAPE_BYTES,
+            spool: SPOOL_BYTES,
+        }
+    }
+}

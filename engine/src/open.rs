@@ -17,10 +17,11 @@ use crate::{
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
     identity::{Mark, Note},
+    limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
     log::{Log, LogError, Start, Tail},
     merge::{Parked, mirror},
     protocol::message::Register,
-    replica::{Parts, Progress, Replica, origin_seen_by},
+    replica::{Parts, Progress, Replica, Spools, origin_seen_by},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
@@ -36,6 +37,8 @@ pub struct Builder {
     synchronous: Synchronous,
     verify_capture: bool,
     read_only: bool,
+    max_entry: u64,
+    sizes: Sizes,
 }
 
 impl Builder {
@@ -47,6 +50,8 @@ impl Builder {
             synchronous: Synchronous::default(),
             verify_capture: false,
             read_only: false,
+            max_entry: MAX_ENTRY_BYTES,
+            sizes: Sizes::default(),
         }
     }
 
@@ -84,6 +89,21 @@ impl Builder {
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
+        self
+    }
+
+    /// The largest entry a write job may become, in bytes: 1 MiB to 64 GiB, 1 GiB if nothing is said.
+    /// A value outside is taken to the nearer bound. Every node of a cluster should have the same.
+    #[must_use]
+    pub fn max_entry(mut self, bytes: u64) -> Self {
+        self.max_entry = bytes.clamp(*MAX_ENTRY_RANGE.start(), *MAX_ENTRY_RANGE.end());
+        self
+    }
+
+    /// Has entries count as large that are not: for tests and the simulator.
+    #[must_use]
+    pub fn sizes(mut self, sizes: Sizes) -> Self {
+        self.sizes = sizes;
         self
     }
 
@@ -137,7 +157,7 @@ impl Builder {
             .map_or_else(|| Ok(Default::default()), |bytes| read_checkpoint(&bytes))
             .map_err(|_| damaged("the clock checkpoint does not decode"))?;
         let mut contested = Contested::open(&conn, stable)?;
-        let log = Log::open(&conn, start, tail, |lsn, entry| {
+        let log = Log::open(&conn, self.sizes, start, tail, |lsn, entry| {
             if planted(Bug::ClocksNotReplayed) {
                 return Ok(());
             }
@@ -154,7 +174,14 @@ impl Builder {
             HlcClock::starting_after(log.hlc())
         };
         let origin = origin_seen_by(register.as_ref(), &self.identity);
-        let writer = Writer::open(&file, &registry, origin, self.synchronous, self.verify_capture)?;
+        let writer = Writer::open(
+            &file,
+            &registry,
+            origin,
+            self.synchronous,
+            self.verify_capture,
+            self.sizes.tape,
+        )?;
         let members = catalog::members(&conn)?;
         let is_member = members.iter().any(|m| m.incarnation == self.identity.incarnation);
         if self.read_only && is_member {
@@ -162,6 +189,7 @@ impl Builder {
         }
         let progress = progress(&conn, &file)?;
         file.remove_beside(TAKEN)?;
+        let spools = Spools::find(&conn, &log, now.mono)?;
         let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
@@ -179,6 +207,8 @@ impl Builder {
             hlc,
             read_only: self.read_only,
             progress,
+            spools,
+            max_entry: self.max_entry,
             now,
         }))
     }

@@ -9,7 +9,7 @@ use crate::{
     policy::TablePolicy,
     schema::Trigger,
     time::WallTime,
-    version::VersionVector,
+    version::{Dot, VersionVector},
 };
 
 /// A picture of one replica at one moment.
@@ -44,12 +44,16 @@ pub struct Status {
     pub stale: Vec<String>,
     /// Its links.
     pub peers: Vec<PeerStatus>,
+    /// Large entries that are being received, or were until their links were lost.
+    pub spools: u64,
     /// What every member has applied, and what holds that back.
     pub stability: Stability,
     /// Rows that a concurrent write may still meet.
     pub contested_rows: u64,
     /// Rows of other nodes that could not be stored; they are in `littoral_conflicts`, whole.
     pub parked_rows: u64,
+    /// The change of the schema that waits for other nodes, if one does.
+    pub freeze: Option<FreezeStatus>,
     /// Counts since the file was opened.
     pub counts: Counts,
     /// Why storage is failing, if it is.
@@ -84,6 +88,20 @@ pub struct Held {
     pub heard: Option<WallTime>,
 }
 
+/// A change of multi-writer tables that waits until every node has heard of it. Until then the tables
+/// take no local writes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FreezeStatus {
+    /// The tables.
+    pub tables: Vec<String>,
+    /// When the origin froze them.
+    pub since: WallTime,
+    /// What is to run.
+    pub script: String,
+    /// Members that have not said yet that they know, as far as this node has heard.
+    pub waiting_for: Vec<NodeId>,
+}
+
 /// A picture of one link.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerStatus {
@@ -99,10 +117,32 @@ pub struct PeerStatus {
     pub behind: u64,
     /// The last measured round trip, keep-alive to answer.
     pub round_trip: Option<Duration>,
+    /// The entry with which this replica has the peer wait, and why.
+    pub holds: Option<Hold>,
+    /// The entry with which the peer has this replica wait, or which it was offered a moment ago.
+    pub held_by_peer: Option<Dot>,
     /// Bytes of frames sent.
     pub bytes_sent: u64,
     /// Bytes of frames received.
     pub bytes_received: u64,
+}
+
+/// An entry that a replica does not take from a link now. Nothing behind it is taken either.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// The entry.
+    pub dot: Dot,
+    /// Why not.
+    pub why: HoldReason,
+}
+
+/// Why an entry is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HoldReason {
+    /// It is large, and being received on another link.
+    ReceivedElsewhere,
+    /// It is large, and there is no room before others were received.
+    NoRoom,
 }
 
 /// Counts since the file was opened.

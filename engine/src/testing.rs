@@ -77,11 +77,19 @@ pub enum Bug {
     RespellingIgnored,
     /// Derived triggers are not mirrored again after a restart.
     MirrorsForgotten,
+    /// A sender passes over an entry that the receiver holds.
+    HoldSkipped,
+    /// What was received of a large entry is taken for the beginning of another one.
+    SpoolOfAnother,
+    /// A large entry is applied in several transactions.
+    LargeInPieces,
+    /// Rows of a failed statement stay in the entry if they were on disk already.
+    SpilledRowsKept,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 36] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -114,6 +122,10 @@ impl Bug {
         Self::SequenceForgotten,
         Self::RespellingIgnored,
         Self::MirrorsForgotten,
+        Self::HoldSkipped,
+        Self::SpoolOfAnother,
+        Self::LargeInPieces,
+        Self::SpilledRowsKept,
     ];
 }
 

@@ -13,6 +13,7 @@ use std::{
 use littoral::{
     ClusterId, Consistency, Genesis, Identity, Incarnation, NodeId, Synchronous, TablePolicy,
     Writers,
+    limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE},
 };
 use serde::Deserialize;
 
@@ -84,6 +85,8 @@ pub struct Storage {
     pub synchronous: Synchronous,
     /// Read-only connections at most.
     pub readers: usize,
+    /// The largest entry that a transaction may become, in bytes. It should be the same on all nodes.
+    pub max_entry: u64,
 }
 
 impl Http {
@@ -96,11 +99,17 @@ impl Storage {
     /// The default of `readers`.
     pub const DEFAULT_READERS: usize = 8;
     const READERS_BOUNDS: (i64, i64) = (1, 256);
+    const MAX_ENTRY_BOUNDS: (i64, i64) =
+        (MAX_ENTRY_RANGE.start().cast_signed(), MAX_ENTRY_RANGE.end().cast_signed());
 }
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { synchronous: Synchronous::Full, readers: Self::DEFAULT_READERS }
+        Self {
+            synchronous: Synchronous::Full,
+            readers: Self::DEFAULT_READERS,
+            max_entry: MAX_ENTRY_BYTES,
+        }
     }
 }
 
@@ -296,6 +305,7 @@ struct RawHttp {
 struct RawStorage {
     synchronous: Option<String>,
     readers: Option<i64>,
+    max_entry: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -407,7 +417,11 @@ impl RawStorage {
             None => Storage::DEFAULT_READERS,
             Some(n) => bounded("storage.readers", n, Storage::READERS_BOUNDS)?,
         };
-        Ok(Storage { synchronous, readers })
+        let max_entry = match self.max_entry {
+            None => MAX_ENTRY_BYTES,
+            Some(n) => bounded("storage.max_entry", n, Storage::MAX_ENTRY_BOUNDS)? as u64,
+        };
+        Ok(Storage { synchronous, readers, max_entry })
     }
 }
 

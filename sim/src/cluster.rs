@@ -33,7 +33,7 @@ use crate::{
     machine::{Machine, SnapshotWork, StopPlan, node},
     network::{Arrival, Network, Port},
     oracle::{
-        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights,
+        Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights, spools,
         unreadable,
     },
     scenario::{BlockCounts, Tenant},
@@ -484,6 +484,7 @@ impl Cluster {
         }
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let reader = engine.reader.connection();
+        spools::look(number, reader, &self.machines[number].plan.sizes)?;
         if draw.percent(20) {
             self.oracle.compare(number, reader)?;
         }

@@ -182,6 +182,7 @@ impl Machine {
         let mut builder = Replica::builder(self.identity.clone())
             .vfs(vfs::NAME)
             .synchronous(synchronous)
+            .sizes(self.plan.sizes)
             .verify_capture();
         if self.plan.read_only {
             builder = builder.read_only();

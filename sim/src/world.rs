@@ -2,6 +2,8 @@
 
 use std::{fmt, rc::Rc};
 
+use littoral::limits::Sizes;
+
 use crate::{
     chance::{Chance, Draw, Stream},
     clock::{MS, Nanos, SECOND},
@@ -63,6 +65,8 @@ pub(crate) struct MachinePlan {
     pub(crate) full: bool,
     /// A sync takes up to this long.
     pub(crate) sync: Nanos,
+    /// What counts as a large entry.
+    pub(crate) sizes: Sizes,
     /// When it starts for the first time, if that is not left to chance.
     pub(crate) starts: Option<Nanos>,
     /// The cluster does not know it before it asks to join.
@@ -73,8 +77,9 @@ pub(crate) struct MachinePlan {
 
 impl MachinePlan {
     /// A member from the beginning.
-    pub(crate) const fn member(full: bool, sync: Nanos) -> Self {
-        Self { full, sync, starts: None, joins: false, read_only: false }
+    pub(crate) fn member(full: bool, sync: Nanos) -> Self {
+        let sizes = Sizes::default();
+        Self { full, sync, sizes, starts: None, joins: false, read_only: false }
     }
 }
 
@@ -116,6 +121,7 @@ impl World {
             .enumerate()
             .map(|(index, ends)| LinkPlan::draw(chance, index, ends))
             .collect();
+        let large = chance.draw(Stream::World, 2, 0).percent(60);
         let late = *draw.pick(&[0, 0, 30, 60]);
         let machines: Vec<MachinePlan> = (0..options.nodes)
             .map(|number| {
@@ -123,6 +129,11 @@ impl World {
                 MachinePlan {
                     full: draw.percent(40),
                     sync: draw.spread(MS, 600 * MS),
+                    sizes: if large {
+                        sizes(&mut chance.draw(Stream::World, 3, number as u64))
+                    } else {
+                        Sizes::default()
+                    },
                     starts: joins.then(|| draw.between(1, options.chaos * 3 / 4)),
                     joins,
                     read_only: joins && draw.percent(25),
@@ -140,6 +151,17 @@ impl World {
             long_readers: *draw.pick(&[0, 0, 40]),
             probe_every: chance.draw(Stream::Probe, 0, 0).between(300 * MS, 1500 * MS),
         }
+    }
+}
+
+/// Bounds so small that entries of every run exceed them; nodes need not have the same.
+fn sizes(draw: &mut Draw) -> Sizes {
+    let mut bytes = |least, most| usize::try_from(draw.spread(least, most)).unwrap_or(usize::MAX);
+    Sizes {
+        large_entry: bytes(150, 3000),
+        chunk: bytes(40, 800),
+        tape: bytes(200, 5000),
+        spool: bytes(500, 30_000) as u64,
     }
 }
 

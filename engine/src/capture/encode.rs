@@ -5,19 +5,18 @@ use rusqlite::Connection;
 
 use crate::{
     capture::{
-        Recorder,
         fold::{NetChange, NetRow, changes, split},
-        recorder::Page,
+        recorder::{Captured, Page},
     },
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind, TableChange,
-        codec::{Body, CellKind, HEADER_BYTES_MAX, RowsWriter},
+        codec::{Body, CellKind, RowsWriter},
     },
     error::WriteError,
     hlc::Stamp,
     id::TableId,
-    limits::MAX_ENTRY_BYTES,
+    log::chunks::Draft,
     merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
@@ -26,53 +25,44 @@ use crate::{
     version::Dot,
 };
 
-/// What a transaction becomes.
-#[derive(Debug)]
+/// What a transaction becomes, beside its entry.
+#[derive(Debug, Default)]
 pub(crate) struct Encoded {
-    pub(crate) body: Body,
     /// The clocks to install once it has committed.
     pub(crate) clocks: ClockChanges,
     /// By how much the entry raises the schema version.
     pub(crate) schema_changes: u32,
 }
 
-/// Writes down what `recorder` holds, and the keys that AUTOINCREMENT has handed out, as seen by a replica
-/// with these clocks, of which some may be on `disk` only, for the entry with this stamp; `None` if it
-/// comes to nothing. If the transaction changed the schema, clocks are changed on the way: undo them if
-/// it fails.
+/// Writes down what was captured, and the keys that AUTOINCREMENT has handed out, as seen by a replica
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp. If the
+/// transaction changed the schema, clocks are changed on the way: undo them if it fails.
 pub(crate) fn encode(
-    recorder: &Recorder,
+    captured: &Captured,
     sequences: &[(TableId, i64)],
     contested: &mut Contested,
     disk: &Connection,
     parked: &Parked,
     stamp: Stamp,
-) -> Result<Option<Encoded>, WriteError> {
-    let mut body = Body::default();
+    draft: &mut Draft<'_>,
+) -> Result<Encoded, WriteError> {
     let mut change = SchemaChange::default();
-    for chapter in recorder.chapters() {
+    for chapter in captured.chapters() {
         if !chapter.page().is_empty() {
-            change.push_to(&mut body);
-            let clocks = encode_rows(&mut body, contested, disk, parked, stamp, chapter.page())?;
+            change.push_to(draft)?;
+            let clocks = encode_rows(draft, contested, disk, parked, stamp, chapter.page())?;
             // What follows in the same entry overwrites what it has written itself.
             contested.install(disk, &clocks)?;
         }
         change.statements.extend_from_slice(&chapter.statements);
         change.changes.extend_from_slice(&chapter.changes);
     }
-    change.push_to(&mut body);
-    let clocks = encode_rows(&mut body, contested, disk, parked, stamp, recorder.page())?;
+    change.push_to(draft)?;
+    let clocks = encode_rows(draft, contested, disk, parked, stamp, captured.page())?;
     if !sequences.is_empty() {
-        body.push_sequences(sequences);
+        draft.segment(|body| body.push_sequences(sequences))?;
     }
-    if body.is_empty() {
-        return Ok(None);
-    }
-    let bytes = body.len() + HEADER_BYTES_MAX;
-    if bytes > MAX_ENTRY_BYTES {
-        return Err(WriteError::EntryTooLarge { bytes, max: MAX_ENTRY_BYTES });
-    }
-    Ok(Some(Encoded { body, clocks, schema_changes: change.pushed }))
+    Ok(Encoded { clocks, schema_changes: change.pushed })
 }
 
 /// Changes of the schema with no rows in between.
@@ -85,22 +75,25 @@ struct SchemaChange {
 }
 
 impl SchemaChange {
-    fn push_to(&mut self, body: &mut Body) {
+    fn push_to(&mut self, draft: &mut Draft<'_>) -> Result<(), WriteError> {
         if self.statements.is_empty() && self.changes.is_empty() {
-            return;
+            return Ok(());
         }
-        if !self.statements.is_empty() {
-            body.push_ddl(self.statements.drain(..).as_slice().iter().map(String::as_str));
-        }
-        // Also if no table changed: it makes the next version of the schema.
-        body.push_policy(&self.changes);
+        draft.segment(|body: &mut Body| {
+            if !self.statements.is_empty() {
+                body.push_ddl(self.statements.drain(..).as_slice().iter().map(String::as_str));
+            }
+            // Also if no table changed: it makes the next version of the schema.
+            body.push_policy(&self.changes);
+        })?;
         self.changes.clear();
         self.pushed += 1;
+        Ok(())
     }
 }
 
 fn encode_rows(
-    body: &mut Body,
+    draft: &mut Draft<'_>,
     contested: &Contested,
     disk: &Connection,
     parked: &Parked,
@@ -113,17 +106,14 @@ fn encode_rows(
         saw: Vec::new(),
         parked,
     };
-    let mut result = Ok(());
     page.net(|table, row| {
-        if result.is_ok() {
-            result = encoder.row(table, &row);
+        encoder.row(table, &row)?;
+        if encoder.writer.len() >= draft.segment_bytes() {
+            draft.rows(&mut encoder.writer)?;
         }
-    });
-    result?;
-    encoder.writer.finish();
-    if !encoder.writer.is_empty() {
-        body.push_rows(encoder.writer);
-    }
+        Ok(())
+    })?;
+    draft.rows(&mut encoder.writer)?;
     Ok(encoder.clocks.finish())
 }
 

@@ -7,9 +7,10 @@
 
 use crate::{
     capture::{
-        Recorder,
+        Captured,
         fold::{NetChange, changes},
     },
+    error::WriteError,
     schema::Table,
     testing::{Bug, planted},
     value::{ByteReader, ValueRef},
@@ -25,25 +26,26 @@ pub(crate) struct Repair {
     pub(crate) cells: Vec<(usize, Vec<u8>)>,
 }
 
-/// The rows that the transaction captured by `recorder` must still change.
-pub(crate) fn repairs(recorder: &Recorder) -> Vec<Repair> {
+/// The rows that a transaction must still change.
+pub(crate) fn repairs(captured: &Captured) -> Result<Vec<Repair>, WriteError> {
     let mut found = Vec::new();
-    if !recorder.wants_normalizing() || planted(Bug::NotNormalized) {
-        return found;
+    if planted(Bug::NotNormalized) {
+        return Ok(found);
     }
-    recorder.page().net(|table, row| {
-        let NetChange::Update(cells) = row.change else { return };
+    captured.page().net(|table, row| {
+        let NetChange::Update(cells) = row.change else { return Ok(()) };
         let cells: Vec<(usize, Vec<u8>)> = changes(cells)
             .filter(|(place, old, new)| takes_back(table, *place, old, new))
             .map(|(place, old, _)| (place, old.to_vec()))
             .collect();
         if !cells.is_empty()
-            && let Some(table) = recorder.registry().position(table.name.as_bytes())
+            && let Some(table) = captured.registry().position(table.name.as_bytes())
         {
             found.push(Repair { table, key: row.key.to_vec(), cells });
         }
-    });
-    found
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 fn takes_back(table: &Table, place: usize, old: &[u8], new: &[u8]) -> bool {

@@ -1,17 +1,25 @@
-//! [`Recorder`]: row events in the order in which they happened, in one arena.
+//! [`Recorder`]: row events in the order in which they happened, in one arena; in [`Runs`] when they
+//! are too many.
 
 use std::{
     borrow::Cow,
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
 };
 
 use rusqlite::Connection;
 
 use crate::{
-    capture::fold::{Fold, NetChange, NetRow, assigned_with, changes, split},
-    db::mask::{ChangeMask, Changeable},
+    capture::{
+        fold::{Fold, NetChange, NetRow, assigned_with, changes, split},
+        runs::{Groups, RunEvent, Runs},
+    },
+    db::{
+        File,
+        mask::{ChangeMask, Changeable},
+    },
     entry::TableChange,
     error::WriteError,
     id::TableId,
@@ -40,6 +48,10 @@ pub(crate) struct Recorder {
     mask: Option<Arc<ChangeMask>>,
     /// Compare all columns all the same, and panic if the mask leaves out one that changed.
     verify_mask: bool,
+    /// Beside which file events go to disk that are too many for memory.
+    file: Arc<File>,
+    /// How many bytes of events are too many.
+    tape_bytes: usize,
 }
 
 /// The rows captured under one schema, and the change of the schema that ended it.
@@ -58,8 +70,13 @@ pub(crate) struct Chapter {
 struct Tape {
     arena: Vec<u8>,
     events: Vec<Event>,
-    /// Tables with AUTOINCREMENT that were inserted into, each with the first event that did.
-    counted: Vec<(u32, usize)>,
+    /// Tables with AUTOINCREMENT that were inserted into, each with the ordinal of the first event that
+    /// did.
+    counted: Vec<(u32, u64)>,
+    /// Events before those, on disk.
+    runs: Option<Runs>,
+    /// How many events were put on disk, or taken back there.
+    spilled: u64,
 }
 
 /// What happened to one row once. Key and cells stand one behind the other in the arena, events in the
@@ -117,12 +134,53 @@ impl Place {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     chapters: usize,
-    events: usize,
+    /// How many events there were in the last chapter, those on disk included.
+    events: u64,
     arena: usize,
 }
 
+/// What a transaction has changed, taken out of the recorder so that statements may run while it is
+/// read.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    chapters: Vec<Chapter>,
+    registry: Arc<Registry>,
+    tape: Tape,
+}
+
+impl Captured {
+    /// What was captured before each change of the schema.
+    pub(crate) fn chapters(&self) -> &[Chapter] {
+        &self.chapters
+    }
+
+    /// What was captured since the schema changed last.
+    pub(crate) fn page(&self) -> Page<'_> {
+        Page { tape: &self.tape, registry: &self.registry }
+    }
+
+    /// The schema that rows were captured under last.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Reads every row captured since the schema changed last again and panics where the file holds
+    /// something else than the events say: the simulator's check that capture is exact.
+    pub(crate) fn verify(&self, conn: &Connection) -> Result<(), WriteError> {
+        self.page().net(|table, row| {
+            check(table, &row, read_row(conn, table, row.key)?.as_deref());
+            Ok(())
+        })
+    }
+}
+
 impl Recorder {
-    pub(crate) fn new(registry: Arc<Registry>, verify_mask: bool) -> Self {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        verify_mask: bool,
+        file: Arc<File>,
+        tape_bytes: usize,
+    ) -> Self {
         Self {
             registry,
             tape: Tape::default(),
@@ -133,6 +191,8 @@ impl Recorder {
             refused: None,
             mask: None,
             verify_mask,
+            file,
+            tape_bytes,
         }
     }
 
@@ -155,15 +215,10 @@ impl Recorder {
         changes: Vec<TableChange>,
         registry: Arc<Registry>,
     ) {
-        let tape = std::mem::take(&mut self.tape);
-        let registry = std::mem::replace(&mut self.registry, registry);
+        let tape = mem::take(&mut self.tape);
+        let registry = mem::replace(&mut self.registry, registry);
         self.chapters.push(Chapter { tape, registry, statements, changes });
         self.table = None;
-    }
-
-    /// What was captured before each change of the schema.
-    pub(crate) fn chapters(&self) -> &[Chapter] {
-        &self.chapters
     }
 
     /// The rows of this table, by its name, vanish with it: they are not captured until `None` is said.
@@ -177,7 +232,9 @@ impl Recorder {
     pub(crate) fn has_rows_of(&self, table: TableId) -> bool {
         self.chapters.iter().map(Chapter::page).chain([self.page()]).any(|page| {
             let place = page.registry.tables().iter().position(|known| known.id == table);
-            page.tape.events.iter().any(|event| Some(event.table as usize) == place)
+            // Of rows on disk it is not known which they are.
+            page.tape.runs.is_some()
+                || page.tape.events.iter().any(|event| Some(event.table as usize) == place)
         })
     }
 
@@ -195,6 +252,8 @@ impl Recorder {
         self.tape.counted.clear();
         self.tape.events.clear();
         self.tape.events.shrink_to(KEPT_BYTES / size_of::<Event>());
+        self.tape.runs = None;
+        self.tape.spilled = 0;
         self.normalized = false;
         self.refused = None;
     }
@@ -209,7 +268,29 @@ impl Recorder {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.tape.events.is_empty() && self.chapters.is_empty()
+        self.tape.total() == 0 && self.chapters.is_empty()
+    }
+
+    /// Takes out what was captured; [`Recorder::put_back`] follows.
+    pub(crate) fn take(&mut self) -> rusqlite::Result<Captured> {
+        let chapters = self.chapters.iter_mut().map(|chapter| &mut chapter.tape);
+        for tape in chapters.chain([&mut self.tape]) {
+            if tape.runs.is_some() {
+                tape.spill(&self.file)?;
+            }
+        }
+        Ok(Captured {
+            chapters: mem::take(&mut self.chapters),
+            registry: Arc::clone(&self.registry),
+            tape: mem::take(&mut self.tape),
+        })
+    }
+
+    /// Has what was taken out again.
+    pub(crate) fn put_back(&mut self, captured: Captured) {
+        debug_assert!(self.is_empty(), "nothing is captured meanwhile");
+        self.chapters = captured.chapters;
+        self.tape = captured.tape;
     }
 
     /// The tables whose AUTOINCREMENT may have handed out a key: those inserted into, even if nothing is
@@ -250,16 +331,44 @@ impl Recorder {
             self.forget_since(mark);
             return Ok(());
         }
-        if self.tape.events.len() == mark.events || planted(Bug::FailedStatementKept) {
+        if self.tape.total() == mark.events || planted(Bug::FailedStatementKept) {
             return Ok(());
         }
+        let Some(first) = mark.events.checked_sub(self.tape.spilled) else {
+            return self.reread_runs(mark, conn);
+        };
         let registry = Arc::clone(&self.registry);
-        let suspects = self.suspects(mark);
+        let suspects = self.suspects(usize::try_from(first).unwrap_or(usize::MAX));
         self.tape.back_to(mark);
         for suspect in suspects {
             let table = &registry.tables()[suspect.table as usize];
             let stored = read_row(conn, table, &suspect.key)?;
             self.push_difference(&suspect, stored.as_deref());
+        }
+        Ok(())
+    }
+
+    /// [`Recorder::reread`] where part of the rows are on disk. What is kept of them is recorded anew.
+    fn reread_runs(&mut self, mark: Mark, conn: &Connection) -> rusqlite::Result<()> {
+        self.tape.spill(&self.file)?;
+        let registry = Arc::clone(&self.registry);
+        let Some(runs) = &mut self.tape.runs else { return Ok(()) };
+        let mut groups = Groups::new(runs.merge_from(mark.events)?);
+        self.tape.back_to(mark);
+        while let Some(runs) = &self.tape.runs
+            && let Some(group) = groups.next(runs)?
+        {
+            let table = &registry.tables()[group.table as usize];
+            let mut fold = Fold::new(group.events[0].0, table.cells.len());
+            for (change, cells) in &group.events {
+                fold.add(*change, &group.bytes[cells.clone()]);
+            }
+            let suspect = Suspect::new(group.table, &group.key, &fold);
+            let stored = read_row(conn, table, &suspect.key)?;
+            self.push_difference(&suspect, stored.as_deref());
+            if self.tape.bytes() >= self.tape_bytes {
+                self.tape.spill(&self.file)?;
+            }
         }
         Ok(())
     }
@@ -274,22 +383,15 @@ impl Recorder {
         self.tape.back_to(mark);
     }
 
-    fn suspects(&self, mark: Mark) -> Vec<Suspect> {
+    fn suspects(&self, first: usize) -> Vec<Suspect> {
         let mut rows: BTreeMap<(u32, &[u8]), Fold<'_>> = BTreeMap::new();
-        for event in &self.tape.events[mark.events..] {
+        for event in &self.tape.events[first..] {
             let cells = self.table_at(event).cells.len();
             rows.entry((event.table, event.key_in(&self.tape.arena)))
                 .or_insert_with(|| Fold::new(event.change, cells))
                 .add(event.change, event.cells_in(&self.tape.arena));
         }
-        rows.into_iter()
-            .map(|((table, key), fold)| Suspect {
-                table,
-                key: key.to_vec(),
-                existed: fold.existed(),
-                old: fold.old().iter().map(|cell| cell.map(<[u8]>::to_vec)).collect(),
-            })
-            .collect()
+        rows.into_iter().map(|((table, key), fold)| Suspect::new(table, key, &fold)).collect()
     }
 
     fn push_difference(&mut self, suspect: &Suspect, stored: Option<&[Vec<u8>]>) {
@@ -346,17 +448,6 @@ impl Recorder {
         Page { tape: &self.tape, registry: &self.registry }
     }
 
-    /// Reads every captured row again and panics where the file holds something else than the events
-    /// say: the simulator's check that capture is exact.
-    pub(crate) fn verify(&self, conn: &Connection) -> rusqlite::Result<()> {
-        let mut result = Ok(());
-        self.page().net(|table, row| match read_row(conn, table, row.key) {
-            Err(error) => result = Err(error),
-            Ok(stored) => check(table, &row, stored.as_deref()),
-        });
-        result
-    }
-
     fn table_of(&mut self, name: &[u8]) -> Option<u32> {
         match &self.table {
             Some((last, table)) if last == name => *table,
@@ -389,11 +480,17 @@ pub(crate) struct Page<'a> {
 
 impl Page<'_> {
     pub(crate) fn is_empty(self) -> bool {
-        self.tape.events.is_empty()
+        self.tape.total() == 0
     }
 
-    /// Gives the net changes, one per key, by table and key.
-    pub(crate) fn net(self, mut each: impl FnMut(&Table, NetRow<'_>)) {
+    /// Gives the net changes, one per key, by table and key, until one of them meets an error.
+    pub(crate) fn net(
+        self,
+        mut each: impl FnMut(&Table, NetRow<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        if let Some(runs) = &self.tape.runs {
+            return self.net_of_runs(runs, each);
+        }
         let (events, bytes) = self.tape.sorted();
         let mut folded = Vec::new();
         let mut rest = &*events;
@@ -416,17 +513,41 @@ impl Page<'_> {
                 }
             };
             if let Some((change, cells)) = change {
-                each(table, NetRow { key, change: NetChange::new(change, cells) });
+                each(table, NetRow { key, change: NetChange::new(change, cells) })?;
             }
         }
+        Ok(())
+    }
+
+    fn net_of_runs(
+        self,
+        runs: &Runs,
+        mut each: impl FnMut(&Table, NetRow<'_>) -> Result<(), WriteError>,
+    ) -> Result<(), WriteError> {
+        let mut groups = Groups::new(runs.merge_from(0)?);
+        let mut folded = Vec::new();
+        while let Some(group) = groups.next(runs)? {
+            let table = &self.registry.tables()[group.table as usize];
+            let change = match group.events.as_slice() {
+                [(change, cells)] => Some((*change, &group.bytes[cells.clone()])),
+                events => {
+                    let mut fold = Fold::new(events[0].0, table.cells.len());
+                    for (change, cells) in events {
+                        fold.add(*change, &group.bytes[cells.clone()]);
+                    }
+                    folded.clear();
+                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
+                }
+            };
+            if let Some((change, cells)) = change {
+                each(table, NetRow { key: &group.key, change: NetChange::new(change, cells) })?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Tape {
-    fn mark(&self) -> Mark {
-        Mark { chapters: 0, events: self.events.len(), arena: self.arena.len() }
-    }
-
     /// The events by table and key, those of one key in the order in which they happened, and the
     /// bytes they refer to.
     fn sorted(&self) -> (Cow<'_, [Event]>, Cow<'_, [u8]>) {
@@ -456,10 +577,80 @@ impl Tape {
         (Cow::Owned(events), Cow::Owned(bytes))
     }
 
+    /// How many events there are or were: the ordinal of the next one.
+    fn total(&self) -> u64 {
+        self.spilled + self.events.len() as u64
+    }
+
+    /// What it takes in memory.
+    fn bytes(&self) -> usize {
+        self.arena.len() + self.events.len() * size_of::<Event>()
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { chapters: 0, events: self.total(), arena: self.arena.len() }
+    }
+
     fn back_to(&mut self, mark: Mark) {
         self.counted.retain(|(_, first)| *first < mark.events);
-        self.events.truncate(mark.events);
-        self.arena.truncate(mark.arena);
+        match (mark.events.checked_sub(self.spilled), &mut self.runs) {
+            (None, Some(runs)) => {
+                let total = self.spilled + self.events.len() as u64;
+                if !planted(Bug::SpilledRowsKept) {
+                    runs.kill(mark.events..total);
+                }
+                // Ordinals of events that may be on disk are not used again.
+                self.spilled = total;
+                self.events.clear();
+                self.arena.clear();
+            }
+            (first, _) => {
+                self.events.truncate(usize::try_from(first.unwrap_or(0)).unwrap_or(usize::MAX));
+                self.arena.truncate(mark.arena);
+            }
+        }
+    }
+
+    /// Puts all events that are in memory on disk, as a sorted run.
+    fn spill(&mut self, file: &File) -> rusqlite::Result<()> {
+        let mut runs = match self.runs.take() {
+            Some(runs) => runs,
+            None => Runs::open(file)?,
+        };
+        let first = self.spilled;
+        let result = self.run(&mut runs, first);
+        self.runs = Some(runs);
+        result?;
+        self.spilled = self.total();
+        self.events.clear();
+        self.arena.clear();
+        Ok(())
+    }
+
+    fn run(&self, runs: &mut Runs, first: u64) -> rusqlite::Result<()> {
+        for place in self.order() {
+            let event = &self.events[place as usize];
+            runs.push(&RunEvent {
+                table: event.table,
+                change: event.change,
+                key: event.key_in(&self.arena),
+                ordinal: first + u64::from(place),
+                cells: event.cells_in(&self.arena),
+            })?;
+        }
+        runs.end_run()
+    }
+
+    /// The places of the events by table and key, those of one key in the order in which they
+    /// happened.
+    fn order(&self) -> Vec<u32> {
+        let count = u32::try_from(self.events.len()).expect("the tape is bounded");
+        let mut order: Vec<u32> = (0..count).collect();
+        order.sort_by(|a, b| {
+            let [a, b] = [a, b].map(|place| &self.events[*place as usize]);
+            (a.table, a.key_in(&self.arena)).cmp(&(b.table, b.key_in(&self.arena)))
+        });
+        order
     }
 
     fn push(&mut self, table: &Table, index: u32, change: Change, key: usize, cells: usize) {
@@ -467,7 +658,7 @@ impl Tape {
             && change == Change::Insert
             && self.counted.iter().all(|(counted, _)| *counted != index)
         {
-            self.counted.push((index, self.events.len()));
+            self.counted.push((index, self.total()));
         }
         self.events.push(Event { key, cells, end: self.arena.len(), table: index, change });
     }
@@ -645,6 +836,11 @@ impl PreupdateSink for Recorder {
                 what,
             });
         }
+        if self.tape.bytes() >= self.tape_bytes
+            && let Err(error) = self.tape.spill(&self.file)
+        {
+            self.refused.get_or_insert(WriteError::Sqlite(error));
+        }
     }
 }
 
@@ -679,6 +875,17 @@ struct Suspect {
     existed: bool,
     /// Cells as they were at the mark, where an event told.
     old: Vec<Option<Vec<u8>>>,
+}
+
+impl Suspect {
+    fn new(table: u32, key: &[u8], fold: &Fold<'_>) -> Self {
+        Self {
+            table,
+            key: key.to_vec(),
+            existed: fold.existed(),
+            old: fold.old().iter().map(|cell| cell.map(<[u8]>::to_vec)).collect(),
+        }
+    }
 }
 
 fn check(table: &Table, row: &NetRow<'_>, stored: Option<&[Vec<u8>]>) {

@@ -1,13 +1,13 @@
 //! Which SQL may reach which connection: judged by SQLite's own parser, when a statement is prepared.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 
 use crate::{
     db::mask::ChangeMask,
     error::WriteError,
-    id::NodeId,
+    id::{NodeId, TableId},
     policy::{Consistency, Writers},
     schema::{Registry, Table, catalog::PREFIX, change::Action, declaring},
 };
@@ -24,6 +24,13 @@ pub(crate) struct Gate {
     pub(crate) changing: bool,
     /// The apply connection is without the triggers that are mirrored there, because the schema changes.
     pub(crate) unmirrored: bool,
+    /// It judges a migration: tables may be rebuilt by way of temporary ones, and the words for
+    /// transactions and foreign keys, which the migration has anyway, do nothing.
+    pub(crate) migrating: bool,
+    /// Tables that a freeze holds still everywhere, so that they may change in any way.
+    pub(crate) thawed: BTreeSet<TableId>,
+    /// The statement prepared last begins or ends a transaction.
+    transaction: Option<&'static str>,
     /// A job of a group has to run in a transaction of its own.
     pub(crate) wants_alone: bool,
     denied: Option<Denied>,
@@ -53,6 +60,7 @@ pub(crate) enum Origin {
 #[derive(Debug)]
 enum Denied {
     OriginOnly(String),
+    Frozen(String),
     SchemaChange(String),
     Forbidden(String),
 }
@@ -73,6 +81,9 @@ impl Gate {
             engine: false,
             changing: false,
             unmirrored: false,
+            migrating: false,
+            thawed: BTreeSet::new(),
+            transaction: None,
             wants_alone: false,
             denied: None,
             savepoint: None,
@@ -92,6 +103,7 @@ impl Gate {
         self.needs_key = false;
         self.action = None;
         self.selects = false;
+        self.transaction = None;
         self.asked = false;
         self.mask = ChangeMask::default();
         self.running = None;
@@ -127,11 +139,19 @@ impl Gate {
         Ok(self.action.take())
     }
 
+    /// After a statement of a migration was prepared: the word, if it begins or ends a transaction.
+    pub(crate) fn take_transaction(&mut self) -> Option<&'static str> {
+        self.transaction.take()
+    }
+
     /// What to answer where SQLite says `error`.
     pub(crate) fn explain(&mut self, error: rusqlite::Error) -> WriteError {
         match self.denied.take() {
             None => WriteError::Sqlite(error),
             Some(Denied::OriginOnly(table)) => WriteError::OriginOnly { table },
+            Some(Denied::Frozen(table)) => {
+                WriteError::SchemaChanging { table, waiting_for: Vec::new() }
+            }
             Some(Denied::SchemaChange(what)) => {
                 let origin = match &self.origin {
                     Origin::Here => None,
@@ -184,7 +204,17 @@ impl Gate {
         // ALTER TABLE looks whether a temporary object must follow.
         if context.database_name == Some("temp") && self.action.is_none() && writes(&context.action)
         {
-            return forbidden("a temporary object");
+            let shadows = match context.action {
+                AuthAction::CreateTempTable { table_name: name }
+                | AuthAction::CreateTempView { view_name: name } => {
+                    is_ours(name) || self.registry.position(name.as_bytes()).is_some()
+                }
+                _ => false,
+            };
+            if shadows {
+                return forbidden("a temporary table with the name of another table");
+            }
+            return if self.migrating { None } else { forbidden("a temporary object") };
         }
         match context.action {
             AuthAction::Select => {
@@ -200,11 +230,15 @@ impl Gate {
             AuthAction::Insert { table_name }
             | AuthAction::Update { table_name, .. }
             | AuthAction::Delete { table_name } => self.write(table_name),
-            AuthAction::Transaction { operation } => forbidden(match operation {
-                TransactionOperation::Begin => "BEGIN",
-                TransactionOperation::Rollback => "ROLLBACK",
-                _ => "COMMIT",
-            }),
+            AuthAction::Transaction { operation } => {
+                let word = match operation {
+                    TransactionOperation::Begin => "BEGIN",
+                    TransactionOperation::Rollback => "ROLLBACK",
+                    _ => "COMMIT",
+                };
+                self.transaction = Some(word);
+                if self.migrating { None } else { forbidden(word) }
+            }
             AuthAction::Savepoint { operation, savepoint_name } => {
                 if is_ours(savepoint_name) {
                     return forbidden("a savepoint whose name begins with littoral_");
@@ -218,7 +252,11 @@ impl Gate {
                 None
             }
             AuthAction::Pragma { pragma_name, pragma_value } => {
-                (!is_reading_pragma(pragma_name, pragma_value))
+                // Within a transaction they do nothing that outlives it.
+                let idle = ["foreign_keys", "defer_foreign_keys"];
+                let idle =
+                    self.migrating && idle.iter().any(|p| pragma_name.eq_ignore_ascii_case(p));
+                (!idle && !is_reading_pragma(pragma_name, pragma_value))
                     .then(|| Denied::Forbidden(format!("PRAGMA {pragma_name}")))
             }
             AuthAction::Attach { .. } => forbidden("ATTACH or VACUUM"),
@@ -230,7 +268,13 @@ impl Gate {
             | AuthAction::DropTempTable { .. }
             | AuthAction::DropTempView { .. }
             | AuthAction::DropTempIndex { .. }
-            | AuthAction::DropTempTrigger { .. } => forbidden("a temporary object"),
+            | AuthAction::DropTempTrigger { .. } => {
+                if self.migrating {
+                    None
+                } else {
+                    forbidden("a temporary object")
+                }
+            }
             AuthAction::CreateTable { table_name } => {
                 let action = Action::CreateTable(table_name.to_owned());
                 self.change("CREATE TABLE", table_name, action)
@@ -315,6 +359,9 @@ impl Gate {
             return None;
         }
         if matches!(lower.as_str(), "sqlite_temp_master" | "sqlite_temp_schema") {
+            if self.migrating {
+                return None;
+            }
             return Some(Denied::Forbidden("a temporary object".to_owned()));
         }
         let Some(place) = self.registry.position(table.as_bytes()) else {
@@ -326,7 +373,12 @@ impl Gate {
         let elsewhere = policy.consistency != Consistency::Local
             && policy.writers == Writers::Origin
             && self.origin != Origin::Here;
-        elsewhere.then(|| Denied::OriginOnly(table.to_owned()))
+        if elsewhere {
+            return Some(Denied::OriginOnly(table.to_owned()));
+        }
+        let id = self.registry.tables()[place].id;
+        let waits = self.registry.is_frozen(id) && !self.thawed.contains(&id);
+        waits.then(|| Denied::Frozen(table.to_owned()))
     }
 }
 

@@ -9,17 +9,20 @@ use std::{collections::BTreeSet, sync::Arc};
 use rusqlite::Connection;
 
 use crate::{
-    capture::{Encoded, Repair, encode, repairs},
+    capture::{Captured, Encoded, Repair, encode, repairs},
     contested::{ClockError, Contested, Effects},
     db::{
         tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{Entry, EntryHeader, Segment, TableChange, codec::RowsReader},
+    entry::{EntryHeader, Logged, Segment, TableChange, codec::RowsReader},
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
-    log::Log,
+    log::{
+        Log,
+        chunks::{ChunkError, Draft},
+    },
     merge::Parked,
     schema::{Registry, Table, catalog},
     sqlite::{self, Param, quoted},
@@ -71,6 +74,10 @@ pub(crate) struct Local<'r> {
     pub(crate) parked: &'r Parked,
     pub(crate) hlc: &'r mut HlcClock,
     pub(crate) wall: WallTime,
+    /// The largest entry, in bytes.
+    pub(crate) max_entry: u64,
+    /// The freeze that the job ends, if it does what the freeze waited for.
+    pub(crate) ends: Option<Dot>,
 }
 
 /// What a job wrote, once its transaction commits.
@@ -197,8 +204,14 @@ impl Writer {
         /// end are told.
         const ROUNDS: usize = 16;
         for _ in 0..ROUNDS {
+            if !self.user().sink().wants_normalizing() {
+                return Ok(());
+            }
             let registry = Arc::clone(self.user().sink().registry());
-            let repairs = repairs(&self.user().sink());
+            let captured = self.user().sink().take()?;
+            let repairs = repairs(&captured);
+            self.user().sink().put_back(captured);
+            let repairs = repairs?;
             if repairs.is_empty() {
                 return Ok(());
             }
@@ -258,11 +271,27 @@ impl Writer {
         if sqlite::has_deferred_violations(self.user()) && !planted(Bug::DeferredViolationKept) {
             return Err(deferred_violation());
         }
-        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
-            self.as_engine(|conn| self.user().sink().verify(conn))?;
-        }
-        if self.user().sink().is_empty() {
+        if self.user().sink().is_empty() && local.ends.is_none() {
             return Ok(None);
+        }
+        // Chunks of a large entry are written while rows are read, so the sink cannot be held.
+        let sequences = self.sequences()?;
+        let captured = self.user().sink().take()?;
+        let written = self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, local));
+        self.user().sink().put_back(captured);
+        written
+    }
+
+    /// Appends the entry of what was captured.
+    fn write_entry(
+        &self,
+        conn: &Connection,
+        captured: &Captured,
+        sequences: &[(TableId, i64)],
+        local: &mut Local<'_>,
+    ) -> Result<Option<Written>, WriteError> {
+        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
+            captured.verify(conn)?;
         }
         let head = local.log.head(local.author);
         let header = EntryHeader {
@@ -272,16 +301,21 @@ impl Writer {
             schema: local.registry.version,
             under: local.contested.stable().number,
         };
-        let sequences = self.sequences()?;
+        let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
         let (clocks, disk) = (&mut *local.contested, self.apply());
-        let recorder = self.user().sink();
-        let encoded = encode(&recorder, &sequences, clocks, disk, local.parked, header.stamp())?;
-        drop(recorder);
-        let Some(Encoded { body, clocks, schema_changes }) = encoded else { return Ok(None) };
+        let (parked, stamp) = (local.parked, header.stamp());
+        let Encoded { clocks, mut schema_changes } =
+            encode(captured, sequences, clocks, disk, parked, stamp, &mut draft)?;
+        if let Some(freeze) = local.ends {
+            draft.segment(|body| body.push_unfreeze(freeze, None))?;
+            schema_changes += 1;
+            catalog::unfreeze(conn, freeze, None)?;
+        }
+        let Some(entry) = draft.finish()? else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
-        let registry = self.settle_schema(local.registry, schema_changes)?;
-        self.as_engine(|conn| local.log.append(conn, body.into_entry(header)))?;
+        let registry = Self::settle_schema(conn, local.registry, captured, schema_changes)?;
+        local.log.append(conn, entry)?;
         local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
         Ok(Some(Written { dot: header.dot, registry }))
     }
@@ -289,22 +323,21 @@ impl Writer {
     /// The tables after a job, if it has changed them; their version is that to which the entry will lead
     /// every other node.
     fn settle_schema(
-        &self,
+        conn: &Connection,
         before: &Arc<Registry>,
+        captured: &Captured,
         schema_changes: u32,
     ) -> rusqlite::Result<Option<Arc<Registry>>> {
-        let now = Arc::clone(self.user().sink().registry());
-        if Arc::ptr_eq(before, &now) {
+        let now = Arc::clone(captured.registry());
+        if Arc::ptr_eq(before, &now) && schema_changes == 0 {
             return Ok(None);
         }
         let version = SchemaVersion(before.version.0 + schema_changes);
         if now.version == version {
             return Ok(Some(now));
         }
-        self.as_engine(|conn| {
-            catalog::set_version(conn, version)?;
-            Ok(Some(Arc::new(Registry::load(conn)?)))
-        })
+        catalog::set_version(conn, version)?;
+        Ok(Some(Arc::new(Registry::load(conn)?)))
     }
 }
 
@@ -332,12 +365,14 @@ pub(crate) fn remember(
     disk: &Connection,
     registry: &Registry,
     lsn: Lsn,
-    entry: &Entry,
+    entry: &Logged,
 ) -> Result<(), RememberError> {
+    let header = *entry.header();
     let mut effects = Effects::default();
     let mut declared: BTreeSet<TableId> = BTreeSet::new();
-    for segment in entry.segments() {
-        match segment? {
+    let mut segments = entry.segments();
+    while let Some(segment) = segments.next(disk)? {
+        match segment {
             Segment::Rows(rows) => {
                 let mut reader = RowsReader::new(rows);
                 while let Some(op) = reader.next()? {
@@ -346,8 +381,7 @@ pub(crate) fn remember(
                         continue;
                     };
                     if lsn > table.since || (lsn == table.since && declared.contains(&op.table)) {
-                        let (header, assigned) = (&entry.header, &table.assigned);
-                        contested.apply(disk, &op, header, assigned, &mut effects)?;
+                        contested.apply(disk, &op, &header, &table.assigned, &mut effects)?;
                     }
                 }
             }
@@ -363,9 +397,13 @@ pub(crate) fn remember(
                 }
             }
             Segment::Frontier { number, covered } => {
-                contested.frontier(disk, number, &covered, entry.header.stamp())?;
+                contested.frontier(disk, number, &covered, header.stamp())?;
             }
-            Segment::Ddl(_) | Segment::Membership(_) | Segment::Sequence(_) => {}
+            Segment::Ddl(_)
+            | Segment::Membership(_)
+            | Segment::Sequence(_)
+            | Segment::Freeze(_)
+            | Segment::Unfreeze { .. } => {}
         }
     }
     Ok(())
@@ -376,6 +414,8 @@ pub(crate) fn remember(
 pub(crate) enum RememberError {
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Chunks(#[from] ChunkError),
     #[error(transparent)]
     Clocks(#[from] ClockError),
 }

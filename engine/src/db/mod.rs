@@ -57,9 +57,26 @@ impl File {
     }
 }
 
+impl File {
+    /// A temporary database, through the same VFS: it has no name, and is gone when it is closed.
+    pub(crate) fn temporary(&self) -> rusqlite::Result<Connection> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        match &self.vfs {
+            Some(vfs) => Connection::open_with_flags_and_vfs("", flags, vfs.as_str()),
+            None => Connection::open_with_flags("", flags),
+        }
+    }
+}
+
 impl Db {
     pub(crate) fn new(file: Arc<File>) -> Self {
         Self { file }
+    }
+
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// The path that was opened.

@@ -3,7 +3,7 @@
 //!
 //! Invariant: a change that fails or is refused leaves file, catalog and recorder as they were.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use rusqlite::{Connection, Row, Statement};
 
@@ -13,6 +13,7 @@ use crate::{
         writer::Writer,
     },
     error::WriteError,
+    id::TableId,
     policy::TablePolicy,
     schema::change::{Action, Changed, Scope},
 };
@@ -103,12 +104,13 @@ fn declare_one(
 }
 
 fn scope(writer: &Writer, course: &Course) -> Scope {
+    let gate = writer.gate();
     Scope {
         base: Arc::clone(&course.base),
-        before: Arc::clone(&writer.gate().registry),
+        before: Arc::clone(&gate.registry),
         lsn: course.lsn,
-        passes_on: false,
-        thawed: BTreeSet::new(),
+        passes_on: gate.migrating,
+        thawed: gate.thawed.clone(),
     }
 }
 
@@ -126,6 +128,14 @@ fn within_savepoint(
     if writer.user().is_autocommit() {
         return Err(transaction_gone());
     }
+    let gate = writer.gate();
+    if let Some(frozen) = gate.registry.frozen.as_ref().filter(|_| gate.thawed.is_empty()) {
+        // One change that waits for others is enough; what comes between could spoil it.
+        let name = |id: &TableId| gate.registry.by_id(*id).map(|table| table.name.clone());
+        let table = frozen.tables.iter().find_map(name).unwrap_or_default();
+        return Err(WriteError::SchemaChanging { table, waiting_for: Vec::new() });
+    }
+    drop(gate);
     if !course.alone {
         // The catalog changes in the middle of the transaction: that of a group would be in the way.
         writer.gate().wants_alone = true;
@@ -134,7 +144,10 @@ fn within_savepoint(
     // What was captured so far is about to be closed.
     writer.normalize(course)?;
     if writer.verifies_capture() {
-        writer.as_engine(|conn| writer.user().sink().verify(conn))?;
+        let captured = writer.user().sink().take()?;
+        let verified = writer.as_engine(|conn| captured.verify(conn));
+        writer.user().sink().put_back(captured);
+        verified?;
     }
     writer.unmirror()?;
     let mark = writer.user().sink().mark();

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use rusqlite::{
-    Batch, CachedStatement, Params, Row, Statement, ToSql, fallible_iterator::FallibleIterator as _,
+    Batch, CachedStatement, Connection, Params, Row, Statement, ToSql,
+    fallible_iterator::FallibleIterator as _,
 };
 
 use crate::{
@@ -154,6 +155,31 @@ impl<'w> WriteTx<'w> {
             writer.announce(mask);
             run(writer, &mut self.course, &mut statement, &kind, |_| Ok(()))?;
         }
+    }
+
+    /// Runs a script of migration tools: the words for transactions are passed over, since all of it is one
+    /// transaction.
+    pub(crate) fn migrate(&mut self, script: &str) -> Result<(), WriteError> {
+        let writer = self.writer;
+        refuse_mark(script)?;
+        let mut batch = Batch::new(writer.user(), script);
+        loop {
+            writer.gate().forget();
+            let next = batch.next().map_err(|error| writer.gate().explain(error))?;
+            let Some(mut statement) = next else { break };
+            match writer.gate().take_transaction() {
+                None => {}
+                Some("ROLLBACK") => {
+                    return Err(WriteError::Aborted("the migration rolls itself back".to_owned()));
+                }
+                Some(_) => continue,
+            }
+            let kind = kind(writer, &statement)?;
+            let mask = writer.gate().take_mask();
+            writer.announce(mask);
+            run(writer, &mut self.course, &mut statement, &kind, |_| Ok(()))?;
+        }
+        writer.as_engine(violations)
     }
 
     /// Runs a query and reads its first row.
@@ -321,6 +347,28 @@ impl<'t> TxStatement<'t> {
             Prepared::Once(statement) => statement,
         }
     }
+}
+
+/// Refuses rows that refer to rows there are not: a migration runs with foreign keys off.
+fn violations(conn: &Connection) -> Result<(), WriteError> {
+    /// So many are told.
+    const TOLD: usize = 5;
+    let mut statement = conn.prepare("PRAGMA foreign_key_check")?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while found.len() < TOLD
+        && let Some(row) = rows.next()?
+    {
+        let (table, parent): (String, String) = (row.get(0)?, row.get(2)?);
+        let rowid: Option<i64> = row.get(1)?;
+        let rowid = rowid.map(|rowid| format!(" (rowid {rowid})")).unwrap_or_default();
+        found.push(format!("{table}{rowid} refers to no row of {parent}"));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let found = found.join("; ");
+    Err(WriteError::Aborted(format!("the migration would leave foreign keys broken: {found}")))
 }
 
 /// What the authorizer has seen of the statement that was just prepared.

@@ -4,7 +4,7 @@
 //! statement judged by the authorizer. *Apply* stores what other nodes wrote: all of that off. They
 //! are never both in a transaction, and nothing is toggled on them after they were opened.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, config::DbConfig, hooks::AuthContext};
@@ -17,6 +17,7 @@ use crate::{
         mask::{ChangeMask, Masks},
     },
     error::WriteError,
+    id::TableId,
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::{Registry, declaring::Calls},
@@ -52,11 +53,44 @@ pub(crate) struct Writer {
 impl Writer {
     /// Opens both connections on a file that has the engine's tables.
     pub(crate) fn open(
-        file: &File,
+        file: &Arc<File>,
         registry: &Arc<Registry>,
         origin: Origin,
         synchronous: Synchronous,
         verify_capture: bool,
+        tape_bytes: usize,
+    ) -> rusqlite::Result<Self> {
+        Self::open_as(file, registry, origin, synchronous, verify_capture, tape_bytes, false)
+    }
+
+    /// Opens connections for one migration at the origin: with foreign keys off, so that a table can be
+    /// dropped and made anew under the rows that refer to it.
+    pub(crate) fn open_migrating(
+        file: &Arc<File>,
+        registry: &Arc<Registry>,
+        synchronous: Synchronous,
+        verify_capture: bool,
+        tape_bytes: usize,
+        thawed: BTreeSet<TableId>,
+    ) -> rusqlite::Result<Self> {
+        let origin = Origin::Here;
+        let writer =
+            Self::open_as(file, registry, origin, synchronous, verify_capture, tape_bytes, true)?;
+        let mut gate = writer.gate();
+        gate.migrating = true;
+        gate.thawed = thawed;
+        drop(gate);
+        Ok(writer)
+    }
+
+    fn open_as(
+        file: &Arc<File>,
+        registry: &Arc<Registry>,
+        origin: Origin,
+        synchronous: Synchronous,
+        verify_capture: bool,
+        tape_bytes: usize,
+        migrating: bool,
     ) -> rusqlite::Result<Self> {
         let mut user = connect(file)?;
         user.pragma_update(
@@ -67,7 +101,7 @@ impl Writer {
                 Synchronous::Normal => "NORMAL",
             },
         )?;
-        user.pragma_update(None, "foreign_keys", true)?;
+        user.pragma_update(None, "foreign_keys", !migrating)?;
         let page_bytes = user.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
         let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), origin)));
         let judge = Arc::clone(&gate);
@@ -84,6 +118,8 @@ impl Writer {
         // Triggers that are mirrored there need no file.
         apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::functions::prepare_connection(&apply)?;
+        let recorder =
+            Recorder::new(Arc::clone(registry), verify_capture, Arc::clone(file), tape_bytes);
         if !planted(Bug::MirrorsForgotten) {
             merge::mirror::refresh(&apply, registry)?;
         }
@@ -93,7 +129,7 @@ impl Writer {
             }
         }
         Ok(Self {
-            user: Hooked::new(user, Recorder::new(Arc::clone(registry), verify_capture)),
+            user: Hooked::new(user, recorder),
             gate,
             masks: Mutex::default(),
             calls,

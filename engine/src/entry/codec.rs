@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::{
     entry::{
-        Cell, CellWrite, Digest, Entry, EntryHeader, Member, Membership, RowOp, RowOpKind, Segment,
-        TableChange, TableDeclaration,
+        Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, RowOp, RowOpKind,
+        Segment, TableChange, TableDeclaration,
     },
     hlc::Hlc,
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
@@ -34,6 +34,8 @@ const TAG_DDL: u64 = 34;
 const TAG_POLICY: u64 = 36;
 const TAG_MEMBERSHIP: u64 = 38;
 const TAG_FRONTIER: u64 = 40;
+const TAG_FREEZE: u64 = 42;
+const TAG_UNFREEZE: u64 = 44;
 const TAG_SEQUENCE: u64 = 46;
 
 /// No entry's bytes outside its segments are more than this.
@@ -98,6 +100,25 @@ impl Body {
         self.field(TAG_MEMBERSHIP, field);
     }
 
+    pub(crate) fn push_freeze(&mut self, freeze: &Freeze) {
+        let mut field = Vec::new();
+        put_varint(&mut field, freeze.tables.len() as u64);
+        for table in &freeze.tables {
+            put_varint(&mut field, u64::from(table.0));
+        }
+        put_prefixed(&mut field, freeze.script.as_bytes());
+        self.field(TAG_FREEZE, field);
+    }
+
+    pub(crate) fn push_unfreeze(&mut self, freeze: Dot, failure: Option<&str>) {
+        let mut field = Vec::new();
+        put_dot(&mut field, freeze);
+        if let Some(failure) = failure {
+            put_prefixed(&mut field, failure.as_bytes());
+        }
+        self.field(TAG_UNFREEZE, field);
+    }
+
     pub(crate) fn push_frontier(&mut self, number: u64, covered: &VersionVector) {
         let mut field = Vec::new();
         put_varint(&mut field, number);
@@ -111,23 +132,15 @@ impl Body {
         self.fields.push((tag, bytes));
     }
 
+    /// Takes the segments out, each as the bytes before its contents, and its contents.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        let fields = std::mem::take(&mut self.fields).into_iter();
+        fields.map(|(tag, contents)| (field_head(tag, contents.len()), contents))
+    }
+
     /// Puts the header in front.
     pub(crate) fn into_entry(self, header: EntryHeader) -> Entry {
-        let mut out = Vec::with_capacity(HEADER_BYTES_MAX);
-        out.push(FORMAT);
-        let mut field = |tag: u64, write: &dyn Fn(&mut Vec<u8>)| {
-            let mut bytes = Vec::with_capacity(32);
-            write(&mut bytes);
-            put_varint(&mut out, tag);
-            put_prefixed(&mut out, &bytes);
-        };
-        field(TAG_DOT, &|b| put_dot(b, header.dot));
-        field(TAG_HLC, &|b| b.extend_from_slice(&header.hlc.0.to_be_bytes()));
-        if header.previous != Digest::NONE {
-            field(TAG_PREVIOUS, &|b| b.extend_from_slice(&header.previous.0));
-        }
-        field(TAG_SCHEMA, &|b| put_varint(b, u64::from(header.schema.0)));
-        field(TAG_UNDER, &|b| put_varint(b, header.under));
+        let mut out = encode_header(&header);
         let mut fields = self.fields.into_iter();
         // Rows come alone, and may be many: the header is put before them where they lie.
         let bytes = match (fields.next(), fields.as_slice()) {
@@ -149,6 +162,41 @@ impl Body {
     }
 }
 
+/// The bytes of an entry before its segments.
+pub(crate) fn encode_header(header: &EntryHeader) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES_MAX);
+    out.push(FORMAT);
+    let mut field = |tag: u64, write: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = Vec::with_capacity(32);
+        write(&mut bytes);
+        put_varint(&mut out, tag);
+        put_prefixed(&mut out, &bytes);
+    };
+    field(TAG_DOT, &|b| put_dot(b, header.dot));
+    field(TAG_HLC, &|b| b.extend_from_slice(&header.hlc.0.to_be_bytes()));
+    if header.previous != Digest::NONE {
+        field(TAG_PREVIOUS, &|b| b.extend_from_slice(&header.previous.0));
+    }
+    field(TAG_SCHEMA, &|b| put_varint(b, u64::from(header.schema.0)));
+    field(TAG_UNDER, &|b| put_varint(b, header.under));
+    out
+}
+
+fn field_head(tag: u64, len: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(FIELD_HEAD_BYTES_MAX);
+    put_varint(&mut head, tag);
+    put_varint(&mut head, len as u64);
+    head
+}
+
+/// The bytes before the contents of a `Rows` segment of that length.
+pub(crate) fn rows_head(len: usize) -> Vec<u8> {
+    field_head(TAG_ROWS, len)
+}
+
+/// No field's tag and length together are more than this.
+pub(crate) const FIELD_HEAD_BYTES_MAX: usize = 20;
+
 const MEMBERSHIP_JOIN: u8 = 1;
 
 fn put_author(out: &mut Vec<u8>, author: AuthorId) {
@@ -156,7 +204,7 @@ fn put_author(out: &mut Vec<u8>, author: AuthorId) {
     put_varint(out, u64::from(author.term));
 }
 
-fn put_dot(out: &mut Vec<u8>, dot: Dot) {
+pub(crate) fn put_dot(out: &mut Vec<u8>, dot: Dot) {
     put_author(out, dot.author);
     put_varint(out, dot.seq);
 }
@@ -230,6 +278,20 @@ impl CellKind {
 impl RowsWriter {
     pub(crate) fn is_empty(&self) -> bool {
         self.out.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// The bytes of a segment that is finished.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.out
+    }
+
+    /// Begins another segment, in the same buffer.
+    pub(crate) fn restart(&mut self) {
+        self.out.clear();
     }
 
     /// Begins a row, and a new run if its shape differs from the row before. Exactly one cell per
@@ -324,7 +386,8 @@ pub(crate) fn decode_entry(bytes: Vec<u8>) -> Result<Entry, DecodeError> {
     Ok(Entry { header, digest: Digest::of(&bytes), bytes: Arc::new(bytes) })
 }
 
-fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError> {
+/// Reads the bytes of an entry before its segments.
+pub(crate) fn decode_header(reader: &mut ByteReader<'_>) -> Result<EntryHeader, DecodeError> {
     if reader.byte()? != FORMAT {
         return Err(DecodeError::Unknown("entry format"));
     }
@@ -375,7 +438,7 @@ fn read_author(reader: &mut ByteReader<'_>) -> Result<AuthorId, DecodeError> {
     Ok(AuthorId { term: reader.varint_u32()?, counter })
 }
 
-fn read_dot(reader: &mut ByteReader<'_>) -> Result<Dot, DecodeError> {
+pub(crate) fn read_dot(reader: &mut ByteReader<'_>) -> Result<Dot, DecodeError> {
     Ok(Dot { author: read_author(reader)?, seq: reader.varint()? })
 }
 
@@ -400,6 +463,10 @@ impl Entry {
     /// The segments in order. Their framing was checked when the entry was decoded, their contents
     /// are checked as they are read.
     pub fn segments(&self) -> impl Iterator<Item = Result<Segment<'_>, DecodeError>> {
+        self.segments_in_order()
+    }
+
+    pub(crate) fn segments_in_order(&self) -> Segments<'_> {
         let mut reader = ByteReader::new(&self.bytes);
         let header = decode_header(&mut reader);
         debug_assert!(header.is_ok(), "an entry's header was decoded before");
@@ -407,7 +474,9 @@ impl Entry {
     }
 }
 
-struct Segments<'a> {
+/// Reads the segments of an entry that is in memory.
+#[derive(Debug)]
+pub(crate) struct Segments<'a> {
     reader: ByteReader<'a>,
 }
 
@@ -434,18 +503,28 @@ impl<'a> Segments<'a> {
     /// `None` for an optional field that this version does not know.
     fn segment(&mut self) -> Result<Option<Segment<'a>>, DecodeError> {
         let tag = self.reader.varint()?;
-        let bytes = self.reader.prefixed()?;
-        Ok(Some(match tag {
-            TAG_ROWS => Segment::Rows(bytes),
-            TAG_DDL => Segment::Ddl(read_ddl(bytes)?),
-            TAG_POLICY => Segment::Policy(read_policy(bytes)?),
-            TAG_MEMBERSHIP => Segment::Membership(read_whole(bytes, read_membership)?),
-            TAG_FRONTIER => read_frontier(bytes)?,
-            TAG_SEQUENCE => Segment::Sequence(read_sequences(bytes)?),
-            _ if tag % 2 == 1 => return Ok(None),
-            _ => return Err(DecodeError::Unknown("segment")),
-        }))
+        let contents = self.reader.prefixed()?;
+        decode_segment(tag, contents)
     }
+}
+
+/// Takes the contents of a field apart; `None` for an optional one that this version does not know.
+pub(crate) fn decode_segment(
+    tag: u64,
+    contents: &[u8],
+) -> Result<Option<Segment<'_>>, DecodeError> {
+    Ok(Some(match tag {
+        TAG_ROWS => Segment::Rows(contents),
+        TAG_DDL => Segment::Ddl(read_ddl(contents)?),
+        TAG_POLICY => Segment::Policy(read_policy(contents)?),
+        TAG_MEMBERSHIP => Segment::Membership(read_whole(contents, read_membership)?),
+        TAG_FRONTIER => read_frontier(contents)?,
+        TAG_FREEZE => Segment::Freeze(read_whole(contents, read_freeze)?),
+        TAG_UNFREEZE => read_whole(contents, read_unfreeze)?,
+        TAG_SEQUENCE => Segment::Sequence(read_sequences(contents)?),
+        _ if tag % 2 == 1 => return Ok(None),
+        _ => return Err(DecodeError::Unknown("segment")),
+    }))
 }
 
 fn read_frontier<'a>(bytes: &[u8]) -> Result<Segment<'a>, DecodeError> {
@@ -480,6 +559,24 @@ fn read_sequences(bytes: &[u8]) -> Result<Vec<(TableId, i64)>, DecodeError> {
         sequences.push((TableId(reader.varint_u32()?), reader.zigzag()?));
     }
     Ok(sequences)
+}
+
+fn read_freeze(reader: &mut ByteReader<'_>) -> Result<Freeze, DecodeError> {
+    let mut tables: Vec<TableId> = Vec::new();
+    for _ in 0..reader.varint()? {
+        let table = TableId(reader.varint_u32()?);
+        if tables.last().is_some_and(|last| *last >= table) {
+            return Err(DecodeError::Invalid("table ids do not ascend"));
+        }
+        tables.push(table);
+    }
+    Ok(Freeze { tables, script: reader.string()?.to_owned() })
+}
+
+fn read_unfreeze<'a>(reader: &mut ByteReader<'_>) -> Result<Segment<'a>, DecodeError> {
+    let freeze = read_dot(reader)?;
+    let failure = if reader.is_empty() { None } else { Some(reader.string()?.to_owned()) };
+    Ok(Segment::Unfreeze { freeze, failure })
 }
 
 fn read_policy(bytes: &[u8]) -> Result<Vec<TableChange>, DecodeError> {

@@ -10,8 +10,10 @@
 
 pub(crate) mod codec;
 mod digest;
+mod large;
 
 pub use digest::Digest;
+pub(crate) use large::{ChunksId, LargeEntry, LargeName, Logged};
 
 use std::sync::Arc;
 
@@ -65,6 +67,16 @@ pub enum Segment<'a> {
     Ddl(Vec<String>),
     /// What is known of tables from here on; written by the origin only.
     Policy(Vec<TableChange>),
+    /// Tables are frozen; written by the origin only.
+    Freeze(Freeze),
+    /// The freeze in that entry is over: what it waited for has happened in this entry, or, if there is a
+    /// reason, will not happen. Written by the origin only.
+    Unfreeze {
+        /// The entry with the freeze.
+        freeze: Dot,
+        /// Why the change did not happen.
+        failure: Option<String>,
+    },
     /// A change of who is a member; written by the origin only.
     Membership(Membership),
     /// Everything that `covered` names has been applied by every member; written by the origin only.
@@ -76,6 +88,15 @@ pub enum Segment<'a> {
     },
     /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
     Sequence(Vec<(TableId, i64)>),
+}
+
+/// Tables that take no more local writes until a change of theirs has happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Freeze {
+    /// The tables, ascending.
+    pub tables: Vec<TableId>,
+    /// What is to run once no write from before can arrive any more.
+    pub script: String,
 }
 
 /// A change of what is known of a table.

@@ -21,6 +21,8 @@ enum Part {
     Ddl(Vec<String>),
     Policy(Vec<TableChange>),
     Join(Member),
+    Freeze(Freeze),
+    Unfreeze(Dot, Option<String>),
 }
 
 #[derive(Debug, Clone)]
@@ -114,6 +116,8 @@ fn body(parts: &[Part]) -> Body {
             Part::Ddl(statements) => body.push_ddl(statements.iter().map(String::as_str)),
             Part::Policy(changes) => body.push_policy(changes),
             Part::Join(member) => body.push_join(member),
+            Part::Freeze(freeze) => body.push_freeze(freeze),
+            Part::Unfreeze(freeze, failure) => body.push_unfreeze(*freeze, failure.as_deref()),
         }
     }
     body
@@ -133,6 +137,11 @@ fn assert_holds(entry: &Entry, parts: &[Part]) {
             }
             (Segment::Ddl(decoded), Part::Ddl(statements)) => assert_eq!(decoded, statements),
             (Segment::Policy(decoded), Part::Policy(changes)) => assert_eq!(decoded, changes),
+            (Segment::Freeze(decoded), Part::Freeze(freeze)) => assert_eq!(decoded, freeze),
+            (
+                Segment::Unfreeze { freeze: decoded, failure: why },
+                Part::Unfreeze(freeze, failure),
+            ) => assert_eq!((decoded, why), (freeze, failure)),
             (Segment::Membership(Membership::Join(decoded)), Part::Join(member)) => {
                 assert_eq!(decoded, member);
             }
@@ -282,6 +291,14 @@ fn part() -> impl Strategy<Value = Part> {
         )
         .prop_map(Part::Policy),
         1 => member().prop_map(Part::Join),
+        1 => (prop::collection::btree_set(any::<u32>(), 0..3), "\\PC{0,20}").prop_map(
+            |(tables, script)| {
+                let tables = tables.into_iter().map(TableId).collect();
+                Part::Freeze(Freeze { tables, script })
+            }
+        ),
+        1 => (dot(), prop::option::of("\\PC{0,12}"))
+            .prop_map(|(freeze, failure)| Part::Unfreeze(freeze, failure)),
     ]
 }
 

@@ -1,7 +1,8 @@
 //! [`Log`]: the entries of this node in the order in which it applied them.
 //!
 //! The table `littoral_log` holds them; memory holds where each author stands, a sparse index, and
-//! the newest entries, which are the ones that links ask for.
+//! the newest entries, which are the ones that links ask for. Of a large entry the table holds the place
+//! only: its bytes are [`chunks`], in memory is its name.
 //!
 //! Once every member has applied an entry and a checkpoint holds its clocks, it is trimmed, from the
 //! oldest on.
@@ -11,22 +12,25 @@
 //! - what was appended is not part of the log before [`Log::keep`], and leaves no trace after
 //!   [`Log::undo`].
 
+pub(crate) mod chunks;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
 };
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, Row, params};
 
 use crate::{
     contested::Stable,
     entry::{
-        Digest, Entry,
-        codec::{Head, decode_entry},
+        Digest, EntryHeader, LargeEntry, LargeName, Logged, Segment,
+        codec::{Head, Segments, decode_entry},
     },
     hlc::Hlc,
     id::{AuthorId, Lsn, Seq},
-    limits::{RECENT_LOG_BYTES, TRIM_STEP_ENTRIES},
+    limits::{RECENT_LOG_BYTES, Sizes, TRIM_STEP_ENTRIES},
+    log::chunks::{ChunkError, ChunkWriter, SegmentReader},
     sqlite,
     value::{ByteReader, DecodeError, put_varint},
     version::{Dot, VersionVector, put_dots, read_dots},
@@ -38,7 +42,10 @@ const INDEX_STEP: u64 = 64;
 const INSERT: &str = "/*littoral*/ INSERT INTO littoral_log VALUES(?, ?, ?, ?)";
 
 /// From this size on, preparing the statement anew costs less than a copy of the entry.
-const LARGE_BYTES: usize = 64 << 10;
+const BORROWED_BYTES: usize = 64 << 10;
+
+/// Stands in the log for the bytes of a large entry.
+const IN_CHUNKS: &[u8] = &[];
 
 /// Where the log stands, and how to find entries in it.
 #[derive(Debug, Default)]
@@ -49,12 +56,40 @@ pub(crate) struct Log {
     /// The tail at the last [`Log::keep`], while something is appended.
     kept: Option<Tail>,
     /// Appended since the last [`Log::keep`].
-    fresh: Vec<(Lsn, Entry)>,
+    fresh: Vec<(Lsn, Logged)>,
     index: BTreeMap<AuthorId, Vec<(Seq, Lsn)>>,
-    recent: VecDeque<(Lsn, Entry)>,
+    recent: VecDeque<(Lsn, Logged)>,
     recent_bytes: usize,
+    sizes: Sizes,
     /// Bytes of all entries in the log.
     bytes: u64,
+}
+
+impl Logged {
+    /// Reads its segments one after the other.
+    pub(crate) fn segments(&self) -> LoggedSegments<'_> {
+        match self {
+            Self::Whole(entry) => LoggedSegments::Whole(entry.segments_in_order()),
+            Self::Large(entry) => LoggedSegments::Large(entry.segments()),
+        }
+    }
+}
+
+/// Reads the segments of an entry of the log.
+#[derive(Debug)]
+pub(crate) enum LoggedSegments<'e> {
+    Whole(Segments<'e>),
+    Large(SegmentReader),
+}
+
+impl LoggedSegments<'_> {
+    /// The next segment; `conn` is one that sees the entry's chunks.
+    pub(crate) fn next(&mut self, conn: &Connection) -> Result<Option<Segment<'_>>, ChunkError> {
+        match self {
+            Self::Whole(segments) => Ok(segments.next().transpose()?),
+            Self::Large(reader) => reader.next(conn),
+        }
+    }
 }
 
 /// The trimmed prefix.
@@ -126,6 +161,11 @@ impl Tail {
 }
 
 impl Log {
+    /// What is large, and in what pieces it is handled.
+    pub(crate) const fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
     /// The newest position.
     pub(crate) fn last(&self) -> Lsn {
         self.tail.last
@@ -150,16 +190,27 @@ impl Log {
         self.heads().map(|(author, head)| Dot { author, seq: head.seq }).collect()
     }
 
-    /// Appends within the transaction under way on `conn`. The entry must be its author's next.
-    pub(crate) fn append(&mut self, conn: &Connection, entry: Entry) -> rusqlite::Result<Lsn> {
+    /// Appends within the transaction under way on `conn`. The entry must be its author's next; the
+    /// chunks of a large one must be there.
+    pub(crate) fn append(&mut self, conn: &Connection, entry: Logged) -> rusqlite::Result<Lsn> {
+        let entry = match entry {
+            Logged::Whole(entry) if entry.bytes.len() > self.sizes.large_entry => {
+                Logged::Large(ChunkWriter::store(conn, &entry, self.sizes.chunk)?)
+            }
+            entry => entry,
+        };
         let lsn = self.tail.last.next();
-        let dot = entry.header.dot;
+        let dot = entry.header().dot;
         let place = [lsn.0.cast_signed(), dot.author.to_u64().cast_signed(), dot.seq.cast_signed()];
-        if entry.bytes.len() < LARGE_BYTES {
+        let bytes: &[u8] = match &entry {
+            Logged::Whole(entry) => &entry.bytes,
+            Logged::Large(_) => IN_CHUNKS,
+        };
+        if bytes.len() < BORROWED_BYTES {
             let [lsn, author, seq] = place;
-            conn.prepare_cached(INSERT)?.execute(params![lsn, author, seq, &**entry.bytes])?;
+            conn.prepare_cached(INSERT)?.execute(params![lsn, author, seq, bytes])?;
         } else {
-            sqlite::insert_large_blob(conn, INSERT, &place, &entry.bytes)?;
+            sqlite::insert_large_blob(conn, INSERT, &place, bytes)?;
         }
         self.kept.get_or_insert_with(|| self.tail.clone());
         self.advance(lsn, &entry);
@@ -167,28 +218,28 @@ impl Log {
         Ok(lsn)
     }
 
-    fn advance(&mut self, lsn: Lsn, entry: &Entry) {
-        let dot = entry.header.dot;
+    fn advance(&mut self, lsn: Lsn, entry: &Logged) {
+        let EntryHeader { dot, hlc, .. } = *entry.header();
         assert_eq!(self.head(dot.author).seq + 1, dot.seq, "an author's entries have no gaps");
         self.tail.last = lsn;
-        self.tail.hlc = self.tail.hlc.max(entry.header.hlc);
-        self.tail.heads.insert(dot.author, Head { seq: dot.seq, digest: entry.digest });
+        self.tail.hlc = self.tail.hlc.max(hlc);
+        self.tail.heads.insert(dot.author, Head { seq: dot.seq, digest: entry.digest() });
     }
 
     /// What was appended is committed; gives it.
-    pub(crate) fn keep(&mut self) -> Vec<(Lsn, Entry)> {
+    pub(crate) fn keep(&mut self) -> Vec<(Lsn, Logged)> {
         self.kept = None;
         let kept = mem::take(&mut self.fresh);
         for (lsn, entry) in &kept {
-            Self::note(&mut self.index, *lsn, entry.header.dot);
-            self.bytes += entry.bytes.len() as u64;
-            self.recent_bytes += entry.bytes.len();
+            Self::note(&mut self.index, *lsn, entry.header().dot);
+            self.bytes += entry.length();
+            self.recent_bytes += entry.bytes_in_memory();
             self.recent.push_back((*lsn, entry.clone()));
         }
         while self.recent_bytes > RECENT_LOG_BYTES
             && let Some((_, entry)) = self.recent.pop_front()
         {
-            self.recent_bytes -= entry.bytes.len();
+            self.recent_bytes -= entry.bytes_in_memory();
         }
         kept
     }
@@ -233,20 +284,18 @@ impl Log {
         conn: &Connection,
         from: Lsn,
         upto: Lsn,
-        mut each: impl FnMut(Lsn, &Entry) -> bool,
+        mut each: impl FnMut(Lsn, &Logged) -> bool,
     ) -> Result<(), LogError> {
         let in_memory = self.recent.front().map_or_else(|| self.tail.last.next(), |(lsn, _)| *lsn);
         if from < in_memory {
             let mut statement = conn.prepare_cached(
-                "SELECT lsn, bytes FROM littoral_log WHERE lsn >= ? AND lsn < ? ORDER BY lsn",
+                "SELECT lsn, author, seq, bytes FROM littoral_log \
+                 WHERE lsn >= ? AND lsn < ? ORDER BY lsn",
             )?;
             let end = in_memory.min(upto.next());
             let mut rows = statement.query(params![from.0.cast_signed(), end.0.cast_signed()])?;
             while let Some(row) = rows.next()? {
-                let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
-                let bytes = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-                let entry = decode_entry(bytes.into())
-                    .map_err(|error| LogError::Damaged { lsn, what: error.to_string() })?;
+                let (lsn, _, entry) = read_entry(conn, row)?;
                 if !each(lsn, &entry) {
                     return Ok(());
                 }
@@ -288,6 +337,7 @@ impl Log {
     ) -> rusqlite::Result<Option<Trimmed>> {
         let mut start = self.start.clone();
         let (mut bytes, mut gone, mut kept) = (0, Vec::new(), false);
+        let mut large = Vec::new();
         let mut statement = conn.prepare_cached(
             "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
              WHERE lsn > ? AND lsn <= ? ORDER BY lsn LIMIT ?",
@@ -310,12 +360,19 @@ impl Log {
             }
             start.upto = start.upto.max(lsn);
             start.vector.advance(dot);
-            bytes += row.get::<_, i64>(3)?.cast_unsigned();
+            let length = row.get::<_, i64>(3)?.cast_unsigned();
+            bytes += stored_length(conn, dot, length)?;
+            if length == 0 {
+                large.push(dot);
+            }
             gone.push(lsn);
         }
         drop(rows);
         if gone.is_empty() {
             return Ok(None);
+        }
+        for dot in large {
+            LargeName::remove(conn, dot)?;
         }
         let mut delete =
             conn.prepare_cached("DELETE FROM littoral_log WHERE lsn BETWEEN ? AND ?")?;
@@ -335,7 +392,7 @@ impl Log {
             index.retain(|(_, indexed)| *indexed > lsn);
         }
         while let Some((_, entry)) = self.recent.pop_front_if(|(recent, _)| *recent <= lsn) {
-            self.recent_bytes -= entry.bytes.len();
+            self.recent_bytes -= entry.bytes_in_memory();
         }
     }
 
@@ -352,20 +409,18 @@ impl Log {
             return Ok(None);
         }
         let from = self.before(dot.author, dot.seq).unwrap_or_else(|| self.start.lsn.next());
-        let bytes: Option<Vec<u8>> = conn
-            .prepare_cached(
-                "SELECT bytes FROM littoral_log WHERE lsn >= ? AND author = ? AND seq = ? LIMIT 1",
-            )?
-            .query_row(
-                params![
-                    from.0.cast_signed(),
-                    dot.author.to_u64().cast_signed(),
-                    dot.seq.cast_signed()
-                ],
-                |row| row.get(0),
-            )
-            .optional()?;
-        Ok(bytes.map(|bytes| Digest::of(&bytes)))
+        let mut statement = conn.prepare_cached(
+            "SELECT lsn, author, seq, bytes FROM littoral_log \
+             WHERE lsn >= ? AND author = ? AND seq = ? LIMIT 1",
+        )?;
+        let mut rows = statement.query(params![
+            from.0.cast_signed(),
+            dot.author.to_u64().cast_signed(),
+            dot.seq.cast_signed()
+        ])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let (_, _, entry) = read_entry(conn, row)?;
+        Ok(Some(entry.digest()))
     }
 
     /// Finds the log of a file that was just opened: `start` is trimmed, and `tail` is what followed
@@ -373,11 +428,12 @@ impl Log {
     /// each.
     pub(crate) fn open(
         conn: &Connection,
+        sizes: Sizes,
         start: Start,
         tail: Tail,
-        mut each: impl FnMut(Lsn, &Entry) -> Result<(), String>,
+        mut each: impl FnMut(Lsn, &Logged) -> Result<(), String>,
     ) -> Result<Self, LogError> {
-        let mut log = Self { start, tail, ..Self::default() };
+        let mut log = Self { start, tail, sizes, ..Self::default() };
         let mut statement = conn.prepare(
             "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
              WHERE lsn <= ? ORDER BY lsn",
@@ -394,7 +450,7 @@ impl Log {
             }
             found.advance(dot);
             Self::note(&mut log.index, lsn, dot);
-            log.bytes += row.get::<_, i64>(3)?.cast_unsigned();
+            log.bytes += stored_length(conn, dot, row.get::<_, i64>(3)?.cast_unsigned())?;
         }
         drop(rows);
         if found != log.vector() {
@@ -406,30 +462,58 @@ impl Log {
         )?;
         let mut rows = statement.query([log.tail.last.0.cast_signed()])?;
         while let Some(row) = rows.next()? {
-            let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+            let (lsn, named, entry) = read_entry(conn, row)?;
             let damaged = |what: String| LogError::Damaged { lsn, what };
-            let named = Dot {
-                author: AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned()),
-                seq: row.get::<_, i64>(2)?.cast_unsigned(),
-            };
-            let bytes = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
-            let entry = decode_entry(bytes.into()).map_err(|error| damaged(error.to_string()))?;
+            let EntryHeader { dot, previous, .. } = *entry.header();
             let head = log.head(named.author);
             if lsn != log.last().next() {
                 return Err(damaged(format!("the position after {} is missing", log.last())));
             }
-            if entry.header.dot != named || named.seq != head.seq + 1 {
-                return Err(damaged(format!("entry {} stands there as {named}", entry.header.dot)));
+            if dot != named || named.seq != head.seq + 1 {
+                return Err(damaged(format!("entry {dot} stands there as {named}")));
             }
-            if entry.header.previous != head.digest {
+            if previous != head.digest {
                 return Err(damaged(format!("entry {named} does not follow the one before it")));
+            }
+            if let Logged::Large(large) = &entry {
+                LargeEntry::verified(conn, &large.name(), large.chunks)
+                    .map_err(|error| damaged(error.to_string()))?;
             }
             each(lsn, &entry).map_err(damaged)?;
             log.advance(lsn, &entry);
-            log.bytes += entry.bytes.len() as u64;
+            log.bytes += entry.length();
             Self::note(&mut log.index, lsn, named);
         }
         Ok(log)
+    }
+}
+
+/// The length of an entry of which the log holds `in_log` bytes.
+fn stored_length(conn: &Connection, dot: Dot, in_log: u64) -> rusqlite::Result<u64> {
+    if in_log > 0 {
+        return Ok(in_log);
+    }
+    Ok(LargeName::find(conn, dot)?.map_or(0, |(name, _)| name.length))
+}
+
+/// Takes an entry from `lsn, author, seq, bytes`; of a large one it checks the header only.
+fn read_entry(conn: &Connection, row: &Row<'_>) -> Result<(Lsn, Dot, Logged), LogError> {
+    let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());
+    let damaged = |what: String| LogError::Damaged { lsn, what };
+    let dot = Dot {
+        author: AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned()),
+        seq: row.get::<_, i64>(2)?.cast_unsigned(),
+    };
+    let bytes = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+    if bytes != IN_CHUNKS {
+        let entry = decode_entry(bytes.into()).map_err(|error| damaged(error.to_string()))?;
+        return Ok((lsn, dot, Logged::Whole(entry)));
+    }
+    match LargeEntry::find(conn, dot) {
+        Ok(Some(large)) => Ok((lsn, dot, Logged::Large(large))),
+        Ok(None) => Err(damaged(format!("the large entry {dot} has no chunks"))),
+        Err(ChunkError::Sqlite(error)) => Err(error.into()),
+        Err(error) => Err(damaged(format!("the large entry {dot}: {error}"))),
     }
 }
 

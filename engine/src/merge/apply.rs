@@ -5,7 +5,9 @@
 
 use crate::{
     contested::{Contested, Effects, Verdict},
-    entry::{Cell, CellWrite, Entry, Member, RowOp, RowOpKind, codec::RowsReader},
+    entry::{
+        Cell, CellWrite, EntryHeader, Logged, Member, RowOp, RowOpKind, Segment, codec::RowsReader,
+    },
     error::ApplyError,
     hlc::Stamp,
     id::AuthorId,
@@ -40,6 +42,22 @@ pub(crate) struct Applier<'a> {
     pub(crate) tally: Tally,
     effects: Effects,
     conflicts: Conflicts<'a>,
+    waiting: &'a mut Waiting,
+}
+
+/// Operations of an entry that collided with a UNIQUE constraint, by their places among all of the
+/// entry.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    places: Vec<u64>,
+    /// The place of the next operation.
+    next: u64,
+}
+
+impl Waiting {
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
 }
 
 /// What was done.
@@ -57,6 +75,7 @@ impl<'a> Applier<'a> {
         aside: &'a mut Aside,
         origin: AuthorId,
         members: &'a [Member],
+        waiting: &'a mut Waiting,
     ) -> Self {
         aside.checks.follow(registry.version);
         Self {
@@ -69,36 +88,35 @@ impl<'a> Applier<'a> {
             tally: Tally::default(),
             effects: Effects::default(),
             conflicts: Conflicts::new(conn, members),
+            waiting,
         }
     }
 
-    /// Applies the operations of one `Rows` segment of `entry`.
-    pub(crate) fn rows(&mut self, entry: &Entry, rows: &[u8]) -> Result<(), ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-        let mut waiting: Vec<usize> = Vec::new();
+    /// Applies the operations of one `Rows` segment of an entry. [`Applier::settle`] follows before
+    /// anything else of the entry is applied.
+    pub(crate) fn rows(&mut self, header: &EntryHeader, rows: &[u8]) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(header.dot, error);
         let mut inserts = Inserts::new(self.conn);
         let mut reader = RowsReader::new(rows);
-        let mut index = 0;
         while let Some(op) = reader.next().map_err(broken)? {
-            match self.row(entry, &op)? {
+            match self.row(header, &op)? {
                 Stored::Yes => {}
-                Stored::Collides => waiting.push(index),
+                Stored::Collides => self.waiting.places.push(self.waiting.next),
                 Stored::Later(table) => {
                     let (key, cells) = reader.last();
-                    inserts.push(table, index, key, cells, &mut waiting)?;
+                    let place = self.waiting.next;
+                    inserts.push(table, place, key, cells, &mut self.waiting.places)?;
                 }
             }
-            index += 1;
+            self.waiting.next += 1;
         }
-        inserts.flush(&mut waiting)?;
-        waiting.sort_unstable();
-        self.settle(entry, rows, waiting)?;
+        inserts.flush(&mut self.waiting.places)?;
         Ok(self.conflicts.flush()?)
     }
 
-    fn row(&mut self, entry: &Entry, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
+    fn row(&mut self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
         let registry = self.registry;
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        let broken = |error| ApplyError::undecodable(header.dot, error);
         let Some(table) = registry.by_id(op.table) else {
             // Its author had not heard yet that the table is gone.
             let gone = op.table < registry.next_table;
@@ -107,18 +125,17 @@ impl<'a> Applier<'a> {
         if table.is_local() {
             return Err(broken(DecodeError::Invalid("rows of a table that is local")));
         }
-        let older =
-            entry.header.dot.author != self.origin && entry.header.schema < registry.version;
+        let older = header.dot.author != self.origin && header.schema < registry.version;
         check_columns(table, op, older).map_err(broken)?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            return self.merge(entry, table, op);
+            return self.merge(header, table, op);
         }
-        if entry.header.dot.author != self.origin {
+        if header.dot.author != self.origin {
             return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
         }
         if self.aside.parked.contains(table.id, op.key) {
-            self.merge_parked(table, op, entry.header.stamp(), |_| true)?;
+            self.merge_parked(table, op, header.stamp(), |_| true)?;
             return Ok(Stored::Yes);
         }
         if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
@@ -145,46 +162,39 @@ impl<'a> Applier<'a> {
     /// that a UNIQUE constraint keeps apart from rows which the same entry changes too. The latter
     /// again while that helps, then all of them taken out and put in at once. What is rejected even so
     /// is parked.
-    fn settle(
-        &mut self,
-        entry: &Entry,
-        rows: &[u8],
-        mut waiting: Vec<usize>,
-    ) -> Result<(), ApplyError> {
+    pub(crate) fn settle(&mut self, entry: &Logged) -> Result<(), ApplyError> {
+        let mut waiting = std::mem::take(&mut self.waiting.places);
+        waiting.sort_unstable();
         while !waiting.is_empty() {
             let before = waiting.len();
             let mut still = Vec::new();
-            each_of(self.registry, entry, rows, &waiting, |index, table, op| {
+            each_of(self.conn, self.registry, entry, &waiting, |place, table, op| {
                 if table.is_multi_writer() {
                     // Collected because all of it wins.
-                    self.combine(table, op, entry.header.stamp(), |_| true)?;
+                    self.combine(table, op, entry.header().stamp(), |_| true)?;
                 } else if matches!(self.store(table, op)?, Stored::Collides) {
-                    still.push(index);
+                    still.push(place);
                 }
                 Ok(())
             })?;
             waiting = still;
-            if waiting.len() == before {
-                return self.exchange(entry, rows, &waiting);
+            // As long as half of them find their place it is worth another pass.
+            if waiting.len() > before / 2 {
+                return self.exchange(entry, &waiting);
             }
         }
-        Ok(())
+        Ok(self.conflicts.flush()?)
     }
 
-    fn exchange(
-        &mut self,
-        entry: &Entry,
-        rows: &[u8],
-        waiting: &[usize],
-    ) -> Result<(), ApplyError> {
+    fn exchange(&mut self, entry: &Logged, waiting: &[u64]) -> Result<(), ApplyError> {
         let mut taken: Vec<Option<Vec<Vec<u8>>>> = Vec::new();
-        each_of(self.registry, entry, rows, waiting, |_, table, op| {
+        each_of(self.conn, self.registry, entry, waiting, |_, table, op| {
             taken.push(read_row(self.conn, table, op.key)?);
             delete(self.conn, table, op)?;
             Ok(())
         })?;
         let mut taken = taken.into_iter();
-        each_of(self.registry, entry, rows, waiting, |_, table, op| {
+        each_of(self.conn, self.registry, entry, waiting, |_, table, op| {
             let mut row = taken.next().flatten().unwrap_or_default();
             row.resize(table.cells.len(), Vec::new());
             for cell in op.cells {
@@ -195,7 +205,7 @@ impl<'a> Applier<'a> {
                     put_cell(&mut row[place], value);
                 }
             }
-            self.put_or_park(table, op.key, &row, entry.header.stamp())
+            self.put_or_park(table, op.key, &row, entry.header().stamp())
         })
     }
 
@@ -251,16 +261,16 @@ impl<'a> Applier<'a> {
 
     fn merge(
         &mut self,
-        entry: &Entry,
+        header: &EntryHeader,
         table: &'a Table,
         op: &RowOp<'_>,
     ) -> Result<Stored<'a>, ApplyError> {
-        let stamp = entry.header.stamp();
+        let stamp = header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self
             .contested
-            .apply(self.conn, op, &entry.header, &table.assigned, &mut effects)
-            .map_err(|error| ApplyError::clocks(entry.header.dot, error))?;
+            .apply(self.conn, op, header, &table.assigned, &mut effects)
+            .map_err(|error| ApplyError::clocks(header.dot, error))?;
         if !effects.conflicts.is_empty() {
             self.tally.conflicts += effects.conflicts.len() as u64;
             self.conflicts.record(table, op, stamp, &effects.conflicts)?;
@@ -385,25 +395,29 @@ impl<'a> Applier<'a> {
     }
 }
 
-/// Gives those operations of a segment whose indexes are in `waiting`, which ascends.
+/// Gives those operations of an entry whose places are in `waiting`, which ascends.
 fn each_of(
+    conn: &Keeping,
     registry: &Registry,
-    entry: &Entry,
-    rows: &[u8],
-    waiting: &[usize],
-    mut each: impl FnMut(usize, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
+    entry: &Logged,
+    waiting: &[u64],
+    mut each: impl FnMut(u64, &Table, &RowOp<'_>) -> Result<(), ApplyError>,
 ) -> Result<(), ApplyError> {
-    let broken = |error| ApplyError::undecodable(entry.header.dot, error);
-    let mut reader = RowsReader::new(rows);
-    let mut index = 0;
+    let dot = entry.header().dot;
+    let mut place = 0;
     let mut waiting = waiting.iter().peekable();
-    while let Some(op) = reader.next().map_err(broken)? {
-        if waiting.next_if(|&&next| next == index).is_some()
-            && let Some(table) = registry.by_id(op.table)
-        {
-            each(index, table, &op)?;
+    let mut segments = entry.segments();
+    while let Some(segment) = segments.next(conn).map_err(|error| (dot, error))? {
+        let Segment::Rows(rows) = segment else { continue };
+        let mut reader = RowsReader::new(rows);
+        while let Some(op) = reader.next().map_err(|e| ApplyError::undecodable(dot, e))? {
+            if waiting.next_if(|&&next| next == place).is_some()
+                && let Some(table) = registry.by_id(op.table)
+            {
+                each(place, table, &op)?;
+            }
+            place += 1;
         }
-        index += 1;
     }
     Ok(())
 }

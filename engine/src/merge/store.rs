@@ -281,8 +281,8 @@ pub(super) struct Inserts<'c, 'r> {
     table: Option<&'c Table>,
     /// Of every row its key, then its cells.
     values: Vec<ValueRef<'r>>,
-    /// Of every row the index of its operation.
-    indexes: Vec<usize>,
+    /// Of every row the place of its operation in the entry.
+    places: Vec<u64>,
 }
 
 impl<'c, 'r> Inserts<'c, 'r> {
@@ -293,7 +293,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
     const PARAMETERS: usize = 512;
 
     pub(super) fn new(conn: &'c Keeping) -> Self {
-        Self { conn, table: None, values: Vec::new(), indexes: Vec::new() }
+        Self { conn, table: None, values: Vec::new(), places: Vec::new() }
     }
 
     /// Whether an insert may be collected.
@@ -305,15 +305,15 @@ impl<'c, 'r> Inserts<'c, 'r> {
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 
-    /// Collects the insert with that index in its segment. Those that are found to collide go to
+    /// Collects the insert at that place in its entry. Those that are found to collide go to
     /// `collided`.
     pub(super) fn push(
         &mut self,
         table: &'c Table,
-        index: usize,
+        at: u64,
         key: &'r [u8],
         cells: &[Cell<'r>],
-        collided: &mut Vec<usize>,
+        collided: &mut Vec<u64>,
     ) -> rusqlite::Result<()> {
         if self.table.is_some_and(|collecting| collecting.id != table.id) {
             self.flush(collided)?;
@@ -323,8 +323,8 @@ impl<'c, 'r> Inserts<'c, 'r> {
         let parts = table.key.iter().map_while(|_| reader.key_part().ok());
         self.values.extend(parts.filter_map(|part| part.lent()));
         self.values.extend(cells.iter().map(|cell| written(cell.write)));
-        self.indexes.push(index);
-        if self.indexes.len() == Self::rows_at_once(table) { self.flush(collided) } else { Ok(()) }
+        self.places.push(at);
+        if self.places.len() == Self::rows_at_once(table) { self.flush(collided) } else { Ok(()) }
     }
 
     fn rows_at_once(table: &Table) -> usize {
@@ -332,31 +332,31 @@ impl<'c, 'r> Inserts<'c, 'r> {
     }
 
     /// Writes what was collected.
-    pub(super) fn flush(&mut self, collided: &mut Vec<usize>) -> rusqlite::Result<()> {
+    pub(super) fn flush(&mut self, collided: &mut Vec<u64>) -> rusqlite::Result<()> {
         let Some(table) = self.table.take() else { return Ok(()) };
         let width = table.key.len() + table.cells.len();
         let mut done = 0;
-        if self.indexes.len() == Self::rows_at_once(table) {
-            let sql = || insert_many_sql(table, self.indexes.len());
+        if self.places.len() == Self::rows_at_once(table) {
+            let sql = || insert_many_sql(table, self.places.len());
             match self.write(&name(table.id, INSERTS), sql, &self.values) {
-                Ok(()) => done = self.indexes.len(),
+                Ok(()) => done = self.places.len(),
                 // OR FAIL: the rows before the one that collided are in, and counted.
                 Err(error) if is_rejection(&error) => {
                     done = usize::try_from(self.conn.changes()).unwrap_or(0);
-                    collided.extend(self.indexes.get(done));
+                    collided.extend(self.places.get(done));
                     done += 1;
                 }
                 Err(error) => return Err(error),
             }
         }
-        for (values, index) in self.values.chunks(width).zip(&self.indexes).skip(done) {
+        for (values, at) in self.values.chunks(width).zip(&self.places).skip(done) {
             match self.write(&name(table.id, INSERT), || table.sql.insert.clone(), values) {
-                Err(error) if is_rejection(&error) => collided.push(*index),
+                Err(error) if is_rejection(&error) => collided.push(*at),
                 result => result?,
             }
         }
         self.values.clear();
-        self.indexes.clear();
+        self.places.clear();
         Ok(())
     }
 

@@ -5,13 +5,17 @@
 
 use crate::{
     driver::Channel,
-    entry::{Digest, Entry, codec::decode_entry},
+    entry::{
+        Digest, Entry, LargeName,
+        codec::{decode_entry, put_dot, read_dot},
+    },
     error::ProtocolError,
     limits::{
-        COMPRESS_FROM_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES, MAX_FRAME_OVERHEAD_BYTES,
-        SNAPSHOT_CHUNK_BYTES,
+        COMPRESS_FROM_BYTES, LARGE_ENTRY_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_ENTRY_RANGE,
+        MAX_FRAME_BYTES, MAX_FRAME_OVERHEAD_BYTES, SNAPSHOT_CHUNK_BYTES,
     },
     value::{ByteReader, DecodeError, put_prefixed, put_varint},
+    version::Dot,
 };
 
 /// Bytes of every frame's header.
@@ -47,7 +51,13 @@ pub fn frame_length(
 const KIND_CONTROL: u8 = 1;
 const KIND_ENTRIES: u8 = 2;
 const KIND_ENTRIES_ZSTD: u8 = 3;
-const KIND_CHUNK: u8 = 4;
+const KIND_LARGE: u8 = 4;
+const KIND_CHUNK: u8 = 5;
+const KIND_CHUNK_ZSTD: u8 = 6;
+const KIND_PIECE: u8 = 7;
+
+/// A frame carries at most so many bytes of a large entry.
+pub(crate) const CHUNK_BYTES_MAX: usize = LARGE_ENTRY_BYTES;
 
 /// zstd's default level costs more than the link it saves; this one is nearly free.
 const ZSTD_LEVEL: i32 = 1;
@@ -57,11 +67,12 @@ const ZSTD_LEVEL: i32 = 1;
 pub(crate) enum Payload<'f> {
     Control(&'f [u8]),
     Entries(Vec<Entry>),
+    /// A large entry is next.
+    Large(LargeName),
+    /// Bytes of a large entry, from an offset on.
+    Chunk(Dot, u64, Vec<u8>),
     /// A piece of a snapshot, whose digest is right, and where it begins.
-    Chunk {
-        offset: u64,
-        bytes: &'f [u8],
-    },
+    Piece(u64, Vec<u8>),
 }
 
 /// Puts the header before a control message.
@@ -70,12 +81,48 @@ pub(crate) fn control_frame(message: &[u8]) -> Vec<u8> {
 }
 
 /// Puts offset and digest before a piece of a snapshot.
-pub(crate) fn chunk_frame(offset: u64, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn piece_frame(offset: u64, bytes: &[u8]) -> Vec<u8> {
     let mut payload = Vec::with_capacity(bytes.len() + 50);
     put_varint(&mut payload, offset);
     payload.extend_from_slice(&Digest::of(bytes).0);
     payload.extend_from_slice(bytes);
+    framed(KIND_PIECE, &payload)
+}
+
+/// Offers a large entry.
+pub(crate) fn large_frame(name: &LargeName) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(64);
+    put_dot(&mut payload, name.dot);
+    payload.extend_from_slice(&name.digest.0);
+    put_varint(&mut payload, name.length);
+    framed(KIND_LARGE, &payload)
+}
+
+/// Carries bytes of a large entry; compressed if that makes them fewer.
+pub(crate) fn chunk_frame(dot: Dot, offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(bytes.len() + 64);
+    put_dot(&mut payload, dot);
+    put_varint(&mut payload, offset);
+    let place = payload.len();
+    if put_packed(&mut payload, bytes) {
+        return framed(KIND_CHUNK_ZSTD, &payload);
+    }
+    payload.truncate(place);
+    payload.extend_from_slice(bytes);
     framed(KIND_CHUNK, &payload)
+}
+
+/// Appends the length of `bytes` and their compression, if that makes them fewer; else what is
+/// appended is to be removed.
+fn put_packed(out: &mut Vec<u8>, bytes: &[u8]) -> bool {
+    let before = out.len();
+    if bytes.len() >= COMPRESS_FROM_BYTES
+        && let Ok(compressed) = zstd::bulk::compress(bytes, ZSTD_LEVEL)
+    {
+        put_varint(out, bytes.len() as u64);
+        out.extend_from_slice(&compressed);
+    }
+    out.len() > before && out.len() - before < bytes.len()
 }
 
 /// Collects the bytes of entries for one frame.
@@ -100,15 +147,9 @@ impl EntriesFrame {
     /// The frame; compressed if that makes it smaller. Starts again empty.
     pub(crate) fn take(&mut self) -> Vec<u8> {
         let payload = std::mem::take(&mut self.payload);
-        if payload.len() >= COMPRESS_FROM_BYTES
-            && let Ok(compressed) = zstd::bulk::compress(&payload, ZSTD_LEVEL)
-        {
-            let mut packed = Vec::with_capacity(compressed.len() + 10);
-            put_varint(&mut packed, payload.len() as u64);
-            packed.extend_from_slice(&compressed);
-            if packed.len() < payload.len() {
-                return framed(KIND_ENTRIES_ZSTD, &packed);
-            }
+        let mut packed = Vec::new();
+        if put_packed(&mut packed, &payload) {
+            return framed(KIND_ENTRIES_ZSTD, &packed);
         }
         framed(KIND_ENTRIES, &payload)
     }
@@ -137,19 +178,21 @@ pub(crate) fn decode_frame(channel: Channel, frame: &[u8]) -> Result<Payload<'_>
         (Channel::Control, KIND_CONTROL) => Ok(Payload::Control(payload)),
         (Channel::Entries, KIND_ENTRIES) => entries(payload).map(Payload::Entries),
         (Channel::Entries, KIND_ENTRIES_ZSTD) => entries(&unpacked(payload)?).map(Payload::Entries),
-        (Channel::Snapshot, KIND_CHUNK) => chunk(payload),
+        (Channel::Snapshot, KIND_PIECE) => piece(payload),
+        (Channel::Entries, KIND_LARGE) => large(payload),
+        (Channel::Entries, kind @ (KIND_CHUNK | KIND_CHUNK_ZSTD)) => chunk(kind, payload),
         (_, kind) => Err(ProtocolError::Malformed(format!("frame of kind {kind} on {channel:?}"))),
     }
 }
 
-fn chunk(payload: &[u8]) -> Result<Payload<'_>, ProtocolError> {
+fn piece(payload: &[u8]) -> Result<Payload<'static>, ProtocolError> {
     let mut reader = ByteReader::new(payload);
     let cut = |error: DecodeError| malformed(&error.to_string());
     let offset = reader.varint().map_err(cut)?;
     let digest = Digest(reader.array().map_err(cut)?);
     let bytes = &payload[payload.len() - reader.remaining()..];
     if Digest::of(bytes) == digest {
-        Ok(Payload::Chunk { offset, bytes })
+        Ok(Payload::Piece(offset, bytes.to_vec()))
     } else {
         Err(malformed("a piece of a snapshot whose digest is another one"))
     }
@@ -170,6 +213,33 @@ fn unpacked(payload: &[u8]) -> Result<Vec<u8>, ProtocolError> {
     } else {
         Err(malformed("compressed frame of another length"))
     }
+}
+
+fn large(payload: &[u8]) -> Result<Payload<'static>, ProtocolError> {
+    let mut reader = ByteReader::new(payload);
+    let mut read = || {
+        let dot = read_dot(&mut reader)?;
+        let digest = Digest(reader.array()?);
+        let length = reader.varint()?;
+        Ok::<_, DecodeError>(LargeName { dot, digest, length })
+    };
+    let name = read().map_err(|error| malformed(&error.to_string()))?;
+    if !reader.is_empty() || name.length > *MAX_ENTRY_RANGE.end() {
+        return Err(malformed("offer of a large entry"));
+    }
+    Ok(Payload::Large(name))
+}
+
+fn chunk(kind: u8, payload: &[u8]) -> Result<Payload<'static>, ProtocolError> {
+    let mut reader = ByteReader::new(payload);
+    let mut read = || Ok::<_, DecodeError>((read_dot(&mut reader)?, reader.varint()?));
+    let (dot, offset) = read().map_err(|error| malformed(&error.to_string()))?;
+    let rest = &payload[payload.len() - reader.remaining()..];
+    let bytes = if kind == KIND_CHUNK { rest.to_vec() } else { unpacked(rest)? };
+    if bytes.len() > CHUNK_BYTES_MAX || offset > *MAX_ENTRY_RANGE.end() {
+        return Err(malformed("chunk that is too long"));
+    }
+    Ok(Payload::Chunk(dot, offset, bytes))
 }
 
 fn entries(payload: &[u8]) -> Result<Vec<Entry>, ProtocolError> {

@@ -33,6 +33,11 @@ pub(crate) enum Message {
     /// What members have said to hold on stable storage, passed on: their author ids and vectors. A
     /// vector is one that its member once held; none is put together from several.
     Acks(Vec<(u64, Vec<(u64, Seq)>)>),
+    /// The sender cannot take this entry now, by author and sequence number: nothing behind it may be
+    /// sent.
+    Hold(u64, Seq),
+    /// It can, from this offset of the entry's bytes on.
+    Resume(u64, Seq, u64),
     /// An incarnation of a node asks to become a member, itself or through others.
     AskJoin(String, u128),
     /// The sender streams nothing on this link: the receiver must take a snapshot first.

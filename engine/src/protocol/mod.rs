@@ -17,6 +17,7 @@
 
 pub(crate) mod acks;
 pub(crate) mod frame;
+mod hold;
 pub(crate) mod message;
 mod push;
 pub(crate) mod snapshot;
@@ -30,7 +31,7 @@ use std::{
 use crate::{
     db::Snapshot,
     driver::{Channel, Identity},
-    entry::{Digest, Entry, codec::FORMAT},
+    entry::{Digest, Entry, LargeName, codec::FORMAT},
     error::ProtocolError,
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},
     limits::{
@@ -41,13 +42,18 @@ use crate::{
     protocol::{
         acks::Acks,
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
+        hold::{Offered, Outgoing},
         message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
         snapshot::{Sending, Wish},
     },
     status::PeerStatus,
     time::Instant,
-    version::VersionVector,
+    version::{Dot, VersionVector},
 };
+
+/// Bytes of frames that may come before the peer's hello: what a window of credit allows.
+#[expect(clippy::cast_possible_truncation, reason = "8 MiB fit")]
+const EARLY_BYTES_MAX: usize = CREDIT_WINDOW_BYTES as usize + MAX_FRAME_BYTES;
 
 /// One link.
 #[derive(Debug)]
@@ -79,6 +85,12 @@ pub(crate) struct PeerSession {
     bytes_sent: u64,
     bytes_received: u64,
     outbox: VecDeque<(Channel, Vec<u8>)>,
+    /// The large entry at which the stream to the peer stands.
+    outgoing: Option<Outgoing>,
+    /// The entry behind which the peer wants nothing now.
+    held_by_peer: Option<Dot>,
+    /// The large entry at which the stream from the peer stands.
+    offered: Option<Offered>,
     /// A link to this node existed before in this process.
     pub(crate) is_reconnect: bool,
     /// Which life of the node is at the other end, once it has said hello.
@@ -125,7 +137,11 @@ pub(crate) enum Received {
     AskSnapshot,
     /// What follows has this digest and size, and begins at this offset.
     Snapshot(Snapshot, u64),
-    Chunk(u64, Vec<u8>),
+    Piece(u64, Vec<u8>),
+    /// The peer offers a large entry, and waits for an answer.
+    Large(LargeName),
+    /// Bytes of a large entry that were asked for, from an offset on.
+    Chunk(Dot, u64, Vec<u8>),
     /// What members hold on stable storage; the peer itself is `None`.
     Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
@@ -154,6 +170,9 @@ impl PeerSession {
             bytes_sent: 0,
             bytes_received: 0,
             outbox: VecDeque::new(),
+            outgoing: None,
+            held_by_peer: None,
+            offered: None,
             is_reconnect: false,
             incarnation: None,
             needs_snapshot: false,
@@ -185,27 +204,41 @@ impl PeerSession {
             (&mut self.state, channel)
         {
             *early_bytes += bytes.len();
-            if *early_bytes > MAX_FRAME_BYTES {
+            if *early_bytes > EARLY_BYTES_MAX {
                 return Err(ProtocolError::Malformed("entries without a hello".to_owned()));
             }
             early.push(bytes);
             return Ok(Received::Nothing);
         }
         match decode_frame(channel, &bytes)? {
-            Payload::Entries(entries) => Ok(Received::Entries(self.received(entries))),
-            Payload::Chunk { .. } if !self.is_streaming() => {
+            Payload::Piece(..) if !self.is_streaming() => {
                 Err(ProtocolError::Malformed("a snapshot without a hello".to_owned()))
             }
-            Payload::Chunk { offset, bytes } => Ok(Received::Chunk(offset, bytes.to_vec())),
             Payload::Control(message) => self.handle_message(now, Message::decode(message)?),
+            payload => self.received(payload),
         }
     }
 
-    fn received(&mut self, entries: Vec<Entry>) -> Vec<Entry> {
-        for entry in &entries {
-            self.known.advance(entry.header.dot);
+    fn received(&mut self, payload: Payload<'_>) -> Result<Received, ProtocolError> {
+        match payload {
+            Payload::Control(_) => Ok(Received::Nothing),
+            Payload::Entries(entries) => {
+                self.check_nothing_offered()?;
+                for entry in &entries {
+                    self.known.advance(entry.header.dot);
+                }
+                Ok(Received::Entries(entries))
+            }
+            Payload::Large(name) => {
+                self.offered(name)?;
+                Ok(Received::Large(name))
+            }
+            Payload::Piece(offset, bytes) => Ok(Received::Piece(offset, bytes)),
+            Payload::Chunk(dot, offset, bytes) => {
+                let wanted = self.check_chunk(dot, offset, &bytes)?;
+                Ok(if wanted { Received::Chunk(dot, offset, bytes) } else { Received::Nothing })
+            }
         }
-        entries
     }
 
     fn handle_message(
@@ -266,36 +299,43 @@ impl PeerSession {
                     self.sending = None;
                 }
             }
+            Message::Hold(author, seq) => {
+                self.hold_said(Dot { author: AuthorId::from_u64(author), seq });
+            }
+            Message::Resume(author, seq, offset) => {
+                self.resume_said(Dot { author: AuthorId::from_u64(author), seq }, offset)?;
+            }
             Message::Ping(token) => self.say(&Message::Pong(token)),
             Message::Pong(token) => self.round_trip = Some(now.since(Instant(token))),
         }
         Ok(Received::Nothing)
     }
 
-    /// Completes the handshake. Gives the entries that came before the peer's hello.
+    /// Completes the handshake. Gives what came before the peer's hello.
     pub(crate) fn start_streaming(
         &mut self,
         has: VersionVector,
         cursor: Lsn,
-    ) -> Result<Vec<Entry>, ProtocolError> {
+    ) -> Result<Vec<Received>, ProtocolError> {
         self.known = has;
         self.cursor = cursor;
         let State::AwaitHello { early, .. } = mem::replace(&mut self.state, State::Streaming)
         else {
             return Ok(Vec::new());
         };
-        let mut entries = Vec::new();
+        let mut all = Vec::new();
         let mut bytes = 0;
         for frame in early {
-            if let Payload::Entries(more) = decode_frame(Channel::Entries, &frame)? {
+            let received = self.received(decode_frame(Channel::Entries, &frame)?)?;
+            if let Received::Entries(more) = &received {
                 bytes += more.iter().map(|entry| entry.bytes.len() as u64).sum::<u64>();
                 if bytes > UNAPPLIED_BYTES_MAX {
                     return Err(ProtocolError::TooMuch);
                 }
-                entries.extend(self.received(more));
             }
+            all.push(received);
         }
-        Ok(entries)
+        Ok(all)
     }
 
     /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
@@ -304,6 +344,7 @@ impl PeerSession {
         if self.cursor > start.upto {
             return true;
         }
+        self.stop_sending_trimmed(&start.vector);
         self.cursor = self.cursor.max(start.lsn.next());
         if self.author.is_some() {
             self.known.advance_all(&start.vector);
@@ -317,8 +358,8 @@ impl PeerSession {
     }
 
     /// An entry of the peer was applied, or dropped as known.
-    pub(crate) fn took(&mut self, entry: &Entry) {
-        self.entry_bytes_taken += entry.bytes.len() as u64;
+    pub(crate) fn took(&mut self, bytes: u64) {
+        self.entry_bytes_taken += bytes;
     }
 
     /// Says what is due, and closes a link that has gone silent.
@@ -409,6 +450,8 @@ impl PeerSession {
             acknowledged: self.acknowledged.clone(),
             behind: ours.missing_from(&self.acknowledged),
             round_trip: self.round_trip,
+            holds: None,
+            held_by_peer: self.held_by_peer(),
             bytes_sent: self.bytes_sent,
             bytes_received: self.bytes_received,
         }

@@ -5,7 +5,7 @@
 
 use crate::{
     driver::Channel,
-    entry::Entry,
+    entry::Logged,
     id::Lsn,
     limits::ENTRIES_FRAME_BYTES,
     protocol::PeerSession,
@@ -15,23 +15,29 @@ use crate::{
 impl PeerSession {
     /// Where to read the log, if there may be something to send up to `durable`.
     pub(crate) fn wants_from(&self, durable: Lsn) -> Option<Lsn> {
-        (self.is_streaming()
-            && !self.needs_snapshot
-            && self.cursor <= durable
-            && self.has_credit_for(1))
-        .then_some(self.cursor)
+        let free = self.is_streaming() && !self.needs_snapshot && !self.is_stopped();
+        (free && self.cursor <= durable && self.has_credit_for(1)).then_some(self.cursor)
     }
 
     /// Looks at the entry at `lsn`, and sends it if the peer lacks it. False if it has to wait for
-    /// credit: then nothing behind it may be offered.
-    pub(crate) fn offer(&mut self, lsn: Lsn, entry: &Entry) -> bool {
-        if !self.known.covers(entry.header.dot) {
+    /// credit, or is large: then nothing behind it may be offered.
+    pub(crate) fn offer(&mut self, lsn: Lsn, entry: &Logged) -> bool {
+        let dot = entry.header().dot;
+        if !self.known.covers(dot) {
             if planted(Bug::SkipOnReconnect) && self.is_reconnect {
                 self.is_reconnect = false;
-                self.known.advance(entry.header.dot);
+                self.known.advance(dot);
                 self.cursor = lsn.next();
                 return true;
             }
+            let entry = match entry {
+                Logged::Whole(entry) => entry,
+                Logged::Large(large) => {
+                    self.cursor = lsn;
+                    self.announce(lsn, *large);
+                    return false;
+                }
+            };
             let bytes = entry.bytes.len() as u64;
             if !self.has_credit_for(bytes) {
                 return false;
@@ -42,7 +48,7 @@ impl PeerSession {
             }
             self.frame.push(entry);
             self.entry_bytes_sent += bytes;
-            self.known.advance(entry.header.dot);
+            self.known.advance(dot);
         }
         self.cursor = lsn.next();
         true

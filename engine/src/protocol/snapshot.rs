@@ -6,7 +6,7 @@ use crate::{
     driver::Channel,
     error::ProtocolError,
     limits::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES},
-    protocol::{PeerSession, frame::chunk_frame},
+    protocol::{PeerSession, frame::piece_frame},
     version::VersionVector,
 };
 
@@ -62,12 +62,12 @@ impl Sending {
 
 impl PeerSession {
     /// Sends a piece that was read from the disk.
-    pub(crate) fn send_chunk(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn send_piece(&mut self, offset: u64, bytes: &[u8]) {
         let Some(sending) = self.sending.as_mut().filter(|sending| sending.read == offset) else {
             return;
         };
         sending.read += bytes.len() as u64;
-        self.outbox.push_back((Channel::Snapshot, chunk_frame(offset, bytes)));
+        self.outbox.push_back((Channel::Snapshot, piece_frame(offset, bytes)));
     }
 }
 

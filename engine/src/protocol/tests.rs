@@ -6,13 +6,15 @@ use super::*;
 use crate::{
     driver::CloseCode,
     entry::{
-        Digest, EntryHeader,
+        ChunksId, Digest, EntryHeader, LargeEntry, Logged,
         codec::{Body, Head},
     },
     hlc::Hlc,
     id::{AuthorId, ClusterId, Incarnation, SchemaVersion},
-    limits::{COMPRESS_FROM_BYTES, ENTRIES_FRAME_BYTES, MAX_CONTROL_FRAME_BYTES},
-    protocol::frame::{FRAME_HEADER_BYTES, frame_length},
+    limits::{
+        COMPRESS_FROM_BYTES, ENTRIES_FRAME_BYTES, LARGE_ENTRY_BYTES, MAX_CONTROL_FRAME_BYTES,
+    },
+    protocol::frame::{FRAME_HEADER_BYTES, chunk_frame, frame_length, large_frame},
     value::put_varint,
     version::Dot,
 };
@@ -63,6 +65,11 @@ struct Side {
     session: PeerSession,
     /// Entries that arrived and were not yet taken.
     inbox: Vec<Entry>,
+    /// Large entries that were offered, and the bytes that came of them.
+    offers: Vec<LargeName>,
+    chunks: Vec<u8>,
+    /// Entries of at least so many bytes are sent as large ones.
+    large: usize,
     /// Takes what arrives at once.
     eager: bool,
 }
@@ -72,7 +79,9 @@ impl Side {
         let identity = identity(name);
         let hello = hello(&identity, &log);
         let session = PeerSession::new(PeerId(1), NodeId::new(peer).unwrap(), START, hello);
-        Self { identity, log, session, inbox: Vec::new(), eager: true }
+        let (offers, chunks) = (Vec::new(), Vec::new());
+        let inbox = Vec::new();
+        Self { identity, log, session, inbox, offers, chunks, large: usize::MAX, eager: true }
     }
 
     fn vector(&self) -> VersionVector {
@@ -88,10 +97,21 @@ impl Side {
         match self.session.handle_frame(now, channel, frame)? {
             Received::Nothing | Received::Acks(_) => {}
             Received::Entries(entries) => self.inbox.extend(entries),
+            Received::Large(name) => self.offers.push(name),
+            Received::Chunk(_, offset, bytes) => {
+                assert_eq!(offset, self.chunks.len() as u64);
+                self.session.took(bytes.len() as u64);
+                self.chunks.extend(bytes);
+            }
             Received::Hello(hello) => {
                 check_hello(&self.identity, &self.session.node, &hello)?;
-                let early = self.session.start_streaming(hello.vector(), Lsn(1))?;
-                self.inbox.extend(early);
+                for early in self.session.start_streaming(hello.vector(), Lsn(1))? {
+                    match early {
+                        Received::Entries(entries) => self.inbox.extend(entries),
+                        Received::Large(name) => self.offers.push(name),
+                        other => panic!("{other:?} before the hello"),
+                    }
+                }
             }
             other => panic!("unexpected: {other:?}"),
         }
@@ -106,17 +126,22 @@ impl Side {
             if !vector(&self.log).covers(entry.header.dot) {
                 self.log.push(entry.clone());
             }
-            self.session.took(&entry);
+            self.session.took(entry.bytes.len() as u64);
         }
     }
 
     /// Offers what the log holds, then says what is due.
     fn speak(&mut self, now: Instant) -> Result<Vec<(Channel, Vec<u8>)>, ProtocolError> {
         let durable = Lsn(self.log.len() as u64);
+        while let Some((ChunksId(place), offset)) = self.session.wants_chunk() {
+            let entry = &self.log[usize::try_from(place).unwrap() - 1];
+            let rest = &entry.bytes[usize::try_from(offset).unwrap()..];
+            self.session.send_chunk(&rest[..rest.len().min(CHUNK)]);
+        }
         if let Some(from) = self.session.wants_from(durable) {
             let mut lsn = from;
             for entry in self.log.iter().skip(usize::try_from(from.0).unwrap() - 1) {
-                if !self.session.offer(lsn, entry) {
+                if !self.session.offer(lsn, &logged(entry, lsn, self.large)) {
                     break;
                 }
                 lsn = lsn.next();
@@ -130,6 +155,21 @@ impl Side {
     fn dots(&self) -> Vec<(u32, u64)> {
         dots(&self.log)
     }
+}
+
+/// The bytes of large entries are sent in pieces of this size.
+const CHUNK: usize = 300;
+
+fn logged(entry: &Entry, lsn: Lsn, large: usize) -> Logged {
+    if entry.bytes.len() < large {
+        return Logged::Whole(entry.clone());
+    }
+    Logged::Large(LargeEntry {
+        header: entry.header,
+        digest: entry.digest,
+        length: entry.bytes.len() as u64,
+        chunks: ChunksId(lsn.0.cast_signed()),
+    })
 }
 
 fn vector(log: &[Entry]) -> VersionVector {
@@ -217,7 +257,9 @@ fn messages(frames: &[(Channel, Vec<u8>)]) -> Vec<Message> {
         .iter()
         .filter_map(|(channel, frame)| match decode_frame(*channel, frame).unwrap() {
             Payload::Control(bytes) => Some(Message::decode(bytes).unwrap()),
-            Payload::Entries(_) | Payload::Chunk { .. } => None,
+            Payload::Entries(_) | Payload::Large(..) | Payload::Chunk(..) | Payload::Piece(..) => {
+                None
+            }
         })
         .filter(|message| !matches!(message, Message::Hello(_)))
         .collect()
@@ -298,7 +340,7 @@ fn acknowledgements_keep_their_distance() {
 
 #[test]
 fn no_more_than_the_window_is_under_way() {
-    const ENTRY: usize = 1 << 20;
+    const ENTRY: usize = LARGE_ENTRY_BYTES - 256;
     let log: Vec<Entry> = (1..=20).map(|seq| entry(1, seq, ENTRY)).collect();
     let mut pair = Pair::new(log, Vec::new());
     pair.b.eager = false;
@@ -306,7 +348,7 @@ fn no_more_than_the_window_is_under_way() {
     pair.talk();
     let held = |side: &Side| side.inbox.iter().map(|entry| entry.bytes.len()).sum::<usize>();
     assert!(held(&pair.b) <= window && held(&pair.b) + 2 * ENTRY > window, "{}", held(&pair.b));
-    assert_eq!(pair.a.session.wants_from(Lsn(20)), Some(Lsn(8)), "the eighth waits for its turn");
+    assert_eq!(pair.a.session.wants_from(Lsn(20)), Some(Lsn(9)), "the ninth waits for its turn");
     assert_eq!(pair.talk(), 0, "nothing moves without credit");
 
     let mut arrived = 0;
@@ -320,17 +362,131 @@ fn no_more_than_the_window_is_under_way() {
     assert_eq!(pair.b.dots(), pair.a.dots());
 }
 
-#[test]
-fn an_entry_larger_than_the_window_goes_alone() {
-    let large = usize::try_from(CREDIT_WINDOW_BYTES).unwrap() + (1 << 20);
-    let mut pair =
-        Pair::new(vec![entry(1, 1, 50), entry(1, 2, large), entry(1, 3, 50)], Vec::new());
-    pair.b.eager = false;
+/// Two small entries around a large one.
+fn pair_with_a_large_entry() -> (Pair, Dot) {
+    let log = vec![entry(1, 1, 50), entry(1, 2, 2000), entry(1, 3, 50)];
+    let mut pair = Pair::new(log, Vec::new());
+    pair.a.large = 1000;
     pair.talk();
-    for expected in [(1, 1), (1, 2), (1, 3)] {
-        assert_eq!(dots(&pair.b.inbox), [expected]);
-        pair.b.take_all();
-        pair.talk();
+    (pair, Dot { author: author(1), seq: 2 })
+}
+
+#[test]
+fn a_large_entry_is_offered_and_nothing_is_sent_behind_it() {
+    let (mut pair, dot) = pair_with_a_large_entry();
+    assert_eq!(pair.b.dots(), [(1, 1)]);
+    let large = pair.a.log[1].clone();
+    let name = LargeName { dot, digest: large.digest, length: large.bytes.len() as u64 };
+    assert_eq!(pair.b.offers, [name]);
+    assert_eq!(pair.a.session.held_by_peer(), Some(dot));
+    assert!(pair.b.chunks.is_empty(), "it was not asked for");
+
+    pair.b.session.resume(dot, 0);
+    pair.talk();
+    assert_eq!(pair.b.chunks, **large.bytes);
+    assert_eq!(pair.b.dots(), [(1, 1), (1, 3)], "what is behind follows");
+    assert_eq!(pair.a.session.held_by_peer(), None);
+}
+
+#[test]
+fn a_large_entry_is_sent_from_the_offset_asked_for() {
+    let (mut pair, dot) = pair_with_a_large_entry();
+    let bytes = pair.a.log[1].bytes.to_vec();
+    pair.b.session.hold(dot);
+    pair.talk();
+    assert_eq!(pair.a.session.held_by_peer(), Some(dot));
+    pair.b.chunks = bytes[..700].to_vec();
+    pair.b.session.resume(dot, 700);
+    pair.talk();
+    assert_eq!(pair.b.chunks, bytes);
+}
+
+#[test]
+fn a_large_entry_that_the_peer_has_is_passed_over() {
+    let (mut pair, dot) = pair_with_a_large_entry();
+    let length = pair.a.log[1].bytes.len() as u64;
+    pair.b.session.resume(dot, length);
+    pair.talk();
+    assert!(pair.b.chunks.is_empty());
+    assert_eq!(pair.b.dots(), [(1, 1), (1, 3)]);
+}
+
+#[test]
+fn a_held_entry_stops_the_stream_and_nothing_else() {
+    let mut pair = Pair::new(vec![entry(1, 1, 50)], Vec::new());
+    pair.talk();
+    let dot = Dot { author: author(1), seq: 1 };
+    pair.b.session.hold(dot);
+    pair.talk();
+    pair.a.log.push(entry(1, 2, 50));
+    pair.talk();
+    assert_eq!(pair.b.dots(), [(1, 1)]);
+    pair.wait(KEEP_ALIVE);
+    assert_eq!(pair.talk(), 0);
+    assert!(pair.a.session.status(&pair.a.vector()).round_trip.is_some(), "pings go on");
+    pair.b.session.resume(dot, 0);
+    pair.talk();
+    assert_eq!(pair.b.dots(), [(1, 1), (1, 2)]);
+}
+
+#[test]
+fn chunks_that_were_not_asked_for_are_refused() {
+    let (pair, dot) = pair_with_a_large_entry();
+    let other = Dot { author: author(1), seq: 3 };
+    let length = pair.a.log[1].bytes.len();
+    let too_long = vec![0; length - 99];
+    let cases: [(Dot, u64, &[u8]); 5] = [
+        (other, 100, b"abc"),
+        (dot, 0, b"abc"),
+        (dot, 101, b"abc"),
+        (dot, 100, b""),
+        (dot, 100, &too_long),
+    ];
+    for (dot_said, offset, bytes) in cases {
+        let (mut pair, dot) = pair_with_a_large_entry();
+        pair.b.session.resume(dot, 100);
+        let frame = chunk_frame(dot_said, offset, bytes);
+        let result = pair.b.receive(pair.now, Channel::Entries, frame);
+        assert_eq!(refused(result), CloseCode::Malformed, "{dot_said} {offset} {}", bytes.len());
+    }
+    let (mut pair, dot) = pair_with_a_large_entry();
+    let result = pair.b.receive(pair.now, Channel::Entries, chunk_frame(dot, 0, b"abc"));
+    assert_eq!(refused(result), CloseCode::Malformed, "before it was asked for");
+    let (mut pair, _) = pair_with_a_large_entry();
+    let result = pair.b.receive(pair.now, Channel::Entries, entries_frame(&[entry(1, 3, 50)]));
+    assert_eq!(refused(result), CloseCode::Malformed, "an entry behind it");
+}
+
+#[test]
+fn resuming_what_is_not_offered_is_refused() {
+    for (seq, offset) in [(2, 5000), (3, 0)] {
+        let (mut pair, _) = pair_with_a_large_entry();
+        let message = Message::Resume(author(1).to_u64(), seq, offset);
+        let result = pair.a.receive(pair.now, Channel::Control, said(&message));
+        assert_eq!(refused(result), CloseCode::Malformed, "{seq} {offset}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn chunk_frames_come_back(seq in 1..u64::MAX, offset in 0..1u64 << 35, bytes in proptest::collection::vec(any::<u8>(), 0..3000), zeros in any::<bool>()) {
+        let bytes = if zeros { vec![0; bytes.len()] } else { bytes };
+        let dot = Dot { author: author(7), seq };
+        let frame = chunk_frame(dot, offset, &bytes);
+        let Payload::Chunk(a, b, c) = decode_frame(Channel::Entries, &frame).unwrap() else {
+            panic!("not a chunk")
+        };
+        prop_assert_eq!((a, b, c), (dot, offset, bytes));
+    }
+
+    #[test]
+    fn offers_come_back(seq in 1..u64::MAX, digest in any::<[u8; 32]>(), length in 0..1u64 << 36) {
+        let name = LargeName { dot: Dot { author: author(7), seq }, digest: Digest(digest), length };
+        let frame = large_frame(&name);
+        let Payload::Large(read) = decode_frame(Channel::Entries, &frame).unwrap() else {
+            panic!("not an offer")
+        };
+        prop_assert_eq!(read, name);
     }
 }
 
@@ -369,16 +525,16 @@ fn early_entries_are_bounded_and_still_checked() {
     assert_eq!(refused(result), CloseCode::Malformed);
 
     let mut side = Side::new("a", "b", Vec::new());
-    let frame = vec![0; MAX_FRAME_BYTES / 2];
-    let result = (0..3).try_for_each(|_| side.receive(START, Channel::Entries, frame.clone()));
+    let frame = vec![0; MAX_FRAME_BYTES];
+    let result = (0..12).try_for_each(|_| side.receive(START, Channel::Entries, frame.clone()));
     assert_eq!(refused(result), CloseCode::Malformed);
 }
 
 #[test]
 fn early_entries_are_bounded_unpacked_too() {
     let mut side = Side::new("a", "b", Vec::new());
-    for seq in 1..=3 {
-        let frame = entries_frame(&[entry_of(2, seq, &"a".repeat(30 << 20))]);
+    for seq in 1..=10 {
+        let frame = entries_frame(&[entry_of(2, seq, &"a".repeat(900 << 10))]);
         assert!(frame.len() < 1 << 20);
         side.receive(START, Channel::Entries, frame).unwrap();
     }

@@ -4,17 +4,17 @@ use std::{collections::BTreeMap, mem, sync::Arc};
 
 use crate::{
     driver::{Event, Output},
-    entry::{Entry, EntryHeader, Member, Membership, Segment},
+    entry::{EntryHeader, LargeName, Logged, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
     id::{AuthorId, Lsn, PeerId, SchemaVersion, TableId},
     limits::APPLY_BATCH_BYTES,
     merge::{
         Parked,
-        apply::{Applier, Tally},
+        apply::{Applier, Tally, Waiting},
         mirror,
     },
     protocol::message::Register,
-    replica::{Replica, is_storage_failure},
+    replica::{Replica, holds::Arrived, is_storage_failure},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     value::DecodeError,
@@ -49,11 +49,14 @@ impl Replica {
             Ok(tally) => {
                 self.keep_applied();
                 for (peer, entry) in &batch {
-                    if let Some(session) = self.sessions.get_mut(peer) {
-                        session.took(entry);
+                    if let Logged::Whole(entry) = entry
+                        && let Some(session) = self.sessions.get_mut(peer)
+                    {
+                        session.took(entry.bytes.len() as u64);
                     }
                 }
                 self.applied(&before, tally);
+                self.spools_applied(batch.iter().map(|(_, entry)| entry));
                 for (peer, error) in refused {
                     self.refuse(peer, &error);
                 }
@@ -63,7 +66,7 @@ impl Replica {
                 match error {
                     ApplyError::Sqlite(error) if is_storage_failure(&error) => {
                         for (peer, entry) in batch.into_iter().rev() {
-                            self.incoming.entry(peer).or_default().put_back(entry);
+                            self.incoming.entry(peer).or_default().put_back(entry.into());
                         }
                         self.storage_fails(error.to_string());
                     }
@@ -72,6 +75,18 @@ impl Replica {
             }
         }
         true
+    }
+
+    /// Whether an entry waits that can be applied now.
+    pub(super) fn can_apply(&self) -> bool {
+        self.incoming.values().any(|incoming| match incoming.first() {
+            None => false,
+            Some(Arrived::Whole(_)) => true,
+            Some(Arrived::Large(name)) => {
+                self.log.head(name.dot.author).seq >= name.dot.seq
+                    || self.spools.complete(name).is_some()
+            }
+        })
     }
 
     /// Tries parked rows again, after something has changed.
@@ -112,8 +127,8 @@ impl Replica {
     pub(super) fn keep_applied(&mut self) {
         self.contested.keep();
         for (lsn, entry) in self.log.keep() {
-            self.durable.appended(lsn, entry.header.dot);
-            self.hlc.observe(entry.header.hlc);
+            self.durable.appended(lsn, entry.header().dot);
+            self.hlc.observe(entry.header().hlc);
         }
     }
 
@@ -137,7 +152,7 @@ impl Replica {
     }
 
     /// Entries to apply together, of one link after the other, each link's in order.
-    pub(super) fn take_batch(&mut self) -> Vec<(PeerId, Entry)> {
+    pub(super) fn take_batch(&mut self) -> Vec<(PeerId, Logged)> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         let order: Vec<PeerId> = self
@@ -151,7 +166,26 @@ impl Replica {
             while bytes < APPLY_BATCH_BYTES
                 && let Some(entry) = incoming.take()
             {
-                bytes += entry.bytes.len();
+                let entry = match entry {
+                    Arrived::Whole(entry) => {
+                        bytes += entry.bytes.len();
+                        Logged::Whole(entry)
+                    }
+                    Arrived::Large(name) if self.log.head(name.dot.author).seq >= name.dot.seq => {
+                        self.counts.entries_duplicate += 1;
+                        continue;
+                    }
+                    Arrived::Large(name) => match self.spools.complete(&name) {
+                        Some(entry) => {
+                            bytes = APPLY_BATCH_BYTES;
+                            Logged::Large(entry)
+                        }
+                        None => {
+                            incoming.put_back(Arrived::Large(name));
+                            break;
+                        }
+                    },
+                };
                 batch.push((peer, entry));
             }
             if bytes >= APPLY_BATCH_BYTES {
@@ -164,7 +198,7 @@ impl Replica {
 
     pub(super) fn apply_batch(
         &mut self,
-        batch: &[(PeerId, Entry)],
+        batch: &[(PeerId, Logged)],
         refused: &mut BTreeMap<PeerId, ProtocolError>,
     ) -> Result<Tally, ApplyError> {
         self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
@@ -195,11 +229,11 @@ impl Replica {
     }
 
     /// Whether the entry is its author's next (true) or was applied before (false).
-    pub(super) fn place(&self, entry: &Entry) -> Result<bool, ProtocolError> {
-        let dot = entry.header.dot;
+    pub(super) fn place(&self, entry: &Logged) -> Result<bool, ProtocolError> {
+        let EntryHeader { dot, previous, .. } = *entry.header();
         let head = self.log.head(dot.author);
         if dot.seq <= head.seq {
-            let forked = dot.seq == head.seq && entry.digest != head.digest;
+            let forked = dot.seq == head.seq && entry.digest() != head.digest;
             return if forked { Err(ProtocolError::ForkedVector { dot }) } else { Ok(false) };
         }
         if Some(dot.author) == self.author {
@@ -209,9 +243,8 @@ impl Replica {
         if dot != expected {
             return Err(ProtocolError::Gap { found: dot, expected });
         }
-        if entry.header.previous != head.digest {
-            let found = entry.header.previous;
-            return Err(ProtocolError::Fork { dot, found, ours: head.digest });
+        if previous != head.digest {
+            return Err(ProtocolError::Fork { dot, found: previous, ours: head.digest });
         }
         let first = dot == Dot { author: AuthorId::FIRST, seq: 1 };
         if !first && !self.members.iter().any(|member| member.author == dot.author) {
@@ -220,32 +253,42 @@ impl Replica {
         Ok(true)
     }
 
-    pub(super) fn apply(&mut self, entry: &Entry) -> Result<Tally, ApplyError> {
+    pub(super) fn apply(&mut self, entry: &Logged) -> Result<Tally, ApplyError> {
         let tally = self.apply_segments(entry, false)?;
+        if let Logged::Whole(entry) = entry
+            && self.spools.holds(entry.header.dot)
+        {
+            // To its author it was large, to another node it was not.
+            LargeName::remove(self.writer.apply(), entry.header.dot)?;
+        }
         self.log.append(self.writer.apply(), entry.clone())?;
         Ok(tally)
     }
 
     pub(super) fn apply_segments(
         &mut self,
-        entry: &Entry,
+        entry: &Logged,
         again: bool,
     ) -> Result<Tally, ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+        let header = entry.header();
+        let broken = |error| ApplyError::undecodable(header.dot, error);
         let origin = self.register.as_ref().map_or(AuthorId::FIRST, Register::origin_author);
         let mut total = Tally::default();
-        for segment in entry.segments() {
-            let segment = segment.map_err(broken)?;
+        let mut segments = entry.segments();
+        let mut waiting = Waiting::default();
+        while let Some(segment) =
+            segments.next(self.writer.apply()).map_err(|error| (header.dot, error))?
+        {
             if let Segment::Rows(rows) = segment {
+                if total.rows > 0 && planted(Bug::LargeInPieces) {
+                    self.writer.apply().execute_batch("COMMIT; BEGIN IMMEDIATE")?;
+                }
                 let registry = Arc::clone(&self.registry);
-                let conn = self.writer.apply();
-                let (contested, aside) = (&mut self.contested, &mut self.aside);
-                let mut applier =
-                    Applier::new(conn, &registry, contested, aside, origin, &self.members);
+                let mut applier = self.applier(&registry, origin, &mut waiting);
                 if again {
                     applier.count_again(rows)?;
                 } else {
-                    applier.rows(entry, rows)?;
+                    applier.rows(header, rows)?;
                 }
                 total.rows += applier.tally.rows;
                 total.conflicts += applier.tally.conflicts;
@@ -254,18 +297,47 @@ impl Replica {
             if again {
                 continue;
             }
-            if entry.header.dot.author != origin {
+            if header.dot.author != origin {
                 return Err(broken(DecodeError::Invalid(
                     "a segment that only the origin may write",
                 )));
             }
+            total.conflicts += self.settle(entry, origin, &mut waiting)?;
             if let Segment::Sequence(sequences) = segment {
-                self.apply_sequences(entry, &sequences)?;
+                self.apply_sequences(header.dot, &sequences)?;
             } else {
-                self.apply_decree(&entry.header, segment)?;
+                self.apply_decree(header, segment)?;
             }
         }
+        total.conflicts += self.settle(entry, origin, &mut waiting)?;
         Ok(total)
+    }
+
+    /// Stores what collided; gives how many conflicts that made.
+    fn settle(
+        &mut self,
+        entry: &Logged,
+        origin: AuthorId,
+        waiting: &mut Waiting,
+    ) -> Result<u64, ApplyError> {
+        if waiting.is_empty() {
+            return Ok(0);
+        }
+        let registry = Arc::clone(&self.registry);
+        let mut applier = self.applier(&registry, origin, waiting);
+        applier.settle(entry)?;
+        Ok(applier.tally.conflicts)
+    }
+
+    fn applier<'a>(
+        &'a mut self,
+        registry: &'a Registry,
+        origin: AuthorId,
+        waiting: &'a mut Waiting,
+    ) -> Applier<'a> {
+        let (contested, aside) = (&mut self.contested, &mut self.aside);
+        let (conn, members) = (self.writer.apply(), &self.members);
+        Applier::new(conn, registry, contested, aside, origin, members, waiting)
     }
 
     /// Applies a segment that only the origin writes.
@@ -291,6 +363,14 @@ impl Replica {
                 self.registry = Arc::new(Registry::load(conn)?);
                 mirror::refresh(conn, &self.registry)?;
             }
+            Segment::Freeze(freeze) => {
+                catalog::freeze(conn, &freeze, header.dot, header.hlc.wall())?;
+                self.next_schema()?;
+            }
+            Segment::Unfreeze { freeze, failure } => {
+                catalog::unfreeze(conn, freeze, failure.as_deref())?;
+                self.next_schema()?;
+            }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;
                 if member.incarnation == self.identity.incarnation {
@@ -311,14 +391,17 @@ impl Replica {
         Ok(())
     }
 
+    fn next_schema(&mut self) -> Result<(), ApplyError> {
+        let conn = self.writer.apply();
+        catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
+        self.registry = Arc::new(Registry::load(conn)?);
+        Ok(())
+    }
+
     /// Makes AUTOINCREMENT go on where the origin's does, so that this node never hands out a key again
     /// once it is origin itself.
-    fn apply_sequences(
-        &self,
-        entry: &Entry,
-        sequences: &[(TableId, i64)],
-    ) -> Result<(), ApplyError> {
-        let broken = |error| ApplyError::undecodable(entry.header.dot, error);
+    fn apply_sequences(&self, dot: Dot, sequences: &[(TableId, i64)]) -> Result<(), ApplyError> {
+        let broken = |error| ApplyError::undecodable(dot, error);
         for (table, last) in sequences {
             let table =
                 self.registry.by_id(*table).ok_or_else(|| broken(DecodeError::Unknown("table")))?;

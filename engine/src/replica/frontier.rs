@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    entry::{Entry, EntryHeader, codec::Body},
+    entry::{EntryHeader, Logged, codec::Body},
     error::ApplyError,
     id::{AuthorId, PeerId},
     limits::{CLOCK_CHECKPOINT_CHEAP_BYTES, CLOCK_CHECKPOINT_LOG_BYTES, FRONTIER_INTERVAL},
@@ -139,12 +139,13 @@ impl Replica {
             under: self.contested.stable().number,
         });
         let before = self.before_apply();
-        match self.apply_own(&entry) {
+        let dot = entry.header.dot;
+        match self.apply_own(&Logged::Whole(entry)) {
             Ok(()) => {
                 self.keep_applied();
                 self.counts.entries_authored += 1;
                 self.after_apply(&before);
-                Some(entry.header.dot)
+                Some(dot)
             }
             Err(error) => {
                 self.undo_applied(before);
@@ -159,7 +160,7 @@ impl Replica {
         }
     }
 
-    fn apply_own(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+    fn apply_own(&mut self, entry: &Logged) -> Result<(), ApplyError> {
         self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
         self.apply(entry)?;
         self.writer.apply().prepare_cached("COMMIT")?.raw_execute()?;

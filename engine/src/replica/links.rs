@@ -1,18 +1,20 @@
 //! Links: their handshakes, what is sent on them, and how they end.
 
+use rusqlite::Connection;
+
 use crate::{
     db::authorizer::Origin,
     driver::{CloseCode, Event, Identity, Output},
     entry::{Digest, Entry, codec::Head},
     error::ProtocolError,
-    id::{AuthorId, NodeId, PeerId},
+    id::{AuthorId, Lsn, NodeId, PeerId},
     limits::{KEEP_ALIVE, UNAPPLIED_BYTES_MAX},
-    log::LogError,
+    log::{Log, LogError},
     protocol::{
         PeerSession, Received, check_hello,
         message::{Hello, Message, Register, begins_with},
     },
-    replica::{Replica, is_storage_failure},
+    replica::{Replica, holds::Arrived, is_storage_failure},
     schema::catalog,
     testing::{Bug, planted},
     version::{Dot, VersionVector},
@@ -49,6 +51,8 @@ impl Replica {
         match received {
             Received::Nothing => Ok(()),
             Received::Entries(entries) => self.queue(peer, entries),
+            Received::Large(name) => self.offered(peer, name),
+            Received::Chunk(dot, offset, bytes) => self.chunk(peer, dot, offset, &bytes),
             Received::Hello(hello) => self.hello(peer, &hello),
             Received::AskJoin(node, incarnation) => self.asked_to_join(peer, node, incarnation),
             Received::SnapshotFirst => {
@@ -58,7 +62,7 @@ impl Replica {
             // Granted in the drain that follows, or when there is one to give.
             Received::AskSnapshot => Ok(()),
             Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
-            Received::Chunk(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
+            Received::Piece(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
             Received::Acks(acks) => {
                 self.hear_acks(peer, acks);
                 Ok(())
@@ -68,8 +72,8 @@ impl Replica {
 
     pub(super) fn queue(&mut self, peer: PeerId, entries: Vec<Entry>) -> Result<(), ProtocolError> {
         let incoming = self.incoming.entry(peer).or_default();
-        entries.into_iter().for_each(|entry| incoming.put(entry));
-        if incoming.bytes > UNAPPLIED_BYTES_MAX {
+        entries.into_iter().for_each(|entry| incoming.put(Arrived::Whole(entry)));
+        if incoming.bytes() > UNAPPLIED_BYTES_MAX {
             return Err(ProtocolError::TooMuch);
         }
         Ok(())
@@ -116,7 +120,7 @@ impl Replica {
         }
         self.ask_to_join(peer);
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
-        self.queue(peer, early)
+        early.into_iter().try_for_each(|received| self.received(peer, received))
     }
 
     /// Compares the newest entry that a peer has of an author with ours.
@@ -176,6 +180,7 @@ impl Replica {
     }
 
     pub(super) fn serve_links(&mut self) -> bool {
+        self.serve_spools();
         self.push_entries();
         let mut failed = Vec::new();
         let told = self.acknowledged();
@@ -208,12 +213,7 @@ impl Replica {
                 too_old.push(session.peer);
                 continue;
             }
-            let Some(from) = session.wants_from(upto) else { continue };
-            let read = self
-                .log
-                .read(self.writer.apply(), from, upto, |lsn, entry| session.offer(lsn, entry));
-            session.flush();
-            if let Err(error) = read {
+            if let Err(error) = push(&self.log, self.writer.apply(), session, upto) {
                 broken = Some(error);
                 break;
             }
@@ -269,6 +269,33 @@ impl Replica {
         self.sessions.remove(&peer);
         self.incoming.remove(&peer);
         self.stop_fetching_from(peer);
+        self.spools_without(peer);
+    }
+}
+
+/// Sends on one link what its peer lacks up to `upto`, as far as there is credit.
+fn push(
+    log: &Log,
+    conn: &Connection,
+    session: &mut PeerSession,
+    upto: Lsn,
+) -> Result<(), LogError> {
+    let mut chunk = Vec::new();
+    loop {
+        while let Some((chunks, offset)) = session.wants_chunk() {
+            chunk.clear();
+            if chunks.read(conn, offset, &mut chunk)?.is_none() {
+                let what = format!("a large entry has no chunk at {offset}");
+                return Err(LogError::Damaged { lsn: upto, what });
+            }
+            session.send_chunk(&chunk);
+        }
+        let Some(from) = session.wants_from(upto) else { return Ok(()) };
+        log.read(conn, from, upto, |lsn, entry| session.offer(lsn, entry))?;
+        session.flush();
+        if session.wants_chunk().is_none() {
+            return Ok(());
+        }
     }
 }
 

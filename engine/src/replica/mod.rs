@@ -18,12 +18,16 @@
 
 mod applying;
 mod frontier;
+mod holds;
 mod joining;
 mod links;
+mod schema;
 mod snapshot;
 
+pub(crate) use holds::Spools;
 pub(crate) use snapshot::Progress;
 
+use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
 
 use std::{
@@ -39,7 +43,7 @@ use crate::{
         writer::{Synchronous, Writer},
     },
     driver::{CloseCode, Event, Identity, Input, Output},
-    entry::{Entry, Member},
+    entry::Member,
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
@@ -50,11 +54,12 @@ use crate::{
     protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
         frontier::{Checkpointing, Counting},
+        holds::Incoming,
         joining::Joining,
         snapshot::{Fetching, Sponsor},
     },
     schema::{Registry, catalog},
-    status::{Counts, Status},
+    status::{Counts, PeerStatus, Status},
     time::{Instant, Now},
     version::{Dot, VersionVector},
 };
@@ -76,9 +81,12 @@ pub struct Replica {
     /// Something has changed since parked rows were last tried.
     parked_due: bool,
     hlc: HlcClock,
+    /// The largest entry that a write job may become, in bytes.
+    max_entry: u64,
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
+    schema_jobs: VecDeque<(Ticket, SchemaJob)>,
     next_ticket: u64,
     /// Never a member: it applies and relays only.
     read_only: bool,
@@ -87,6 +95,7 @@ pub struct Replica {
     fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
+    spools: Spools,
     /// The link whose entries are applied first in the next batch.
     next_peer: PeerId,
     /// Nodes that were linked before, in this process.
@@ -103,6 +112,8 @@ pub struct Replica {
     acks: Acks,
     counting: Counting,
     checkpointing: Checkpointing,
+    /// The freeze that the job ends which is committed next.
+    ending: Option<Dot>,
 }
 
 /// What a file holds when it was just opened.
@@ -121,6 +132,8 @@ pub(crate) struct Parts {
     pub(crate) hlc: HlcClock,
     pub(crate) read_only: bool,
     pub(crate) progress: Option<Progress>,
+    pub(crate) spools: Spools,
+    pub(crate) max_entry: u64,
     pub(crate) now: Now,
 }
 
@@ -132,13 +145,6 @@ struct Durable {
     /// Entries behind `lsn`.
     waiting: VecDeque<(Lsn, Dot)>,
     asked: Lsn,
-}
-
-/// Entries of one link that wait to be applied.
-#[derive(Debug, Default)]
-struct Incoming {
-    entries: VecDeque<Entry>,
-    bytes: u64,
 }
 
 /// Whether storage works.
@@ -193,9 +199,11 @@ impl Replica {
             aside: Aside { parked: parts.parked, ..Aside::default() },
             parked_due: true,
             hlc: parts.hlc,
+            max_entry: parts.max_entry,
             durable,
             now: parts.now,
             jobs: Vec::new(),
+            schema_jobs: VecDeque::new(),
             next_ticket: 1,
             read_only: parts.read_only,
             joining: Joining::default(),
@@ -203,6 +211,7 @@ impl Replica {
             fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
+            spools: parts.spools,
             next_peer: PeerId(0),
             linked: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -214,6 +223,7 @@ impl Replica {
             acks: Acks::default(),
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
+            ending: None,
         }
     }
 
@@ -262,6 +272,7 @@ impl Replica {
             }
             self.retry_parked();
             if self.commit_jobs()
+                || self.serve_schema()
                 || self.apply_incoming()
                 || self.serve_joins()
                 || self.serve_snapshots()
@@ -310,10 +321,19 @@ impl Replica {
             tables,
             triggers: self.registry.triggers.clone(),
             stale: catalog::stale(self.writer.apply()).unwrap_or_default().into_iter().collect(),
-            peers: self.sessions.values().map(|session| session.status(&vector)).collect(),
+            peers: self
+                .sessions
+                .values()
+                .map(|session| PeerStatus {
+                    holds: self.spools.hold_of(session.peer),
+                    ..session.status(&vector)
+                })
+                .collect(),
+            spools: self.spools.count() as u64,
             vector,
             stability: self.stability(),
             contested_rows: self.contested.rows(),
+            freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
@@ -369,7 +389,10 @@ impl Replica {
                 })
                 .collect(),
         };
-        for Answer { ticket, result } in answers {
+        for Answer { ticket, mut result } in answers {
+            if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
+                *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
+            }
             match &result {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
@@ -389,6 +412,8 @@ impl Replica {
             parked: &self.aside.parked,
             hlc: &mut self.hlc,
             wall: self.now.wall,
+            max_entry: self.max_entry,
+            ends: self.ending.take(),
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
@@ -505,8 +530,7 @@ impl Replica {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let more = self.incoming.values().any(|incoming| !incoming.entries.is_empty());
-        if more && self.halted.is_none() && !self.is_fetching() {
+        if self.halted.is_none() && self.can_apply() && !self.is_fetching() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
         let told = self.acknowledged();
@@ -515,26 +539,9 @@ impl Replica {
             .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
             .chain(self.snapshot_deadline())
+            .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
             .min()
-    }
-}
-
-impl Incoming {
-    fn put(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_back(entry);
-    }
-
-    fn put_back(&mut self, entry: Entry) {
-        self.bytes += entry.bytes.len() as u64;
-        self.entries.push_front(entry);
-    }
-
-    fn take(&mut self) -> Option<Entry> {
-        let entry = self.entries.pop_front()?;
-        self.bytes -= entry.bytes.len() as u64;
-        Some(entry)
     }
 }
 

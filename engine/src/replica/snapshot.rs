@@ -242,7 +242,7 @@ impl Replica {
     ) {
         let Some(session) = self.sessions.get_mut(&peer) else { return };
         match bytes {
-            Ok(bytes) => session.send_chunk(offset, &bytes),
+            Ok(bytes) => session.send_piece(offset, &bytes),
             Err(error) => {
                 let reason = format!("the snapshot cannot be read: {error}");
                 self.sponsor.offer = Offer::None;

@@ -8,9 +8,12 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
-    entry::{Member, TableChange, TableDeclaration},
-    id::{AuthorId, Incarnation, Lsn, NodeId, SchemaVersion},
+    entry::{Freeze, Member, TableChange, TableDeclaration},
+    id::{AuthorId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
     policy::{Consistency, Writers},
+    schema::Frozen,
+    time::WallTime,
+    version::Dot,
 };
 
 /// What the names of the engine's tables begin with.
@@ -37,6 +40,11 @@ CREATE TABLE littoral_meta(name TEXT PRIMARY KEY NOT NULL, value ANY NOT NULL) S
 CREATE TABLE littoral_log(
   lsn INTEGER PRIMARY KEY NOT NULL, author INTEGER NOT NULL, seq INTEGER NOT NULL, bytes BLOB NOT NULL
 ) STRICT;
+CREATE TABLE littoral_large(
+  author INTEGER NOT NULL, seq INTEGER NOT NULL, id INTEGER NOT NULL,
+  digest BLOB NOT NULL, length INTEGER NOT NULL, PRIMARY KEY(author, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE littoral_chunks(place INTEGER PRIMARY KEY NOT NULL, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE littoral_members(
   author INTEGER PRIMARY KEY NOT NULL, node TEXT NOT NULL, incarnation BLOB NOT NULL
 ) STRICT;
@@ -51,6 +59,10 @@ CREATE TABLE littoral_columns(
 CREATE TABLE littoral_stale(name TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE littoral_clock(
   id INTEGER PRIMARY KEY NOT NULL, table_id INTEGER NOT NULL, bound BLOB NOT NULL, bytes BLOB NOT NULL
+) STRICT;
+CREATE TABLE littoral_frozen(
+  table_id INTEGER PRIMARY KEY NOT NULL, author INTEGER NOT NULL, seq INTEGER NOT NULL,
+  since INTEGER NOT NULL, script TEXT NOT NULL
 ) STRICT;
 CREATE TABLE littoral_conflicts(
   id INTEGER PRIMARY KEY NOT NULL,
@@ -112,7 +124,7 @@ pub(crate) fn remove_meta(conn: &Connection, name: &str) -> rusqlite::Result<()>
 /// The greatest key that AUTOINCREMENT has handed out in a table; 0 if none.
 pub(crate) fn sequence(conn: &Connection, table: &str) -> rusqlite::Result<i64> {
     let last = conn
-        .prepare_cached("/*littoral*/ SELECT seq FROM sqlite_sequence WHERE name = ?")?
+        .prepare_cached("/*littoral*/ SELECT seq FROM main.sqlite_sequence WHERE name = ?")?
         .query_row([table], |row| row.get(0))
         .optional()?;
     Ok(last.unwrap_or(0))
@@ -251,6 +263,60 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         )?;
     }
     Ok(())
+}
+
+/// Takes a freeze into the catalog: that of the entry `dot`, written at `since`.
+pub(crate) fn freeze(
+    conn: &Connection,
+    freeze: &Freeze,
+    dot: Dot,
+    since: WallTime,
+) -> rusqlite::Result<()> {
+    for table in &freeze.tables {
+        conn.execute(
+            "INSERT OR REPLACE INTO littoral_frozen VALUES(?, ?, ?, ?, ?)",
+            params![
+                table.0,
+                dot.author.to_u64().cast_signed(),
+                dot.seq.cast_signed(),
+                since.0.cast_signed(),
+                freeze.script,
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+/// Ends the freeze of the entry `dot`; says why its change did not happen, if it did not.
+pub(crate) fn unfreeze(conn: &Connection, dot: Dot, failure: Option<&str>) -> rusqlite::Result<()> {
+    conn.execute(
+        "DELETE FROM littoral_frozen WHERE author = ? AND seq = ?",
+        params![dot.author.to_u64().cast_signed(), dot.seq.cast_signed()],
+    )?;
+    set_meta(conn, "last_freeze", failure.unwrap_or(""))
+}
+
+/// What is frozen.
+pub(crate) fn frozen(conn: &Connection) -> rusqlite::Result<Option<Frozen>> {
+    let mut frozen: Option<Frozen> = None;
+    let mut statement = conn
+        .prepare("SELECT table_id, author, seq, since, script FROM littoral_frozen ORDER BY 1")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let table = TableId(row.get(0)?);
+        if let Some(frozen) = &mut frozen {
+            frozen.tables.push(table);
+            continue;
+        }
+        let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
+        frozen = Some(Frozen {
+            dot: Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() },
+            since: WallTime(row.get::<_, i64>(3)?.cast_unsigned()),
+            tables: vec![table],
+            script: row.get(4)?,
+        });
+    }
+    Ok(frozen)
 }
 
 /// Says which version of the schema the file has.

@@ -37,7 +37,9 @@ use crate::{
     id::{ColumnId, Lsn, SchemaVersion, TableId},
     policy::{ColumnType, Consistency, TablePolicy},
     sqlite::{ROWID, quoted},
+    time::WallTime,
     value::{Collation, ValueRef, is_canonical},
+    version::Dot,
 };
 
 /// The tables of the schema; those that are `local` are among them, though their rows stay here.
@@ -46,6 +48,8 @@ pub(crate) struct Registry {
     pub(crate) version: SchemaVersion,
     /// No table ever had this id or a greater one.
     pub(crate) next_table: TableId,
+    /// What is frozen until a change of the schema.
+    pub(crate) frozen: Option<Frozen>,
     /// All triggers of the schema, by name.
     pub(crate) triggers: Vec<Trigger>,
     tables: Vec<Table>,
@@ -287,7 +291,24 @@ impl TableShape {
     }
 }
 
+/// Tables that wait for a change of theirs, and take no local writes meanwhile.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Frozen {
+    /// The entry that froze them.
+    pub(crate) dot: Dot,
+    /// When it was written.
+    pub(crate) since: WallTime,
+    pub(crate) tables: Vec<TableId>,
+    /// What is to run.
+    pub(crate) script: String,
+}
+
 impl Registry {
+    /// Whether the table waits for a change of it.
+    pub(crate) fn is_frozen(&self, table: TableId) -> bool {
+        self.frozen.as_ref().is_some_and(|frozen| frozen.tables.contains(&table))
+    }
+
     /// Reads the catalog.
     pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
         let version = catalog::meta::<u32>(conn, "schema_version")?.unwrap_or(0);
@@ -295,6 +316,7 @@ impl Registry {
         let mut registry = Self {
             version: SchemaVersion(version),
             next_table: TableId(next_table),
+            frozen: catalog::frozen(conn)?,
             triggers: Vec::new(),
             tables: Vec::new(),
             by_id: BTreeMap::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use littoral::{Status, VersionVector};
+use littoral::{HoldReason, NodeId, Status, VersionVector};
 use serde_json::{Value, json};
 
 use super::{
@@ -58,6 +58,12 @@ fn to_json(status: &Status) -> Value {
             "class": trigger.class.as_str(),
         })).collect::<Vec<_>>(),
         "stale": status.stale,
+        "freeze": status.freeze.as_ref().map(|freeze| json!({
+            "tables": freeze.tables,
+            "since_ms": freeze.since.0,
+            "script": freeze.script,
+            "waiting_for": freeze.waiting_for.iter().map(NodeId::as_str).collect::<Vec<_>>(),
+        })),
         "peers": status.peers.iter().map(|peer| json!({
             "node": peer.node.as_str(),
             "link": peer.peer.0,
@@ -65,10 +71,19 @@ fn to_json(status: &Status) -> Value {
             "behind": peer.behind,
             "acknowledged": vector(&peer.acknowledged),
             "round_trip_us": peer.round_trip.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            "holds": peer.holds.map(|hold| json!({
+                "entry": hold.dot.to_string(),
+                "why": match hold.why {
+                    HoldReason::ReceivedElsewhere => "it is being received on another link",
+                    HoldReason::NoRoom => "other large entries are being received",
+                },
+            })),
+            "held_by_peer": peer.held_by_peer.map(|dot| dot.to_string()),
             "bytes_sent": peer.bytes_sent,
             "bytes_received": peer.bytes_received,
         })).collect::<Vec<_>>(),
         "contested_rows": status.contested_rows,
+        "spools": status.spools,
         "parked_rows": status.parked_rows,
         "degraded": degraded(status),
         "stability": {

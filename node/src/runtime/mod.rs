@@ -115,6 +115,17 @@ impl NodeHandle {
         self.queue(None, job).await
     }
 
+    /// Runs a migration at the origin; see [`Replica::migrate`](littoral::Replica::migrate).
+    ///
+    /// # Errors
+    /// Nothing of the script was done, unless it is [`WriteError::SchemaChanging`]: then it waits for other
+    /// nodes.
+    pub async fn migrate(&self, script: String) -> Result<Committed, WriteError> {
+        let (done, answer) = oneshot::channel();
+        self.events.send(Event::Migrate { script, done }).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
     /// As [`NodeHandle::write`]; a job that takes longer is interrupted, and fails.
     pub(crate) async fn write_within<T: Send + 'static>(
         &self,
@@ -285,8 +296,9 @@ pub enum StopError {
 }
 
 fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
-    let mut builder =
-        Replica::builder(config.identity.clone()).synchronous(config.storage.synchronous);
+    let mut builder = Replica::builder(config.identity.clone())
+        .synchronous(config.storage.synchronous)
+        .max_entry(config.storage.max_entry);
     if config.read_only {
         builder = builder.read_only();
     }

@@ -16,8 +16,8 @@ use std::{
 
 use bytes::Bytes;
 use littoral::{
-    Channel, CloseCode, Event as News, Input, Instant, NodeId, Output, PeerId, Replica, Snapshot,
-    Status, Ticket, WriteTx,
+    Channel, CloseCode, Committed, Event as News, Input, Instant, NodeId, Output, PeerId, Replica,
+    Snapshot, Status, Ticket, WriteError, WriteTx,
     limits::{CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, SNAPSHOT_WINDOW_BYTES},
 };
 use parking_lot::Mutex;
@@ -51,6 +51,8 @@ pub(crate) type EventSender = mpsc::Sender<Event>;
 pub(crate) enum Event {
     /// Queue a write job, and answer when it is done.
     Write(Write),
+    /// Run a migration, and answer when it is done.
+    Migrate { script: String, done: oneshot::Sender<Result<Committed, WriteError>> },
     /// A link is up; its frames go to the outbox.
     LinkUp { peer: PeerId, node: NodeId, outbox: LinkOutbox },
     /// A frame arrived; the permit bounds how much of one link waits here.
@@ -108,6 +110,7 @@ impl ReplicaThread {
     ) -> Self {
         let effects = Effects {
             waiting: HashMap::new(),
+            migrations: HashMap::new(),
             postponed: Vec::new(),
             postponements: 0,
             links: HashMap::new(),
@@ -180,6 +183,13 @@ impl ReplicaThread {
         for event in batch.drain(..) {
             match event {
                 Event::Write(write) => self.writes.push_back(write),
+                Event::Migrate { script, done } => {
+                    // Without a replica the thread is ending, and who waits is told by that.
+                    if let Some(replica) = &mut self.replica {
+                        let ticket = replica.migrate(self.clock.now(), &script);
+                        self.effects.migrations.insert(ticket, done);
+                    }
+                }
                 Event::LinkUp { peer, node, outbox } => {
                     self.effects.links.insert(peer, outbox);
                     self.input(Input::PeerUp { peer, node });
@@ -314,6 +324,7 @@ impl ReplicaThread {
 /// Where outputs go.
 struct Effects {
     waiting: HashMap<Ticket, Arc<Mutex<Write>>>,
+    migrations: HashMap<Ticket, oneshot::Sender<Result<Committed, WriteError>>>,
     /// Writes of the drain under way that did not begin, in their order.
     postponed: Vec<Write>,
     /// How many there ever were.
@@ -337,6 +348,11 @@ impl Effects {
             Output::Sync(lsn) => self.storage.sync(lsn),
             Output::WalCheckpoint => self.storage.checkpoint(),
             Output::Done { ticket, result } => {
+                if let Some(done) = self.migrations.remove(&ticket) {
+                    // Whoever asked may have gone away; what was done stands.
+                    let _ = done.send(result);
+                    return;
+                }
                 // The replica has dropped its job, so this is the last that holds the write.
                 let write = self.waiting.remove(&ticket).and_then(Arc::into_inner);
                 let Some(mut write) = write.map(Mutex::into_inner) else { return };
@@ -420,6 +436,7 @@ mod tests {
         };
         let mut effects = Effects {
             waiting: HashMap::new(),
+            migrations: HashMap::new(),
             postponed: Vec::new(),
             postponements: 0,
             links: HashMap::from([(PeerId(1), outbox)]),

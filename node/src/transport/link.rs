@@ -25,8 +25,8 @@ use super::{DELIVERY_TIMEOUT, GOODBYE_TIMEOUT, HANDSHAKE_TIMEOUT, Mode, Shared};
 use crate::runtime::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost};
 
 /// Bytes of entries that one link may have waiting for the replica, or be receiving: what credit
-/// allows its peer, and a single larger frame.
-const ENTRIES_WAITING_BYTES: usize = 72 << 20;
+/// allows its peer, twice.
+const ENTRIES_WAITING_BYTES: usize = 16 << 20;
 /// The same for control frames.
 const CONTROL_WAITING_BYTES: usize = 8 << 20;
 /// The same for pieces of a snapshot.
@@ -40,7 +40,7 @@ const RECEIVE_STEP: usize = 256 << 10;
 
 // A frame that fits into nothing would be waited for for ever.
 const _: () = assert!(ENTRIES_WAITING_BYTES >= MAX_FRAME_BYTES);
-const _: () = assert!(ENTRIES_WAITING_BYTES as u64 >= CREDIT_WINDOW_BYTES + (64 << 20));
+const _: () = assert!(ENTRIES_WAITING_BYTES as u64 >= CREDIT_WINDOW_BYTES + MAX_FRAME_BYTES as u64);
 const _: () = assert!(CONTROL_WAITING_BYTES >= 2 * MAX_CONTROL_FRAME_BYTES);
 
 /// Who dialed.

@@ -7,7 +7,7 @@ use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
     application::Moment,
     disk::vfs,
-    oracle::{Check, Failure, Promise, broken, convergence, unreadable},
+    oracle::{Check, Failure, Promise, broken, convergence, spools, unreadable},
 };
 
 impl Cluster {
@@ -171,7 +171,11 @@ impl Cluster {
                     .iter()
                     .map(|peer| {
                         let state = if peer.streaming { "streaming" } else { "handshake" };
-                        format!("{} {state}, behind {}", peer.node, peer.behind)
+                        let held = match (peer.holds, peer.held_by_peer) {
+                            (None, None) => String::new(),
+                            (ours, theirs) => format!(", holds {ours:?}, is held at {theirs:?}"),
+                        };
+                        format!("{} {state}, behind {}{held}", peer.node, peer.behind)
                     })
                     .collect();
                 format!(
@@ -194,6 +198,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let Some(engine) = &self.machines[number].engine else { continue };
             self.oracle.compare(number, engine.reader.connection())?;
+            spools::none_left(number, engine.reader.connection())?;
             self.look(number, Moment::Final)?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
@@ -238,6 +243,8 @@ impl Cluster {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
             let plain =
                 Connection::open_with_flags_and_vfs(path, flags, vfs::NAME).map_err(&failed)?;
+            // A merged row may break a CHECK; that it is listed was compared before.
+            plain.pragma_update(None, "ignore_check_constraints", true).map_err(&failed)?;
             let verdict: String =
                 plain.query_row("PRAGMA integrity_check", [], |row| row.get(0)).map_err(&failed)?;
             if verdict != "ok" {

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 
 use super::{
     Check, Promise, broken, recording::Recording, references, shadow::Shadow, shapes::Shapes,
-    sights, unreadable,
+    sights, spools, unreadable,
 };
 use crate::clock::Nanos;
 
@@ -115,9 +115,11 @@ impl Logs {
             let lsn: i64 = row.get(0).map_err(&failed)?;
             let author: i64 = row.get(1).map_err(&failed)?;
             let seq: i64 = row.get(2).map_err(&failed)?;
-            let bytes = row.get_ref(3).map_err(&failed)?;
-            let bytes = bytes.as_blob().unwrap_or_default();
-            let entry = match Entry::decode(bytes) {
+            let mut bytes: Vec<u8> = row.get(3).map_err(&failed)?;
+            if bytes.is_empty() {
+                bytes = spools::chunks_of(reader, author, seq).map_err(&failed)?;
+            }
+            let entry = match Entry::decode(&bytes) {
                 Ok(entry) => entry,
                 Err(error) => {
                     return broken(

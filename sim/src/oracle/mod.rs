@@ -8,6 +8,7 @@
 //! - [`jobs`]: what was answered is true and stays true;
 //! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
+//! - [`spools`]: large entries are kept whole, and nothing else of them;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
 
@@ -20,6 +21,7 @@ pub(crate) mod references;
 pub(crate) mod shadow;
 pub(crate) mod shapes;
 pub(crate) mod sights;
+pub(crate) mod spools;
 
 use std::fmt;
 
@@ -73,6 +75,8 @@ pub(crate) enum Promise {
     Silence,
     /// A file opens after any crash, and a healthy replica goes on.
     Availability,
+    /// What is kept stays within its bounds.
+    Bounds,
 }
 
 impl fmt::Display for Promise {
@@ -90,6 +94,7 @@ impl fmt::Display for Promise {
             Self::Determinism => "determinism",
             Self::Silence => "silence",
             Self::Availability => "availability",
+            Self::Bounds => "bounds",
         })
     }
 }

@@ -261,7 +261,9 @@ impl Shadow {
                         }
                     }
                 }
-                Segment::Ddl(_) => self.only_origin(entry, "schema changes")?,
+                Segment::Ddl(_) | Segment::Freeze(_) | Segment::Unfreeze { .. } => {
+                    self.only_origin(entry, "schema changes")?;
+                }
                 Segment::Sequence(sequences) => {
                     self.only_origin(entry, "sequences")?;
                     self.sequences.extend(sequences);

@@ -129,6 +129,9 @@ impl Run<'_> {
                 self.push(no_transaction("cannot rollback - no transaction is active"));
             }
             (_, Verb::Begin | Verb::BeginReadOnly) => self.transaction(step).await,
+            (_, Verb::MayRead) if self.switches_foreign_keys(step, "off") => {
+                self.migration(step).await;
+            }
             (_, Verb::MayRead) => self.read_one(step).await,
             (_, verb @ (Verb::Insert | Verb::Write | Verb::Savepoint)) => {
                 let end = self.program.script_end(step);
@@ -138,6 +141,62 @@ impl Run<'_> {
                 }
                 self.write(step..end).await;
             }
+        }
+    }
+
+    /// Whether a step says `PRAGMA foreign_keys = ...`.
+    fn switches_foreign_keys(&self, step: usize, to: &str) -> bool {
+        match &self.program.steps[step].action {
+            Action::Run(statement) => sql::sets_foreign_keys(&statement.sql) == Some(to),
+            _ => false,
+        }
+    }
+
+    /// Runs what stands between `PRAGMA foreign_keys = off` and `on` as one migration.
+    async fn migration(&mut self, first: usize) {
+        let last = (first..self.program.steps.len())
+            .find(|step| self.switches_foreign_keys(*step, "on"))
+            .unwrap_or(self.program.steps.len() - 1);
+        let mut script = String::new();
+        let mut refused = None;
+        let mut told_at = first;
+        for step in first..=last {
+            match &self.program.steps[step].action {
+                // It only stands there for what fails before.
+                Action::Run(statement) if statement.verb == Verb::Rollback => {}
+                Action::Run(statement) => {
+                    if statement.arguments.iter().any(Option::is_some) {
+                        let message = "a statement between PRAGMA foreign_keys = off and on takes no \
+                                       arguments";
+                        refused.get_or_insert_with(|| {
+                            HranaError::new("ARGS_INVALID", message.to_owned())
+                        });
+                    }
+                    if told_at == first && !statement.verb.controls_transaction() && step > first {
+                        told_at = step;
+                    }
+                    script.push_str(&statement.sql);
+                    script.push_str("\n;\n");
+                }
+                Action::Fail(error) => {
+                    refused.get_or_insert_with(|| error.clone());
+                }
+                Action::Describe(_) | Action::Autocommit => {}
+            }
+        }
+        let result = match refused {
+            Some(error) => Err(error),
+            None => self.node.migrate(script).await.map_err(|error| HranaError::from(&error)),
+        };
+        for step in first..=last {
+            self.push(match (&result, self.program.verb(step)) {
+                (Ok(_), Some(Verb::Rollback)) => Outcome::Skipped,
+                (Err(error), _) if step == told_at => Outcome::Error(error.clone()),
+                (Err(_), verb) if step > told_at && step < last && verb != Some(Verb::Rollback) => {
+                    Outcome::Skipped
+                }
+                _ => Outcome::nothing(),
+            });
         }
     }
 

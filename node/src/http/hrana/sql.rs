@@ -205,6 +205,22 @@ impl Verb {
     }
 }
 
+/// What `PRAGMA foreign_keys` is set to: `on` or `off`.
+pub(crate) fn sets_foreign_keys(statement: &str) -> Option<&'static str> {
+    let mut words = tokens(statement).filter_map(|(token, _)| match token {
+        Token::Word(word) => Some(word.to_ascii_lowercase()),
+        _ => None,
+    });
+    if words.next()? != "pragma" || words.next()? != "foreign_keys" {
+        return None;
+    }
+    match words.next()?.as_str() {
+        "off" | "0" | "false" | "no" => Some("off"),
+        "on" | "1" | "true" | "yes" => Some("on"),
+        _ => None,
+    }
+}
+
 /// Whether the statement begins with `EXPLAIN`.
 pub(crate) fn is_explain(statement: &str) -> bool {
     let first = tokens(statement).next();
@@ -340,6 +356,20 @@ mod tests {
             ("", Verb::Write),
         ] {
             assert_eq!(Verb::of(sql), verb, "{sql}");
+        }
+    }
+
+    #[test]
+    fn the_switch_of_foreign_keys_is_recognised() {
+        for (sql, to) in [
+            ("PRAGMA foreign_keys=OFF", Some("off")),
+            ("pragma foreign_keys = 1", Some("on")),
+            ("PRAGMA foreign_keys(off)", Some("off")),
+            ("PRAGMA foreign_keys", None),
+            ("PRAGMA defer_foreign_keys = ON", None),
+            ("SELECT 'PRAGMA foreign_keys=OFF'", None),
+        ] {
+            assert_eq!(sets_foreign_keys(sql), to, "{sql}");
         }
     }
 

@@ -1,0 +1,274 @@
+//! Migrations, and changes of multi-writer tables that wait for the other nodes.
+//!
+//! ```text
+//!   migrate(script) ── every change may happen at once ──► one entry
+//!        │
+//!        └─ a change must not meet writes under way ──► Freeze(tables, script)
+//!                 nobody writes to the tables who has applied it;
+//!                 a frontier covers it: nothing from before can arrive any more
+//!                                                  ──► one entry, which ends the freeze
+//! ```
+//!
+//! Invariants:
+//! - a migration that cannot run says so before anything changed, also before anything is frozen;
+//! - a freeze is in the log and in the file, so that it outlives restarts; it ends with its change, or
+//!   with the reason why that did not happen.
+
+use std::{
+    collections::BTreeSet,
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use crate::{
+    db::{Committed, Queued, authorizer::Origin, writer::Writer},
+    driver::Output,
+    entry::{Freeze, codec::Body},
+    error::WriteError,
+    id::{NodeId, TableId, Ticket},
+    replica::{Replica, is_storage_failure, origin_seen_by},
+    schema::Frozen,
+    status::FreezeStatus,
+    time::Now,
+    version::Dot,
+};
+
+/// What is asked for.
+#[derive(Debug)]
+pub(super) enum SchemaJob {
+    Migrate(String),
+    Abort,
+}
+
+/// One run of a script.
+struct Attempt<'s> {
+    script: &'s str,
+    /// Tables that nobody else writes.
+    thawed: BTreeSet<TableId>,
+    /// The freeze that the run ends.
+    ends: Option<Dot>,
+    /// Only to see whether it would do: all of it is rolled back.
+    dry: bool,
+}
+
+impl Replica {
+    /// Queues a migration: a script of statements, as migration tools write them, that runs in one
+    /// transaction with foreign keys off, at the origin only. It is answered by [`Output::Done`].
+    ///
+    /// A table that is dropped and made anew, by rename or by name, keeps its policy. A change that must
+    /// not meet writes under way on other nodes freezes its table first: then the answer is
+    /// [`WriteError::SchemaChanging`], the script runs when all nodes have heard of it, and
+    /// [`Status::freeze`](crate::Status::freeze) tells who has not.
+    pub fn migrate(&mut self, now: Now, script: &str) -> Ticket {
+        self.queue_schema_job(now, SchemaJob::Migrate(script.to_owned()))
+    }
+
+    /// Gives a change up that waits for other nodes; at the origin only. It is answered by
+    /// [`Output::Done`].
+    pub fn abort_schema_change(&mut self, now: Now) -> Ticket {
+        self.queue_schema_job(now, SchemaJob::Abort)
+    }
+
+    fn queue_schema_job(&mut self, now: Now, job: SchemaJob) -> Ticket {
+        self.now = now;
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.schema_jobs.push_back((ticket, job));
+        ticket
+    }
+
+    /// Runs one migration, or the change that a freeze has waited for.
+    pub(super) fn serve_schema(&mut self) -> bool {
+        if let Some((ticket, job)) = self.schema_jobs.pop_front() {
+            let result = match job {
+                SchemaJob::Migrate(script) => self.try_migration(&script),
+                SchemaJob::Abort => self.abort(),
+            };
+            match &result {
+                Ok(_) => self.counts.jobs_committed += 1,
+                Err(_) => self.counts.jobs_failed += 1,
+            }
+            self.outputs.push_back(Output::Done { ticket, result });
+            return true;
+        }
+        let Some(frozen) = self.registry.frozen.clone() else { return false };
+        let is_origin = origin_seen_by(self.register.as_ref(), &self.identity) == Origin::Here;
+        let covered = self.contested.stable().covered.covers(frozen.dot);
+        if !is_origin || !covered || self.storage.error.is_some() || self.writes_stopped {
+            return false;
+        }
+        self.carry_out(&frozen);
+        true
+    }
+
+    /// Runs what a freeze has waited for; if it fails, the freeze ends with the reason.
+    fn carry_out(&mut self, frozen: &Frozen) {
+        let result = self.attempt(&Attempt {
+            script: &frozen.script,
+            thawed: frozen.tables.iter().copied().collect(),
+            ends: Some(frozen.dot),
+            dry: false,
+        });
+        match result {
+            Ok(_) => {}
+            // Tried again when storage works.
+            Err(WriteError::Sqlite(error)) if is_storage_failure(&error) => {
+                self.storage_fails(error.to_string());
+            }
+            Err(error) => {
+                tracing::error!(%error, "a change of the schema that waited for other nodes failed");
+                self.unfreeze(frozen.dot, &error.to_string());
+            }
+        }
+    }
+
+    fn unfreeze(&mut self, freeze: Dot, failure: &str) -> Option<Dot> {
+        let author = self.author?;
+        let mut body = Body::default();
+        body.push_unfreeze(freeze, Some(failure));
+        self.author_decree(author, body)
+    }
+
+    fn may_change_schema(&self, what: &str) -> Result<(), WriteError> {
+        if let Some(why) = self.halted.as_ref().filter(|_| self.writes_stopped) {
+            return Err(WriteError::Unavailable(why.clone()));
+        }
+        if self.author.is_none() {
+            return Err(WriteError::NotAMember);
+        }
+        match origin_seen_by(self.register.as_ref(), &self.identity) {
+            Origin::Here => Ok(()),
+            Origin::Elsewhere(origin) => {
+                Err(WriteError::SchemaChange { what: what.to_owned(), origin })
+            }
+        }
+    }
+
+    fn abort(&mut self) -> Result<Committed, WriteError> {
+        self.may_change_schema("giving up a change of the schema")?;
+        let Some(frozen) = &self.registry.frozen else {
+            return Err(WriteError::Aborted("no change of the schema waits".to_owned()));
+        };
+        let dot = self.unfreeze(frozen.dot, "given up");
+        self.answer(dot)
+    }
+
+    fn answer(&self, dot: Option<Dot>) -> Result<Committed, WriteError> {
+        if dot.is_none() {
+            let why = self.storage.error.clone().or_else(|| self.halted.clone());
+            return Err(WriteError::Unavailable(why.unwrap_or_default()));
+        }
+        Ok(Committed { dot, lsn: self.log.last() })
+    }
+
+    fn try_migration(&mut self, script: &str) -> Result<Committed, WriteError> {
+        self.may_change_schema("a migration")?;
+        if self.registry.frozen.is_some() {
+            return Err(self.schema_changing());
+        }
+        let mut attempt = Attempt { script, thawed: BTreeSet::new(), ends: None, dry: false };
+        loop {
+            match self.attempt(&attempt) {
+                // It would do, as soon as these tables are frozen.
+                Ok(_) if attempt.dry => break,
+                Err(WriteError::NeedsFreeze { table, what }) => {
+                    let id = self.registry.by_name(&table).map(|table| table.id);
+                    if !id.is_some_and(|id| attempt.thawed.insert(id)) {
+                        return Err(WriteError::NeedsFreeze { table, what });
+                    }
+                    attempt.dry = true;
+                }
+                result => return result,
+            }
+        }
+        let mut body = Body::default();
+        let tables = attempt.thawed.into_iter().collect();
+        body.push_freeze(&Freeze { tables, script: script.to_owned() });
+        let dot = self.author.and_then(|author| self.author_decree(author, body));
+        self.answer(dot)?;
+        Err(self.schema_changing())
+    }
+
+    /// Runs a script on connections of its own. What it did is committed, unless it is only tried.
+    fn attempt(&mut self, attempt: &Attempt<'_>) -> Result<Committed, WriteError> {
+        let Some(author) = self.author else { return Err(WriteError::NotAMember) };
+        self.writer.unmirror()?;
+        let migrating = Writer::open_migrating(
+            self.db.file(),
+            &self.registry,
+            self.synchronous,
+            self.writer.verifies_capture(),
+            self.log.sizes().tape,
+            attempt.thawed.clone(),
+        )?;
+        let would_do = Arc::new(AtomicBool::new(false));
+        let (script, dry) = (attempt.script.to_owned(), attempt.dry);
+        let tried = Arc::clone(&would_do);
+        let job = Queued {
+            ticket: Ticket(0),
+            job: Box::new(move |tx| {
+                tx.migrate(&script)?;
+                tried.store(true, Ordering::Relaxed);
+                if dry { Err(WriteError::Aborted("only tried".to_owned())) } else { Ok(()) }
+            }),
+        };
+        let before = Arc::clone(&self.registry);
+        let usual = mem::replace(&mut self.writer, migrating);
+        self.ending = attempt.ends;
+        let answers = self.commit(author, &mut [job]);
+        self.ending = None;
+        let migrating = mem::replace(&mut self.writer, usual);
+        if let Err(error) = migrating.close() {
+            tracing::warn!(%error, "the connections of a migration did not close");
+        }
+        if !Arc::ptr_eq(&before, &self.registry) {
+            self.writer.learn(&self.registry);
+        }
+        self.writer.mirror_again(&self.registry);
+        self.counting.news = true;
+        let result = answers.into_iter().next().map(|answer| answer.result);
+        match result {
+            Some(Err(WriteError::Aborted(_))) if dry && would_do.load(Ordering::Relaxed) => {
+                Ok(Committed { dot: None, lsn: self.log.last() })
+            }
+            Some(result) => result,
+            None => Err(WriteError::Unavailable("the migration was not run".to_owned())),
+        }
+    }
+
+    // --- For people
+
+    /// What a write to a frozen table is answered.
+    pub(super) fn schema_changing(&self) -> WriteError {
+        let table = self.freeze().and_then(|freeze| freeze.tables.into_iter().next());
+        WriteError::SchemaChanging {
+            table: table.unwrap_or_default(),
+            waiting_for: self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default(),
+        }
+    }
+
+    /// The change that waits for other nodes.
+    pub(super) fn freeze(&self) -> Option<FreezeStatus> {
+        let frozen = self.registry.frozen.as_ref()?;
+        let name = |id: &TableId| self.registry.by_id(*id).map(|table| table.name.clone());
+        Some(FreezeStatus {
+            tables: frozen.tables.iter().filter_map(name).collect(),
+            since: frozen.since,
+            script: frozen.script.clone(),
+            waiting_for: self.who_lacks(frozen.dot),
+        })
+    }
+
+    /// The members that have not said to hold an entry durably, as far as this node has heard.
+    fn who_lacks(&self, dot: Dot) -> Vec<NodeId> {
+        let lacks = |author| !self.acks.of(author).is_some_and(|(vector, _)| vector.covers(dot));
+        self.members
+            .iter()
+            .filter(|member| Some(member.author) != self.author && lacks(member.author))
+            .map(|member| member.node.clone())
+            .collect()
+    }
+}
