@@ -22,13 +22,8 @@ struct Heard {
 }
 
 impl Acks {
-    /// Takes in what `author` held at some moment; gives the newest that is known now.
-    pub(crate) fn hear(
-        &mut self,
-        author: AuthorId,
-        vector: &VersionVector,
-        at: WallTime,
-    ) -> &VersionVector {
+    /// Takes in what `author` held at some moment.
+    pub(crate) fn hear(&mut self, author: AuthorId, vector: &VersionVector, at: WallTime) {
         let heard = self
             .heard
             .entry(author)
@@ -39,7 +34,6 @@ impl Acks {
             heard.at = at;
             self.version += 1;
         }
-        &heard.vector
     }
 
     /// Rises with every change.

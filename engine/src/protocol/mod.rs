@@ -420,8 +420,9 @@ impl PeerSession {
     }
 
     /// The peer knows of these acknowledgements.
-    pub(crate) fn knows_ack(&mut self, author: AuthorId, vector: VersionVector) {
-        self.relay.told.insert(author, vector);
+    pub(crate) fn knows_ack(&mut self, author: AuthorId, vector: &VersionVector) {
+        let told = self.relay.told.entry(author).or_default();
+        told.advance_all(vector);
     }
 
     /// When [`PeerSession::tick`] has something to do next.

@@ -97,7 +97,7 @@ impl Replica {
         }
         let before = self.aside.parked.clone();
         let conn = self.writer.apply();
-        let mut retry = || -> rusqlite::Result<()> {
+        let mut retry = || -> Result<(), ApplyError> {
             conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
             self.aside.parked.retry(conn, &self.registry)?;
             conn.prepare_cached("COMMIT")?.raw_execute()?;

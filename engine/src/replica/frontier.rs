@@ -48,12 +48,13 @@ impl Replica {
             if Some(author) == self.author {
                 continue;
             }
-            let newest = self.acks.hear(author, &vector, self.now.wall).clone();
+            self.acks.hear(author, &vector, self.now.wall);
             self.counting.news = true;
             if let Some(session) = self.sessions.get_mut(&peer)
                 && !own
             {
-                session.knows_ack(author, newest);
+                // That, and nothing newer that this node may have heard from others.
+                session.knows_ack(author, &vector);
             }
         }
     }

@@ -179,9 +179,12 @@ impl Cluster {
                     })
                     .collect();
                 format!(
-                    "{}: vector {}, durable {} of {}, {} jobs open, links: {}{}",
+                    "{}: vector {}, frontier {} over {}, waiting for {:?}, durable {} of {}, {} jobs open, links: {}{}",
                     machine.name,
                     status.vector,
+                    status.stability.frontier,
+                    status.stability.covered,
+                    status.stability.held_back_by,
                     status.durable,
                     status.applied,
                     machine.tickets.len(),
