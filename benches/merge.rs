@@ -1,7 +1,7 @@
 //! What another node's rows cost the node that receives them, as ratios to plain SQLite in the same
 //! run: 100,000 rows in one entry, from the frame to the commit; and how large the entry is on the way.
 
-use littoral::{Entry, Writers};
+use littoral::Writers;
 use littoral_benches::{
     Key, Node, Pair, Plain, Setup, UPDATE_BY_KEY, figure, repeats, row_count, rows, value,
 };
@@ -32,7 +32,7 @@ fn inserts(setup: Setup) {
         assert_eq!(usize::try_from(count(&pair.edge)), Ok(rows.len()));
         #[expect(clippy::cast_precision_loss, reason = "bytes of one entry")]
         let per_row = |bytes: u64| bytes as f64 / rows.len() as f64 / key.row_bytes();
-        sizes = (per_row(newest_entry(&pair.edge)), per_row(exchanged.wire_bytes));
+        sizes = (per_row(largest_entry(&pair.edge)), per_row(exchanged.wire_bytes));
     }
     let whose = if setup.writers == Writers::Origin { "-of-origin" } else { "" };
     figure(&format!("merge-insert-{}{whose}", key.name()), &merges, 2.0);
@@ -86,16 +86,14 @@ fn count(node: &Node) -> i64 {
     count.expect("a count")
 }
 
-/// The bytes of the newest entry that holds rows.
-fn newest_entry(node: &Node) -> u64 {
+/// The bytes of the largest entry: the one that holds the rows.
+fn largest_entry(node: &Node) -> u64 {
     let reader = node.replica.db().reader().expect("a reader");
-    let bytes: Vec<u8> = reader
-        .connection()
-        .query_row(
-            "SELECT bytes FROM littoral_log ORDER BY length(bytes) DESC LIMIT 1",
-            [],
-            |row| row.get(0),
-        )
-        .expect("an entry");
-    Entry::decode(&bytes).expect("an entry").bytes.len() as u64
+    let bytes = reader.connection().query_row(
+        "SELECT max(bytes) FROM (SELECT length(bytes) AS bytes FROM littoral_log
+                                 UNION ALL SELECT length FROM littoral_large)",
+        [],
+        |row| row.get::<_, i64>(0),
+    );
+    bytes.expect("an entry").cast_unsigned()
 }

@@ -84,6 +84,7 @@ pub enum DecodeError {
 // --- Varints: LEB128, at most ten bytes, the shortest form only.
 
 /// Appends `n`.
+#[inline]
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut n: u64) {
     while n >= 0x80 {
         out.push(low_byte(n) | 0x80);
@@ -139,7 +140,19 @@ impl<'a> ByteReader<'a> {
         Ok(*taken)
     }
 
+    #[inline]
     pub(crate) fn varint(&mut self) -> Result<u64, DecodeError> {
+        // Most are lengths, small numbers and ids.
+        match self.rest.split_first() {
+            Some((&byte, rest)) if byte < 0x80 => {
+                self.rest = rest;
+                Ok(u64::from(byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, DecodeError> {
         let mut n = 0u64;
         for shift in (0..70).step_by(7) {
             let byte = self.byte()?;
@@ -199,6 +212,7 @@ const CELL_REAL: u64 = 2;
 const CELL_BYTES: u64 = 4;
 
 /// Appends a cell.
+#[inline]
 pub(crate) fn put_cell(out: &mut Vec<u8>, value: ValueRef<'_>) {
     match value {
         ValueRef::Null => out.push(low_byte(CELL_NULL)),
@@ -241,7 +255,19 @@ impl<'a> ByteReader<'a> {
     /// Passes over a cell and returns its bytes.
     pub(crate) fn cell_bytes(&mut self) -> Result<&'a [u8], DecodeError> {
         let start = self.rest;
-        self.cell()?;
+        let contents = match self.varint()? {
+            CELL_NULL => 0,
+            CELL_INTEGER => {
+                self.varint()?;
+                0
+            }
+            CELL_REAL => size_of::<f64>(),
+            header if header >= CELL_BYTES => {
+                usize::try_from((header - CELL_BYTES) / 2).map_err(|_| DecodeError::Range)?
+            }
+            _ => return Err(DecodeError::Unknown("cell class")),
+        };
+        self.bytes(contents)?;
         Ok(&start[..start.len() - self.rest.len()])
     }
 }

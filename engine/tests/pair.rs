@@ -501,3 +501,57 @@ fn many_rows_may_take_over_the_unique_values_of_others_in_one_transaction() {
     cluster.assert_equal();
     assert_eq!(cluster.rows(1, "SELECT count(*), count(DISTINCT code) FROM orders"), ["110|110"]);
 }
+
+#[test]
+fn a_row_that_is_deleted_and_inserted_again_is_updated_in_what_differs() {
+    let mut cluster = linked(2);
+    cluster.write(0, "INSERT INTO cart VALUES('a', 'apple', 'ripe', 3), ('b', 'pear', 'green', 5)");
+    cluster.settle();
+    cluster.cut();
+    cluster.write(
+        1,
+        "UPDATE cart SET note = note || '!' WHERE id = 'a'; UPDATE cart SET qty = qty + 10",
+    );
+    const AGAIN: &str = "INSERT INTO cart VALUES('a', 'quince', 'ripe', 4)";
+    // Alone, and with another job in the transaction; the statement that deletes tells no values.
+    let jobs: [&'static [&'static str]; 4] = [
+        &["UPDATE cart SET note = 'soft'", "DELETE FROM cart WHERE id = 'a'", AGAIN],
+        &["UPDATE cart SET note = 'ripe' WHERE id = 'a'"],
+        &[
+            "SAVEPOINT s",
+            "DELETE FROM cart WHERE id = 'a'",
+            "INSERT INTO cart VALUES('a', 'x', 'y', 100)",
+            "UPDATE cart SET qty = 7, item = 'z' WHERE id = 'a'",
+            "ROLLBACK TO s",
+        ],
+        &["DELETE FROM cart", AGAIN, "INSERT INTO cart VALUES('b', 'plum', 'soft', 5)"],
+    ];
+    for job in jobs {
+        cluster
+            .try_write(0, move |tx| job.iter().try_for_each(|sql| tx.execute(sql, []).map(drop)))
+            .unwrap();
+    }
+    let now = cluster.now;
+    for sql in ["DELETE FROM cart WHERE id = 'b'", "INSERT INTO cart VALUES('c', 'fig', '', 0)"] {
+        cluster.replica(0).write(
+            now,
+            Box::new(move |tx| {
+                tx.execute("SAVEPOINT s", [])?;
+                tx.execute(sql, [])?;
+                tx.execute("ROLLBACK TO s", [])?;
+                tx.execute(sql, [])?;
+                tx.execute("INSERT OR IGNORE INTO cart VALUES('b', 'plum', 'soft', 6)", [])
+                    .map(drop)
+            }),
+        );
+    }
+    cluster.drain(0);
+    cluster.link(0, 1);
+    cluster.settle();
+    cluster.assert_equal();
+    assert_eq!(
+        cluster.rows(1, "SELECT * FROM cart ORDER BY id"),
+        ["a|quince|ripe!|14", "b|plum|soft|16", "c|fig||0"],
+        "what was not changed here is what the other node made of it"
+    );
+}

@@ -11,17 +11,17 @@ use crate::{
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind, TableChange,
-        codec::{Body, CellKind, RowsWriter},
+        codec::{Body, CellKind, RowsWriter, put_previous},
     },
     error::WriteError,
     hlc::Stamp,
-    id::TableId,
+    id::{ColumnId, TableId},
     log::chunks::Draft,
     merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef, integral},
+    value::{ByteReader, ValueRef, integral, put_zigzag},
     version::Dot,
 };
 
@@ -35,8 +35,9 @@ pub(crate) struct Encoded {
 }
 
 /// Writes down what was captured, and the keys that AUTOINCREMENT has handed out, as seen by a replica
-/// with these clocks, of which some may be on `disk` only, for the entry with this stamp. If the
-/// transaction changed the schema, clocks are changed on the way: undo them if it fails.
+/// with these clocks, of which some may be on `disk` only, for the entry with this stamp. On `disk`, rows
+/// are as they were before the transaction. If the transaction changed the schema, clocks are changed on
+/// the way: undo them if it fails.
 pub(crate) fn encode(
     captured: &Captured,
     sequences: &[(TableId, i64)],
@@ -104,9 +105,11 @@ fn encode_rows(
         clocks: LocalWrites::new(contested, disk, stamp),
         writer: RowsWriter::default(),
         saw: Vec::new(),
+        columns: Vec::new(),
+        cells: Vec::new(),
         parked,
     };
-    page.net(|table, row| {
+    page.net(disk, |table, row| {
         encoder.row(table, &row)?;
         if encoder.writer.len() >= draft.segment_bytes() {
             draft.rows(&mut encoder.writer)?;
@@ -121,6 +124,9 @@ struct Encoder<'c> {
     clocks: LocalWrites<'c>,
     writer: RowsWriter,
     saw: Vec<Dot>,
+    /// Of the update at hand.
+    columns: Vec<(ColumnId, CellKind)>,
+    cells: Vec<u8>,
     parked: &'c Parked,
 }
 
@@ -177,28 +183,29 @@ impl Encoder<'_> {
         } else {
             (0, None)
         };
-        let columns = changes(cells).map(|(place, _, _)| {
-            let column = &table.cells[place];
-            (column.id, cell_kind(column))
-        });
-        self.writer.row(table.id, RowOpKind::Update, columns, key, epoch);
+        self.columns.clear();
+        self.cells.clear();
         for (place, old, new) in changes(cells) {
             let column = &table.cells[place];
-            match cell_kind(column) {
+            let kind = cell_kind(column);
+            self.columns.push((column.id, kind));
+            match kind {
                 CellKind::Assign => {
                     let previous = clock.as_mut().and_then(|c| c.overwrite(column.id, stamp));
-                    self.writer.previous(previous);
-                    self.writer.encoded(new);
+                    put_previous(&mut self.cells, previous);
+                    self.cells.extend_from_slice(new);
                 }
-                CellKind::Extreme => self.writer.encoded(new),
+                CellKind::Extreme => self.cells.extend_from_slice(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
                     let before =
                         if planted(Bug::CounterAbsolute) { 0 } else { count(table, column, old)? };
-                    self.writer.delta(after.wrapping_sub(before));
+                    put_zigzag(&mut self.cells, after.wrapping_sub(before));
                 }
             }
         }
+        self.writer.row(table.id, RowOpKind::Update, self.columns.iter().copied(), key, epoch);
+        self.writer.encoded(&self.cells);
         if let Some(clock) = &clock {
             self.clocks.updated(table.id, key, clock);
         }

@@ -42,13 +42,16 @@ pub(crate) struct Fold<'a> {
     old: Vec<Option<&'a [u8]>>,
     /// Cells as they are now, where they are not certainly as before.
     now: Vec<Option<&'a [u8]>>,
+    /// It was deleted by an event that did not tell its cells: later ones tell another row's.
+    untold: bool,
 }
 
 impl<'a> Fold<'a> {
     /// Before the first event, which is `first`, of a row with that many cells.
     pub(crate) fn new(first: Change, cells: usize) -> Self {
         let existed = first != Change::Insert;
-        Self { existed, exists: existed, old: vec![None; cells], now: vec![None; cells] }
+        let none = || vec![None; cells];
+        Self { existed, exists: existed, old: none(), now: none(), untold: false }
     }
 
     pub(crate) fn add(&mut self, change: Change, cells: &'a [u8]) {
@@ -59,9 +62,14 @@ impl<'a> Fold<'a> {
             }
             Change::Delete => {
                 self.exists = false;
+                if cells.is_empty() && !self.old.is_empty() {
+                    self.untold |= self.existed;
+                    self.now.fill(None);
+                    return;
+                }
                 // A cell that no event touched still has the value it had at first.
                 for ((old, now), cell) in self.old.iter_mut().zip(&mut self.now).zip(split(cells)) {
-                    if self.existed && old.is_none() {
+                    if self.existed && !self.untold && old.is_none() {
                         *old = Some(cell);
                     }
                     *now = None;
@@ -69,13 +77,24 @@ impl<'a> Fold<'a> {
             }
             Change::Update => {
                 for (place, before, after) in changes(cells) {
-                    if self.existed {
+                    if self.existed && !self.untold {
                         self.old[place].get_or_insert(before);
                     }
                     self.now[place] = Some(after);
                 }
             }
         }
+    }
+
+    /// Whether [`Fold::net`] needs the cells as they were before the transaction.
+    pub(crate) fn wants_old(&self) -> bool {
+        self.untold && self.exists
+    }
+
+    /// The cells as they were before the transaction, encoded.
+    pub(crate) fn set_old(&mut self, cells: &'a [Vec<u8>]) {
+        self.old = cells.iter().map(|cell| Some(cell.as_slice())).collect();
+        self.untold = false;
     }
 
     pub(crate) fn existed(&self) -> bool {
@@ -89,6 +108,7 @@ impl<'a> Fold<'a> {
     /// The net effect, its cells appended to `out`; `None` if there is none. `groups` are the places
     /// of cells that are assigned together.
     pub(crate) fn net(self, groups: &[Vec<usize>], out: &mut Vec<u8>) -> Option<Change> {
+        debug_assert!(!self.wants_old(), "what was there before is told first");
         match (self.existed, self.exists) {
             (false, false) => None,
             (true, false) => Some(Change::Delete),

@@ -5,6 +5,8 @@
 //! value from before is put back before the transaction commits, and the entry does not mention it.
 //! A row that is inserted begins anew: there is nothing to keep.
 
+use rusqlite::Connection;
+
 use crate::{
     capture::{
         Captured,
@@ -26,13 +28,13 @@ pub(crate) struct Repair {
     pub(crate) cells: Vec<(usize, Vec<u8>)>,
 }
 
-/// The rows that a transaction must still change.
-pub(crate) fn repairs(captured: &Captured) -> Result<Vec<Repair>, WriteError> {
+/// The rows that a transaction must still change. On `before`, they are as they were before it.
+pub(crate) fn repairs(captured: &Captured, before: &Connection) -> Result<Vec<Repair>, WriteError> {
     let mut found = Vec::new();
     if planted(Bug::NotNormalized) {
         return Ok(found);
     }
-    captured.page().net(|table, row| {
+    captured.page().net(before, |table, row| {
         let NetChange::Update(cells) = row.change else { return Ok(()) };
         let cells: Vec<(usize, Vec<u8>)> = changes(cells)
             .filter(|(place, old, new)| takes_back(table, *place, old, new))

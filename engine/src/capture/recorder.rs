@@ -42,6 +42,8 @@ pub(crate) struct Recorder {
     table: Option<(Vec<u8>, Option<u32>)>,
     /// A row of a table that is normalized was captured.
     normalized: bool,
+    /// See [`Recorder::set_alone`].
+    alone: bool,
     /// The first value that cannot be replicated.
     refused: Option<WriteError>,
     /// What the statement that runs can change; `None`: anything.
@@ -84,8 +86,8 @@ struct Tape {
 #[derive(Debug, Clone, Copy)]
 struct Event {
     key: usize,
-    /// An insert's new cells, a delete's old ones, all of them; for an update the place of each cell
-    /// that changed, its old and its new value.
+    /// An insert's new cells, all of them; a delete's old ones, all or none; for an update the place of
+    /// each cell that changed, its old and its new value.
     cells: usize,
     end: usize,
     /// Place in [`Registry::tables`].
@@ -100,6 +102,8 @@ struct Scope {
     index: u32,
     changeable: Changeable,
     verify: bool,
+    /// What the transaction has not changed yet can be read elsewhere.
+    alone: bool,
 }
 
 impl Event {
@@ -112,22 +116,23 @@ impl Event {
     }
 }
 
-/// An event among others to be sorted: carries the start of its key, which decides most comparisons
-/// without a look into the arena.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    prefix: u64,
-    event: Event,
+/// Where an event belongs among others, as a number: its table, the first eight bytes of its key, which
+/// mostly decide, and its place among the events.
+fn rank(place: usize, event: &Event, arena: &[u8]) -> u128 {
+    let key = event.key_in(arena);
+    let mut first = [0; 8];
+    let len = key.len().min(first.len());
+    first[..len].copy_from_slice(&key[..len]);
+    u128::from(event.table) << 96
+        | u128::from(u64::from_be_bytes(first)) << PLACE_BITS
+        | place as u128
 }
 
-impl Place {
-    fn new(event: &Event, arena: &[u8]) -> Self {
-        let key = event.key_in(arena);
-        let mut first = [0; 8];
-        let len = key.len().min(first.len());
-        first[..len].copy_from_slice(&key[..len]);
-        Self { prefix: u64::from_be_bytes(first), event: *event }
-    }
+/// Bits of a rank for the place: an arena of more events is too large for any memory.
+const PLACE_BITS: u32 = 32;
+
+fn place_in(rank: u128) -> usize {
+    (rank & ((1 << PLACE_BITS) - 1)) as usize
 }
 
 /// A point to which the recorder can go back.
@@ -166,8 +171,8 @@ impl Captured {
 
     /// Reads every row captured since the schema changed last again and panics where the file holds
     /// something else than the events say: the simulator's check that capture is exact.
-    pub(crate) fn verify(&self, conn: &Connection) -> Result<(), WriteError> {
-        self.page().net(|table, row| {
+    pub(crate) fn verify(&self, conn: &Connection, before: &Connection) -> Result<(), WriteError> {
+        self.page().net(before, |table, row| {
             check(table, &row, read_row(conn, table, row.key)?.as_deref());
             Ok(())
         })
@@ -188,6 +193,7 @@ impl Recorder {
             dropping: None,
             table: None,
             normalized: false,
+            alone: false,
             refused: None,
             mask: None,
             verify_mask,
@@ -219,6 +225,8 @@ impl Recorder {
         let registry = mem::replace(&mut self.registry, registry);
         self.chapters.push(Chapter { tape, registry, statements, changes });
         self.table = None;
+        // Another connection still has the schema from before.
+        self.alone = false;
     }
 
     /// The rows of this table, by its name, vanish with it: they are not captured until `None` is said.
@@ -255,12 +263,19 @@ impl Recorder {
         self.tape.runs = None;
         self.tape.spilled = 0;
         self.normalized = false;
+        self.alone = false;
         self.refused = None;
     }
 
     /// Says what the statement that runs next can change.
     pub(crate) fn set_mask(&mut self, mask: Option<Arc<ChangeMask>>) {
         self.mask = mask;
+    }
+
+    /// Says that the transaction is that of one job alone: what a row held before it, another
+    /// connection can still read. Until the schema changes, or [`Recorder::clear`].
+    pub(crate) fn set_alone(&mut self) {
+        self.alone = true;
     }
 
     pub(crate) fn mark(&self) -> Mark {
@@ -405,12 +420,15 @@ impl Recorder {
                 Some(Change::Insert)
             }
             (true, None) => {
-                // A row that is gone was deleted by one of the events, which told all its cells.
-                suspect
-                    .old
-                    .iter()
-                    .flatten()
-                    .for_each(|cell| self.tape.arena.extend_from_slice(cell));
+                // A row that is gone was deleted by one of the events, which told all its cells, or
+                // left them to be read elsewhere.
+                if suspect.old.iter().all(Option::is_some) {
+                    suspect
+                        .old
+                        .iter()
+                        .flatten()
+                        .for_each(|cell| self.tape.arena.extend_from_slice(cell));
+                }
                 Some(Change::Delete)
             }
             (true, Some(stored)) => {
@@ -483,13 +501,15 @@ impl Page<'_> {
         self.tape.total() == 0
     }
 
-    /// Gives the net changes, one per key, by table and key, until one of them meets an error.
+    /// Gives the net changes, one per key, by table and key, until one of them meets an error. On
+    /// `before`, rows are as they were before the transaction.
     pub(crate) fn net(
         self,
+        before: &Connection,
         mut each: impl FnMut(&Table, NetRow<'_>) -> Result<(), WriteError>,
     ) -> Result<(), WriteError> {
         if let Some(runs) = &self.tape.runs {
-            return self.net_of_runs(runs, each);
+            return self.net_of_runs(runs, before, each);
         }
         let (events, bytes) = self.tape.sorted();
         let mut folded = Vec::new();
@@ -504,12 +524,9 @@ impl Page<'_> {
             let change = match group {
                 [only] => Some((only.change, only.cells_in(&bytes))),
                 _ => {
-                    let mut fold = Fold::new(first.change, table.cells.len());
-                    for event in group {
-                        fold.add(event.change, event.cells_in(&bytes));
-                    }
-                    folded.clear();
-                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
+                    let events = group.iter().map(|e| (e.change, e.cells_in(&bytes)));
+                    let change = fold(table, key, events, before, &mut folded)?;
+                    change.map(|change| (change, folded.as_slice()))
                 }
             };
             if let Some((change, cells)) = change {
@@ -522,6 +539,7 @@ impl Page<'_> {
     fn net_of_runs(
         self,
         runs: &Runs,
+        before: &Connection,
         mut each: impl FnMut(&Table, NetRow<'_>) -> Result<(), WriteError>,
     ) -> Result<(), WriteError> {
         let mut groups = Groups::new(runs.merge_from(0)?);
@@ -531,12 +549,9 @@ impl Page<'_> {
             let change = match group.events.as_slice() {
                 [(change, cells)] => Some((*change, &group.bytes[cells.clone()])),
                 events => {
-                    let mut fold = Fold::new(events[0].0, table.cells.len());
-                    for (change, cells) in events {
-                        fold.add(*change, &group.bytes[cells.clone()]);
-                    }
-                    folded.clear();
-                    fold.net(&table.groups, &mut folded).map(|change| (change, folded.as_slice()))
+                    let events = events.iter().map(|(c, cells)| (*c, &group.bytes[cells.clone()]));
+                    let change = fold(table, &group.key, events, before, &mut folded)?;
+                    change.map(|change| (change, folded.as_slice()))
                 }
             };
             if let Some((change, cells)) = change {
@@ -555,17 +570,11 @@ impl Tape {
         if events.is_sorted_by(|a, b| (a.table, a.key_in(arena)) <= (b.table, b.key_in(arena))) {
             return (Cow::Borrowed(events), Cow::Borrowed(arena));
         }
-        let mut order: Vec<Place> = events.iter().map(|event| Place::new(event, arena)).collect();
-        order.sort_unstable_by(|a, b| {
-            (a.event.table, a.prefix)
-                .cmp(&(b.event.table, b.prefix))
-                .then_with(|| a.event.key_in(arena).cmp(b.event.key_in(arena)))
-                .then_with(|| a.event.key.cmp(&b.event.key))
-        });
         // The bytes in the new order: copied in one go, cache misses overlap; met one by one while
         // rows are encoded, they would not.
         let mut bytes = Vec::with_capacity(arena.len());
-        let mut gather = |Place { mut event, .. }: Place| {
+        let mut gather = |place: usize| {
+            let mut event = events[place];
             let start = bytes.len();
             bytes.extend_from_slice(&arena[event.key..event.end]);
             event.cells = start + (event.cells - event.key);
@@ -573,7 +582,7 @@ impl Tape {
             event.end = bytes.len();
             event
         };
-        let events = order.into_iter().map(&mut gather).collect();
+        let events = self.order().map(&mut gather).collect();
         (Cow::Owned(events), Cow::Owned(bytes))
     }
 
@@ -629,12 +638,12 @@ impl Tape {
 
     fn run(&self, runs: &mut Runs, first: u64) -> rusqlite::Result<()> {
         for place in self.order() {
-            let event = &self.events[place as usize];
+            let event = &self.events[place];
             runs.push(&RunEvent {
                 table: event.table,
                 change: event.change,
                 key: event.key_in(&self.arena),
-                ordinal: first + u64::from(place),
+                ordinal: first + place as u64,
                 cells: event.cells_in(&self.arena),
             })?;
         }
@@ -643,14 +652,29 @@ impl Tape {
 
     /// The places of the events by table and key, those of one key in the order in which they
     /// happened.
-    fn order(&self) -> Vec<u32> {
-        let count = u32::try_from(self.events.len()).expect("the tape is bounded");
-        let mut order: Vec<u32> = (0..count).collect();
-        order.sort_by(|a, b| {
-            let [a, b] = [a, b].map(|place| &self.events[*place as usize]);
-            (a.table, a.key_in(&self.arena)).cmp(&(b.table, b.key_in(&self.arena)))
-        });
-        order
+    fn order(&self) -> impl Iterator<Item = usize> {
+        let places = self.events.iter().enumerate();
+        let mut order: Vec<u128> =
+            places.map(|(place, event)| rank(place, event, &self.arena)).collect();
+        order.sort_unstable();
+        let key_at = |rank: u128| self.events[place_in(rank)].key_in(&self.arena);
+        for alike in order.chunk_by_mut(|a, b| *a >> PLACE_BITS == *b >> PLACE_BITS) {
+            if alike.len() > 1 {
+                alike.sort_unstable_by(|a, b| key_at(*a).cmp(key_at(*b)).then_with(|| a.cmp(b)));
+            }
+        }
+        order.into_iter().map(place_in)
+    }
+
+    /// Once it is not small any more, has address space for a large transaction at once: memory is
+    /// taken only where it is written to, and growing by doubling would copy all, some times over.
+    fn make_room(&mut self) {
+        const FROM_BYTES: usize = 1 << 20;
+        const ROOM_BYTES: usize = 48 << 20;
+        if self.arena.len() >= FROM_BYTES && self.arena.capacity() < ROOM_BYTES {
+            self.arena.reserve_exact(ROOM_BYTES - self.arena.len());
+            self.events.reserve(ROOM_BYTES / size_of::<Event>() / 2);
+        }
     }
 
     fn push(&mut self, table: &Table, index: u32, change: Change, key: usize, cells: usize) {
@@ -674,6 +698,13 @@ impl Tape {
         match event.change {
             Change::Insert => {
                 self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c))
+            }
+            // If the row comes back, what it held is read where this transaction is not seen yet. A row
+            // whose blob is written in place stays.
+            Change::Delete if scope.alone && scope.changeable.is_nothing() && !event.blob_write => {
+                let key = self.key(table, &|c| event.before(c))?;
+                self.push(table, scope.index, Change::Delete, key, self.arena.len());
+                Ok(())
             }
             Change::Delete => {
                 self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))
@@ -806,6 +837,7 @@ impl Tape {
 
 impl PreupdateSink for Recorder {
     fn row(&mut self, event: &RowEvent<'_>) {
+        self.tape.make_room();
         let Some(index) = self.table_of(event.table) else { return };
         if self.dropping == Some(index) {
             return;
@@ -827,7 +859,7 @@ impl PreupdateSink for Recorder {
         self.normalized |= table.normalized;
         let start = self.tape.mark();
         let changeable = self.mask.as_ref().map_or(Changeable::ALL, |mask| mask.of(index));
-        let scope = Scope { index, changeable, verify: self.verify_mask };
+        let scope = Scope { index, changeable, verify: self.verify_mask, alone: self.alone };
         if let Err(Untellable { column, what }) = self.tape.record(table, scope, event) {
             self.tape.back_to(start);
             self.refused.get_or_insert_with(|| WriteError::Value {
@@ -886,6 +918,27 @@ impl Suspect {
             old: fold.old().iter().map(|cell| cell.map(<[u8]>::to_vec)).collect(),
         }
     }
+}
+
+/// What the events of one row come to in all; its cells are in `folded` then.
+fn fold<'e>(
+    table: &Table,
+    key: &[u8],
+    events: impl Iterator<Item = (Change, &'e [u8])>,
+    before: &Connection,
+    folded: &mut Vec<u8>,
+) -> rusqlite::Result<Option<Change>> {
+    let old;
+    let mut events = events.peekable();
+    let Some((first, _)) = events.peek() else { return Ok(None) };
+    let mut fold = Fold::new(*first, table.cells.len());
+    events.for_each(|(change, cells)| fold.add(change, cells));
+    if fold.wants_old() {
+        old = read_row(before, table, key)?.expect("a row that existed before was committed");
+        fold.set_old(&old);
+    }
+    folded.clear();
+    Ok(fold.net(&table.groups, folded))
 }
 
 fn check(table: &Table, row: &NetRow<'_>, stored: Option<&[Vec<u8>]>) {

@@ -174,13 +174,16 @@ impl Gate {
         match (context.action, &self.running) {
             // FTS5 prepares statements of its own, on tables behind its own, while one runs.
             (
-                AuthAction::Update { table_name, .. } | AuthAction::Delete { table_name },
+                AuthAction::Insert { table_name }
+                | AuthAction::Update { table_name, .. }
+                | AuthAction::Delete { table_name },
                 Some(running),
             ) if known(table_name) => running.set_all(),
             (AuthAction::Update { table_name, column_name }, None) => {
                 self.mask.add(&self.registry, table_name, column_name);
             }
             (AuthAction::Insert { table_name }, None) => {
+                self.mask.add_insert(&self.registry, table_name);
                 let table = self.registry.position(table_name.as_bytes());
                 let table = table.map(|place| &self.registry.tables()[place]);
                 self.needs_key |= table.is_some_and(Table::is_given_its_key);

@@ -112,6 +112,7 @@ impl Writer {
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
         local.contested.mark();
+        self.user().sink().set_alone();
         let result = self.run_job(queued, local, true).and_then(|written| {
             self.command("/*littoral*/ COMMIT")?;
             Ok(written)
@@ -209,7 +210,7 @@ impl Writer {
             }
             let registry = Arc::clone(self.user().sink().registry());
             let captured = self.user().sink().take()?;
-            let repairs = repairs(&captured);
+            let repairs = repairs(&captured, self.apply());
             self.user().sink().put_back(captured);
             let repairs = repairs?;
             if repairs.is_empty() {
@@ -291,7 +292,7 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Option<Written>, WriteError> {
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
-            captured.verify(conn)?;
+            captured.verify(conn, self.apply())?;
         }
         let head = local.log.head(local.author);
         let header = EntryHeader {

@@ -1,8 +1,9 @@
-//! [`ChangeMask`]: the columns that a statement can change, as SQLite's authorizer names them when the
-//! statement is prepared, those of its triggers and foreign-key actions included.
+//! [`ChangeMask`]: the columns that a statement can change, and the tables it can insert into, as
+//! SQLite's authorizer names them when the statement is prepared, those of its triggers and foreign-key
+//! actions included.
 //!
 //! Reading a column's old and new value in the preupdate hook costs more than updating it. What a
-//! statement cannot change need not be compared.
+//! statement cannot change need not be compared, and what it only deletes need not be read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +15,8 @@ use std::{
 
 use crate::schema::{Column, Registry};
 
-/// The cells of each table that a statement can change, and whether the key. A cell beyond the 62nd
-/// counts as changeable.
+/// The cells of each table that a statement can change, whether the key, and whether it can insert
+/// rows. A cell beyond the 61st counts as changeable.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeMask {
     tables: BTreeMap<u32, u64>,
@@ -28,8 +29,11 @@ pub(crate) struct ChangeMask {
 /// The bit of the key.
 const KEY: usize = 63;
 
+/// The bit that says that rows can be inserted.
+const INSERTS: usize = 62;
+
 /// The cells from this one on share a bit that is always set.
-const LAST: usize = 62;
+const LAST: usize = 61;
 
 impl ChangeMask {
     /// Adds a column that the authorizer names.
@@ -40,8 +44,19 @@ impl ChangeMask {
         let named = |cell: &Column| !cell.is_spelling() && cell.name.eq_ignore_ascii_case(column);
         let cell = cells.iter().position(named);
         let bit = cell.map_or(KEY, |cell| cell.min(LAST));
-        if let Ok(place) = u32::try_from(place) {
-            *self.tables.entry(place).or_default() |= 1 << bit;
+        self.set(place, bit);
+    }
+
+    /// Adds a table into which the statement inserts.
+    pub(crate) fn add_insert(&mut self, registry: &Registry, table: &str) {
+        if let Some(place) = registry.position(table.as_bytes()) {
+            self.set(place, INSERTS);
+        }
+    }
+
+    fn set(&mut self, table: usize, bit: usize) {
+        if let Ok(table) = u32::try_from(table) {
+            *self.tables.entry(table).or_default() |= 1 << bit;
         }
     }
 
@@ -79,6 +94,11 @@ impl Changeable {
 
     pub(crate) fn contains_key(self) -> bool {
         self.0 >> KEY & 1 == 1
+    }
+
+    /// Whether rows can only be deleted.
+    pub(crate) fn is_nothing(self) -> bool {
+        self.0 == 1 << LAST
     }
 
     pub(crate) fn contains(self, cell: usize) -> bool {

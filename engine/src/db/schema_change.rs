@@ -145,7 +145,7 @@ fn within_savepoint(
     writer.normalize(course)?;
     if writer.verifies_capture() {
         let captured = writer.user().sink().take()?;
-        let verified = writer.as_engine(|conn| captured.verify(conn));
+        let verified = writer.as_engine(|conn| captured.verify(conn, writer.apply()));
         writer.user().sink().put_back(captured);
         verified?;
     }

@@ -2,7 +2,7 @@
 //!
 //! *User* runs write jobs: foreign keys, triggers and CHECK on, every row change captured, every
 //! statement judged by the authorizer. *Apply* stores what other nodes wrote: all of that off. They
-//! are never both in a transaction, and nothing is toggled on them after they were opened.
+//! are never both in a transaction that writes, and nothing is toggled on them after they were opened.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -118,6 +118,8 @@ impl Writer {
         // Triggers that are mirrored there need no file.
         apply.pragma_update(None, "temp_store", "MEMORY")?;
         merge::functions::prepare_connection(&apply)?;
+        let apply = Keeping::new(apply);
+        apply.make_swap()?;
         let recorder =
             Recorder::new(Arc::clone(registry), verify_capture, Arc::clone(file), tape_bytes);
         if !planted(Bug::MirrorsForgotten) {
@@ -133,7 +135,7 @@ impl Writer {
             gate,
             masks: Mutex::default(),
             calls,
-            apply: Keeping::new(apply),
+            apply,
             verify_capture,
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),
@@ -229,6 +231,7 @@ impl Writer {
     /// Statements prepared before were judged under what was known then.
     fn forget_statements(&self) {
         self.user.flush_prepared_statement_cache();
+        self.user.keeping().forget();
         self.masks.lock().clear();
     }
 
@@ -252,7 +255,13 @@ impl Writer {
 
     /// Runs a statement of the engine on the user connection.
     pub(crate) fn command(&self, sql: &str) -> rusqlite::Result<()> {
-        self.as_engine(|conn| conn.prepare_cached(sql)?.raw_execute().map(drop))
+        let frequent = FREQUENT.iter().position(|command| *command == sql);
+        self.as_engine(|conn| match frequent {
+            Some(number) => {
+                self.user.keeping().run(&[number as u64], || sql.to_owned(), |_| Ok(()))
+            }
+            None => conn.prepare_cached(sql)?.raw_execute().map(drop),
+        })
     }
 
     /// Makes the recorder hold what the file holds of the rows captured since `mark`.
@@ -301,6 +310,16 @@ impl Writer {
         wants
     }
 }
+
+/// What [`Writer::command`] runs around every job.
+const FREQUENT: [&str; 6] = [
+    "/*littoral*/ BEGIN IMMEDIATE",
+    "/*littoral*/ COMMIT",
+    "/*littoral*/ ROLLBACK",
+    "/*littoral*/ SAVEPOINT littoral_job",
+    "/*littoral*/ RELEASE littoral_job",
+    "/*littoral*/ ROLLBACK TO littoral_job",
+];
 
 fn connect(file: &File) -> rusqlite::Result<Connection> {
     let conn = file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;

@@ -338,13 +338,6 @@ impl RowsWriter {
         }
     }
 
-    pub(crate) fn previous(&mut self, previous: Option<Dot>) {
-        match previous {
-            Some(dot) => put_dot(&mut self.out, dot),
-            None => self.out.push(0),
-        }
-    }
-
     /// Appends cells that are encoded already.
     pub(crate) fn encoded(&mut self, cells: &[u8]) {
         self.out.extend_from_slice(cells);
@@ -363,6 +356,14 @@ impl RowsWriter {
 
     pub(crate) fn finish(&mut self) {
         self.end_run();
+    }
+}
+
+/// Appends which entry's value an assignment overwrites.
+pub(crate) fn put_previous(out: &mut Vec<u8>, previous: Option<Dot>) {
+    match previous {
+        Some(dot) => put_dot(out, dot),
+        None => out.push(0),
     }
 }
 

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 
 use super::{
-    codec::{Body, CellKind, RowsReader, RowsWriter},
+    codec::{Body, CellKind, RowsReader, RowsWriter, put_previous},
     *,
 };
 use crate::{
@@ -57,7 +57,9 @@ impl Row {
             match write {
                 Write::Assign(value, previous) => {
                     if self.kind == RowOpKind::Update {
-                        out.previous(*previous);
+                        let mut bytes = Vec::new();
+                        put_previous(&mut bytes, *previous);
+                        out.encoded(&bytes);
                     }
                     let mut cell = Vec::new();
                     put_cell(&mut cell, value.as_value());

@@ -4,7 +4,7 @@
 //! are stored as far as [`Contested`] says they win.
 
 use crate::{
-    contested::{Contested, Effects, Verdict},
+    contested::{Conflict, Contested, Effects, Verdict},
     entry::{
         Cell, CellWrite, EntryHeader, Logged, Member, RowOp, RowOpKind, Segment, codec::RowsReader,
     },
@@ -16,7 +16,7 @@ use crate::{
         conflict::Conflicts,
         parked::is_rejection,
         row,
-        store::{Inserts, delete, insert, insert_row, update},
+        store::{Inserts, delete, insert, insert_row, update, update_swapping},
     },
     policy::ColumnType,
     schema::{
@@ -271,9 +271,17 @@ impl<'a> Applier<'a> {
             .contested
             .apply(self.conn, op, header, &table.assigned, &mut effects)
             .map_err(|error| ApplyError::clocks(header.dot, error))?;
-        if !effects.conflicts.is_empty() {
-            self.tally.conflicts += effects.conflicts.len() as u64;
-            self.conflicts.record(table, op, stamp, &effects.conflicts)?;
+        let conflicts = &effects.conflicts;
+        self.tally.conflicts += conflicts.len() as u64;
+        // What an update overwrites, it can tell by itself.
+        let assigns = |cell: &Cell<'_>| matches!(cell.write, CellWrite::Assign { .. });
+        let tells = op.kind == RowOpKind::Update
+            && !table.may_check
+            && !self.aside.parked.contains(table.id, op.key)
+            && op.cells.iter().all(assigns)
+            && conflicts.iter().all(Conflict::is_overwritten);
+        if !conflicts.is_empty() && !tells {
+            self.conflicts.record(table, op, stamp, conflicts)?;
         }
         let mut stored = Stored::Yes;
         let wins = |cell: usize| effects.wins[cell];
@@ -296,6 +304,18 @@ impl<'a> Applier<'a> {
                     stored = Stored::Later(table);
                 } else {
                     self.insert_or(table, op, stamp, wins)?;
+                }
+            }
+            Verdict::Merge if tells && !conflicts.is_empty() => {
+                let overwritten = |column| conflicts.iter().any(|c| c.column == column);
+                self.conn.swapped().clear();
+                match update_swapping(self.conn, table, op, wins, overwritten) {
+                    Ok(()) => self.conflicts.record_swapped(table, op, stamp, conflicts)?,
+                    Err(error) if is_rejection(&error) => {
+                        self.conflicts.record(table, op, stamp, conflicts)?;
+                        self.combine(table, op, stamp, wins)?;
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
             Verdict::Merge => self.combine(table, op, stamp, wins)?,

@@ -13,11 +13,18 @@ use crate::{
         row::{self, Overflow},
         store,
     },
-    schema::Table,
+    schema::{Table, spelling::KEY_SPELLING},
     sqlite::Keeping,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, ValueRef},
 };
+
+impl Conflict {
+    /// Whether it is a value that the operation overwrites, in a column of its own.
+    pub(super) fn is_overwritten(&self) -> bool {
+        self.kind == ConflictKind::StoredLoses && self.column != KEY_SPELLING
+    }
+}
 
 /// Collects conflicts and writes many of them with one statement.
 #[derive(Debug)]
@@ -107,6 +114,32 @@ impl<'a> Conflicts<'a> {
             })?;
         }
         for (conflict, stored) in conflicts.iter().zip(stored) {
+            self.push(table, op, stamp, conflict, stored);
+        }
+        Ok(())
+    }
+
+    /// Takes down the conflicts of an update that has overwritten a value for each, and told it.
+    pub(super) fn record_swapped(
+        &mut self,
+        table: &Table,
+        op: &RowOp<'_>,
+        stamp: Stamp,
+        conflicts: &[Conflict],
+    ) -> rusqlite::Result<()> {
+        let conn = self.conn;
+        let swapped = conn.swapped();
+        for conflict in conflicts {
+            if self.values.len() == HELD_ROWS * WIDTH {
+                self.write()?;
+            }
+            let mut reader = ByteReader::new(&swapped);
+            let mut stored = Kept::Null;
+            while let (Ok(place), Ok(value)) = (reader.varint(), reader.cell()) {
+                if table.cell(conflict.column).is_some_and(|cell| cell as u64 == place) {
+                    stored = self.keep(value);
+                }
+            }
             self.push(table, op, stamp, conflict, stored);
         }
         Ok(())

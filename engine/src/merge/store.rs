@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use crate::{
     entry::{Cell, CellWrite, RowOp},
-    id::TableId,
+    id::{ColumnId, TableId},
     merge::{functions::combining, mirror, parked::is_rejection, row},
     schema::{
         Table,
@@ -22,7 +22,7 @@ use crate::{
 const INSERT: u64 = 1;
 const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
-/// The places of the updated cells follow, one bit each.
+/// The places of the updated cells follow, one bit each, and of those swapped.
 const UPDATE: u64 = 4;
 const SELECT: u64 = 5;
 /// The places of the cells that are given follow, one bit each.
@@ -38,19 +38,27 @@ fn name(table: TableId, what: u64) -> [u64; 2] {
 /// The name of a statement about some cells of a table.
 #[derive(Debug)]
 struct MaskedName {
-    words: [u64; 2 + MASK_WORDS],
+    words: [u64; 2 + 2 * MASK_WORDS],
     len: usize,
 }
 
 impl MaskedName {
     fn new(table: &Table, what: u64, places: impl Iterator<Item = usize>) -> Self {
-        let mut words = [0; 2 + MASK_WORDS];
+        let mut words = [0; 2 + 2 * MASK_WORDS];
         words[0] = table.id.0.into();
         words[1] = what;
         for place in places {
             words[2 + place / 64] |= 1 << (place % 64);
         }
         Self { words, len: 2 + table.cells.len().div_ceil(64) }
+    }
+
+    /// Adds the mask of other cells.
+    fn mask_more(&mut self, places: impl Iterator<Item = usize>) {
+        for place in places {
+            self.words[self.len + place / 64] |= 1 << (place % 64);
+        }
+        self.len += self.len - 2;
     }
 
     fn is_empty(&self) -> bool {
@@ -135,11 +143,24 @@ pub(super) fn update(
     op: &RowOp<'_>,
     wins: impl Fn(usize) -> bool,
 ) -> rusqlite::Result<()> {
+    update_swapping(conn, table, op, wins, |_| false)
+}
+
+/// As [`update`], and leaves in [`Keeping::swapped`] what stood in the columns that `swaps` picks, by
+/// their place in the table.
+pub(super) fn update_swapping(
+    conn: &Keeping,
+    table: &Table,
+    op: &RowOp<'_>,
+    wins: impl Fn(usize) -> bool,
+    swaps: impl Fn(ColumnId) -> bool,
+) -> rusqlite::Result<()> {
     let winning = || {
         let cells = op.cells.iter().enumerate().filter(|(cell, _)| wins(*cell));
         cells.filter_map(|(_, cell)| Some((cell, table.cell(cell.column)?)))
     };
-    let name = MaskedName::new(table, UPDATE, winning().map(|(_, place)| place));
+    let mut name = MaskedName::new(table, UPDATE, winning().map(|(_, place)| place));
+    name.mask_more(winning().filter(|(cell, _)| swaps(cell.column)).map(|(_, place)| place));
     if name.is_empty() {
         return Ok(());
     }
@@ -147,7 +168,7 @@ pub(super) fn update(
         conn,
         table,
         name.as_slice(),
-        || update_sql(table, winning()),
+        || update_sql(table, winning(), &swaps),
         |parameters| {
             lend_key(parameters, 0, table, op.key)?;
             let mut before = table.key.len();
@@ -165,23 +186,31 @@ pub(super) fn update(
     )
 }
 
-fn update_sql<'c>(table: &Table, cells: impl Iterator<Item = (&'c Cell<'c>, usize)>) -> String {
+fn update_sql<'c>(
+    table: &Table,
+    cells: impl Iterator<Item = (&'c Cell<'c>, usize)>,
+    swaps: impl Fn(ColumnId) -> bool,
+) -> String {
     let mut sql = format!("UPDATE OR ABORT {} SET ", quoted(&table.name));
     let mut place = table.key.len();
-    let mut set = |name: &str, function: Option<&str>| {
+    let mut set = |name: &str, value: &dyn Fn(usize) -> String| {
         let comma = if place == table.key.len() { "" } else { ", " };
         place += 1;
-        sql.push_str(&match function {
-            None => format!("{comma}{name} = ?{place}"),
-            Some(function) => format!("{comma}{name} = {function}({name}, ?{place})"),
-        });
+        sql.push_str(&format!("{comma}{name} = {}", value(place)));
     };
+    let given = |place: usize| format!("?{place}");
     for (cell, column) in cells {
         if cell.column == KEY_SPELLING {
-            table.key.iter().for_each(|column| set(&quoted(&column.name), None));
+            table.key.iter().for_each(|column| set(&quoted(&column.name), &given));
         } else {
-            let column = &table.cells[column];
-            set(&quoted(&column.name), combining(column.merge));
+            let name = quoted(&table.cells[column].name);
+            match combining(table.cells[column].merge) {
+                Some(function) => set(&name, &|place| format!("{function}({name}, ?{place})")),
+                None if swaps(cell.column) => {
+                    set(&name, &|place| format!("littoral_swap({name}, ?{place}, {column})"));
+                }
+                None => set(&name, &given),
+            }
         }
     }
     sql.push_str(" WHERE ");

@@ -1,24 +1,24 @@
-//! What rusqlite does not wrap: the preupdate hook and two connection counters; and the bridge
-//! between its values and ours.
+//! What rusqlite does not wrap: the preupdate hook, two connection counters, and, in [`keeping`],
+//! statements that stay prepared; and the bridge between its values and ours.
 //!
-//! With `sqlite/file.rs` the only unsafe code of the engine. Everything it exports is safe to use: the hook's context
-//! lives as long as the connection it is installed on, because [`Hooked`] owns both.
+//! The only unsafe code of the engine is in this folder. Everything it exports is safe to use: the
+//! hook's context lives as long as the connection it is installed on, because [`Hooked`] owns both.
 
 #![expect(unsafe_code, reason = "SQLite's C interface, where rusqlite has no safe one")]
 
 pub(crate) mod file;
+mod keeping;
+
+pub(crate) use keeping::{Columns, Keeping, Parameters};
 
 use std::{
-    cell::RefCell,
-    collections::BTreeMap,
+    cell::{RefCell, RefMut},
     ffi::{CStr, CString, c_char, c_int, c_void},
     marker::PhantomData,
     ops::Deref,
     ptr, slice,
-    sync::Arc,
 };
 
-use parking_lot::Mutex;
 use rusqlite::{
     Connection, ffi,
     types::{ToSql, ToSqlOutput},
@@ -57,6 +57,7 @@ pub(crate) const ROWID: usize = usize::MAX;
 
 impl<'e> RowEvent<'e> {
     /// The value before an update or a delete.
+    #[inline]
     pub(crate) fn before(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
         if column == ROWID {
             return Ok(ValueRef::Integer(self.rowids[0]));
@@ -66,6 +67,7 @@ impl<'e> RowEvent<'e> {
     }
 
     /// The value after an insert or an update.
+    #[inline]
     pub(crate) fn after(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
         if column == ROWID {
             return Ok(ValueRef::Integer(self.rowids[1]));
@@ -76,6 +78,7 @@ impl<'e> RowEvent<'e> {
 
     /// # Safety
     /// `read` is one of the two functions of the hook, called within the hook.
+    #[inline]
     unsafe fn value(
         &self,
         column: usize,
@@ -95,6 +98,7 @@ impl<'e> RowEvent<'e> {
 
 /// # Safety
 /// `value` must be valid, and stay so for `'v`.
+#[inline]
 unsafe fn value_ref<'v>(value: *mut ffi::sqlite3_value) -> ValueRef<'v> {
     // SAFETY: the accessors are called in the order in which SQLite demands them: type, bytes'
     // address, bytes' count, without a conversion in between.
@@ -137,33 +141,40 @@ pub(crate) trait PreupdateSink: Send + 'static {
 #[derive(Debug)]
 pub(crate) struct Hooked<S: PreupdateSink> {
     // Declared first, so dropped first: after that nobody calls the hook.
-    connection: Connection,
-    sink: Arc<Mutex<S>>,
+    connection: Keeping,
+    /// In a box of its own: the hook's context is its address. Not a mutex, since connection and
+    /// hook are one thread's at a time.
+    sink: Box<RefCell<S>>,
 }
 
 impl<S: PreupdateSink> Hooked<S> {
     pub(crate) fn new(connection: Connection, sink: S) -> Self {
-        let sink = Arc::new(Mutex::new(sink));
-        // SAFETY: the context is the address of the mutex in the Arc, which `Hooked` keeps alive
-        // longer than the connection, and `hook::<S>` expects just that type.
+        let sink = Box::new(RefCell::new(sink));
+        // SAFETY: the context is the address of the cell in the box, which `Hooked` keeps alive longer
+        // than the connection, and `hook::<S>` expects just that type.
         unsafe {
             ffi::sqlite3_preupdate_hook(
                 connection.handle(),
                 Some(hook::<S>),
-                Arc::as_ptr(&sink).cast_mut().cast::<c_void>(),
+                ptr::from_ref(&*sink).cast_mut().cast::<c_void>(),
             );
         }
-        Self { connection, sink }
+        Self { connection: Keeping::new(connection), sink }
+    }
+
+    /// The connection, to run statements on that stay prepared.
+    pub(crate) fn keeping(&self) -> &Keeping {
+        &self.connection
     }
 
     /// Closes the connection.
     pub(crate) fn close(self) -> rusqlite::Result<()> {
-        self.connection.close().map_err(|(_, error)| error)
+        self.connection.close()
     }
 
     /// What has been taken so far. Must not be held while a statement runs.
-    pub(crate) fn sink(&self) -> parking_lot::MutexGuard<'_, S> {
-        self.sink.lock()
+    pub(crate) fn sink(&self) -> RefMut<'_, S> {
+        self.sink.borrow_mut()
     }
 }
 
@@ -198,231 +209,12 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
     };
     // SAFETY: called within the hook.
     let blob_write = unsafe { ffi::sqlite3_preupdate_blobwrite(db) } >= 0;
-    // SAFETY: `context` is the mutex of a `Hooked<S>` that is alive, since its connection is.
-    let sink = unsafe { &*context.cast::<Mutex<S>>() };
+    // SAFETY: `context` is the cell of a `Hooked<S>` that is alive, since its connection is.
+    let sink = unsafe { &*context.cast::<RefCell<S>>() };
     let rowids = [old_rowid, new_rowid];
     let table = table.to_bytes();
     let event = RowEvent { db, change, table, blob_write, rowids, lifetime: PhantomData };
-    sink.lock().row(&event);
-}
-
-/// A connection that keeps statements of the engine prepared, by name, and lends them their
-/// parameters where they lie: rusqlite would look each statement up by its text, and have texts and
-/// blobs copied.
-#[derive(Debug)]
-pub(crate) struct Keeping {
-    // Declared first, so dropped first: SQLite closes no connection that has statements.
-    statements: RefCell<BTreeMap<Box<[u64]>, Kept>>,
-    connection: Connection,
-}
-
-/// A prepared statement.
-#[derive(Debug)]
-struct Kept(*mut ffi::sqlite3_stmt);
-
-// SAFETY: SQLite lets a statement be used on any thread, by one at a time: whoever has its connection,
-// which is not shared between threads either.
-unsafe impl Send for Kept {}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // SAFETY: it was prepared, and is finalized only here, before its connection is closed.
-        unsafe { ffi::sqlite3_finalize(self.0) };
-    }
-}
-
-/// The parameters of a [`Keeping`] statement that is about to run. They are NULL where nothing is set.
-#[derive(Debug)]
-pub(crate) struct Parameters<'v> {
-    db: *mut ffi::sqlite3,
-    statement: *mut ffi::sqlite3_stmt,
-    lent: PhantomData<&'v [u8]>,
-}
-
-/// A row that a [`Keeping`] statement returns.
-#[derive(Debug)]
-pub(crate) struct Columns<'r> {
-    statement: *mut ffi::sqlite3_stmt,
-    row: PhantomData<&'r [u8]>,
-}
-
-impl<'r> Columns<'r> {
-    /// The value of a column, counted from 0; NULL if there is no such column.
-    pub(crate) fn value(&self, column: usize) -> ValueRef<'r> {
-        let (statement, column) = (self.statement, c_int::try_from(column).unwrap_or(c_int::MAX));
-        // SAFETY: the statement stands on a row, whose values live until it steps on, which is longer
-        // than `'r`; a column that it does not have is NULL. For the order see `value_ref`.
-        unsafe {
-            match ffi::sqlite3_column_type(statement, column) {
-                ffi::SQLITE_INTEGER => {
-                    ValueRef::Integer(ffi::sqlite3_column_int64(statement, column))
-                }
-                ffi::SQLITE_FLOAT => ValueRef::Real(ffi::sqlite3_column_double(statement, column)),
-                ffi::SQLITE_TEXT => {
-                    let start = ffi::sqlite3_column_blob(statement, column);
-                    let len = ffi::sqlite3_column_bytes(statement, column);
-                    ValueRef::Text(bytes(start.cast(), len))
-                }
-                ffi::SQLITE_BLOB => {
-                    let start = ffi::sqlite3_column_blob(statement, column);
-                    let len = ffi::sqlite3_column_bytes(statement, column);
-                    ValueRef::Blob(bytes(start.cast(), len))
-                }
-                _ => ValueRef::Null,
-            }
-        }
-    }
-}
-
-impl Keeping {
-    /// More statements than this are not kept; beyond it all are forgotten, which costs time only.
-    const KEPT: usize = 2 * crate::limits::STATEMENT_CACHE;
-
-    pub(crate) fn new(connection: Connection) -> Self {
-        Self { statements: RefCell::default(), connection }
-    }
-
-    /// Runs the statement with that name to its end and drops the rows it returns. It is prepared from
-    /// `sql` at first; the same name must always mean the same text, until [`Keeping::forget`].
-    pub(crate) fn run<'v>(
-        &self,
-        name: &[u64],
-        sql: impl FnOnce() -> String,
-        set: impl FnOnce(&mut Parameters<'v>) -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<()> {
-        self.query(name, sql, set, |_| {})
-    }
-
-    /// As [`Keeping::run`], and gives each row that the statement returns.
-    pub(crate) fn query<'v>(
-        &self,
-        name: &[u64],
-        sql: impl FnOnce() -> String,
-        set: impl FnOnce(&mut Parameters<'v>) -> rusqlite::Result<()>,
-        mut each: impl FnMut(&Columns<'_>),
-    ) -> rusqlite::Result<()> {
-        // Borrowed until the end, so that nobody runs or finalizes a statement that is running.
-        let mut statements = self.statements.borrow_mut();
-        // SAFETY: the connection is open.
-        let db = unsafe { self.connection.handle() };
-        let statement = match statements.get(name) {
-            Some(kept) => kept.0,
-            None => {
-                if statements.len() >= Self::KEPT {
-                    statements.clear();
-                }
-                let kept = prepare(db, &sql())?;
-                let statement = kept.0;
-                statements.insert(name.into(), kept);
-                statement
-            }
-        };
-        // SAFETY: prepared, and not finalized while `statements` is borrowed. What a run before lent
-        // is gone by now and must not be seen again.
-        unsafe { ffi::sqlite3_clear_bindings(statement) };
-        set(&mut Parameters { db, statement, lent: PhantomData })?;
-        let code = loop {
-            // SAFETY: as above. What was lent lives for `'v`, which is longer than this call.
-            match unsafe { ffi::sqlite3_step(statement) } {
-                ffi::SQLITE_ROW => each(&Columns { statement, row: PhantomData }),
-                code => break code,
-            }
-        };
-        let result = if code == ffi::SQLITE_DONE { Ok(()) } else { Err(failure(db, code)) };
-        // SAFETY: as above. It tells the same error again.
-        unsafe { ffi::sqlite3_reset(statement) };
-        result
-    }
-
-    /// Finalizes all statements: names may mean something else from here on.
-    pub(crate) fn forget(&self) {
-        self.statements.borrow_mut().clear();
-    }
-
-    /// Closes the connection.
-    pub(crate) fn close(self) -> rusqlite::Result<()> {
-        self.forget();
-        self.connection.close().map_err(|(_, error)| error)
-    }
-}
-
-impl Deref for Keeping {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        &self.connection
-    }
-}
-
-impl<'v> Parameters<'v> {
-    /// Lends the value to the parameter at `place`, counted from 1.
-    pub(crate) fn lend(&mut self, place: usize, value: ValueRef<'v>) -> rusqlite::Result<()> {
-        // SAFETY: it lives for `'v`, and the statement does not run longer.
-        unsafe { self.set(place, value, ffi::SQLITE_STATIC()) }
-    }
-
-    /// Has the value copied into the parameter at `place`, counted from 1.
-    pub(crate) fn copy(&mut self, place: usize, value: ValueRef<'_>) -> rusqlite::Result<()> {
-        // SAFETY: SQLite makes a copy before it returns.
-        unsafe { self.set(place, value, ffi::SQLITE_TRANSIENT()) }
-    }
-
-    /// # Safety
-    /// The value must live as long as `lifetime` says.
-    unsafe fn set(
-        &mut self,
-        place: usize,
-        value: ValueRef<'_>,
-        lifetime: ffi::sqlite3_destructor_type,
-    ) -> rusqlite::Result<()> {
-        let statement = self.statement;
-        let place = c_int::try_from(place).unwrap_or(c_int::MAX);
-        // SAFETY: the statement was prepared and does not run at present; a place that it does not have
-        // is an error. For the lifetime the caller speaks.
-        let code = unsafe {
-            match value {
-                ValueRef::Null => ffi::sqlite3_bind_null(statement, place),
-                ValueRef::Integer(n) => ffi::sqlite3_bind_int64(statement, place, n),
-                ValueRef::Real(r) => ffi::sqlite3_bind_double(statement, place, r),
-                ValueRef::Text(bytes) => ffi::sqlite3_bind_text64(
-                    statement,
-                    place,
-                    bytes.as_ptr().cast(),
-                    bytes.len() as u64,
-                    lifetime,
-                    UTF8,
-                ),
-                ValueRef::Blob(bytes) => ffi::sqlite3_bind_blob64(
-                    statement,
-                    place,
-                    bytes.as_ptr().cast(),
-                    bytes.len() as u64,
-                    lifetime,
-                ),
-            }
-        };
-        if code == ffi::SQLITE_OK { Ok(()) } else { Err(failure(self.db, code)) }
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
-const UTF8: u8 = ffi::SQLITE_UTF8 as u8;
-
-fn prepare(db: *mut ffi::sqlite3, sql: &str) -> rusqlite::Result<Kept> {
-    let mut statement: *mut ffi::sqlite3_stmt = ptr::null_mut();
-    let length = c_int::try_from(sql.len()).expect("the engine's statements are short");
-    // SAFETY: the connection is open, `sql` is that long, and `statement` is a place to write to.
-    let code = unsafe {
-        ffi::sqlite3_prepare_v3(
-            db,
-            sql.as_ptr().cast(),
-            length,
-            ffi::SQLITE_PREPARE_PERSISTENT,
-            &raw mut statement,
-            ptr::null_mut(),
-        )
-    };
-    if code == ffi::SQLITE_OK { Ok(Kept(statement)) } else { Err(failure(db, code)) }
+    sink.borrow_mut().row(&event);
 }
 
 /// Whether a foreign key that is deferred to the commit is violated at present.
