@@ -47,6 +47,7 @@ mod genesis;
 mod hlc;
 mod id;
 mod identity;
+mod ids;
 pub mod limits;
 mod log;
 mod merge;

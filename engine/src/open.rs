@@ -113,7 +113,8 @@ impl Builder {
     /// # Errors
     /// Why the file could not be opened as this node's.
     pub fn open(self, path: &Path, now: Now, seed: u64) -> Result<Replica, OpenError> {
-        let file = Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone() });
+        let file =
+            Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone(), ids: Arc::default() });
         let mut conn =
             file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         let ours = catalog::exists(&conn)?;
@@ -173,6 +174,8 @@ impl Builder {
         } else {
             HlcClock::starting_after(log.hlc())
         };
+        let given = catalog::meta::<i64>(&conn, "last_id")?.unwrap_or(0).cast_unsigned();
+        file.ids.resume(given, log.hlc().wall());
         let origin = origin_seen_by(register.as_ref(), &self.identity);
         let writer = Writer::open(
             &file,

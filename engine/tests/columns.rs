@@ -278,3 +278,30 @@ proptest! {
         prop_assert!(cluster.closed.is_empty(), "{:?}", cluster.closed);
     }
 }
+
+#[test]
+fn littoral_id_is_unique_ascends_and_survives_a_restart_with_the_clock_set_back() {
+    let mut cluster = cluster(2, "");
+    let sql = "INSERT INTO gauge(id, n) VALUES(littoral_id(), littoral_id())";
+    for _ in 0..3 {
+        cluster.write(0, sql);
+        cluster.write(1, sql);
+    }
+    let newest = "SELECT max(n) FROM gauge WHERE n & 4095 = 1";
+    let before: i64 = cluster.rows(0, newest)[0].parse().unwrap();
+    let read: i64 = cluster.rows(0, "SELECT littoral_id()")[0].parse().unwrap();
+    assert!(read > before && read < 1 << 53);
+    cluster.write(0, sql);
+    let before: i64 = cluster.rows(0, newest)[0].parse().unwrap();
+    cluster.cut();
+    let now = cluster.now;
+    cluster.replicas[0].take().unwrap().close(now).1.unwrap();
+    cluster.now.wall = WallTime(now.wall.0 - 3_600_000);
+    cluster.open(0);
+    cluster.write(0, sql);
+    let after: i64 = cluster.rows(0, newest)[0].parse().unwrap();
+    assert!(after > before);
+    cluster.now.wall = now.wall;
+    join(&mut cluster);
+    assert_eq!(cluster.rows(1, "SELECT count(*), count(DISTINCT n) FROM gauge"), ["8|8"]);
+}

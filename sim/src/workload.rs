@@ -7,6 +7,7 @@
 //! - the two rows of a pair in `pair` hold the same token, or both are missing;
 //! - the balances in `account` sum to zero;
 //! - every `tally` equals the sum of its rows in `ledger`; a job writes its own number there;
+//! - rows of `badge` have keys of `littoral_id()`, and no two jobs insert the same;
 //! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted;
 //! - no two rows of `ticket` ever had the same key, which `stub` remembers.
 
@@ -46,6 +47,7 @@ CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0
 CREATE TABLE ledger (id INTEGER PRIMARY KEY, tally INTEGER NOT NULL, amount INTEGER NOT NULL);
 CREATE TABLE tally (id INTEGER PRIMARY KEY, total INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE ghost (id INTEGER PRIMARY KEY, state TEXT);
+CREATE TABLE badge (id INTEGER PRIMARY KEY, holder TEXT);
 CREATE TABLE gauge (
   id INTEGER PRIMARY KEY, high, low, peak REAL NOT NULL DEFAULT 0, turns INTEGER NOT NULL DEFAULT 0,
   street TEXT, town, note TEXT, CHECK (note IS NULL OR street IS NOT note));
@@ -124,7 +126,7 @@ impl TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 19] = [
+pub(crate) const TABLES: [TableShape; 20] = [
     any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
     any("cart", &["owner", "sku"], &[("quantity", "counter")]),
     any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
@@ -137,6 +139,7 @@ pub(crate) const TABLES: [TableShape; 19] = [
     any("ledger", &["id"], &[]),
     any("tally", &["id"], &[("total", "counter")]),
     any("ghost", &["id"], &[]),
+    any("badge", &["id"], &[]),
     any(
         "gauge",
         &["id"],
@@ -176,7 +179,11 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 8] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 9] = [
+    (
+        "an id that two nodes have given",
+        "SELECT count(*) FROM littoral_conflicts WHERE \"table\" = 'badge'",
+    ),
     (
         "half of a transaction on a pair",
         "SELECT count(*) FROM pair a LEFT JOIN pair b ON b.id = a.id + 1 - 2 * (a.id % 2)

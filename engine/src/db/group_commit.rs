@@ -266,6 +266,9 @@ impl Writer {
             return Err(transaction_gone());
         }
         self.normalize(&course)?;
+        if let Some(last) = self.ids().unsaved() {
+            self.as_engine(|conn| catalog::set_meta(conn, "last_id", last.cast_signed()))?;
+        }
         if let Some(refused) = self.user().sink().take_refusal() {
             return Err(refused);
         }

@@ -26,6 +26,7 @@ use rusqlite::{Connection, OpenFlags, hooks::AuthContext};
 use crate::{
     driver::DatabaseDigest,
     entry::Digest,
+    ids::{self, Ids},
     schema::{Registry, Table},
     sqlite,
     value::put_cell,
@@ -45,6 +46,8 @@ pub struct Db {
 pub(crate) struct File {
     pub(crate) path: PathBuf,
     pub(crate) vfs: Option<String>,
+    /// What `littoral_id()` gives on every connection.
+    pub(crate) ids: Arc<Ids>,
 }
 
 impl File {
@@ -75,6 +78,10 @@ impl Db {
         Self { file }
     }
 
+    pub(crate) fn ids(&self) -> &Ids {
+        &self.file.ids
+    }
+
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -92,6 +99,7 @@ impl Db {
         let mut connection = self.file.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.busy_timeout(READ_BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
+        ids::prepare_connection(&connection, &self.file.ids)?;
         connection.authorizer(Some(|context: AuthContext<'_>| authorizer::reader(&context)))?;
         Ok(Reader { connection })
     }

@@ -13,7 +13,7 @@
 //!   no page, free or not; what was deleted from such a table before may stand in a free page;
 //! - memory is bounded by SQLite's page caches and one piece of [`SNAPSHOT_CHUNK_BYTES`].
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, backup::Backup, config::DbConfig};
 
@@ -91,7 +91,8 @@ impl Db {
         let held = source.unchecked_transaction()?;
         // Without a read the transaction has not begun.
         catalog::meta::<i64>(&source, "format")?;
-        let copy = File { path: self.file.beside(TAKEN), vfs: self.file.vfs.clone() };
+        let copy =
+            File { path: self.file.beside(TAKEN), vfs: self.file.vfs.clone(), ids: Arc::default() };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut conn = copy.connect(flags)?;
         // A copy that a crash leaves half made is thrown away, so nothing is synced before its end.

@@ -18,6 +18,7 @@ use crate::{
     },
     error::WriteError,
     id::TableId,
+    ids::{self, Ids},
     limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::{Registry, declaring::Calls},
@@ -40,6 +41,7 @@ pub enum Synchronous {
 #[derive(Debug)]
 pub(crate) struct Writer {
     user: Hooked<Recorder>,
+    ids: Arc<Ids>,
     gate: Arc<Mutex<Gate>>,
     masks: Mutex<Masks>,
     calls: Calls,
@@ -102,6 +104,7 @@ impl Writer {
             },
         )?;
         user.pragma_update(None, "foreign_keys", !migrating)?;
+        ids::prepare_connection(&user, &file.ids)?;
         let page_bytes = user.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
         let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), origin)));
         let judge = Arc::clone(&gate);
@@ -132,6 +135,7 @@ impl Writer {
         }
         Ok(Self {
             user: Hooked::new(user, recorder),
+            ids: Arc::clone(&file.ids),
             gate,
             masks: Mutex::default(),
             calls,
@@ -148,6 +152,10 @@ impl Writer {
 
     pub(crate) fn apply(&self) -> &Keeping {
         &self.apply
+    }
+
+    pub(crate) fn ids(&self) -> &Ids {
+        &self.ids
     }
 
     pub(crate) fn gate(&self) -> MutexGuard<'_, Gate> {

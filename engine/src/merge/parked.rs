@@ -138,28 +138,29 @@ impl Parked {
         Ok(())
     }
 
-    /// Tries to store parked rows, those first that were not tried for longest; gives how many could be.
-    pub(crate) fn retry(&mut self, conn: &Keeping, registry: &Registry) -> rusqlite::Result<u64> {
+    /// Tries to store parked rows, those first that were not tried for longest, in a transaction of its
+    /// own. If it fails, the transaction must be rolled back, and what was known of parked rows before
+    /// put back.
+    pub(crate) fn retry(&mut self, conn: &Keeping, registry: &Registry) -> rusqlite::Result<()> {
         /// Rows at a time.
         const ROWS: usize = 64;
         let behind = |row: &&(TableId, Vec<u8>)| self.tried.as_ref().is_none_or(|last| *row > last);
         let mut some: Vec<_> = self.rows.iter().filter(behind).take(ROWS).cloned().collect();
         some.extend(self.rows.iter().take(ROWS - some.len()).filter(|r| !behind(r)).cloned());
         self.tried = some.last().cloned();
-        let mut stored = 0;
+        conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
         for (id, key) in some {
             let Some(table) = registry.by_id(id) else { continue };
             let Some(cells) = self.cells(conn, table, &key)? else { continue };
             match insert_row(conn, table, &key, &cells) {
                 Ok(()) => {
                     self.take_out(conn, table, &key)?;
-                    stored += 1;
                 }
                 Err(error) if is_rejection(&error) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(stored)
+        conn.prepare_cached("COMMIT")?.raw_execute().map(drop)
     }
 }
 

@@ -97,13 +97,7 @@ impl Replica {
         }
         let before = self.aside.parked.clone();
         let conn = self.writer.apply();
-        let mut retry = || -> Result<(), ApplyError> {
-            conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
-            self.aside.parked.retry(conn, &self.registry)?;
-            conn.prepare_cached("COMMIT")?.raw_execute()?;
-            Ok(())
-        };
-        if let Err(error) = retry() {
+        if let Err(error) = self.aside.parked.retry(conn, &self.registry) {
             self.roll_back();
             self.aside.parked = before;
             self.storage_fails(error.to_string());
@@ -375,6 +369,7 @@ impl Replica {
                 catalog::add_member(conn, &member)?;
                 if member.incarnation == self.identity.incarnation {
                     self.author = Some(member.author);
+                    self.db.ids().tell(self.now.wall, self.author);
                 }
                 if self.is_origin() {
                     self.count_joiner(member.author);

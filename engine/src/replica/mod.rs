@@ -179,6 +179,8 @@ impl Replica {
             .iter()
             .find(|member| member.incarnation == parts.identity.incarnation)
             .map(|member| member.author);
+        let db = Db::new(parts.file);
+        db.ids().tell(parts.now.wall, author);
         let durable = Durable {
             lsn: parts.log.last(),
             vector: parts.log.vector(),
@@ -188,7 +190,7 @@ impl Replica {
         Self {
             identity: parts.identity,
             synchronous: parts.synchronous,
-            db: Db::new(parts.file),
+            db,
             writer: parts.writer,
             registry: parts.registry,
             members: parts.members,
@@ -230,16 +232,21 @@ impl Replica {
     /// Queues a write job. It runs in the drain that follows, together with the others that wait, and
     /// is answered by [`Output::Done`] with this ticket.
     pub fn write(&mut self, now: Now, job: Job) -> Ticket {
-        self.now = now;
+        self.tell_time(now);
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         self.jobs.push(Queued { ticket, job });
         ticket
     }
 
+    fn tell_time(&mut self, now: Now) {
+        self.now = now;
+        self.db.ids().tell(now.wall, self.author);
+    }
+
     /// Takes an input. Drain [`Replica::poll`] afterwards.
     pub fn handle(&mut self, now: Now, input: Input) {
-        self.now = now;
+        self.tell_time(now);
         match input {
             Input::PeerUp { peer, node } => self.peer_up(peer, node),
             Input::PeerDown { peer } => self.forget(peer),
@@ -346,7 +353,7 @@ impl Replica {
     /// # Errors
     /// SQLite's; the file is closed in any case, and whatever was committed stays committed.
     pub fn close(mut self, now: Now) -> (Vec<Output>, rusqlite::Result<()>) {
-        self.now = now;
+        self.tell_time(now);
         for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
             self.close_link(peer, CloseCode::Shutdown, "the node is shutting down".to_owned());
         }

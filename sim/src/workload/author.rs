@@ -555,6 +555,8 @@ impl Author<'_> {
     fn gauge(&mut self) {
         let (key, one, other) = (int(self.draw.below(4)), self.anything(), self.anything());
         let number = self.number();
+        let token = self.token();
+        self.step("INSERT INTO badge VALUES (littoral_id(), ?)", vec![token]);
         match self.draw.below(10) {
             0 => self.try_step(
                 "INSERT INTO gauge (id, high, low, peak, turns) VALUES (?1, ?2, ?3, ?4, ?4)",
