@@ -145,6 +145,7 @@ impl Net {
                     self.done.insert((node, ticket), result.map(drop));
                 }
                 Output::WalCheckpoint | Output::Event(_) => {}
+                other => panic!("nobody joins here: {other:?}"),
             }
         }
     }
