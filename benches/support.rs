@@ -381,6 +381,11 @@ impl Node {
                 Output::Send { peer, channel, bytes } => {
                     self.outbox.push_back((peer, channel, bytes));
                 }
+                other @ (Output::TakeSnapshot
+                | Output::ReadSnapshot { .. }
+                | Output::DiscardSnapshot
+                | Output::WriteSnapshot { .. }
+                | Output::InstallSnapshot(_)) => panic!("nobody joins here: {other:?}"),
                 Output::Close { code, reason, .. } => panic!("link closed ({code:?}): {reason}"),
             }
         }

@@ -9,6 +9,7 @@ mod convergence;
 mod crash_recovery;
 mod formats;
 mod hrana;
+mod joining;
 mod scenarios;
 mod schema_migration;
 mod simulator;

@@ -5,7 +5,7 @@
 //! are the two drivers of this project.
 
 use crate::{
-    db::Committed,
+    db::{Committed, Snapshot},
     entry::Digest,
     error::WriteError,
     id::{AuthorId, ClusterId, Incarnation, Lsn, NodeId, PeerId, Ticket},
@@ -23,13 +23,15 @@ pub struct Identity {
     pub incarnation: Incarnation,
 }
 
-/// One of the two ordered byte streams of a link.
+/// One of the three ordered byte streams of a link.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Channel {
     /// Hello, acknowledgements, credit, keep-alives: never behind entries.
     Control,
     /// Entries.
     Entries,
+    /// Pieces of a snapshot.
+    Snapshot,
 }
 
 /// Something that happened.
@@ -61,6 +63,26 @@ pub enum Input {
     /// The WAL could not be synced. The replica stops: after a failed sync nobody knows what the disk
     /// holds, and only opening the file again finds out.
     SyncFailed(String),
+    /// A snapshot was taken, as [`Output::TakeSnapshot`] asked, or could not be, and why.
+    SnapshotTaken(Result<Snapshot, String>),
+    /// A piece of it was read, as [`Output::ReadSnapshot`] asked, or could not be, and why.
+    SnapshotRead {
+        /// For which link.
+        peer: PeerId,
+        /// Where it begins.
+        offset: u64,
+        /// The piece.
+        bytes: Result<Vec<u8>, String>,
+    },
+    /// A piece was written, as [`Output::WriteSnapshot`] asked, or could not be, and why.
+    SnapshotWritten {
+        /// Of which link.
+        peer: PeerId,
+        /// Everything before this offset is written.
+        upto: u64,
+        /// Whether it was also synced.
+        result: Result<bool, String>,
+    },
     /// The time of [`Output::WakeAt`] has come. Harmless at any other time.
     Wake,
 }
@@ -91,6 +113,39 @@ pub enum Output {
     Sync(Lsn),
     /// Run [`Db::wal_checkpoint`](crate::Db::wal_checkpoint) on a thread that may block.
     WalCheckpoint,
+    /// Run [`Db::take_snapshot`](crate::Db::take_snapshot) on a thread that may block, then answer
+    /// [`Input::SnapshotTaken`].
+    TakeSnapshot,
+    /// Run [`Db::read_snapshot`](crate::Db::read_snapshot), then answer [`Input::SnapshotRead`].
+    /// Requests are carried out in their order.
+    ReadSnapshot {
+        /// For which link.
+        peer: PeerId,
+        /// From where on.
+        offset: u64,
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// Run [`Db::discard_snapshot`](crate::Db::discard_snapshot).
+    DiscardSnapshot,
+    /// Run [`Db::write_incoming`](crate::Db::write_incoming), then answer [`Input::SnapshotWritten`].
+    /// Requests are carried out in their order.
+    WriteSnapshot {
+        /// From which link it came.
+        peer: PeerId,
+        /// Where it begins.
+        offset: u64,
+        /// The piece.
+        bytes: Vec<u8>,
+        /// Whether to sync.
+        sync: bool,
+    },
+    /// A snapshot was received and is to become this node's file:
+    /// close the replica and every reader, run [`Db::verify_incoming`](crate::Db::verify_incoming), if
+    /// that is true rename [`Db::incoming_path`](crate::Db::incoming_path) to
+    /// [`Db::path`](crate::Db::path) and sync the directory, and in any case open the replica again.
+    /// If the process ends anywhere in between, opening the file as always goes on from there.
+    InstallSnapshot(Snapshot),
     /// A write job ended.
     Done {
         /// Which one.
@@ -109,6 +164,13 @@ pub enum Output {
 pub enum Event {
     /// This node's own `Join` was applied: it may write.
     Joined(AuthorId),
+    /// A node has become a member: its `Join` was applied.
+    Member {
+        /// Its name.
+        node: NodeId,
+        /// What its entries are signed with.
+        author: AuthorId,
+    },
     /// The handshake with a peer is complete.
     Streaming {
         /// On which link.

@@ -41,6 +41,35 @@ pub enum OpenError {
         /// The file's incarnation.
         incarnation: Incarnation,
     },
+    /// The file is an older copy of itself, or a copy in another place: others may have what it has
+    /// forgotten. Nothing of it is told to anybody.
+    #[error(
+        "the file is a copy or was restored: it was opened {opened} times, and the note beside it, \
+         {}, says {noted}. Others may have what this copy has forgotten, so it cannot go on as this \
+         node. If the file was moved, move its note with it; else start with an empty directory and a \
+         new incarnation (`littoral ca issue`)",
+        crate::identity::NOTE
+    )]
+    CopiedFile {
+        /// What the file says.
+        opened: u64,
+        /// What the note says.
+        noted: u64,
+    },
+    /// The file is gone, and the note beside it says that there was one.
+    #[error(
+        "the database is gone, and the note beside it, {}, says that there was one: others may have \
+         what it held. Put the file back, or start with an empty directory and a new incarnation \
+         (`littoral ca issue`); a read-only node may just remove the note",
+        crate::identity::NOTE
+    )]
+    LostFile,
+    /// A read-only node was given the file of a member.
+    #[error(
+        "the node is a member of the cluster, and its configuration says read_only = true: others \
+         wait for members. Give a read-only node a directory and an incarnation of its own"
+    )]
+    ReadOnlyMember,
     /// The log in the file contradicts itself: the file is damaged. Keep it for inspection, and start
     /// the node again with an empty directory and a new incarnation.
     #[error("the log is damaged at LSN {lsn}: {what}")]
@@ -114,6 +143,12 @@ pub enum WriteError {
     /// once the node has been linked to the cluster.
     #[error("this node is not a member yet: it has not received its Join from the origin")]
     NotAMember,
+    /// The node is read-only by its configuration: it never becomes a member. Send the write to one.
+    #[error(
+        "this node is read-only (read_only = true in its configuration); write at a member, or at the \
+         origin"
+    )]
+    ReadOnly,
     /// The table is written at the origin only. Send the statement to the origin.
     #[error(
         "table {table:?} is written at the origin only; write at the origin, or declare the table \
@@ -232,6 +267,7 @@ impl WriteError {
                 )
             ),
             Self::OriginOnly { .. }
+            | Self::ReadOnly
             | Self::SchemaChange { .. }
             | Self::Refused(_)
             | Self::NoSuchTable { .. }
@@ -303,6 +339,17 @@ pub(crate) enum ProtocolError {
     ForkedVector { dot: Dot },
     #[error("the peer has {theirs} of this node's entries, this node has {ours}: it lost state")]
     LostState { theirs: Dot, ours: u64 },
+    #[error(
+        "the peer has written {seq} entries as {author} and has an empty file: it lost its file, and \
+         must start again with an empty directory and a new incarnation"
+    )]
+    LostFile { author: AuthorId, seq: u64 },
+    #[error(
+        "a peer has trimmed entries that this member has not: its file is an old copy, or it was cut \
+         from the cluster. Start the node again with an empty directory and a new incarnation \
+         (`littoral ca issue`)"
+    )]
+    LeftBehind,
     #[error("the peer is this node itself")]
     LinkedToSelf,
     #[error("an entry cannot be decoded, and nothing behind it may be applied: {0}")]
@@ -333,12 +380,12 @@ impl ProtocolError {
             Self::WrongNode { .. } | Self::LinkedToSelf => CloseCode::WrongNode,
             Self::Gap { .. } | Self::UnknownAuthor(_) => CloseCode::Gap,
             Self::Fork { .. } | Self::ForkedVector { .. } => CloseCode::Fork,
-            Self::LostState { .. } => CloseCode::LostState,
+            Self::LostState { .. } | Self::LostFile { .. } => CloseCode::LostState,
             Self::TooOld { .. } => CloseCode::TooOld,
             Self::TimedOut => CloseCode::TimedOut,
             Self::Replaced => CloseCode::Replaced,
             Self::Storage(_) => CloseCode::Storage,
-            Self::Undecodable(_) | Self::Halted(_) => CloseCode::Halted,
+            Self::Undecodable(_) | Self::Halted(_) | Self::LeftBehind => CloseCode::Halted,
         }
     }
 }

@@ -46,6 +46,7 @@ mod error;
 mod genesis;
 mod hlc;
 mod id;
+mod identity;
 mod ids;
 pub mod limits;
 mod log;
@@ -63,7 +64,7 @@ mod time;
 mod value;
 mod version;
 
-pub use db::{Committed, Db, Job, Reader, TxStatement, WriteTx, writer::Synchronous};
+pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
     Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, RowOp, RowOpKind,

@@ -42,6 +42,24 @@ pub const CREDIT_WINDOW_BYTES: u64 = 8 << 20;
 /// sends more is cut off.
 pub const UNAPPLIED_BYTES_MAX: u64 = CREDIT_WINDOW_BYTES;
 
+/// A snapshot is read, sent and written in pieces of this many bytes.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes of a snapshot that are under way to one peer before it has written them.
+pub const SNAPSHOT_WINDOW_BYTES: u64 = 8 << 20;
+
+/// A snapshot that is being received is synced after this many bytes: what a crash loses of it at most.
+pub const SNAPSHOT_SYNC_BYTES: u64 = 16 << 20;
+
+/// A node that has nothing yet is sent the log while it is no longer than this, and a snapshot then.
+pub const SNAPSHOT_FROM_ENTRIES: u64 = 64;
+
+/// A snapshot that nobody takes any more is kept this long, so that a cut link can go on with it.
+pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(600);
+
+/// Requests to join that one node passes on at a time.
+pub const JOIN_REQUESTS_MAX: usize = 1024;
+
 /// Entries are collected into one frame up to this many bytes, when they are waiting anyway.
 pub const ENTRIES_FRAME_BYTES: usize = 256 << 10;
 
@@ -102,6 +120,8 @@ pub const ACK_INTERVAL: Duration = Duration::from_millis(20);
 /// A failed apply is tried again after this long.
 pub const STORAGE_RETRY: Duration = Duration::from_millis(500);
 
+const _: () = assert!(SNAPSHOT_WINDOW_BYTES >= 2 * SNAPSHOT_CHUNK_BYTES as u64);
+const _: () = assert!(SNAPSHOT_SYNC_BYTES.is_multiple_of(SNAPSHOT_CHUNK_BYTES as u64));
 const _: () = assert!(ENTRIES_FRAME_BYTES <= MAX_FRAME_BYTES);
 const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * ENTRIES_FRAME_BYTES as u64);
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < LINK_TIMEOUT.as_millis());

@@ -7,19 +7,21 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use crate::{
     contested::{Contested, Stable},
     db::{
-        File,
+        File, INCOMING, TAKEN,
         writer::{Synchronous, Writer, configure},
     },
     driver::Identity,
+    entry::Digest,
     error::OpenError,
     genesis::Genesis,
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
+    identity::{Mark, Note},
     limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
     log::{Log, LogError, Start, Tail},
     merge::{Parked, mirror},
     protocol::message::Register,
-    replica::{Parts, Replica, Spools, origin_seen_by},
+    replica::{Parts, Progress, Replica, Spools, origin_seen_by},
     schema::{Registry, catalog},
     testing::{Bug, planted},
     time::Now,
@@ -34,6 +36,7 @@ pub struct Builder {
     vfs: Option<String>,
     synchronous: Synchronous,
     verify_capture: bool,
+    read_only: bool,
     max_entry: u64,
     sizes: Sizes,
 }
@@ -46,6 +49,7 @@ impl Builder {
             vfs: None,
             synchronous: Synchronous::default(),
             verify_capture: false,
+            read_only: false,
             max_entry: MAX_ENTRY_BYTES,
             sizes: Sizes::default(),
         }
@@ -80,6 +84,14 @@ impl Builder {
         self
     }
 
+    /// Makes the node one that applies and relays, but never writes and is no member: nothing in the
+    /// cluster waits for it.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
     /// The largest entry a write job may become, in bytes: 1 MiB to 64 GiB, 1 GiB if nothing is said.
     /// A value outside is taken to the nearer bound. Every node of a cluster should have the same.
     #[must_use]
@@ -96,12 +108,11 @@ impl Builder {
     }
 
     /// Opens the file, or makes it; its directory must exist. `now` dates the first entries of a new
-    /// cluster. `seed` keeps its place for what will be drawn from it; nothing is yet.
+    /// cluster. `seed` must differ from one opening to the next: a new file's id is drawn from it.
     ///
     /// # Errors
     /// Why the file could not be opened as this node's.
     pub fn open(self, path: &Path, now: Now, seed: u64) -> Result<Replica, OpenError> {
-        let _ = seed;
         let file =
             Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone(), ids: Arc::default() });
         let mut conn =
@@ -112,6 +123,11 @@ impl Builder {
             Some(true) => check_identity(&conn, &self.identity)?,
             Some(false) => return Err(OpenError::ForeignFile),
         }
+        let stored = match ours {
+            Some(_) => catalog::meta::<Vec<u8>>(&conn, "file")?.as_deref().and_then(Mark::decode),
+            None => None,
+        };
+        let mut note = Note::check(&file, stored, ours.is_none())?;
         // Nothing was changed up to here.
         configure(&conn)?;
         conn.pragma_update(None, "synchronous", "FULL")?;
@@ -120,8 +136,11 @@ impl Builder {
         }
         // A commit at FULL, so that all the file holds is on stable storage from here on, the
         // directory's entry for the WAL included.
-        let opened: i64 = catalog::meta(&conn, "opened")?.unwrap_or(0);
-        catalog::set_meta(&conn, "opened", opened + 1)?;
+        let mark = stored.map_or_else(|| self.new_mark(now, seed), Mark::next);
+        note.announce(mark, stored)?;
+        self.adopt(&mut conn, mark)?;
+        note.confirm(mark)?;
+        drop(note);
 
         mirror::repair(&conn)?;
         let registry = Arc::new(Registry::load(&conn)?);
@@ -167,6 +186,12 @@ impl Builder {
             self.sizes.tape,
         )?;
         let members = catalog::members(&conn)?;
+        let is_member = members.iter().any(|m| m.incarnation == self.identity.incarnation);
+        if self.read_only && is_member {
+            return Err(OpenError::ReadOnlyMember);
+        }
+        let progress = progress(&conn, &file)?;
+        file.remove_beside(TAKEN)?;
         let spools = Spools::find(&conn, &log, now.mono)?;
         let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
@@ -183,10 +208,32 @@ impl Builder {
             contested,
             parked,
             hlc,
+            read_only: self.read_only,
+            progress,
             spools,
             max_entry: self.max_entry,
             now,
         }))
+    }
+
+    fn new_mark(&self, now: Now, seed: u64) -> Mark {
+        let Identity { node, incarnation, .. } = &self.identity;
+        let words = format!("{node} {incarnation} {} {} {seed}", now.wall.0, now.mono.0);
+        let Digest(digest) = Digest::of(words.as_bytes());
+        let mut file = [0; 16];
+        file.copy_from_slice(&digest[..16]);
+        Mark { file, opened: 1 }
+    }
+
+    /// Makes the file this node's, if it is a snapshot that nobody has opened, and gives it its mark.
+    fn adopt(&self, conn: &mut Connection, mark: Mark) -> Result<(), OpenError> {
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        catalog::set_meta(&tx, "node", self.identity.node.as_str())?;
+        catalog::set_meta(&tx, "incarnation", self.identity.incarnation.to_string())?;
+        catalog::set_meta(&tx, "file", mark.encode())?;
+        catalog::remove_meta(&tx, catalog::SNAPSHOT_OF)?;
+        tx.commit()?;
+        Ok(())
     }
 
     fn create(&self, conn: &mut Connection, now: Now) -> Result<(), OpenError> {
@@ -205,6 +252,17 @@ impl Builder {
     }
 }
 
+/// What of a snapshot stands beside the file already.
+fn progress(conn: &Connection, file: &File) -> Result<Option<Progress>, OpenError> {
+    let noted = catalog::meta::<Vec<u8>>(conn, catalog::INCOMING)?;
+    let Some(progress) = noted.as_deref().and_then(Progress::decode) else { return Ok(None) };
+    let there = match file.open_beside(INCOMING, false)? {
+        Some(mut incoming) => incoming.size()?,
+        None => 0,
+    };
+    Ok((there >= progress.upto).then_some(progress))
+}
+
 /// What the last clock checkpoint says beside the clocks.
 fn read_checkpoint(bytes: &[u8]) -> Result<(Tail, Stable), DecodeError> {
     let mut reader = ByteReader::new(bytes);
@@ -219,6 +277,9 @@ fn check_identity(conn: &Connection, identity: &Identity) -> Result<(), OpenErro
     let text = |name| Ok::<_, OpenError>(catalog::meta::<String>(conn, name)?.unwrap_or_default());
     let damaged = |what: &str| OpenError::DamagedLog { lsn: 0, what: what.to_owned() };
     let number = |text: &str| u128::from_str_radix(text, 16);
+    if catalog::meta::<String>(conn, catalog::SNAPSHOT_OF)? == Some(identity.cluster.to_string()) {
+        return Ok(());
+    }
     let cluster = number(&text("cluster")?).map_err(|_| damaged("no cluster id"))?;
     let node = NodeId::new(&text("node")?).map_err(|_| damaged("no node name"))?;
     let incarnation = number(&text("incarnation")?).map_err(|_| damaged("no incarnation"))?;

@@ -19,6 +19,10 @@ pub struct Status {
     pub identity: Identity,
     /// What its entries are signed with, once its `Join` was applied.
     pub author: Option<AuthorId>,
+    /// Whether it is read-only, and so never a member.
+    pub read_only: bool,
+    /// A snapshot that it is receiving: bytes on stable storage, and in all.
+    pub receiving: Option<(u64, u64)>,
     /// The node that is origin, as the control register says; `None` before it is known.
     pub origin: Option<NodeId>,
     /// Position of the newest entry in its log.

@@ -40,6 +40,8 @@ pub enum Bug {
     RelayForgotten,
     /// Clocks of entries applied before the restart are lost.
     ClocksNotReplayed,
+    /// A snapshot is taken for a joiner before its `Join` was applied.
+    EarlySnapshot,
     /// The origin counts an acknowledgement before it has applied what its member had written.
     EarlyAck,
     /// A frontier makes nodes forget clocks that it does not cover.
@@ -87,7 +89,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -102,6 +104,7 @@ impl Bug {
         Self::SawIgnored,
         Self::RelayForgotten,
         Self::ClocksNotReplayed,
+        Self::EarlySnapshot,
         Self::EarlyAck,
         Self::DropAny,
         Self::NoShift,

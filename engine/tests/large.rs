@@ -30,6 +30,8 @@ struct Net {
     done: BTreeMap<(usize, Ticket), Result<(), WriteError>>,
     closed: Vec<(usize, CloseCode)>,
     max_entry: u64,
+    /// What is large; `None`: what is large elsewhere.
+    sizes: Option<Sizes>,
 }
 
 fn name(node: usize) -> NodeId {
@@ -38,6 +40,10 @@ fn name(node: usize) -> NodeId {
 
 impl Net {
     fn new(nodes: usize) -> Self {
+        Self::with_sizes(nodes, Some(SIZES))
+    }
+
+    fn with_sizes(nodes: usize, sizes: Option<Sizes>) -> Self {
         let mut net = Self {
             dir: tempfile::tempdir().unwrap(),
             replicas: (0..nodes).map(|_| None).collect(),
@@ -48,6 +54,7 @@ impl Net {
             done: BTreeMap::new(),
             closed: Vec::new(),
             max_entry: 1 << 30,
+            sizes,
         };
         (0..nodes).for_each(|node| net.open(node));
         net
@@ -60,8 +67,11 @@ impl Net {
             incarnation: Incarnation(100 + node as u128),
         };
         let cart = TablePolicy { writers: Writers::Any, ..TablePolicy::default() };
-        let mut builder =
-            Replica::builder(identity).verify_capture().sizes(SIZES).max_entry(self.max_entry);
+        let mut builder = Replica::builder(identity).max_entry(self.max_entry);
+        builder = match self.sizes {
+            Some(sizes) => builder.verify_capture().sizes(sizes),
+            None => builder,
+        };
         if node == 0 {
             let nodes = self.replicas.len();
             builder = builder.genesis(Genesis {
@@ -135,6 +145,7 @@ impl Net {
                     self.done.insert((node, ticket), result.map(drop));
                 }
                 Output::WalCheckpoint | Output::Event(_) => {}
+                other => panic!("nobody joins here: {other:?}"),
             }
         }
     }
@@ -390,4 +401,41 @@ fn large_entries_wait_for_room() {
     net.settle();
     net.assert_equal();
     assert_eq!(net.value(0, "SELECT count(*) FROM cart"), 2000);
+}
+
+/// `LITTORAL_LARGE_ROWS` asks for another number of rows, and what they take is printed.
+#[test]
+fn many_rows_in_one_transaction_replicate_as_one_entry() {
+    let asked = std::env::var("LITTORAL_LARGE_ROWS").ok();
+    let rows: i64 = asked.as_deref().map_or(200_000, |rows| rows.parse().unwrap());
+    let mut net = Net::with_sizes(2, None);
+    net.link(0, 1);
+    net.settle();
+    let report = |what: &str| {
+        if asked.is_some() {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+            eprintln!("{what}: {peak}");
+        }
+    };
+    report("before");
+    net.write(0, move |tx| {
+        tx.execute(
+            "WITH RECURSIVE c(x) AS (SELECT 0 UNION ALL SELECT x + 1 FROM c LIMIT ?1)
+             INSERT INTO orders SELECT x * 7919 % 10000019, x,
+               printf('%020d %040d', x, x) || hex(randomblob(32)) FROM c",
+            [rows],
+        )?;
+        Ok(())
+    })
+    .unwrap();
+    report("written");
+    let before = net.replica(1).status().applied;
+    net.settle();
+    report("applied");
+    net.assert_equal();
+    assert_eq!(net.value(1, "SELECT count(*) FROM orders"), rows);
+    let status = net.replica(1).status();
+    assert_eq!(status.spools, 0);
+    assert!(status.applied.0 - before.0 <= 3, "one entry, and frontiers");
 }

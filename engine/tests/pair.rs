@@ -281,6 +281,9 @@ fn an_old_copy_of_a_file_is_recognised_and_stops_writing() {
     replica.close(cluster.now).1.unwrap();
     let path = cluster.path(1);
     std::fs::copy(&path, path.with_extension("old")).unwrap();
+    // A copy of a whole disk has the note beside the file, too.
+    let note = cluster.note(1);
+    std::fs::copy(&note, note.with_extension("old-id")).unwrap();
     cluster.open(1);
     cluster.write(1, "UPDATE cart SET item = 'lost'");
     cluster.link(1, 0);
@@ -288,6 +291,7 @@ fn an_old_copy_of_a_file_is_recognised_and_stops_writing() {
     cluster.cut();
     cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
     std::fs::rename(path.with_extension("old"), &path).unwrap();
+    std::fs::rename(note.with_extension("old-id"), &note).unwrap();
     cluster.open(1);
     cluster.link(1, 0);
     cluster.settle();
@@ -320,6 +324,8 @@ fn a_node_that_lost_its_file_is_recognised_before_it_writes() {
     cluster.cut();
     cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
     std::fs::remove_file(cluster.path(1)).unwrap();
+    // With the note beside it, that would have told.
+    std::fs::remove_file(cluster.note(1)).unwrap();
     cluster.open(1);
     cluster.link(1, 0);
     cluster.settle();

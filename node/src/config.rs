@@ -32,6 +32,8 @@ pub struct Config {
     pub http: Option<Http>,
     /// How the database is used.
     pub storage: Storage,
+    /// Whether the node only applies and relays: it never writes, and nothing waits for it.
+    pub read_only: bool,
     /// What the cluster begins with: at the first origin only, and used only while the file is empty.
     pub genesis: Option<Genesis>,
 }
@@ -185,7 +187,13 @@ impl Config {
                 ));
             }
         };
+        if raw.node.read_only && genesis.is_some() {
+            return Err(ConfigError::Contradiction(
+                "node.read_only = true with [genesis]: the origin writes".to_owned(),
+            ));
+        }
         Ok(Self {
+            read_only: raw.node.read_only,
             database: directory.join(raw.node.data),
             links: raw.links.resolve(&identity.node)?,
             tls: raw.tls.resolve(directory),
@@ -252,6 +260,8 @@ struct RawNode {
     incarnation: String,
     #[serde(default = "default_database")]
     data: PathBuf,
+    #[serde(default)]
+    read_only: bool,
 }
 
 fn default_database() -> PathBuf {

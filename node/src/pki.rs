@@ -16,7 +16,10 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::{
+    pem::parse_x509_pem,
+    prelude::{FromDer as _, GeneralName, X509Certificate},
+};
 
 /// How long certificates are valid, in days. Long, because nothing renews them yet.
 const VALID_DAYS: i64 = 3650;
@@ -50,6 +53,9 @@ pub enum PkiError {
     /// A certificate is not valid DER.
     #[error("the certificate cannot be parsed")]
     Unreadable,
+    /// A certificate is not that of a cluster's authority.
+    #[error("the certificate is not that of a littoral cluster's authority")]
+    NoAuthority,
     /// A certificate names no node of this cluster.
     #[error("the certificate names no node of cluster {0}")]
     NamesNoNode(ClusterId),
@@ -128,6 +134,20 @@ fn valid_now(mut params: CertificateParams) -> CertificateParams {
 /// The DNS name by which a node of a cluster is certified.
 pub fn dns_name(node: &NodeId, cluster: ClusterId) -> String {
     format!("{node}.{cluster}.littoral")
+}
+
+/// The cluster whose authority's certificate this is.
+///
+/// # Errors
+/// If it is none that [`Authority::create`] made.
+pub fn cluster_of(certificate: &str) -> Result<ClusterId, PkiError> {
+    let (_, pem) = parse_x509_pem(certificate.as_bytes()).map_err(|_| PkiError::Unreadable)?;
+    let parsed = pem.parse_x509().map_err(|_| PkiError::Unreadable)?;
+    let named = parsed.subject().iter_common_name().find_map(|name| {
+        let cluster = name.as_str().ok()?.strip_prefix("littoral cluster ")?;
+        u128::from_str_radix(cluster, 16).ok()
+    });
+    named.map(ClusterId).ok_or(PkiError::NoAuthority)
 }
 
 /// The node that a certificate names, given that the certificate was verified already.

@@ -18,6 +18,7 @@
 mod crashes;
 mod ending;
 mod links;
+mod snapshots;
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -29,7 +30,7 @@ use crate::{
     clock::{MS, Nanos, SECOND},
     disk::vfs,
     fault::Stop,
-    machine::{Machine, StopPlan, node},
+    machine::{Machine, SnapshotWork, StopPlan, node},
     network::{Arrival, Network, Port},
     oracle::{
         Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights, spools,
@@ -69,6 +70,7 @@ enum Event {
     Wake { machine: usize, life: u64 },
     SyncEnd { machine: usize, life: u64, lsn: Lsn, mark: Option<u64> },
     Checkpoint { machine: usize, life: u64 },
+    SnapshotWork { machine: usize, life: u64 },
     Visit { client: usize },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
@@ -115,6 +117,8 @@ pub(crate) struct Tally {
     pub(crate) losses: u64,
     /// Connections made.
     pub(crate) connections: u64,
+    /// Snapshots that became a machine's file.
+    pub(crate) snapshots: u64,
 }
 
 /// One run.
@@ -197,7 +201,8 @@ impl Cluster {
         self.describe_world();
         for machine in 0..self.machines.len() {
             let mut draw = self.chance.draw(Stream::Clock, machine as u64, 1);
-            let delay = if machine == 0 { 1 } else { draw.between(1, 2 * SECOND) };
+            let by_chance = if machine == 0 { 1 } else { draw.between(1, 2 * SECOND) };
+            let delay = self.world.machines[machine].starts.unwrap_or(by_chance);
             self.schedule(delay, Event::Start { machine, life: 0 });
             self.schedule(delay + self.world.probe_every, Event::Probe { machine, count: 0 });
         }
@@ -347,6 +352,7 @@ impl Cluster {
             }
             Event::SyncEnd { machine, life, lsn, mark } => self.end_sync(machine, life, lsn, mark),
             Event::Checkpoint { machine, life } => self.checkpoint(machine, life),
+            Event::SnapshotWork { machine, life } => self.work_on_snapshot(machine, life),
             Event::Visit { client } => self.visit(client),
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
@@ -554,7 +560,10 @@ impl Cluster {
                 self.close_link(number, peer);
                 let machine = &self.machines[number];
                 let excused = match code {
-                    CloseCode::Shutdown | CloseCode::TimedOut | CloseCode::Replaced => true,
+                    CloseCode::Shutdown
+                    | CloseCode::TimedOut
+                    | CloseCode::Replaced
+                    | CloseCode::TooOld => true,
                     // Nothing can be kept until there is space again.
                     CloseCode::Storage => vfs::with(|store| store.is_full(&machine.name)),
                     _ => false,
@@ -599,13 +608,16 @@ impl Cluster {
                 }
                 self.application.answered(id, &result)?;
                 let Some(engine) = &self.machines[number].engine else { return Ok(false) };
-                self.oracle.jobs.answered(id, &result, engine.reader.connection())?;
-                self.record(number)?;
+                let reader = engine.reader.connection();
+                self.oracle.jobs.answered(id, &result, reader)?;
+                // A frontier of a node that is the only member may trim it at once.
+                self.oracle.refresh(number, reader)?;
             }
             Output::Event(news) => {
                 let text = format!("{news:?}");
                 self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
-                if let (News::Applied { .. }, Some(engine)) = (&news, &self.machines[number].engine)
+                if let (News::Applied { .. } | News::Member { .. }, Some(engine)) =
+                    (&news, &self.machines[number].engine)
                 {
                     // A frontier that covers them may be near, and trims them.
                     self.oracle.refresh(number, engine.reader.connection())?;
@@ -616,6 +628,19 @@ impl Cluster {
                     return broken(Promise::Availability, format!("m{number} halted: {why}"));
                 }
                 self.record(number)?;
+            }
+            Output::TakeSnapshot => self.queue_snapshot_work(number, SnapshotWork::Take),
+            Output::ReadSnapshot { peer, offset, bytes } => {
+                self.queue_snapshot_work(number, SnapshotWork::Read { peer, offset, bytes });
+            }
+            Output::DiscardSnapshot => self.queue_snapshot_work(number, SnapshotWork::Discard),
+            Output::WriteSnapshot { peer, offset, bytes, sync } => {
+                let work = SnapshotWork::Write { peer, offset, bytes, sync };
+                self.queue_snapshot_work(number, work);
+            }
+            Output::InstallSnapshot(snapshot) => {
+                self.install_snapshot(number, &snapshot)?;
+                return Ok(false);
             }
             Output::WakeAt(at) => {
                 if let Some(at) = at {

@@ -3,11 +3,14 @@
 //! A machine keeps nothing over a crash but its disk; [`cluster`](crate::cluster) decides when it
 //! crashes and starts.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+};
 
 use littoral::{
-    ClusterId, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, Reader, Replica,
-    Synchronous, TablePolicy, Ticket, VersionVector,
+    ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader,
+    Replica, Synchronous, TablePolicy, Ticket, VersionVector,
 };
 
 use crate::{
@@ -42,6 +45,15 @@ pub(crate) struct StopPlan {
     pub(crate) again_after: Option<u64>,
     /// Its wall clock is another one afterwards.
     pub(crate) clock: Option<WallClock>,
+}
+
+/// Something that a driver does with snapshots.
+#[derive(Debug)]
+pub(crate) enum SnapshotWork {
+    Take,
+    Read { peer: PeerId, offset: u64, bytes: usize },
+    Discard,
+    Write { peer: PeerId, offset: u64, bytes: Vec<u8>, sync: bool },
 }
 
 /// One simulated node.
@@ -81,6 +93,12 @@ pub(crate) struct Machine {
     pub(crate) sync_fails: bool,
     /// The replica was told of a failed sync and may halt.
     pub(crate) may_halt: bool,
+    /// What its replica waits for to be done with snapshots, in that order.
+    pub(crate) snapshot_work: VecDeque<SnapshotWork>,
+    /// A snapshot has taken the place of its file, and was not opened yet.
+    pub(crate) adopted: Option<Digest>,
+    /// An older copy of its file.
+    pub(crate) copy: Option<Vec<u8>>,
     identity: Identity,
 }
 
@@ -95,19 +113,19 @@ pub(crate) fn node(machine: usize) -> NodeId {
     NodeId::new(&format!("m{machine}")).expect("a letter and digits")
 }
 
-/// What a cluster of so many machines begins with.
-pub(crate) fn genesis(machines: usize, application: &dyn Application) -> Genesis {
+/// What a cluster of these machines begins with.
+pub(crate) fn genesis(members: &[usize], application: &dyn Application) -> Genesis {
     let (schema, policies) = application.schema();
-    genesis_of(machines, schema, policies)
+    genesis_of(members, schema, policies)
 }
 
-/// What a cluster of so many machines with this schema begins with.
+/// What a cluster of these machines with this schema begins with.
 pub(crate) fn genesis_of(
-    machines: usize,
+    members: &[usize],
     schema: String,
     policies: BTreeMap<String, TablePolicy>,
 ) -> Genesis {
-    let members = (0..machines).map(|machine| (node(machine), incarnation(machine))).collect();
+    let members = members.iter().map(|machine| (node(*machine), incarnation(*machine))).collect();
     Genesis { members, schema, policies }
 }
 
@@ -132,6 +150,9 @@ impl Machine {
             acknowledged: VersionVector::new(),
             sync_fails: false,
             may_halt: false,
+            snapshot_work: VecDeque::new(),
+            adopted: None,
+            copy: None,
             identity: Identity {
                 cluster: CLUSTER,
                 node: node(number),
@@ -163,6 +184,9 @@ impl Machine {
             .synchronous(synchronous)
             .sizes(self.plan.sizes)
             .verify_capture();
+        if self.plan.read_only {
+            builder = builder.read_only();
+        }
         if let Some(genesis) = genesis {
             builder = builder.genesis(genesis);
         }

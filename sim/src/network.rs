@@ -1,6 +1,6 @@
 //! [`Network`]: links between machines, the connections over them, and the frames under way.
 //!
-//! A connection has two channels in each direction, and each is an ordered stream, as QUIC's are:
+//! A connection has three channels in each direction, and each is an ordered stream, as QUIC's are:
 //! frames arrive in order or, once the connection is cut, after some prefix not at all. Loss is
 //! therefore delay; duplicates come from new connections and from second paths through the cluster;
 //! frames are reordered between channels and links, never within one.
@@ -43,7 +43,7 @@ impl LinkPlan {
             _ => draw.between(50 * MS, 400 * MS),
         };
         let jitter = draw.between(0, latency);
-        Self { ends, latency, jitter, bandwidth: draw.spread(20_000, 100_000_000) }
+        Self { ends, latency, jitter, bandwidth: draw.spread(200_000, 100_000_000) }
     }
 }
 
@@ -94,10 +94,10 @@ struct Connection {
     /// Nothing sent from now on arrives.
     cut: bool,
     /// By receiving end, then channel.
-    queues: [[Queue; 2]; 2],
+    queues: [[Queue; CHANNELS]; 2],
     /// By sending end, then channel: a long frame of entries does not hold up what is on control,
     /// since a transport interleaves its streams.
-    busy_until: [[Nanos; 2]; 2],
+    busy_until: [[Nanos; CHANNELS]; 2],
     frames_sent: u64,
 }
 
@@ -145,10 +145,14 @@ pub(crate) struct Network {
     next: ConnId,
 }
 
+/// How many channels a connection has.
+const CHANNELS: usize = 3;
+
 const fn channel_index(channel: Channel) -> usize {
     match channel {
         Channel::Control => 0,
         Channel::Entries => 1,
+        Channel::Snapshot => 2,
     }
 }
 
@@ -197,7 +201,7 @@ impl Network {
             ends: [end(0), end(1)],
             cut: false,
             queues: Default::default(),
-            busy_until: [[now; 2]; 2],
+            busy_until: [[now; CHANNELS]; 2],
             frames_sent: 0,
         };
         self.conns.insert(conn, connection);

@@ -35,6 +35,7 @@ pub(crate) struct RunSummary {
     stops: u64,
     power_cuts_with_loss: u64,
     connections: u64,
+    snapshots: u64,
     /// Of all runs together.
     hash: String,
     /// Of each run, in the order of the seeds.
@@ -188,6 +189,7 @@ impl RunSummary {
         self.stops += report.tally.stops;
         self.power_cuts_with_loss += report.tally.losses;
         self.connections += report.tally.connections;
+        self.snapshots += report.tally.snapshots;
         self.hashes.push(report.hash.clone());
         lines
     }
@@ -217,6 +219,7 @@ impl RunSummary {
         self.stops += other.stops;
         self.power_cuts_with_loss += other.power_cuts_with_loss;
         self.connections += other.connections;
+        self.snapshots += other.snapshots;
         self.hashes.extend(other.hashes);
     }
 
@@ -337,14 +340,15 @@ impl RunSummary {
         }
         lines.push(format!(
             "{} jobs done, {} refused, {} lost; {} conflicts, {} stops, {} power cuts with loss, {} \
-             connections",
+             connections, {} snapshots",
             self.jobs_done,
             self.jobs_refused,
             self.jobs_lost,
             self.conflicts,
             self.stops,
             self.power_cuts_with_loss,
-            self.connections
+            self.connections,
+            self.snapshots
         ));
         lines.push(format!(
             "{:.1} simulated seconds in {:.2} CPU seconds: {:.0} per CPU second, {} events",

@@ -67,6 +67,20 @@ pub(crate) struct MachinePlan {
     pub(crate) sync: Nanos,
     /// What counts as a large entry.
     pub(crate) sizes: Sizes,
+    /// When it starts for the first time, if that is not left to chance.
+    pub(crate) starts: Option<Nanos>,
+    /// The cluster does not know it before it asks to join.
+    pub(crate) joins: bool,
+    /// It never becomes a member.
+    pub(crate) read_only: bool,
+}
+
+impl MachinePlan {
+    /// A member from the beginning.
+    pub(crate) fn member(full: bool, sync: Nanos) -> Self {
+        let sizes = Sizes::default();
+        Self { full, sync, sizes, starts: None, joins: false, read_only: false }
+    }
 }
 
 /// Everything a run will meet. Machine 0 is the origin.
@@ -108,15 +122,22 @@ impl World {
             .map(|(index, ends)| LinkPlan::draw(chance, index, ends))
             .collect();
         let large = chance.draw(Stream::World, 2, 0).percent(60);
+        let late = *draw.pick(&[0, 0, 30, 60]);
         let machines: Vec<MachinePlan> = (0..options.nodes)
-            .map(|machine| MachinePlan {
-                full: draw.percent(40),
-                sync: draw.spread(MS, 600 * MS),
-                sizes: if large {
-                    sizes(&mut chance.draw(Stream::World, 3, machine as u64))
-                } else {
-                    Sizes::default()
-                },
+            .map(|number| {
+                let joins = number > 0 && draw.percent(late);
+                MachinePlan {
+                    full: draw.percent(40),
+                    sync: draw.spread(MS, 600 * MS),
+                    sizes: if large {
+                        sizes(&mut chance.draw(Stream::World, 3, number as u64))
+                    } else {
+                        Sizes::default()
+                    },
+                    starts: joins.then(|| draw.between(1, options.chaos * 3 / 4)),
+                    joins,
+                    read_only: joins && draw.percent(25),
+                }
             })
             .collect();
         let faults =

@@ -85,6 +85,14 @@ impl Cluster {
         }
     }
 
+    /// Runs `littoral ca issue` for one more node.
+    pub(crate) fn issue(&self, name: &str, options: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
+        command.current_dir(self.home.path()).args(["ca", "issue", name, "--cluster", "cluster"]);
+        let output = command.args(options).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Serves all nodes, the edges dialing the origin, and waits until all are ready.
     pub(crate) fn serve_star(&self, names: &[&str]) -> Vec<Node> {
         let mut nodes: Vec<Node> = Vec::new();

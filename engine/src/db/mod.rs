@@ -5,11 +5,14 @@ mod explicit_key;
 mod group_commit;
 pub(crate) mod mask;
 mod schema_change;
+mod snapshot;
 mod tx;
 pub(crate) mod writer;
 
 pub(crate) use group_commit::{Answer, Local, Queued, remember};
 pub use group_commit::{Committed, Job};
+pub use snapshot::Snapshot;
+pub(crate) use snapshot::{INCOMING, TAKEN};
 pub use tx::{TxStatement, WriteTx};
 
 use std::{

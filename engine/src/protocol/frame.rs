@@ -12,7 +12,7 @@ use crate::{
     error::ProtocolError,
     limits::{
         COMPRESS_FROM_BYTES, LARGE_ENTRY_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_ENTRY_RANGE,
-        MAX_FRAME_BYTES,
+        MAX_FRAME_BYTES, MAX_FRAME_OVERHEAD_BYTES, SNAPSHOT_CHUNK_BYTES,
     },
     value::{ByteReader, DecodeError, put_prefixed, put_varint},
     version::Dot,
@@ -43,6 +43,7 @@ pub fn frame_length(
     let max = match channel {
         Channel::Control => MAX_CONTROL_FRAME_BYTES,
         Channel::Entries => MAX_FRAME_BYTES,
+        Channel::Snapshot => SNAPSHOT_CHUNK_BYTES + MAX_FRAME_OVERHEAD_BYTES,
     } - FRAME_HEADER_BYTES;
     if bytes > max { Err(FrameTooLong { bytes, max }) } else { Ok(bytes) }
 }
@@ -53,6 +54,7 @@ const KIND_ENTRIES_ZSTD: u8 = 3;
 const KIND_LARGE: u8 = 4;
 const KIND_CHUNK: u8 = 5;
 const KIND_CHUNK_ZSTD: u8 = 6;
+const KIND_PIECE: u8 = 7;
 
 /// A frame carries at most so many bytes of a large entry.
 pub(crate) const CHUNK_BYTES_MAX: usize = LARGE_ENTRY_BYTES;
@@ -69,11 +71,22 @@ pub(crate) enum Payload<'f> {
     Large(LargeName),
     /// Bytes of a large entry, from an offset on.
     Chunk(Dot, u64, Vec<u8>),
+    /// A piece of a snapshot, whose digest is right, and where it begins.
+    Piece(u64, Vec<u8>),
 }
 
 /// Puts the header before a control message.
 pub(crate) fn control_frame(message: &[u8]) -> Vec<u8> {
     framed(KIND_CONTROL, message)
+}
+
+/// Puts offset and digest before a piece of a snapshot.
+pub(crate) fn piece_frame(offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(bytes.len() + 50);
+    put_varint(&mut payload, offset);
+    payload.extend_from_slice(&Digest::of(bytes).0);
+    payload.extend_from_slice(bytes);
+    framed(KIND_PIECE, &payload)
 }
 
 /// Offers a large entry.
@@ -165,9 +178,23 @@ pub(crate) fn decode_frame(channel: Channel, frame: &[u8]) -> Result<Payload<'_>
         (Channel::Control, KIND_CONTROL) => Ok(Payload::Control(payload)),
         (Channel::Entries, KIND_ENTRIES) => entries(payload).map(Payload::Entries),
         (Channel::Entries, KIND_ENTRIES_ZSTD) => entries(&unpacked(payload)?).map(Payload::Entries),
+        (Channel::Snapshot, KIND_PIECE) => piece(payload),
         (Channel::Entries, KIND_LARGE) => large(payload),
         (Channel::Entries, kind @ (KIND_CHUNK | KIND_CHUNK_ZSTD)) => chunk(kind, payload),
         (_, kind) => Err(ProtocolError::Malformed(format!("frame of kind {kind} on {channel:?}"))),
+    }
+}
+
+fn piece(payload: &[u8]) -> Result<Payload<'static>, ProtocolError> {
+    let mut reader = ByteReader::new(payload);
+    let cut = |error: DecodeError| malformed(&error.to_string());
+    let offset = reader.varint().map_err(cut)?;
+    let digest = Digest(reader.array().map_err(cut)?);
+    let bytes = &payload[payload.len() - reader.remaining()..];
+    if Digest::of(bytes) == digest {
+        Ok(Payload::Piece(offset, bytes.to_vec()))
+    } else {
+        Err(malformed("a piece of a snapshot whose digest is another one"))
     }
 }
 

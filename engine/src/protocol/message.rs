@@ -38,6 +38,17 @@ pub(crate) enum Message {
     Hold(u64, Seq),
     /// It can, from this offset of the entry's bytes on.
     Resume(u64, Seq, u64),
+    /// An incarnation of a node asks to become a member, itself or through others.
+    AskJoin(String, u128),
+    /// The sender streams nothing on this link: the receiver must take a snapshot first.
+    SnapshotFirst,
+    /// Asks for a snapshot: whether it must hold the sender's own `Join`, the entries it must hold
+    /// because the sender has them, and digest and number of bytes of what the sender has of one already.
+    AskSnapshot(bool, Vec<(u64, Seq)>, Option<([u8; 32], u64)>),
+    /// The snapshot that follows on its own stream: digest, size, and the offset at which it begins.
+    Snapshot([u8; 32], u64, u64),
+    /// How many bytes of the snapshot the sender has written.
+    SnapshotCredit(u64),
 }
 
 /// Who a replica is, and what it has.

@@ -20,16 +20,18 @@ pub(crate) mod frame;
 mod hold;
 pub(crate) mod message;
 mod push;
+pub(crate) mod snapshot;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
     time::Duration,
 };
 
 use crate::{
+    db::Snapshot,
     driver::{Channel, Identity},
-    entry::{Entry, LargeName, codec::FORMAT},
+    entry::{Digest, Entry, LargeName, codec::FORMAT},
     error::ProtocolError,
     id::{AuthorId, Incarnation, Lsn, NodeId, PeerId, Seq},
     limits::{
@@ -42,6 +44,7 @@ use crate::{
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         hold::{Offered, Outgoing},
         message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
+        snapshot::{Sending, Wish},
     },
     status::PeerStatus,
     time::Instant,
@@ -90,11 +93,22 @@ pub(crate) struct PeerSession {
     offered: Option<Offered>,
     /// A link to this node existed before in this process.
     pub(crate) is_reconnect: bool,
-    /// Which life of the node it is, and what its entries are signed with, once that is known.
+    /// Which life of the node is at the other end, once it has said hello.
     pub(crate) incarnation: Option<Incarnation>,
+    /// The peer has too little for the log: nothing is streamed to it.
+    pub(crate) needs_snapshot: bool,
+    /// The peer says the same of us.
+    pub(crate) says_snapshot_first: bool,
+    /// What it had trimmed at its hello.
+    pub(crate) trimmed: VersionVector,
+    /// A snapshot that it waits for.
+    pub(crate) wish: Option<Wish>,
+    /// A snapshot on its way.
+    pub(crate) sending: Option<Sending>,
+    /// Requests to join that it was told, or told us.
+    pub(crate) asked: BTreeSet<Incarnation>,
+    /// What its entries are signed with, once that is known.
     pub(crate) author: Option<AuthorId>,
-    /// It lacks entries that are trimmed here: nothing is sent to it.
-    pub(crate) is_too_old: bool,
 }
 
 #[derive(Debug)]
@@ -118,6 +132,12 @@ pub(crate) enum Received {
     Nothing,
     Hello(Box<Hello>),
     Entries(Vec<Entry>),
+    AskJoin(NodeId, Incarnation),
+    SnapshotFirst,
+    AskSnapshot,
+    /// What follows has this digest and size, and begins at this offset.
+    Snapshot(Snapshot, u64),
+    Piece(u64, Vec<u8>),
     /// The peer offers a large entry, and waits for an answer.
     Large(LargeName),
     /// Bytes of a large entry that were asked for, from an offset on.
@@ -155,8 +175,13 @@ impl PeerSession {
             offered: None,
             is_reconnect: false,
             incarnation: None,
+            needs_snapshot: false,
+            says_snapshot_first: false,
+            trimmed: VersionVector::new(),
+            wish: None,
+            sending: None,
+            asked: BTreeSet::new(),
             author: None,
-            is_too_old: false,
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -186,6 +211,9 @@ impl PeerSession {
             return Ok(Received::Nothing);
         }
         match decode_frame(channel, &bytes)? {
+            Payload::Piece(..) if !self.is_streaming() => {
+                Err(ProtocolError::Malformed("a snapshot without a hello".to_owned()))
+            }
             Payload::Control(message) => self.handle_message(now, Message::decode(message)?),
             payload => self.received(payload),
         }
@@ -205,6 +233,7 @@ impl PeerSession {
                 self.offered(name)?;
                 Ok(Received::Large(name))
             }
+            Payload::Piece(offset, bytes) => Ok(Received::Piece(offset, bytes)),
             Payload::Chunk(dot, offset, bytes) => {
                 let wanted = self.check_chunk(dot, offset, &bytes)?;
                 Ok(if wanted { Received::Chunk(dot, offset, bytes) } else { Received::Nothing })
@@ -243,6 +272,32 @@ impl PeerSession {
                     return Err(ProtocolError::Malformed("credit for bytes never sent".to_owned()));
                 }
                 self.entry_bytes_credited = taken;
+            }
+            Message::AskJoin(node, incarnation) => {
+                let node = NodeId::new(&node)
+                    .map_err(|error| ProtocolError::Malformed(error.to_string()))?;
+                return Ok(Received::AskJoin(node, Incarnation(incarnation)));
+            }
+            Message::SnapshotFirst => {
+                self.says_snapshot_first = true;
+                return Ok(Received::SnapshotFirst);
+            }
+            Message::AskSnapshot(joins, vector, has) => {
+                self.wish = Some(Wish { joins, vector: read_vector(&vector), has });
+                self.sending = None;
+                return Ok(Received::AskSnapshot);
+            }
+            Message::Snapshot(digest, bytes, from) => {
+                let digest = Digest(digest);
+                return Ok(Received::Snapshot(Snapshot { digest, bytes }, from));
+            }
+            Message::SnapshotCredit(upto) => {
+                let Some(sending) = &mut self.sending else {
+                    return Err(ProtocolError::Malformed("credit for no snapshot".to_owned()));
+                };
+                if sending.written(upto)? {
+                    self.sending = None;
+                }
             }
             Message::Hold(author, seq) => {
                 self.hold_said(Dot { author: AuthorId::from_u64(author), seq });
@@ -403,7 +458,7 @@ impl PeerSession {
         }
     }
 
-    fn say(&mut self, message: &Message) {
+    pub(crate) fn say(&mut self, message: &Message) {
         self.outbox.push_back((Channel::Control, control_frame(&message.encode())));
     }
 

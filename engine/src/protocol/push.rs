@@ -15,7 +15,7 @@ use crate::{
 impl PeerSession {
     /// Where to read the log, if there may be something to send up to `durable`.
     pub(crate) fn wants_from(&self, durable: Lsn) -> Option<Lsn> {
-        let free = self.is_streaming() && !self.is_stopped();
+        let free = self.is_streaming() && !self.needs_snapshot && !self.is_stopped();
         (free && self.cursor <= durable && self.has_credit_for(1)).then_some(self.cursor)
     }
 

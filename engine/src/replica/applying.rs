@@ -35,7 +35,7 @@ pub(super) struct Before {
 impl Replica {
     pub(super) fn apply_incoming(&mut self) -> bool {
         let waits = self.storage.retry_at.is_some_and(|at| self.now.mono < at);
-        if self.applied_in_drain || waits || self.halted.is_some() {
+        if self.applied_in_drain || waits || self.halted.is_some() || self.is_fetching() {
             return false;
         }
         let batch = self.take_batch();
@@ -432,6 +432,7 @@ impl Replica {
             self.writer.learn(&self.registry);
         }
         if before.members.len() != self.members.len() {
+            self.note_joins(before.members.len());
             self.hear_new_members();
         }
         if self.author != before.author

@@ -12,7 +12,7 @@ use crate::{
     log::{Log, LogError},
     protocol::{
         PeerSession, Received, check_hello,
-        message::{Hello, Register, begins_with},
+        message::{Hello, Message, Register, begins_with},
     },
     replica::{Replica, holds::Arrived, is_storage_failure},
     schema::catalog,
@@ -54,6 +54,15 @@ impl Replica {
             Received::Large(name) => self.offered(peer, name),
             Received::Chunk(dot, offset, bytes) => self.chunk(peer, dot, offset, &bytes),
             Received::Hello(hello) => self.hello(peer, &hello),
+            Received::AskJoin(node, incarnation) => self.asked_to_join(peer, node, incarnation),
+            Received::SnapshotFirst => {
+                self.told_snapshot_first(peer);
+                Ok(())
+            }
+            // Granted in the drain that follows, or when there is one to give.
+            Received::AskSnapshot => Ok(()),
+            Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
+            Received::Piece(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
             Received::Acks(acks) => {
                 self.hear_acks(peer, acks);
                 Ok(())
@@ -90,10 +99,10 @@ impl Replica {
         }
         self.close_replaced(peer, &node);
         let vector = hello.vector();
+        let too_little = self.is_too_little(&vector);
         let trimmed = hello.trimmed();
-        if !self.log.vector().covers_all(&trimmed) {
-            return Err(ProtocolError::TooOld { trimmed });
-        }
+        self.check_trimmed(&trimmed)?;
+        let lacks_trimmed = !self.log.vector().covers_all(&trimmed);
         let cursor = match self.sessions.get(&peer) {
             Some(session) if session.is_reconnect && planted(Bug::RelayForgotten) => {
                 self.durable.lsn.next()
@@ -102,9 +111,14 @@ impl Replica {
         };
         let Some(session) = self.sessions.get_mut(&peer) else { return Ok(()) };
         session.incarnation = Some(them.incarnation);
-        // It finds that out itself, and closes the link.
-        session.is_too_old = !vector.covers_all(&self.log.start().vector);
+        session.needs_snapshot = too_little;
+        session.says_snapshot_first |= lacks_trimmed;
+        session.trimmed = trimmed;
         let early = session.start_streaming(vector, cursor)?;
+        if too_little {
+            session.say(&Message::SnapshotFirst);
+        }
+        self.ask_to_join(peer);
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         early.into_iter().try_for_each(|received| self.received(peer, received))
     }
@@ -192,7 +206,7 @@ impl Replica {
         }
         let mut too_old = Vec::new();
         for session in self.sessions.values_mut() {
-            if session.is_too_old {
+            if session.needs_snapshot {
                 continue;
             }
             if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
@@ -225,7 +239,9 @@ impl Replica {
     /// A peer broke the protocol, or its link has to end.
     pub(super) fn refuse(&mut self, peer: PeerId, error: &ProtocolError) {
         match error {
-            ProtocolError::Undecodable(_) => return self.stop_links(error.to_string()),
+            ProtocolError::Undecodable(_) | ProtocolError::LeftBehind => {
+                return self.stop_links(error.to_string());
+            }
             ProtocolError::LostState { theirs, .. } => {
                 self.close_link(peer, error.code(), error.to_string());
                 return self.lost_state(*theirs);
@@ -252,6 +268,7 @@ impl Replica {
     pub(super) fn forget(&mut self, peer: PeerId) {
         self.sessions.remove(&peer);
         self.incoming.remove(&peer);
+        self.stop_fetching_from(peer);
         self.spools_without(peer);
     }
 }

@@ -19,10 +19,13 @@
 mod applying;
 mod frontier;
 mod holds;
+mod joining;
 mod links;
 mod schema;
+mod snapshot;
 
 pub(crate) use holds::Spools;
+pub(crate) use snapshot::Progress;
 
 use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
@@ -52,6 +55,8 @@ use crate::{
     replica::{
         frontier::{Checkpointing, Counting},
         holds::Incoming,
+        joining::Joining,
+        snapshot::{Fetching, Sponsor},
     },
     schema::{Registry, catalog},
     status::{Counts, PeerStatus, Status},
@@ -83,6 +88,11 @@ pub struct Replica {
     jobs: Vec<Queued>,
     schema_jobs: VecDeque<(Ticket, SchemaJob)>,
     next_ticket: u64,
+    /// Never a member: it applies and relays only.
+    read_only: bool,
+    joining: Joining,
+    sponsor: Sponsor,
+    fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
     spools: Spools,
@@ -120,6 +130,8 @@ pub(crate) struct Parts {
     pub(crate) contested: Contested,
     pub(crate) parked: Parked,
     pub(crate) hlc: HlcClock,
+    pub(crate) read_only: bool,
+    pub(crate) progress: Option<Progress>,
     pub(crate) spools: Spools,
     pub(crate) max_entry: u64,
     pub(crate) now: Now,
@@ -195,6 +207,10 @@ impl Replica {
             jobs: Vec::new(),
             schema_jobs: VecDeque::new(),
             next_ticket: 1,
+            read_only: parts.read_only,
+            joining: Joining::default(),
+            sponsor: Sponsor::default(),
+            fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
             spools: parts.spools,
@@ -241,6 +257,11 @@ impl Replica {
                     self.refuse(peer, &error);
                 }
             }
+            Input::SnapshotTaken(result) => self.snapshot_taken(result),
+            Input::SnapshotRead { peer, offset, bytes } => self.snapshot_read(peer, offset, bytes),
+            Input::SnapshotWritten { peer, upto, result } => {
+                self.snapshot_written(peer, upto, result);
+            }
             Input::Synced(lsn) => {
                 self.durable.reached(lsn);
                 self.counting.news = true;
@@ -260,6 +281,8 @@ impl Replica {
             if self.commit_jobs()
                 || self.serve_schema()
                 || self.apply_incoming()
+                || self.serve_joins()
+                || self.serve_snapshots()
                 || self.serve_frontier()
                 || self.serve_links()
                 || self.serve_disk()
@@ -295,6 +318,8 @@ impl Replica {
         Status {
             identity: self.identity.clone(),
             author: self.author,
+            read_only: self.read_only,
+            receiving: self.receiving(),
             origin: self.register.as_ref().and_then(|r| NodeId::new(&r.origin.0).ok()),
             applied: self.log.last(),
             durable: self.durable.lsn,
@@ -353,6 +378,7 @@ impl Replica {
         let mut jobs = mem::replace(&mut self.jobs, rest);
         let refused = match (self.author, &self.halted) {
             (_, Some(why)) if self.writes_stopped => Some(WriteError::Unavailable(why.clone())),
+            (None, _) if self.read_only => Some(WriteError::ReadOnly),
             (None, _) => Some(WriteError::NotAMember),
             (Some(_), _) => None,
         };
@@ -364,6 +390,7 @@ impl Replica {
                     ticket: job.ticket,
                     result: Err(match &refused {
                         Some(WriteError::Unavailable(why)) => WriteError::Unavailable(why.clone()),
+                        Some(WriteError::ReadOnly) => WriteError::ReadOnly,
                         _ => WriteError::NotAMember,
                     }),
                 })
@@ -510,7 +537,7 @@ impl Replica {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        if self.halted.is_none() && self.can_apply() {
+        if self.halted.is_none() && self.can_apply() && !self.is_fetching() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
         let told = self.acknowledged();
@@ -518,6 +545,7 @@ impl Replica {
             .values()
             .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
+            .chain(self.snapshot_deadline())
             .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
             .min()

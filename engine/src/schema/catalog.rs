@@ -26,6 +26,16 @@ pub(crate) const FILE_FORMAT: i64 = 1;
 /// statement cache can never hand one to the other past the authorizer.
 pub(crate) const MARK: &str = "/*littoral*/";
 
+/// Rows of `littoral_meta` that are about this file of this node: no snapshot has them.
+pub(crate) const OWN_ROWS: [&str; 6] =
+    ["node", "incarnation", "file", "last_id", "probed", INCOMING];
+
+/// The row of `littoral_meta` that marks a snapshot which nobody has opened yet: its cluster.
+pub(crate) const SNAPSHOT_OF: &str = "snapshot_of";
+
+/// The row of `littoral_meta` that says how far a snapshot was received.
+pub(crate) const INCOMING: &str = "incoming";
+
 pub(crate) const DDL: &str = "
 CREATE TABLE littoral_meta(name TEXT PRIMARY KEY NOT NULL, value ANY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE littoral_log(
@@ -95,6 +105,20 @@ pub(crate) fn set_meta(
 ) -> rusqlite::Result<()> {
     conn.prepare_cached("/*littoral*/ INSERT OR REPLACE INTO littoral_meta VALUES(?, ?)")?
         .execute(params![name, value])?;
+    Ok(())
+}
+
+/// The tables whose rows stay on their node.
+pub(crate) fn local_tables(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    conn.prepare("SELECT name FROM littoral_tables WHERE policy = 'local'")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+/// Removes a row of `littoral_meta`.
+pub(crate) fn remove_meta(conn: &Connection, name: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached("/*littoral*/ DELETE FROM littoral_meta WHERE name = ?")?
+        .execute([name])?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "SQLite's C interface, where rusqlite has no safe one")]
 
+pub(crate) mod file;
 mod keeping;
 
 pub(crate) use keeping::{Columns, Keeping, Parameters};

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use littoral::{
     CloseCode, ClusterId, Committed, Event, Genesis, Identity, Incarnation, Input, Instant, NodeId,
-    Now, Output, PeerId, Replica, TablePolicy, Ticket, WallTime, WriteError, WriteTx, Writers,
+    Now, Output, PeerId, Replica, Snapshot, TablePolicy, Ticket, WallTime, WriteError, WriteTx,
+    Writers,
 };
 
 /// Replicas, the links between them, and what they have put out.
@@ -21,6 +22,14 @@ pub(crate) struct Cluster {
     pub(crate) done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
     pub(crate) closed: Vec<(usize, CloseCode)>,
     pub(crate) events: Vec<(usize, Event)>,
+    opened: u64,
+    pub(crate) read_only: Vec<usize>,
+    /// Snapshots that became somebody's file.
+    pub(crate) installed: usize,
+    /// Bytes of snapshots received.
+    pub(crate) received: usize,
+    /// All links are cut when so much was received.
+    pub(crate) cut_at: Option<usize>,
 }
 
 impl Cluster {
@@ -44,6 +53,11 @@ impl Cluster {
             done: BTreeMap::new(),
             closed: Vec::new(),
             events: Vec::new(),
+            opened: 0,
+            read_only: Vec::new(),
+            installed: 0,
+            received: 0,
+            cut_at: None,
         };
         for node in 0..nodes {
             cluster.open(node);
@@ -63,12 +77,22 @@ impl Cluster {
         self.dir.path().join(format!("{node}.sqlite"))
     }
 
+    /// The note beside a replica's file.
+    pub(crate) fn note(&self, node: usize) -> std::path::PathBuf {
+        self.dir.path().join(format!("{node}.sqlite-id"))
+    }
+
     pub(crate) fn open(&mut self, node: usize) {
         let mut builder = Replica::builder(self.identity(node)).verify_capture();
+        if self.read_only.contains(&node) {
+            builder = builder.read_only();
+        }
         if node == 0 {
             builder = builder.genesis(self.genesis.clone());
         }
-        self.replicas[node] = Some(builder.open(&self.path(node), self.now, 0).unwrap());
+        self.opened += 1;
+        let seed = self.opened;
+        self.replicas[node] = Some(builder.open(&self.path(node), self.now, seed).unwrap());
     }
 
     pub(crate) fn link(&mut self, a: usize, b: usize) {
@@ -129,8 +153,60 @@ impl Cluster {
                     self.done.insert((node, ticket), result);
                 }
                 Output::Event(event) => self.events.push((node, event)),
+                Output::TakeSnapshot => {
+                    let taken = self.replica(node).db().take_snapshot();
+                    let taken = taken.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotTaken(taken));
+                }
+                Output::ReadSnapshot { peer, offset, bytes } => {
+                    let read = self.replica(node).db().read_snapshot(offset, bytes);
+                    let bytes = read.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotRead { peer, offset, bytes });
+                }
+                Output::DiscardSnapshot => self.replica(node).db().discard_snapshot().unwrap(),
+                Output::WriteSnapshot { peer, offset, bytes, sync } => {
+                    let upto = offset + bytes.len() as u64;
+                    self.received += bytes.len();
+                    let written = self.replica(node).db().write_incoming(offset, &bytes, sync);
+                    let result = written.map(|()| sync).map_err(|error| error.to_string());
+                    if self.cut_at.is_some_and(|at| self.received >= at) {
+                        self.cut_at = None;
+                        self.cut();
+                    }
+                    self.handle(node, Input::SnapshotWritten { peer, upto, result });
+                }
+                Output::InstallSnapshot(snapshot) => return self.install(node, &snapshot),
             }
         }
+    }
+
+    /// Puts a snapshot in the place of a replica's file, as a driver does.
+    fn install(&mut self, node: usize, snapshot: &Snapshot) {
+        let replica = self.replicas[node].take().unwrap();
+        let db = replica.db().clone();
+        let (outputs, closed) = replica.close(self.now);
+        closed.unwrap();
+        for output in outputs {
+            if let Output::Close { peer, .. } = output
+                && let Some((to, at)) = self.links.remove(&(node, peer))
+            {
+                self.links.remove(&(to, at));
+                self.handle(to, Input::PeerDown { peer: at });
+            }
+        }
+        assert!(db.verify_incoming(snapshot).unwrap());
+        std::fs::rename(db.incoming_path(), db.path()).unwrap();
+        self.installed += 1;
+        self.open(node);
+    }
+
+    /// One more node, whom nobody knows yet.
+    pub(crate) fn newcomer(&mut self) -> usize {
+        let node = self.names.len();
+        self.names.push(NodeId::new(&format!("n{node}")).unwrap());
+        self.replicas.push(None);
+        self.open(node);
+        node
     }
 
     pub(crate) fn settle(&mut self) {

@@ -54,9 +54,9 @@ pub(super) struct Init {
 }
 
 /// One node to be.
-struct Node {
+pub(super) struct Node {
     identity: Identity,
-    links: SocketAddr,
+    pub(super) links: SocketAddr,
     http: SocketAddr,
     /// What others dial; `None` if the port is not known yet.
     address: Option<String>,
@@ -163,7 +163,11 @@ impl Init {
 }
 
 impl Node {
-    fn place(identity: Identity, given: Option<Address>, (links, http): (u16, u16)) -> Self {
+    pub(super) fn place(
+        identity: Identity,
+        given: Option<Address>,
+        (links, http): (u16, u16),
+    ) -> Self {
         let loopback = IpAddr::from([127, 0, 0, 1]);
         match given {
             None => Self {
@@ -186,13 +190,13 @@ impl Node {
     }
 }
 
-struct Address {
+pub(super) struct Address {
     host: String,
     port: u16,
     http: Option<u16>,
 }
 
-fn parse_address(text: &str) -> anyhow::Result<(NodeId, Address)> {
+pub(super) fn parse_address(text: &str) -> anyhow::Result<(NodeId, Address)> {
     let (dialed, http) = match text.rsplit_once(',') {
         Some((dialed, http)) => {
             let port = http.parse().map_err(|_| anyhow!("--address {text}: {http} is no port"))?;
@@ -237,7 +241,7 @@ fn try_out(origin: &Identity, genesis: &Genesis) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn refuse_existing(directory: &Path) -> anyhow::Result<()> {
+pub(super) fn refuse_existing(directory: &Path) -> anyhow::Result<()> {
     let first = fs::read_dir(directory).map(|mut entries| entries.next().is_some());
     match first {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -277,14 +281,14 @@ fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow:
     Ok(())
 }
 
-fn create_private_dir(path: &Path) -> anyhow::Result<()> {
+pub(super) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     builder.create(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
-fn node_section(node: &Node) -> String {
+pub(super) fn node_section(node: &Node) -> String {
     let Identity { cluster, node: name, incarnation } = &node.identity;
     let http = node.http;
     format!(
@@ -357,7 +361,7 @@ fn key(text: &str) -> String {
 }
 
 /// Text as a basic string of TOML, which differs from JSON's in one character.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\x7f', "\\u007f")
 }
 

@@ -1,9 +1,11 @@
 //! The commands and their shared rules: data goes to stdout, logs to stderr; an error ends with a line
 //! `hint:` where something can be done about it; whatever a script may read has `--json`.
 
+mod ca;
 mod client;
 mod demo;
 mod init;
+mod join;
 mod serve;
 mod sql;
 mod status;
@@ -39,6 +41,10 @@ struct Cli {
 enum Command {
     /// Make a cluster: one directory for each node, and the certificate authority.
     Init(init::Init),
+    /// Issue certificates of the cluster's authority.
+    Ca(ca::Ca),
+    /// Make a node part of a running cluster, and run it.
+    Join(join::Join),
     /// Run a node until SIGINT or SIGTERM.
     Serve(serve::Serve),
     /// Run SQL on a node.
@@ -64,9 +70,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    if let Command::Init(init) = command {
-        return init.run();
-    }
+    let command = match command {
+        Command::Init(init) => return init.run(),
+        Command::Ca(ca) => return ca.run(),
+        other => other,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("littoral-io")
@@ -74,6 +82,8 @@ fn run(command: Command) -> anyhow::Result<()> {
     runtime.block_on(async {
         match command {
             Command::Init(init) => init.run(),
+            Command::Ca(ca) => ca.run(),
+            Command::Join(join) => join.run().await,
             Command::Serve(serve) => serve.run().await,
             Command::Sql(sql) => sql.run().await,
             Command::Status(show) => show.run().await,
@@ -83,7 +93,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn start_logging(cli: &Cli) {
-    let serving = matches!(cli.command, Command::Serve(_));
+    let serving = matches!(cli.command, Command::Serve(_) | Command::Join(_));
     let level = match (cli.verbose, serving) {
         (0, false) => LevelFilter::ERROR,
         (0, true) => LevelFilter::INFO,

@@ -19,19 +19,24 @@ use crate::{
 pub(super) struct Serve {
     /// The node's configuration.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    pub(super) config: PathBuf,
     /// Dial one more node, besides those of the configuration; may be given more than once.
     #[arg(long, value_name = "NODE=HOST:PORT")]
-    dial: Vec<String>,
+    pub(super) dial: Vec<String>,
     /// Print the addresses as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let config = Config::load(&self.config)?;
         let dials: Vec<Dial> = self.dial.iter().map(|text| dial(text)).collect::<Result<_, _>>()?;
+        self.serve(config, dials).await
+    }
+
+    /// Runs a node with these settings.
+    pub(super) async fn serve(self, config: Config, dials: Vec<Dial>) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
         let node = Node::start(config).await?;
         for dial in dials {

@@ -1,7 +1,7 @@
 //! Whether the process answers, and whether the node can do its work.
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use littoral::Status;
+use littoral::{Lsn, Status};
 use serde_json::json;
 
 use super::{ServerState, hrana};
@@ -47,6 +47,13 @@ pub(super) fn not_ready(status: &Status) -> Option<String> {
     }
     if let Some(why) = &status.storage_error {
         return Some(format!("storage fails: {why}"));
+    }
+    if let Some((got, bytes)) = status.receiving {
+        return Some(format!("receiving a snapshot: {got} of {bytes} bytes"));
+    }
+    if status.read_only {
+        let empty = status.applied == Lsn(0);
+        return empty.then(|| "no link to the cluster has brought anything yet".to_owned());
     }
     status
         .author

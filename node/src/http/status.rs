@@ -30,6 +30,8 @@ fn to_json(status: &Status) -> Value {
         "incarnation": status.identity.incarnation.to_string(),
         "cluster": status.identity.cluster.to_string(),
         "author": status.author.map(|author| author.to_string()),
+        "read_only": status.read_only,
+        "receiving": status.receiving.map(|(got, bytes)| json!({ "bytes": got, "of": bytes })),
         "origin": status.origin.as_ref().map(|node| node.as_str()),
         "ready": not_ready.is_none(),
         "not_ready": not_ready,

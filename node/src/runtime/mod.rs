@@ -4,7 +4,8 @@
 //!   HTTP, CLI, tests ─ NodeHandle ─┬─ writes ──►┌────────────────┐── frames ──► link tasks
 //!                                  │            │ replica thread │── syncs ───► WAL sync thread
 //!   link tasks ─────── frames ─────┼───────────►│ owns `Replica` │── copies ──► checkpoint thread
-//!   WAL sync thread ── synced ─────┘            └────────────────┘── answers ─► who waits for them
+//!   WAL sync thread ── synced ─────┤            │                │── pieces ──► snapshot thread
+//!   snapshot thread ── pieces ─────┘            └────────────────┘── answers ─► who waits for them
 //!                                                       ▲
 //!                                   watchdog thread ────┘ interrupts a job that takes too long
 //!   NodeHandle ─ reads ──► reader pool (blocking threads)
@@ -12,6 +13,7 @@
 //!
 //! Only the replica thread decides anything; everything else carries bytes and waits.
 
+mod files;
 mod readers;
 mod replica_thread;
 mod storage_threads;
@@ -33,6 +35,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 pub use self::readers::ReadError;
 use self::{
+    files::Files,
     readers::ReaderPool,
     replica_thread::ReplicaThread,
     storage_threads::StorageThreads,
@@ -218,8 +221,10 @@ impl Runtime {
             .map_err(|error| io_error("cannot start a storage thread", error))?;
         let (dog, watchdog) = Watchdog::start_thread(replica.interrupt_handle())
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
+        let readers = Arc::new(ReaderPool::new(db, config.storage.readers));
+        let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
         let thread =
-            ReplicaThread::new(replica, clock, inbox, storage.requests(), news.clone(), dog);
+            ReplicaThread::new(replica, files, clock, inbox, storage.requests(), news.clone(), dog);
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())
             .spawn(move || {
@@ -232,7 +237,7 @@ impl Runtime {
         let handle = NodeHandle {
             identity: Arc::new(config.identity.clone()),
             events,
-            readers: Arc::new(ReaderPool::new(db, config.storage.readers)),
+            readers,
             news,
             ended,
         };
@@ -294,6 +299,9 @@ fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
     let mut builder = Replica::builder(config.identity.clone())
         .synchronous(config.storage.synchronous)
         .max_entry(config.storage.max_entry);
+    if config.read_only {
+        builder = builder.read_only();
+    }
     if let Some(genesis) = &config.genesis {
         builder = builder.genesis(genesis.clone());
     }

@@ -4,12 +4,12 @@
 //! panicked, is not used again; work whose caller has gone away is interrupted until it ends, and only
 //! that.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use littoral::{Db, Reader};
 use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::READ_TIMEOUT;
 
@@ -32,17 +32,28 @@ pub enum ReadError {
     /// The work panicked.
     #[error("the read failed by a bug; the log says where")]
     Panicked,
+    /// A snapshot took the place of the file while it ran. Read again.
+    #[error("a snapshot has replaced the database while it was read; read again")]
+    SnapshotReplaced,
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
 }
 
-#[derive(Debug)]
 pub(crate) struct ReaderPool {
     db: Db,
     idle: Arc<Mutex<Vec<Reader>>>,
     permits: Arc<Semaphore>,
     limit: u32,
+    running: Arc<Mutex<Vec<Arc<Running>>>>,
+    /// All permits, while the file is replaced.
+    paused: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl fmt::Debug for ReaderPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReaderPool").field("db", &self.db).finish_non_exhaustive()
+    }
 }
 
 impl ReaderPool {
@@ -52,6 +63,8 @@ impl ReaderPool {
             idle: Arc::default(),
             permits: Arc::new(Semaphore::new(limit)),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
+            running: Arc::default(),
+            paused: Mutex::new(None),
         }
     }
 
@@ -64,6 +77,7 @@ impl ReaderPool {
         let db = self.db.clone();
         let idle = Arc::clone(&self.idle);
         let running = Arc::new(Running::default());
+        let all_running = Arc::clone(&self.running);
         let guard = InterruptOnDrop(Arc::clone(&running));
         let task = tokio::task::spawn_blocking(move || {
             let pooled = idle.lock().pop();
@@ -73,8 +87,16 @@ impl ReaderPool {
             };
             // A caller who left before this began gets no answer, so none is made.
             let wanted = running.begin(reader.connection().get_interrupt_handle());
+            if wanted {
+                all_running.lock().push(Arc::clone(&running));
+            }
             let result = wanted.then(|| work(&reader));
-            running.end();
+            let replaced = running.end();
+            all_running.lock().retain(|other| !Arc::ptr_eq(other, &running));
+            if replaced {
+                drop((reader, permit));
+                return Err(ReadError::SnapshotReplaced);
+            }
             if reader.connection().is_autocommit() {
                 idle.lock().push(reader);
             }
@@ -88,6 +110,30 @@ impl ReaderPool {
             Ok(Err(_)) => Err(ReadError::Panicked),
             Ok(Ok(result)) => result,
         }
+    }
+
+    /// Ends the reads that run, lets none begin until [`ReaderPool::resume`], and closes all connections.
+    /// Blocks until all are closed.
+    pub(crate) fn pause(&self) {
+        let all = loop {
+            if let Ok(all) = Arc::clone(&self.permits).try_acquire_many_owned(self.limit) {
+                break Some(all);
+            }
+            if self.permits.is_closed() {
+                break None;
+            }
+            for running in &*self.running.lock() {
+                running.replace();
+            }
+            std::thread::sleep(INTERRUPT_AGAIN);
+        };
+        self.idle.lock().clear();
+        *self.paused.lock() = all;
+    }
+
+    /// Ends a pause.
+    pub(crate) fn resume(&self) {
+        *self.paused.lock() = None;
     }
 
     /// Refuses new reads, waits for those that run, and closes all connections.
@@ -110,6 +156,8 @@ enum State {
     #[default]
     NotBegun,
     Running(InterruptHandle),
+    /// The file is being replaced under it.
+    Replaced(InterruptHandle),
     Over,
 }
 
@@ -124,15 +172,28 @@ impl Running {
         wanted
     }
 
-    /// From here on the connection may get another user, whom nothing may interrupt.
-    fn end(&self) {
-        *self.0.lock() = State::Over;
+    /// From here on the connection may get another user, whom nothing may interrupt. Tells whether the
+    /// file was replaced under it.
+    fn end(&self) -> bool {
+        matches!(std::mem::replace(&mut *self.0.lock(), State::Over), State::Replaced(_))
+    }
+
+    /// The file is to be replaced: interrupts the work.
+    fn replace(&self) {
+        let mut state = self.0.lock();
+        *state = match std::mem::replace(&mut *state, State::Over) {
+            State::Running(handle) | State::Replaced(handle) => {
+                handle.interrupt();
+                State::Replaced(handle)
+            }
+            other => other,
+        };
     }
 
     /// Interrupts the work if it runs, and keeps it from beginning; tells whether it runs.
     fn abandon(&self) -> bool {
         let mut state = self.0.lock();
-        if let State::Running(handle) = &*state {
+        if let State::Running(handle) | State::Replaced(handle) = &*state {
             handle.interrupt();
             return true;
         }

@@ -17,15 +17,16 @@ use std::{
 use bytes::Bytes;
 use littoral::{
     Channel, CloseCode, Committed, Event as News, Input, Instant, NodeId, Output, PeerId, Replica,
-    Status, Ticket, WriteError, WriteTx,
-    limits::{CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES},
+    Snapshot, Status, Ticket, WriteError, WriteTx,
+    limits::{CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, SNAPSHOT_WINDOW_BYTES},
 };
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc as async_mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    storage_threads::StorageRequests,
+    files::Files,
+    storage_threads::{SnapshotRequest, StorageRequests},
     writes::{Turn, Watchdog, Write},
 };
 use crate::clock::Clock;
@@ -34,11 +35,12 @@ use crate::clock::Clock;
 /// links together have waiting after the longest drain, unless there are very many.
 const BATCH_EVENTS: usize = 1 << 16;
 
-/// What may wait to be sent on one link: entries as credit allows, or a single larger one, and as many
+/// What may wait to be sent on one link: entries as credit allows, or a single larger one, a snapshot's
+/// window, and as many
 /// control frames as only a peer that does not read lets pile up.
 #[expect(clippy::cast_possible_truncation, reason = "8 MiB fit")]
 pub(crate) const OUTBOX_BYTES_MAX: usize =
-    CREDIT_WINDOW_BYTES as usize + MAX_FRAME_BYTES + (8 << 20);
+    CREDIT_WINDOW_BYTES as usize + MAX_FRAME_BYTES + SNAPSHOT_WINDOW_BYTES as usize + (8 << 20);
 
 /// What a frame that waits takes beside its bytes.
 const FRAME_COST: usize = 64;
@@ -57,6 +59,8 @@ pub(crate) enum Event {
     Frame { peer: PeerId, channel: Channel, bytes: Vec<u8>, permit: OwnedSemaphorePermit },
     /// Anything else that the engine asks to be told.
     Input(Input),
+    /// What a storage thread did for the file as it was opened the time of that number.
+    Stored { opening: u64, input: Input },
     /// Say how things are.
     Status(oneshot::Sender<Status>),
     /// Close everything and end.
@@ -68,6 +72,7 @@ pub(crate) enum Event {
 pub(crate) struct LinkOutbox {
     pub(crate) control: async_mpsc::UnboundedSender<Bytes>,
     pub(crate) entries: async_mpsc::UnboundedSender<Bytes>,
+    pub(crate) snapshot: async_mpsc::UnboundedSender<Bytes>,
     pub(crate) closing: Arc<OnceLock<(CloseCode, String)>>,
     /// Bytes in both queues; the link's task takes off what it has handed to QUIC.
     pub(crate) waiting: Arc<AtomicUsize>,
@@ -81,7 +86,9 @@ pub(crate) fn frame_cost(frame: &Bytes) -> usize {
 }
 
 pub(crate) struct ReplicaThread {
-    replica: Replica,
+    /// `None` only after a snapshot could not become its file.
+    replica: Option<Replica>,
+    files: Files,
     clock: Clock,
     inbox: mpsc::Receiver<Event>,
     effects: Effects,
@@ -94,6 +101,7 @@ pub(crate) struct ReplicaThread {
 impl ReplicaThread {
     pub(crate) fn new(
         replica: Replica,
+        files: Files,
         clock: Clock,
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
@@ -110,7 +118,16 @@ impl ReplicaThread {
             news,
         };
         let writes = VecDeque::new();
-        Self { replica, clock, inbox, effects, wake_at: None, writes, watchdog }
+        Self {
+            replica: Some(replica),
+            files,
+            clock,
+            inbox,
+            effects,
+            wake_at: None,
+            writes,
+            watchdog,
+        }
     }
 
     /// Runs until it is told to stop, or until nobody is left who could tell it anything.
@@ -126,6 +143,9 @@ impl ReplicaThread {
             }
             let stop = self.take(&mut batch);
             self.run_writes();
+            if self.replica.is_none() {
+                break;
+            }
             if let Some(reply) = stop {
                 return self.stop(reply);
             }
@@ -164,8 +184,11 @@ impl ReplicaThread {
             match event {
                 Event::Write(write) => self.writes.push_back(write),
                 Event::Migrate { script, done } => {
-                    let ticket = self.replica.migrate(self.clock.now(), &script);
-                    self.effects.migrations.insert(ticket, done);
+                    // Without a replica the thread is ending, and who waits is told by that.
+                    if let Some(replica) = &mut self.replica {
+                        let ticket = replica.migrate(self.clock.now(), &script);
+                        self.effects.migrations.insert(ticket, done);
+                    }
                 }
                 Event::LinkUp { peer, node, outbox } => {
                     self.effects.links.insert(peer, outbox);
@@ -181,6 +204,11 @@ impl ReplicaThread {
                     }
                     self.input(input);
                 }
+                Event::Stored { opening, input } => {
+                    if self.effects.storage.are_of(opening) {
+                        self.input(input);
+                    }
+                }
                 Event::Status(reply) => asked.push(reply),
                 Event::Stop(reply) => stop = Some(reply),
             }
@@ -188,7 +216,9 @@ impl ReplicaThread {
         self.wake();
         for reply in asked {
             // Nobody waits any more if this fails, and nothing is lost.
-            let _ = reply.send(self.status());
+            if let Some(status) = self.status() {
+                let _ = reply.send(status);
+            }
         }
         stop
     }
@@ -200,11 +230,12 @@ impl ReplicaThread {
         }
         let turn = Turn::begin(&self.watchdog);
         let mut first = true;
-        for write in self.writes.drain(..) {
+        for write in std::mem::take(&mut self.writes) {
             let write = Arc::new(Mutex::new(write));
             let (theirs, turn) = (Arc::clone(&write), Arc::clone(&turn));
             let job = move |tx: &mut WriteTx<'_>| theirs.lock().run(&turn, first, tx);
-            let ticket = self.replica.write(self.clock.now(), Box::new(job));
+            let Some(replica) = &mut self.replica else { break };
+            let ticket = replica.write(self.clock.now(), Box::new(job));
             self.effects.waiting.insert(ticket, write);
             first = false;
         }
@@ -212,16 +243,18 @@ impl ReplicaThread {
         self.writes.extend(self.effects.postponed.drain(..));
     }
 
-    fn status(&self) -> Status {
-        let mut status = self.replica.status();
+    fn status(&self) -> Option<Status> {
+        let mut status = self.replica.as_ref()?.status();
         // The engine takes a postponed job for a failed one.
         let failed = &mut status.counts.jobs_failed;
         *failed = failed.saturating_sub(self.effects.postponements);
-        status
+        Some(status)
     }
 
     fn input(&mut self, input: Input) {
-        self.replica.handle(self.clock.now(), input);
+        if let Some(replica) = &mut self.replica {
+            replica.handle(self.clock.now(), input);
+        }
     }
 
     fn wake(&mut self) {
@@ -231,19 +264,51 @@ impl ReplicaThread {
 
     fn drain(&mut self) {
         loop {
-            match self.replica.poll() {
+            let Some(replica) = &mut self.replica else { return };
+            match replica.poll() {
                 Output::WakeAt(at) => {
                     self.wake_at = at;
                     return;
+                }
+                Output::InstallSnapshot(snapshot) => {
+                    self.install(&snapshot);
+                    if self.replica.is_none() {
+                        return;
+                    }
                 }
                 output => self.effects.carry_out(output),
             }
         }
     }
 
+    /// Puts a snapshot that was received in the place of the file, and goes on with that. If it cannot
+    /// be opened, the thread ends, and says why.
+    fn install(&mut self, snapshot: &Snapshot) {
+        let Some(replica) = self.replica.take() else { return };
+        let db = replica.db().clone();
+        let (outputs, closed) = replica.close(self.clock.now());
+        for output in outputs {
+            self.effects.carry_out(output);
+        }
+        self.effects.storage.reopened();
+        let installed = closed
+            .map_err(|error| error.to_string())
+            .and_then(|()| self.files.replace(&db, snapshot))
+            .and_then(|()| self.files.open(self.clock));
+        match installed {
+            Ok(replica) => {
+                self.watchdog.watch_other(replica.interrupt_handle());
+                self.replica = Some(replica);
+                info!(bytes = snapshot.bytes, "a snapshot has become this node's file");
+            }
+            Err(why) => error!(why, "a snapshot could not become this node's file"),
+        }
+    }
+
     fn stop(mut self, reply: oneshot::Sender<Result<(), rusqlite::Error>>) {
         self.watchdog.end();
-        let (outputs, closed) = self.replica.close(self.clock.now());
+        let Some(replica) = self.replica.take() else { return };
+        let (outputs, closed) = replica.close(self.clock.now());
         for output in outputs {
             self.effects.carry_out(output);
         }
@@ -304,7 +369,16 @@ impl Effects {
                 // An error says that nobody listens.
                 let _ = self.news.send(news);
             }
-            Output::WakeAt(_) => {}
+            Output::TakeSnapshot => self.storage.snapshot(SnapshotRequest::Take),
+            Output::ReadSnapshot { peer, offset, bytes } => {
+                self.storage.snapshot(SnapshotRequest::Read { peer, offset, bytes });
+            }
+            Output::DiscardSnapshot => self.storage.snapshot(SnapshotRequest::Discard),
+            Output::WriteSnapshot { peer, offset, bytes, sync } => {
+                self.storage.snapshot(SnapshotRequest::Write { peer, offset, bytes, sync });
+            }
+            // The replica thread's own business.
+            Output::InstallSnapshot(_) | Output::WakeAt(_) => {}
         }
     }
 
@@ -322,6 +396,7 @@ impl Effects {
         let queue = match channel {
             Channel::Control => &outbox.control,
             Channel::Entries => &outbox.entries,
+            Channel::Snapshot => &outbox.snapshot,
         };
         // If the link's task has gone, its `PeerDown` is on the way.
         let _ = queue.send(frame);
@@ -331,6 +406,7 @@ impl Effects {
 fn log(news: &News) {
     match news {
         News::Joined(author) => info!(%author, "this node is a member of the cluster"),
+        News::Member { node, author } => info!(%node, %author, "a node has joined"),
         News::Streaming { peer, node } => info!(peer = peer.0, %node, "linked"),
         News::Applied { lsn, entries } => debug!(%lsn, entries, "applied"),
         News::StorageFailed(why) => error!(why, "storage fails: local writes are refused"),
@@ -347,11 +423,13 @@ mod tests {
     fn a_link_whose_peer_does_not_read_is_given_up() {
         let (control, _control) = async_mpsc::unbounded_channel();
         let (entries, _entries) = async_mpsc::unbounded_channel();
+        let (snapshot, _snapshot) = async_mpsc::unbounded_channel();
         let (overflow, mut overflowed) = oneshot::channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let outbox = LinkOutbox {
             control,
             entries,
+            snapshot,
             closing: Arc::default(),
             waiting: Arc::clone(&waiting),
             overflow,

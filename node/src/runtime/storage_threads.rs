@@ -1,8 +1,11 @@
-//! Two threads that may block on the disk, so that the replica thread does not: one syncs the WAL
-//! file, one copies it into the database.
+//! Three threads that may block on the disk, so that the replica thread does not: one syncs the WAL
+//! file, one copies it into the database, one takes, reads and writes snapshots.
 //!
 //! The sync thread opens the `-wal` file and never the database itself: closing any descriptor of
 //! that file would drop the POSIX locks that SQLite holds on it.
+//!
+//! Every request carries the number of the opening it belongs to, and so does its answer: what was asked
+//! before a snapshot took the file's place says nothing of the new file.
 
 use std::{
     fs::File,
@@ -12,7 +15,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use littoral::{Db, Input, Lsn};
+use littoral::{Db, Input, Lsn, PeerId};
 use tracing::{debug, error, warn};
 
 use super::replica_thread::{Event, EventSender};
@@ -21,15 +24,25 @@ use super::replica_thread::{Event, EventSender};
 #[derive(Debug)]
 pub(crate) struct StorageThreads {
     requests: StorageRequests,
-    sync: JoinHandle<()>,
-    checkpoint: JoinHandle<()>,
+    threads: [(&'static str, JoinHandle<()>); 3],
 }
 
 /// What the threads can be asked for. Never blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct StorageRequests {
-    syncs: mpsc::Sender<Lsn>,
+    opening: u64,
+    syncs: mpsc::Sender<(u64, Lsn)>,
     checkpoints: mpsc::SyncSender<()>,
+    snapshots: mpsc::Sender<(u64, SnapshotRequest)>,
+}
+
+/// Something to do with a snapshot, in its turn.
+#[derive(Debug)]
+pub(crate) enum SnapshotRequest {
+    Take,
+    Read { peer: PeerId, offset: u64, bytes: usize },
+    Discard,
+    Write { peer: PeerId, offset: u64, bytes: Vec<u8>, sync: bool },
 }
 
 impl StorageThreads {
@@ -37,25 +50,34 @@ impl StorageThreads {
         let (syncs, sync_requests) = mpsc::channel();
         // One request waiting covers all that come before it is taken.
         let (checkpoints, checkpoint_requests) = mpsc::sync_channel(1);
+        let (snapshots, snapshot_requests) = mpsc::channel();
         let wal = wal_path(database);
-        let db = db.clone();
+        let (db, other_db) = (db.clone(), db.clone());
+        let snapshot_events = events.clone();
         let sync = Builder::new()
             .name("littoral-sync".to_owned())
             .spawn(move || run_syncs(&wal, &sync_requests, &events))?;
         let checkpoint = Builder::new()
             .name("littoral-checkpoint".to_owned())
             .spawn(move || run_checkpoints(&db, &checkpoint_requests))?;
-        Ok(Self { requests: StorageRequests { syncs, checkpoints }, sync, checkpoint })
+        let snapshot = Builder::new()
+            .name("littoral-snapshot".to_owned())
+            .spawn(move || run_snapshots(&other_db, &snapshot_requests, &snapshot_events))?;
+        let threads = [("sync", sync), ("checkpoint", checkpoint), ("snapshot", snapshot)];
+        Ok(Self {
+            requests: StorageRequests { opening: 0, syncs, checkpoints, snapshots },
+            threads,
+        })
     }
 
     pub(crate) fn requests(&self) -> StorageRequests {
         self.requests.clone()
     }
 
-    /// Waits for both threads; the replica thread must have dropped its requests.
+    /// Waits for the threads; the replica thread must have dropped its requests.
     pub(crate) fn join(self) {
         drop(self.requests);
-        for (name, thread) in [("sync", self.sync), ("checkpoint", self.checkpoint)] {
+        for (name, thread) in self.threads {
             if thread.join().is_err() {
                 error!(name, "a storage thread had panicked");
             }
@@ -67,12 +89,27 @@ impl StorageRequests {
     /// Requests that nobody takes.
     #[cfg(test)]
     pub(crate) fn to_nobody() -> Self {
-        Self { syncs: mpsc::channel().0, checkpoints: mpsc::sync_channel(1).0 }
+        Self {
+            opening: 0,
+            syncs: mpsc::channel().0,
+            checkpoints: mpsc::sync_channel(1).0,
+            snapshots: mpsc::channel().0,
+        }
+    }
+
+    /// The file is another one from here on.
+    pub(crate) fn reopened(&mut self) {
+        self.opening += 1;
+    }
+
+    /// Whether an answer is about the file as it is open now.
+    pub(crate) fn are_of(&self, opening: u64) -> bool {
+        self.opening == opening
     }
 
     /// Sync the WAL up to `lsn`, then tell the replica.
     pub(crate) fn sync(&self, lsn: Lsn) {
-        if self.syncs.send(lsn).is_err() {
+        if self.syncs.send((self.opening, lsn)).is_err() {
             error!(%lsn, "the sync thread has ended");
         }
     }
@@ -82,6 +119,12 @@ impl StorageRequests {
         // Full: a request waits that has not begun. Disconnected: the node is stopping.
         let _ = self.checkpoints.try_send(());
     }
+
+    pub(crate) fn snapshot(&self, request: SnapshotRequest) {
+        if self.snapshots.send((self.opening, request)).is_err() {
+            error!("the snapshot thread has ended");
+        }
+    }
 }
 
 fn wal_path(database: &Path) -> PathBuf {
@@ -90,21 +133,31 @@ fn wal_path(database: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
-fn run_syncs(wal: &Path, requests: &mpsc::Receiver<Lsn>, events: &EventSender) {
+fn run_syncs(wal: &Path, requests: &mpsc::Receiver<(u64, Lsn)>, events: &EventSender) {
     // Kept open, since the system reports a failed write-back only to descriptors open at that time.
     let mut file = None;
-    while let Ok(mut lsn) = requests.recv() {
-        while let Ok(later) = requests.try_recv() {
+    let mut file_of = 0;
+    let mut next = None;
+    while let Some((opening, mut lsn)) = next.take().or_else(|| requests.recv().ok()) {
+        while let Ok((later_opening, later)) = requests.try_recv() {
+            if later_opening != opening {
+                next = Some((later_opening, later));
+                break;
+            }
             lsn = lsn.max(later);
         }
-        let answer = match sync(wal, &mut file) {
+        if file_of != opening {
+            file_of = opening;
+            file = None;
+        }
+        let input = match sync(wal, &mut file) {
             Ok(()) => Input::Synced(lsn),
             Err(error) => {
                 error!(%error, path = %wal.display(), "the WAL cannot be synced");
                 Input::SyncFailed(format!("cannot sync {}: {error}", wal.display()))
             }
         };
-        if events.send(Event::Input(answer)).is_err() {
+        if events.send(Event::Stored { opening, input }).is_err() {
             debug!("the replica ended before its WAL was synced");
         }
     }
@@ -123,6 +176,33 @@ fn run_checkpoints(db: &Db, requests: &mpsc::Receiver<()>) {
         if let Err(error) = db.wal_checkpoint() {
             // The WAL grows meanwhile; the engine asks again.
             warn!(%error, "the WAL could not be copied into the database");
+        }
+    }
+}
+
+fn run_snapshots(db: &Db, requests: &mpsc::Receiver<(u64, SnapshotRequest)>, events: &EventSender) {
+    while let Ok((opening, request)) = requests.recv() {
+        let why = |error: rusqlite::Error| error.to_string();
+        let input = match request {
+            SnapshotRequest::Take => Input::SnapshotTaken(db.take_snapshot().map_err(why)),
+            SnapshotRequest::Read { peer, offset, bytes } => {
+                let bytes = db.read_snapshot(offset, bytes).map_err(why);
+                Input::SnapshotRead { peer, offset, bytes }
+            }
+            SnapshotRequest::Discard => {
+                if let Err(error) = db.discard_snapshot() {
+                    warn!(%error, "a snapshot that nobody needs could not be removed");
+                }
+                continue;
+            }
+            SnapshotRequest::Write { peer, offset, bytes, sync } => {
+                let upto = offset + bytes.len() as u64;
+                let result = db.write_incoming(offset, &bytes, sync).map(|()| sync).map_err(why);
+                Input::SnapshotWritten { peer, upto, result }
+            }
+        };
+        if events.send(Event::Stored { opening, input }).is_err() {
+            debug!("the replica ended before it was told of its snapshot");
         }
     }
 }

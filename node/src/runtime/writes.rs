@@ -113,6 +113,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// Of the connection that runs jobs; one that is closed is interrupted in vain.
+    handle: Option<InterruptHandle>,
     running: Option<Running>,
     /// When the thread looks next; `None` if it waits until it is told.
     looks_at: Option<Instant>,
@@ -126,11 +128,12 @@ struct Running {
 
 impl Watchdog {
     pub(super) fn start_thread(handle: InterruptHandle) -> io::Result<(Self, JoinHandle<()>)> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let state = State { handle: Some(handle), ..State::default() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("littoral-watchdog".to_owned())
-            .spawn(move || theirs.watch(&handle))?;
+            .spawn(move || theirs.watch())?;
         Ok((Self(shared), thread))
     }
 
@@ -143,6 +146,11 @@ impl Watchdog {
             self.0.changed.notify_one();
         }
         Timer(&self.0)
+    }
+
+    /// From here on another connection runs the jobs.
+    pub(super) fn watch_other(&self, handle: InterruptHandle) {
+        self.0.state.lock().handle = Some(handle);
     }
 
     /// Ends the thread.
@@ -169,9 +177,10 @@ impl Drop for Timer<'_> {
 }
 
 impl Shared {
-    fn watch(&self, handle: &InterruptHandle) {
-        let mut state = self.state.lock();
-        while !state.ended {
+    fn watch(&self) {
+        let mut guard = self.state.lock();
+        while !guard.ended {
+            let state = &mut *guard;
             let now = Instant::now();
             let looks_at = match &mut state.running {
                 None => None,
@@ -180,14 +189,16 @@ impl Shared {
                     running.interrupted = true;
                     // Under the lock, so that it can hit this job only. SQLite forgets it when the
                     // next statement begins while none runs.
-                    handle.interrupt();
+                    if let Some(handle) = &state.handle {
+                        handle.interrupt();
+                    }
                     Some(now + INTERRUPT_AGAIN)
                 }
             };
             state.looks_at = looks_at;
             match looks_at {
-                None => self.changed.wait(&mut state),
-                Some(at) => drop(self.changed.wait_until(&mut state, at)),
+                None => self.changed.wait(&mut guard),
+                Some(at) => drop(self.changed.wait_until(&mut guard, at)),
             }
         }
     }

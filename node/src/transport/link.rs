@@ -1,7 +1,7 @@
 //! One task per link: frames from QUIC to events, and from the replica's outbox back to QUIC.
 //!
-//! The dialer opens two bidirectional streams and begins each with one byte, its tag; from there on
-//! both directions of both streams carry frames. The task decides nothing: what a frame means, and
+//! The dialer opens three bidirectional streams and begins each with one byte, its tag; from there on
+//! both directions of all of them carry frames. The task decides nothing: what a frame means, and
 //! when a link is too slow or too silent, is the engine's business.
 
 use std::sync::{
@@ -29,6 +29,8 @@ use crate::runtime::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cos
 const ENTRIES_WAITING_BYTES: usize = 16 << 20;
 /// The same for control frames.
 const CONTROL_WAITING_BYTES: usize = 8 << 20;
+/// The same for pieces of a snapshot.
+const SNAPSHOT_WAITING_BYTES: usize = 10 << 20;
 /// A frame that waits counts for this much at least, which bounds how many do.
 const FRAME_COST_MIN: usize = 32 << 10;
 /// Frames handed to QUIC together at most.
@@ -76,12 +78,14 @@ pub(super) async fn run_link(
     let peer = shared.next_peer();
     let (control, control_frames) = mpsc::unbounded_channel();
     let (entries, entry_frames) = mpsc::unbounded_channel();
+    let (snapshot, snapshot_frames) = mpsc::unbounded_channel();
     let closing = Arc::new(OnceLock::new());
     let waiting = Arc::new(AtomicUsize::new(0));
     let (overflow, overflowed) = oneshot::channel();
     let outbox = LinkOutbox {
         control,
         entries,
+        snapshot,
         closing: Arc::clone(&closing),
         waiting: Arc::clone(&waiting),
         overflow,
@@ -95,12 +99,14 @@ pub(super) async fn run_link(
         tokio::try_join!(
             send_frames(streams.control.0, control_frames, &waiting),
             send_frames(streams.entries.0, entry_frames, &waiting),
+            send_frames(streams.snapshot.0, snapshot_frames, &waiting),
         )
     };
     let receive = async {
         let received = tokio::try_join!(
             receive_frames(&shared.events, peer, Channel::Control, streams.control.1),
             receive_frames(&shared.events, peer, Channel::Entries, streams.entries.1),
+            receive_frames(&shared.events, peer, Channel::Snapshot, streams.snapshot.1),
         );
         if let Err(end) = received {
             return end;
@@ -183,12 +189,23 @@ async fn given_up(overflow: oneshot::Receiver<()>) -> End {
 struct Streams {
     control: (SendStream, RecvStream),
     entries: (SendStream, RecvStream),
+    snapshot: (SendStream, RecvStream),
 }
 
 const fn tag(channel: Channel) -> u8 {
     match channel {
         Channel::Control => 0,
         Channel::Entries => 1,
+        Channel::Snapshot => 2,
+    }
+}
+
+/// Acknowledgements overtake entries where both wait, and entries overtake snapshots.
+const fn priority(channel: Channel) -> i32 {
+    match channel {
+        Channel::Control => 1,
+        Channel::Entries => 0,
+        Channel::Snapshot => -1,
     }
 }
 
@@ -196,14 +213,17 @@ async fn open_streams(connection: &Connection) -> Result<Streams, String> {
     let open = async |channel| {
         let (mut send, receive) = connection.open_bi().await.map_err(|e| e.to_string())?;
         send.write_all(&[tag(channel)]).await.map_err(|e| e.to_string())?;
-        // Acknowledgements overtake entries where both wait.
-        let priority = i32::from(channel == Channel::Control);
-        send.set_priority(priority).map_err(|e| e.to_string())?;
+        send.set_priority(priority(channel)).map_err(|e| e.to_string())?;
         Ok::<_, String>((send, receive))
     };
-    let both = async { Ok((open(Channel::Control).await?, open(Channel::Entries).await?)) };
-    let (control, entries) = in_time(both).await?;
-    Ok(Streams { control, entries })
+    let all = async {
+        Ok(Streams {
+            control: open(Channel::Control).await?,
+            entries: open(Channel::Entries).await?,
+            snapshot: open(Channel::Snapshot).await?,
+        })
+    };
+    in_time(all).await
 }
 
 async fn accept_streams(connection: &Connection) -> Result<Streams, String> {
@@ -213,15 +233,19 @@ async fn accept_streams(connection: &Connection) -> Result<Streams, String> {
         receive.read_exact(&mut tag).await.map_err(|e| e.to_string())?;
         Ok::<_, String>((tag[0], (send, receive)))
     };
-    let both = async { Ok((accept().await?, accept().await?)) };
-    let ((first_tag, first), (second_tag, second)) = in_time(both).await?;
-    let (control, entries) = match (first_tag, second_tag) {
-        (0, 1) => (first, second),
-        (1, 0) => (second, first),
-        tags => return Err(format!("the streams have tags {tags:?}, expected 0 and 1")),
-    };
-    control.0.set_priority(1).map_err(|e| e.to_string())?;
-    Ok(Streams { control, entries })
+    let all = async { Ok([accept().await?, accept().await?, accept().await?]) };
+    let mut streams = in_time(all).await?;
+    streams.sort_by_key(|(tag, _)| *tag);
+    let tags = streams.each_ref().map(|(tag, _)| *tag);
+    let channels = [Channel::Control, Channel::Entries, Channel::Snapshot];
+    if tags != channels.map(tag) {
+        return Err(format!("the streams have tags {tags:?}, expected 0, 1 and 2"));
+    }
+    for ((_, (send, _)), channel) in streams.iter().zip(channels) {
+        send.set_priority(priority(channel)).map_err(|e| e.to_string())?;
+    }
+    let [control, entries, snapshot] = streams.map(|(_, stream)| stream);
+    Ok(Streams { control, entries, snapshot })
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
@@ -259,6 +283,7 @@ async fn receive_frames(
     let waiting = Arc::new(Semaphore::new(match channel {
         Channel::Control => CONTROL_WAITING_BYTES,
         Channel::Entries => ENTRIES_WAITING_BYTES,
+        Channel::Snapshot => SNAPSHOT_WAITING_BYTES,
     }));
     loop {
         let mut header = [0; FRAME_HEADER_BYTES];

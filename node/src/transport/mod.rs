@@ -217,7 +217,7 @@ fn transport_config() -> quinn::TransportConfig {
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("15 s is far below QUIC's bound");
     config
         .max_idle_timeout(Some(idle))
-        .max_concurrent_bidi_streams(VarInt::from_u32(2))
+        .max_concurrent_bidi_streams(VarInt::from_u32(3))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))

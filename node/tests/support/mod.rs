@@ -44,12 +44,15 @@ pub struct Cluster {
     directory: TempDir,
     authority: Authority,
     identities: Vec<Identity>,
+    /// How many of them the cluster begins with.
+    members: usize,
 }
 
 impl Cluster {
     pub fn new(names: &[&str]) -> Self {
         let cluster = ClusterId(0xc1);
         let authority = Authority::create(cluster).unwrap();
+        let members = names.len();
         let identities = names
             .iter()
             .zip(1..)
@@ -59,7 +62,13 @@ impl Cluster {
                 incarnation: Incarnation(n),
             })
             .collect();
-        Self { directory: tempfile::tempdir().unwrap(), authority, identities }
+        Self { directory: tempfile::tempdir().unwrap(), authority, identities, members }
+    }
+
+    /// Only the first nodes are members from the beginning.
+    pub fn begin_with(mut self, members: usize) -> Self {
+        self.members = members;
+        self
     }
 
     /// The configuration of a node; its directory is made when this is first called.
@@ -79,6 +88,7 @@ impl Cluster {
                 max_body_bytes: 1 << 20,
             }),
             storage: Storage::default(),
+            read_only: false,
             genesis: (place == 0).then(|| self.genesis()),
         }
     }
@@ -86,7 +96,10 @@ impl Cluster {
     fn genesis(&self) -> Genesis {
         let policies: BTreeMap<String, TablePolicy> =
             parse_policies(POLICIES, Path::new("policies")).unwrap();
-        let members = self.identities.iter().map(|i| (i.node.clone(), i.incarnation)).collect();
+        let members = self.identities[..self.members]
+            .iter()
+            .map(|i| (i.node.clone(), i.incarnation))
+            .collect();
         Genesis { members, schema: SCHEMA.to_owned(), policies }
     }
 

@@ -117,6 +117,7 @@ impl Cluster {
             for output in outputs {
                 self.carry_out(number, output)?;
             }
+            self.try_restored(number)?;
             vfs::with(|store| store.stop(&name));
         } else {
             // What the process would still do on its way out does not reach the disk.
@@ -144,6 +145,7 @@ impl Cluster {
         machine.wake_at = None;
         machine.sync_fails = false;
         machine.may_halt = false;
+        machine.snapshot_work.clear();
         if let Some(clock) = plan.clock {
             machine.clock = clock;
         }
@@ -170,7 +172,10 @@ impl Cluster {
         });
         machine.stopping = again.map(|plan| StopPlan { again_after: None, ..plan });
         let seed = self.chance.draw(Stream::Engine, number as u64, machine.life).word();
-        let genesis = (number == 0).then(|| genesis(self.world.machines.len(), &*self.application));
+        let plans = self.world.machines.iter().enumerate();
+        let members: Vec<usize> =
+            plans.filter(|(_, plan)| !plan.joins).map(|(number, _)| number).collect();
+        let genesis = (number == 0).then(|| genesis(&members, &*self.application));
         let opened = machine.open(self.now, genesis, seed);
         let down = vfs::with(|store| store.is_down(&name));
         let engine = match opened {
@@ -190,6 +195,7 @@ impl Cluster {
             }
         };
         self.machines[number].engine = Some(engine);
+        self.opened_snapshot(number)?;
         if down {
             return self.stop(number);
         }

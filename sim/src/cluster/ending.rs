@@ -70,7 +70,8 @@ impl Cluster {
             Stage::Settling { .. } => {
                 self.stage = Stage::Marked { deadline: self.now + SETTLE_WITHIN };
                 for number in 0..self.machines.len() {
-                    if let Some(job) = self.application.last_job(number) {
+                    let writes = !self.machines[number].plan.read_only;
+                    if let Some(job) = self.application.last_job(number).filter(|_| writes) {
                         self.write(number, vec![job])?;
                     }
                 }
@@ -133,7 +134,8 @@ impl Cluster {
         for machine in &self.machines {
             let Some(engine) = &machine.engine else { return false };
             let status = engine.replica.status();
-            if status.applied != status.durable || status.author.is_none() {
+            let belongs = status.author.is_some() || machine.plan.read_only;
+            if status.applied != status.durable || !belongs {
                 return false;
             }
             if !machine.tickets.is_empty() {
@@ -222,6 +224,7 @@ impl Cluster {
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
             if matches!(self.stage, Stage::Over)
+                && !machine.plan.read_only
                 && !logs.shadow(number).heads().is_empty()
                 && let Some((id, _)) = self.application.last_job(number)
             {

@@ -296,6 +296,34 @@ impl Store {
         Ok(())
     }
 
+    /// Gives a file another name, and removes the one that had it. With the sync of the directory that
+    /// follows in a node, so it is final at once.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) -> Result<(), Fault> {
+        let Some(&index) = self.names.get(from) else { return Err(Fault::Missing) };
+        self.change(index)?;
+        self.names.remove(from);
+        if let Some(replaced) = self.names.insert(to.to_owned(), index) {
+            self.files[replaced] = None;
+        }
+        self.file_mut(index).linked = true;
+        Ok(())
+    }
+
+    /// What processes read of a file, if there is one.
+    pub(crate) fn content(&self, name: &str) -> Option<Vec<u8>> {
+        Some(self.file(*self.names.get(name)?).content.clone())
+    }
+
+    /// Makes a closed file hold that, on stable storage.
+    pub(crate) fn restore(&mut self, name: &str, content: &[u8]) {
+        let index = *self.names.get(name).expect("only files that exist are restored");
+        let file = self.file_mut(index);
+        file.content = content.to_vec();
+        file.durable = content.to_vec();
+        file.synced += file.changes.len() as u64;
+        file.changes.clear();
+    }
+
     /// Whether there is a file of that name.
     pub(crate) fn exists(&self, name: &str) -> bool {
         self.names.contains_key(name)

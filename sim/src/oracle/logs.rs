@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use littoral::{AuthorId, Dot, Entry, Membership, Segment, Seq, VersionVector};
+use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq, VersionVector};
 use rusqlite::Connection;
 
 use super::{
@@ -26,7 +26,7 @@ struct Holders {
 }
 
 /// One machine's log as it was last read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Book {
     /// By LSN, from 1.
     entries: Vec<Dot>,
@@ -37,8 +37,12 @@ struct Book {
 #[derive(Debug)]
 pub(crate) struct Logs {
     books: Vec<Book>,
+    /// What each began with: a snapshot, or nothing.
+    bases: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
+    /// The logs that snapshots hold, by their digests.
+    copies: BTreeMap<[u8; 32], Book>,
     shapes: Shapes,
     /// The time of what is taken.
     pub(crate) at: Nanos,
@@ -51,8 +55,10 @@ impl Logs {
     pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
         let books = (0..machines).map(|_| Book::default()).collect();
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
+        let bases = (0..machines).map(|_| Book::default()).collect();
         let recording = recording.then(|| Recording::new(machines));
-        Self { books, entries: BTreeMap::new(), authors, shapes, at: 0, recording }
+        let (entries, copies) = (BTreeMap::new(), BTreeMap::new());
+        Self { books, bases, entries, authors, copies, shapes, at: 0, recording }
     }
 
     /// What the machine's log leads to.
@@ -63,6 +69,36 @@ impl Logs {
     /// Whether the machine's log holds an entry.
     pub(crate) fn holds(&self, machine: usize, dot: Dot) -> bool {
         self.shadow(machine).heads().get(&dot.author).is_some_and(|head| head.seq >= dot.seq)
+    }
+
+    /// A snapshot was taken of a machine's file, whose log was just read.
+    pub(crate) fn copied(&mut self, machine: usize, snapshot: Digest) {
+        self.copies.insert(snapshot.0, self.books[machine].clone());
+    }
+
+    /// A snapshot has become a machine's file: its log is that of the machine it was taken from.
+    pub(crate) fn adopted(&mut self, machine: usize, snapshot: Digest) -> Check {
+        let Some(book) = self.copies.get(&snapshot.0).cloned() else {
+            return broken(
+                Promise::Causality,
+                format!("m{machine} has opened a snapshot that nobody has taken"),
+            );
+        };
+        for holders in self.entries.values_mut() {
+            holders.machines &= !(1 << machine);
+        }
+        for dot in &book.entries {
+            let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else {
+                return broken(
+                    Promise::DurableFirst,
+                    format!("m{machine} has a snapshot with {dot}, which its author has lost"),
+                );
+            };
+            holders.machines |= 1 << machine;
+        }
+        self.bases[machine] = book.clone();
+        self.books[machine] = book;
+        Ok(())
     }
 
     /// Takes what is new in a machine's log.
@@ -191,7 +227,9 @@ impl Logs {
         if let Some(recording) = &mut self.recording {
             recording.cut(machine, left);
         }
-        let rest = std::mem::take(&mut self.books[machine]).entries;
+        let base = self.bases[machine].clone();
+        let mut rest = std::mem::replace(&mut self.books[machine], base).entries;
+        rest.drain(..self.books[machine].entries.len().min(rest.len()));
         let mut own = Vec::new();
         for dot in lost {
             let Some(holders) = self.entries.get_mut(&(dot.author, dot.seq)) else { continue };

@@ -20,7 +20,7 @@ mod violation;
 
 use std::{collections::BTreeMap, path::Path};
 
-use littoral::{TablePolicy, limits::Sizes};
+use littoral::TablePolicy;
 
 use self::blocks::{Block, Statement};
 pub(crate) use self::{
@@ -155,11 +155,8 @@ impl Scenario {
                 (topology.unwrap_or(drawn), ends.into_iter().enumerate().map(plan).collect())
             }
         };
-        let machines = self.nodes.iter().map(|_| MachinePlan {
-            full: self.full,
-            sync: draw.spread(MS, 100 * MS),
-            sizes: Sizes::default(),
-        });
+        let machines =
+            self.nodes.iter().map(|_| MachinePlan::member(self.full, draw.spread(MS, 100 * MS)));
         let machines = machines.collect();
         let mut faults =
             fault::schedule(chance, self.nodes.len(), self.time, links.len(), &self.random);

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{Job, OpenError, Output, Replica, WriteError, limits::Sizes};
+use littoral::{Job, OpenError, Output, Replica, WriteError};
 use rusqlite::{
     Connection, OpenFlags,
     hooks::{AuthAction, AuthContext, Authorization},
@@ -28,11 +28,10 @@ use crate::{
 pub(super) fn rehearse(scenario: &mut Scenario) -> Result<(), Mistake> {
     let chance = Chance::of(0);
     let _session = vfs::Session::begin(&chance);
-    let machine =
-        Machine::new(0, MachinePlan { full: true, sync: MS, sizes: Sizes::default() }, &chance);
+    let machine = Machine::new(0, MachinePlan::member(true, MS), &chance);
     vfs::with(|store| store.start(&machine.name));
-    let genesis =
-        genesis_of(scenario.nodes.len(), scenario.schema.clone(), scenario.policies.clone());
+    let members: Vec<usize> = (0..scenario.nodes.len()).collect();
+    let genesis = genesis_of(&members, scenario.schema.clone(), scenario.policies.clone());
     let mut engine = machine.open(0, Some(genesis), 0).map_err(|error| match error {
         OpenError::Genesis(error) => Mistake::new(&scenario.schema_file, error.to_string())
             .hint("the engine judges schema and policies as it would at `littoral init`"),

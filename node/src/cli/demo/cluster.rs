@@ -179,6 +179,7 @@ fn config(
             max_body_bytes: Http::DEFAULT_MAX_BODY_BYTES,
         }),
         storage: Storage { synchronous: Synchronous::Full, ..Storage::default() },
+        read_only: false,
         genesis,
     }
 }

@@ -36,6 +36,7 @@ impl From<&WriteError> for HranaError {
         let code = match error {
             WriteError::Sqlite(error) => return Self::from(error),
             WriteError::NotAMember => "LITTORAL_NOT_A_MEMBER",
+            WriteError::ReadOnly => "LITTORAL_READ_ONLY",
             WriteError::OriginOnly { .. } => "LITTORAL_ORIGIN_ONLY",
             WriteError::SchemaChange { .. } => "LITTORAL_SCHEMA_AT_ORIGIN",
             WriteError::NeedsFreeze { .. } => "LITTORAL_NEEDS_FREEZE",
@@ -57,6 +58,7 @@ impl From<&ReadError> for HranaError {
         let code = match error {
             ReadError::Open(error) => return Self::from(error),
             ReadError::TimedOut => "SQLITE_INTERRUPT",
+            ReadError::SnapshotReplaced => "LITTORAL_SNAPSHOT_REPLACED",
             ReadError::Panicked | ReadError::Stopping => "LITTORAL_UNAVAILABLE",
         };
         Self::new(code, error.to_string())

@@ -1,0 +1,190 @@
+//! `littoral ca`: what the cluster's certificate authority does after `init`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::{Args, Subcommand};
+use littoral::{ClusterId, Identity, Incarnation, NodeId};
+
+use super::{
+    OrHint as _,
+    init::{
+        Node, create_private_dir, node_section, parse_address, quoted, random, refuse_existing,
+    },
+    say,
+};
+use crate::{
+    config,
+    pki::{self, Authority},
+};
+
+/// Issues certificates of the cluster's authority.
+#[derive(Debug, Args)]
+pub(super) struct Ca {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the directory of one more node: its certificate, its key and its configuration.
+    Issue(Issue),
+}
+
+/// Makes the directory of one more node, beside those that `init` made. Copy it to the node's machine and
+/// run `littoral join` there. Each call draws a new incarnation: so this is also how a node starts again
+/// that has lost its file.
+#[derive(Debug, Args)]
+pub(super) struct Issue {
+    /// The node's name.
+    node: String,
+    /// The directory that `littoral init` made, with `ca/ca.pem` and `ca/ca.key`.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    cluster: PathBuf,
+    /// The directory to make; by default the node's name within the cluster's.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Where links and clients are accepted; by default on loopback, at ports the system chooses.
+    #[arg(long, value_name = "HOST:PORT[,HTTPPORT]")]
+    address: Option<String>,
+    /// Nodes to dial, so that `littoral serve` is enough; may be given more than once.
+    #[arg(long, value_name = "NODE=HOST:PORT")]
+    dial: Vec<String>,
+    /// The node only applies and relays; nothing in the cluster waits for it.
+    #[arg(long)]
+    read_only: bool,
+}
+
+impl Ca {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Issue(issue) => issue.run(),
+        }
+    }
+}
+
+impl Issue {
+    fn run(self) -> anyhow::Result<()> {
+        let node = NodeId::new(&self.node)?;
+        if self.node == "ca" {
+            bail!("ca is the authority's directory; give the node another name");
+        }
+        let ca = self.cluster.join("ca");
+        let read = |name: &str| {
+            let path = ca.join(name);
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let hint =
+            "run it where the directory is that `littoral init` made, or name that with --cluster";
+        let certificate = read("ca.pem").or_hint(hint)?;
+        let key = read("ca.key").or_hint(hint)?;
+        let cluster = pki::cluster_of(&certificate)?;
+        let authority = Authority::from_pem(cluster, &certificate, &key)?;
+        let home = self.dir.clone().unwrap_or_else(|| self.cluster.join(node.as_str()));
+        refuse_existing(&home)?;
+        self.write(&authority, cluster, node, &home)?;
+        let home = home.display();
+        if self.dial.is_empty() {
+            say(format_args!("  littoral join {home} NODE=HOST:PORT"))
+        } else {
+            say(format_args!("  littoral serve --config {home}/littoral.toml"))
+        }
+    }
+
+    fn write(
+        &self,
+        authority: &Authority,
+        cluster: ClusterId,
+        node: NodeId,
+        home: &Path,
+    ) -> anyhow::Result<()> {
+        let given = match &self.address {
+            Some(address) => {
+                let text = format!("{node}={address}");
+                let parsed = parse_address(&text).map_err(|error| anyhow!("{error:#}"))?;
+                Some(parsed.1)
+            }
+            None => None,
+        };
+        let dials = self.dial.iter().map(|text| super::serve::dial(text));
+        let dials = dials.collect::<Result<Vec<_>, _>>()?;
+        let issued = authority.issue(&node)?;
+        let identity = Identity { cluster, node, incarnation: Incarnation(random()?) };
+        let node = Node::place(identity, given, (0, 0));
+        let made = tempfile::Builder::new().prefix(".littoral-issue-").tempdir_in(
+            match home.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            },
+        )?;
+        let new = made.path().join("node");
+        create_private_dir(&new)?;
+        fs::write(new.join("ca.pem"), authority.certificate())?;
+        fs::write(new.join("node.pem"), &issued.certificate)?;
+        pki::write_private(&new.join("node.key"), &issued.key)?;
+        let mut text = node_section(&node);
+        if self.read_only {
+            text = text.replacen(
+                "data = \"data.sqlite\"\n",
+                "data = \"data.sqlite\"\n\
+                 # Applies and relays only: no member, and nothing waits for it.\n\
+                 read_only = true\n",
+                1,
+            );
+        }
+        text += &format!("[links]\nlisten = \"{}\"\n", node.links);
+        let dials: Vec<String> = dials
+            .iter()
+            .map(|dial| {
+                format!("{{ node = \"{}\", address = {} }}", dial.node, quoted(&dial.address))
+            })
+            .collect();
+        text += &format!("dial = [{}]\n", dials.join(", "));
+        let path = new.join("littoral.toml");
+        fs::write(&path, &text)?;
+        // What is written here, serve must be able to read.
+        config::Config::load(&path)?;
+        fs::rename(&new, home).with_context(|| format!("cannot create {}", home.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issued_directory_is_one_that_serve_reads() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(ClusterId(0x77)).unwrap();
+        let ca = directory.path().join("ca");
+        fs::create_dir(&ca).unwrap();
+        fs::write(ca.join("ca.pem"), authority.certificate()).unwrap();
+        pki::write_private(&ca.join("ca.key"), &authority.key()).unwrap();
+        let issue = |node: &str, read_only| {
+            Issue {
+                node: node.to_owned(),
+                cluster: directory.path().to_owned(),
+                dir: None,
+                address: None,
+                dial: vec!["origin=127.0.0.1:4400".to_owned()],
+                read_only,
+            }
+            .run()
+        };
+        issue("edge9", true).unwrap();
+        let path = directory.path().join("edge9/littoral.toml");
+        let config = config::Config::load(&path).unwrap();
+        assert_eq!(config.identity.cluster, ClusterId(0x77));
+        assert_eq!(config.links.dial[0].address, "127.0.0.1:4400");
+        assert!(config.read_only);
+        assert!(issue("edge9", false).is_err(), "an existing directory is left alone");
+        assert!(issue("ca", false).is_err());
+        issue("edge8", false).unwrap();
+        let other = config::Config::load(&directory.path().join("edge8/littoral.toml")).unwrap();
+        assert!(!other.read_only);
+        assert_ne!(other.identity.incarnation, config.identity.incarnation);
+    }
+}

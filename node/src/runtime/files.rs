@@ -1,0 +1,42 @@
+//! [`Files`]: how the replica's file is opened, and how another one takes its place.
+
+use std::{fs, io, sync::Arc};
+
+use littoral::{Db, Replica, Snapshot};
+use tracing::warn;
+
+use super::{RuntimeError, open, readers::ReaderPool};
+use crate::{clock::Clock, config::Config};
+
+/// What the replica thread needs to open its file again.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) config: Config,
+    pub(super) readers: Arc<ReaderPool>,
+}
+
+impl Files {
+    /// Opens the replica.
+    pub(super) fn open(&self, clock: Clock) -> Result<Replica, String> {
+        let opened = open(&self.config, clock);
+        self.readers.resume();
+        opened.map_err(|error: RuntimeError| error.to_string())
+    }
+
+    /// Puts a snapshot that was received in the place of the file, if it is the one that was offered; if
+    /// not, it is gone, and will be asked for anew. The replica must be closed.
+    pub(super) fn replace(&self, db: &Db, snapshot: &Snapshot) -> Result<(), String> {
+        self.readers.pause();
+        if !db.verify_incoming(snapshot).map_err(|error| error.to_string())? {
+            warn!("a snapshot was damaged on its way or on this disk; it is fetched again");
+            return Ok(());
+        }
+        let publish = || -> io::Result<()> {
+            fs::rename(db.incoming_path(), db.path())?;
+            let directory = db.path().parent().filter(|path| !path.as_os_str().is_empty());
+            fs::File::open(directory.unwrap_or_else(|| ".".as_ref()))?.sync_all()
+        };
+        publish()
+            .map_err(|error| format!("cannot rename {}: {error}", db.incoming_path().display()))
+    }
+}
