@@ -125,10 +125,11 @@ impl Writer {
                     if let Some(registry) = registry {
                         self.learn(&registry);
                         *local.registry = registry;
-                        self.mirror_again(local.registry);
                     }
                     dot
                 });
+                // Also after a statement that changed nothing, such as CREATE TABLE IF NOT EXISTS.
+                self.mirror_again(local.registry);
                 local.contested.keep();
                 Ok(Committed { dot, lsn: local.log.last() })
             }

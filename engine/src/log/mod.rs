@@ -336,7 +336,7 @@ impl Log {
         upto: Lsn,
     ) -> rusqlite::Result<Option<Trimmed>> {
         let mut start = self.start.clone();
-        let (mut bytes, mut gone, mut kept) = (0, Vec::new(), false);
+        let (mut bytes, mut gone, mut kept, mut seen) = (0, Vec::new(), false, 0);
         let mut large = Vec::new();
         let mut statement = conn.prepare_cached(
             "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
@@ -347,6 +347,7 @@ impl Log {
         while let Some(row) = rows.next()? {
             let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
             let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
+            seen += 1;
             if !stable.covered.covers(dot) {
                 if stable.is_open_frontier(dot) {
                     kept = true;
@@ -379,7 +380,7 @@ impl Log {
         for run in gone.chunk_by(|a, b| a.next() == *b) {
             delete.execute([run[0].0.cast_signed(), run[run.len() - 1].0.cast_signed()])?;
         }
-        let is_step = gone.len() as u64 == TRIM_STEP_ENTRIES;
+        let is_step = seen == TRIM_STEP_ENTRIES;
         Ok(Some(Trimmed { start, bytes, is_step }))
     }
 

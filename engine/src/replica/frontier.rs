@@ -106,7 +106,8 @@ impl Replica {
         self.counting.due = self.now.mono + FRONTIER_INTERVAL;
         let mut body = Body::default();
         body.push_frontier(self.contested.stable().number + 1, &covered);
-        self.author_decree(author, body);
+        // Storage may fail: then it is tried again.
+        self.counting.news = self.author_decree(author, body).is_none();
         true
     }
 

@@ -195,7 +195,6 @@ impl Replica {
     /// Runs a script on connections of its own. What it did is committed, unless it is only tried.
     fn attempt(&mut self, attempt: &Attempt<'_>) -> Result<Committed, WriteError> {
         let Some(author) = self.author else { return Err(WriteError::NotAMember) };
-        self.writer.unmirror()?;
         let migrating = Writer::open_migrating(
             self.db.file(),
             &self.registry,
@@ -204,6 +203,7 @@ impl Replica {
             self.log.sizes().tape,
             attempt.thawed.clone(),
         )?;
+        self.writer.unmirror()?;
         let would_do = Arc::new(AtomicBool::new(false));
         let (script, dry) = (attempt.script.to_owned(), attempt.dry);
         let tried = Arc::clone(&would_do);
