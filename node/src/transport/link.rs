@@ -395,7 +395,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_peer_sends_waits_outside_once_enough_waits_here() {
-        const BODY: usize = 16 << 20;
+        const BODY: usize = 1 << 20;
         let (dialed, accepted) = loopback().await;
         let sending = tokio::spawn(async move {
             let (mut send, _receive) = dialed.open_bi().await.unwrap();
@@ -422,7 +422,7 @@ mod tests {
             }
             assert_eq!(waiting.len(), upto);
         };
-        let most = ENTRIES_WAITING_BYTES / BODY;
+        let most = ENTRIES_WAITING_BYTES / (BODY + FRAME_HEADER_BYTES);
         take(&mut waiting, most).await;
         sleep(Duration::from_millis(500)).await;
         take(&mut waiting, most).await;
