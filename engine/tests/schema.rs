@@ -379,6 +379,10 @@ fn a_local_table_is_everywhere_and_its_rows_are_not() {
     let error =
         refused(&mut cluster, 0, "CREATE TABLE sub(k INTEGER PRIMARY KEY, c REFERENCES cache(k))");
     assert!(error.to_string().contains("only one of the two is \"local\""), "{error}");
+    let error = cluster
+        .try_write(0, |tx| tx.execute_batch("SELECT littoral_policy('cache', 'read-after-write')"))
+        .unwrap_err();
+    assert!(error.to_string().contains("rows of its own"), "{error}");
     cluster.write(0, "DROP TABLE cache");
     assert_alike(&mut cluster);
 }

@@ -212,6 +212,15 @@ impl Scope {
 
     /// Refuses a change that must not meet writes under way elsewhere.
     fn judge(&self, conn: &Connection, after: &Registry) -> Result<(), WriteError> {
+        for old in self.base.tables().iter().filter(|table| table.is_local()) {
+            if after.by_id(old.id).is_some_and(|new| !new.is_local()) {
+                return Err(WriteError::Policy(format!(
+                    "table {:?} is \"local\": every node has rows of its own in it, which would stay \
+                     different; create a new table and insert from this one",
+                    old.name
+                )));
+            }
+        }
         for old in self.base.tables().iter().filter(|table| self.is_live(table.id)) {
             let new = after.by_id(old.id);
             if let Some(what) = unquiet(conn, old, new)? {
