@@ -266,12 +266,13 @@ impl Setup {
     }
 }
 
-/// A database file and its WAL, as they stand.
+/// A database file, its WAL and the note of whose it is, as they stand.
 fn copy_database(from: &Path, to: &Path) {
-    let wal = |path: &Path| path.with_extension("sqlite-wal");
-    std::fs::copy(from, to).expect("a copy");
-    if wal(from).exists() {
-        std::fs::copy(wal(from), wal(to)).expect("a copy");
+    for ending in ["", "-wal", "-id"] {
+        let beside = |path: &Path| path.with_extension(format!("sqlite{ending}"));
+        if beside(from).exists() {
+            std::fs::copy(beside(from), beside(to)).expect("a copy");
+        }
     }
 }
 
