@@ -68,7 +68,7 @@ pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer:
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
     Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, RowOp, RowOpKind,
-    Segment, TableChange, TableDeclaration, codec::RowsReader,
+    Segment, TableChange, TableDeclaration, rows::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
 pub use genesis::Genesis;

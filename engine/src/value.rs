@@ -1,7 +1,7 @@
 //! SQLite values as bytes: the cell encoding and the canonical encoding of row keys.
 //!
-//! Together with `entry/codec.rs` this is the byte layout that `docs/format.md` specifies. Nothing
-//! here knows SQLite's API: values come and go as [`ValueRef`].
+//! Together with `entry/codec.rs` and `entry/rows.rs` this is the byte layout that `docs/format.md`
+//! specifies. Nothing here knows SQLite's API: values come and go as [`ValueRef`].
 //!
 //! Invariants:
 //! - a cell decodes to the value it was encoded from, bit for bit (a NaN cannot occur in SQLite);

@@ -11,7 +11,8 @@ use crate::{
     contested::{ClockChanges, Contested, LocalWrites},
     entry::{
         RowOpKind, TableChange,
-        codec::{Body, CellKind, RowsWriter, put_previous},
+        codec::Body,
+        rows::{CellKind, RowsWriter, put_previous},
     },
     error::WriteError,
     hlc::Stamp,

@@ -15,7 +15,7 @@ use crate::{
         tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{EntryHeader, Logged, Segment, TableChange, codec::RowsReader},
+    entry::{EntryHeader, Logged, Segment, TableChange, rows::RowsReader},
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},

@@ -11,6 +11,7 @@
 pub(crate) mod codec;
 mod digest;
 mod large;
+pub(crate) mod rows;
 
 pub use digest::Digest;
 pub(crate) use large::{ChunksId, LargeEntry, LargeName, Logged};
@@ -61,7 +62,7 @@ pub struct Entry {
 /// A part of an entry; they take effect in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Segment<'a> {
-    /// Rows that changed; see [`codec::RowsReader`].
+    /// Rows that changed; see [`rows::RowsReader`].
     Rows(&'a [u8]),
     /// Statements to run in order; written by the origin only.
     Ddl(Vec<String>),

@@ -5,7 +5,8 @@
 use proptest::prelude::*;
 
 use super::{
-    codec::{Body, CellKind, RowsReader, RowsWriter, put_previous},
+    codec::Body,
+    rows::{CellKind, RowsReader, RowsWriter, put_previous},
     *,
 };
 use crate::{

@@ -14,9 +14,10 @@ use crate::{
     entry::{
         ChunksId, Digest, Entry, EntryHeader, LargeEntry, LargeName, Logged, Segment,
         codec::{
-            Body, FIELD_HEAD_BYTES_MAX, HEADER_BYTES_MAX, RowsWriter, decode_header,
-            decode_segment, encode_header, rows_head,
+            Body, FIELD_HEAD_BYTES_MAX, HEADER_BYTES_MAX, decode_header, decode_segment,
+            encode_header, rows_head,
         },
+        rows::RowsWriter,
     },
     error::WriteError,
     id::AuthorId,

@@ -6,7 +6,7 @@
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
     entry::{
-        Cell, CellWrite, EntryHeader, Logged, Member, RowOp, RowOpKind, Segment, codec::RowsReader,
+        Cell, CellWrite, EntryHeader, Logged, Member, RowOp, RowOpKind, Segment, rows::RowsReader,
     },
     error::ApplyError,
     hlc::Stamp,
