@@ -99,6 +99,34 @@ pub const RELAY_ACK_INTERVAL: Duration = Duration::from_millis(200);
 /// Entries are trimmed from the log in steps of this many.
 pub const TRIM_STEP_ENTRIES: u64 = 4096;
 
+/// Rows, and bytes of them, of a range that replicas compare at a time.
+pub const COMPARE_ROWS: usize = 1024;
+/// See [`COMPARE_ROWS`].
+pub const COMPARE_BYTES: usize = 1 << 20;
+
+/// Rows that one answer brings whole, and their bytes.
+pub const COMPARE_IMAGES: usize = 64;
+/// See [`COMPARE_IMAGES`].
+pub const COMPARE_IMAGE_BYTES: usize = 256 << 10;
+
+/// Tables with a longer key, in bytes, are not compared.
+pub const COMPARE_KEY_BYTES: usize = 64 << 10;
+
+/// Between two ranges the replica does other things for this long: comparing is slow on purpose.
+pub const COMPARE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A range that differs is looked at again after this long: what is under way has arrived by then.
+pub const COMPARE_SETTLE: Duration = Duration::from_secs(1);
+
+/// A range that cannot be decided is tried again so often.
+pub const COMPARE_TRIES: u32 = 20;
+
+/// A replica compares its rows by itself when it has been open for this long.
+pub const VERIFY_FIRST: Duration = Duration::from_secs(600);
+
+/// And then this long after it was done the last time.
+pub const VERIFY_EVERY: Duration = Duration::from_secs(24 * 3600);
+
 /// Prepared statements kept per connection.
 pub const STATEMENT_CACHE: usize = 256;
 
@@ -127,6 +155,8 @@ const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * ENTRIES_FRAME_BYTES as u64);
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < LINK_TIMEOUT.as_millis());
 const _: () = assert!(MAX_FRAME_BYTES < u32::MAX as usize);
 const _: () = assert!(CHUNK_BYTES <= LARGE_ENTRY_BYTES);
+const _: () = assert!(COMPARE_ROWS * 64 + 2 * COMPARE_KEY_BYTES < MAX_CONTROL_FRAME_BYTES);
+const _: () = assert!(2 * COMPARE_IMAGE_BYTES + COMPARE_KEY_BYTES < MAX_CONTROL_FRAME_BYTES);
 const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * LARGE_ENTRY_BYTES as u64);
 const _: () = assert!(*MAX_ENTRY_RANGE.start() >= LARGE_ENTRY_BYTES as u64);
 

@@ -54,6 +54,8 @@ pub struct Status {
     pub parked_rows: u64,
     /// The change of the schema that waits for other nodes, if one does.
     pub freeze: Option<FreezeStatus>,
+    /// The comparison of its rows with a peer's that runs, or the last one.
+    pub verification: Verification,
     /// Counts since the file was opened.
     pub counts: Counts,
     /// Why storage is failing, if it is.
@@ -100,6 +102,30 @@ pub struct FreezeStatus {
     pub script: String,
     /// Members that have not said yet that they know, as far as this node has heard.
     pub waiting_for: Vec<NodeId>,
+}
+
+/// How a comparison of all rows with those of a peer goes, or went.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Verification {
+    /// Whether it is under way. It waits while there is no link.
+    pub running: bool,
+    /// The node compared with, once one was asked.
+    pub with: Option<NodeId>,
+    /// The table that is being compared.
+    pub table: Option<String>,
+    /// Rows compared.
+    pub rows: u64,
+    /// Rows that differ although both nodes have applied the same to them.
+    pub differing: u64,
+    /// Those of them that are now as the origin has them. What was stored before is in
+    /// `littoral_conflicts`.
+    pub repaired: u64,
+    /// Rows, or tables, that could not be compared.
+    pub undecided: u64,
+    /// The last thing that kept a row from being compared or repaired.
+    pub problem: Option<String>,
+    /// When it was done.
+    pub finished: Option<WallTime>,
 }
 
 /// A picture of one link.

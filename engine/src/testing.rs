@@ -77,6 +77,8 @@ pub enum Bug {
     RespellingIgnored,
     /// Derived triggers are not mirrored again after a restart.
     MirrorsForgotten,
+    /// A row counts as different although entries that the peer lacked have written it.
+    ComparedTooEarly,
     /// A sender passes over an entry that the receiver holds.
     HoldSkipped,
     /// What was received of a large entry is taken for the beginning of another one.

@@ -64,6 +64,9 @@ fn compare_numbers(integer: i64, real: f64) -> Ordering {
     }
 }
 
+/// The start of a blake3 hash: of a key, of a row or of a range of rows.
+pub(crate) type Sum = [u8; 16];
+
 /// Bytes that do not follow the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {

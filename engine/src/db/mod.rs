@@ -152,7 +152,7 @@ impl Reader {
 fn table_digest(conn: &Connection, table: &Table) -> rusqlite::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&table.id.0.to_be_bytes());
-    let mut statement = conn.prepare_cached(&table.sql.scan)?;
+    let mut statement = conn.prepare_cached(&table.sql.scan())?;
     let columns = statement.column_count();
     let mut rows = statement.query([])?;
     let mut cells = Vec::new();

@@ -189,6 +189,28 @@ impl<'a> Conflicts<'a> {
         Ok(())
     }
 
+    /// Takes down a row that was not what it had to be: what it was, and what it is now.
+    pub(super) fn record_repair(
+        &mut self,
+        table: &Table,
+        key: &[u8],
+        kept: Option<&[Vec<u8>]>,
+        lost: Option<&[Vec<u8>]>,
+    ) -> rusqlite::Result<()> {
+        if self.values.len() == HELD_ROWS * WIDTH {
+            self.write()?;
+        }
+        let mut side = |cells: Option<&[Vec<u8>]>| {
+            let value = cells.map_or(Kept::Null, |cells| {
+                self.keep(ValueRef::Text(row_text(table, cells).as_bytes()))
+            });
+            Side { value, stamp: None }
+        };
+        let sides = [side(kept), side(lost)];
+        self.push_row(table, None, key, "repaired", sides, None);
+        Ok(())
+    }
+
     /// Takes down that increments which did not know of each other made a counter overflow.
     pub(super) fn record_overflow(
         &mut self,

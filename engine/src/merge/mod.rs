@@ -16,12 +16,14 @@ mod conflict;
 pub(crate) mod functions;
 pub(crate) mod mirror;
 mod parked;
+mod repair;
 mod row;
 mod store;
 
 pub(crate) use checks::Checks;
 pub(crate) use conflict::key_text;
 pub(crate) use parked::Parked;
+pub(crate) use repair::{Mended, cells_of, repair};
 
 /// What merging remembers from one entry to the next.
 #[derive(Debug, Default)]

@@ -23,9 +23,9 @@ use crate::{
         row,
         store::insert_row,
     },
-    schema::{Registry, Table},
+    schema::{Registry, Table, range::sum_of},
     sqlite::Keeping,
-    value::{ByteReader, DecodeError, put_varint},
+    value::{ByteReader, DecodeError, Sum, put_varint},
 };
 
 /// Which rows are parked.
@@ -57,6 +57,12 @@ impl Parked {
 
     pub(crate) fn contains(&self, table: TableId, key: &[u8]) -> bool {
         !self.rows.is_empty() && self.rows.contains(&(table, key.to_vec()))
+    }
+
+    /// The sums of the keys of a table's parked rows.
+    pub(crate) fn sums(&self, table: TableId) -> BTreeSet<Sum> {
+        let rows = self.rows.iter().filter(|(of, _)| *of == table);
+        rows.map(|(_, key)| sum_of(key)).collect()
     }
 
     /// The cells of a parked row. Those of columns that came later are missing, and read as NULL.

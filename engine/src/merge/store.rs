@@ -219,12 +219,17 @@ fn update_sql<'c>(
 }
 
 pub(super) fn delete(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Result<()> {
+    delete_row(conn, table, op.key)
+}
+
+/// Deletes the row with a key, if it is there.
+pub(super) fn delete_row(conn: &Keeping, table: &Table, key: &[u8]) -> rusqlite::Result<()> {
     run(
         conn,
         table,
         &name(table.id, DELETE),
         || table.sql.delete.clone(),
-        |parameters| lend_key(parameters, 0, table, op.key),
+        |parameters| lend_key(parameters, 0, table, key),
     )
 }
 

@@ -11,6 +11,7 @@ use crate::{
     error::ProtocolError,
     id::{AuthorId, ClusterId, Incarnation, NodeId, SchemaVersion, Seq},
     limits::MAX_CONTROL_FRAME_BYTES,
+    value::Sum,
     version::{Dot, VersionVector},
 };
 
@@ -49,6 +50,59 @@ pub(crate) enum Message {
     Snapshot([u8; 32], u64, u64),
     /// How many bytes of the snapshot the sender has written.
     SnapshotCredit(u64),
+    /// Asks what the receiver holds of a table; answered with the same number.
+    Ask(u64, Question),
+    /// The answer.
+    Answer(u64, Answer),
+}
+
+/// What a replica that compares its rows with the receiver's asks: about a table, by its id under a
+/// version of the schema.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct Question {
+    pub(crate) table: u32,
+    pub(crate) schema: u32,
+    /// Behind this key, or from the first row on.
+    pub(crate) after: Option<Vec<u8>>,
+    pub(crate) what: Wanted,
+}
+
+/// What is asked of a range.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Wanted {
+    /// The sum of as many rows as the receiver likes.
+    Sum,
+    /// The sums of the rows up to a key, or to the last.
+    Rows { upto: Option<Vec<u8>> },
+    /// The rows up to a key whose keys have these sums.
+    Images { upto: Option<Vec<u8>>, keys: Vec<Sum> },
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Answer {
+    /// The table cannot be compared now: the schema is another one, or a key is too long.
+    NotNow,
+    /// The sum of the rows up to a key, or to the last, and whether the sender's rows are to be believed:
+    /// it is the origin, or has compared all of its own with somebody to be believed.
+    Sum { upto: Option<Vec<u8>>, sum: Sum, trusted: bool },
+    /// The sums of key and row of the rows up to a key, in their order.
+    Rows { upto: Option<Vec<u8>>, rows: Vec<(Sum, Sum)> },
+    /// Some of the rows asked for, by the sums of their keys, as they are with these entries applied.
+    Images { vector: Vec<(u64, Seq)>, images: Vec<(Sum, Image)> },
+}
+
+/// What a replica holds of one row.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum Image {
+    /// Nothing.
+    Absent,
+    /// It could not be stored and is parked.
+    Parked,
+    /// More bytes than fit an answer.
+    TooLarge,
+    /// Its key and its cells.
+    Row(Vec<u8>, Vec<u8>),
 }
 
 /// Who a replica is, and what it has.

@@ -43,7 +43,7 @@ use crate::{
         acks::Acks,
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         hold::{Offered, Outgoing},
-        message::{FRAME_VERSION, Hello, Message, read_vector, wire_vector},
+        message::{Answer, FRAME_VERSION, Hello, Message, Question, read_vector, wire_vector},
         snapshot::{Sending, Wish},
     },
     status::PeerStatus,
@@ -142,6 +142,10 @@ pub(crate) enum Received {
     Large(LargeName),
     /// Bytes of a large entry that were asked for, from an offset on.
     Chunk(Dot, u64, Vec<u8>),
+    /// The peer compares its rows with ours.
+    Ask(u64, Question),
+    /// We compare ours with the peer's.
+    Answer(u64, Answer),
     /// What members hold on stable storage; the peer itself is `None`.
     Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
@@ -305,6 +309,8 @@ impl PeerSession {
             Message::Resume(author, seq, offset) => {
                 self.resume_said(Dot { author: AuthorId::from_u64(author), seq }, offset)?;
             }
+            Message::Ask(token, question) => return Ok(Received::Ask(token, question)),
+            Message::Answer(token, answer) => return Ok(Received::Answer(token, answer)),
             Message::Ping(token) => self.say(&Message::Pong(token)),
             Message::Pong(token) => self.round_trip = Some(now.since(Instant(token))),
         }

@@ -137,7 +137,7 @@ impl Replica {
         self.roll_back();
     }
 
-    fn roll_back(&self) {
+    pub(super) fn roll_back(&self) {
         if !self.writer.apply().is_autocommit()
             && let Err(error) = self.writer.apply().execute_batch("ROLLBACK")
         {

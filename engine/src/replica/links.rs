@@ -63,6 +63,11 @@ impl Replica {
             Received::AskSnapshot => Ok(()),
             Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
             Received::Piece(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
+            Received::Ask(token, question) => self.asked(peer, token, &question),
+            Received::Answer(token, answer) => {
+                self.answered(peer, token, answer);
+                Ok(())
+            }
             Received::Acks(acks) => {
                 self.hear_acks(peer, acks);
                 Ok(())
@@ -269,6 +274,7 @@ impl Replica {
         self.sessions.remove(&peer);
         self.incoming.remove(&peer);
         self.stop_fetching_from(peer);
+        self.stop_comparing_with(peer);
         self.spools_without(peer);
     }
 }

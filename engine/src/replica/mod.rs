@@ -23,6 +23,7 @@ mod joining;
 mod links;
 mod schema;
 mod snapshot;
+mod verifying;
 
 pub(crate) use holds::Spools;
 pub(crate) use snapshot::Progress;
@@ -57,6 +58,7 @@ use crate::{
         holds::Incoming,
         joining::Joining,
         snapshot::{Fetching, Sponsor},
+        verifying::Verifying,
     },
     schema::{Registry, catalog},
     status::{Counts, PeerStatus, Status},
@@ -112,6 +114,7 @@ pub struct Replica {
     acks: Acks,
     counting: Counting,
     checkpointing: Checkpointing,
+    verifying: Verifying,
     /// The freeze that the job ends which is committed next.
     ending: Option<Dot>,
 }
@@ -225,6 +228,7 @@ impl Replica {
             acks: Acks::default(),
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
+            verifying: Verifying::new(parts.now.mono),
             ending: None,
         }
     }
@@ -284,6 +288,7 @@ impl Replica {
                 || self.serve_joins()
                 || self.serve_snapshots()
                 || self.serve_frontier()
+                || self.serve_verifying()
                 || self.serve_links()
                 || self.serve_disk()
             {
@@ -342,6 +347,7 @@ impl Replica {
             contested_rows: self.contested.rows(),
             freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
+            verification: self.verifying.report(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
             halted: self.halted.clone(),
@@ -548,6 +554,7 @@ impl Replica {
             .chain(self.snapshot_deadline())
             .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
+            .chain(self.verifying_deadline())
             .min()
     }
 }

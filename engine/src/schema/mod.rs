@@ -14,6 +14,7 @@ pub(crate) mod change;
 pub(crate) mod ddl;
 pub(crate) mod declaring;
 mod enroll;
+pub(crate) mod range;
 pub(crate) mod row;
 mod shape;
 pub(crate) mod spelling;
@@ -118,8 +119,14 @@ pub(crate) struct TableSql {
     pub(crate) insert: String,
     /// The row with a key.
     pub(crate) delete: String,
-    /// All rows in key order: key, then cells.
-    pub(crate) scan: String,
+    /// `SELECT key, cells FROM table`.
+    from: String,
+    /// The key in brackets, as one row value.
+    key: String,
+    /// ` COLLATE NOCASE` and the like, per part of the key.
+    collations: Vec<String>,
+    /// The key's parts with their collations, as ORDER BY takes them.
+    order: String,
     /// `"k1" = ?1 AND "k2" = ?2 COLLATE NOCASE`.
     pub(crate) where_key: String,
 }
@@ -462,9 +469,45 @@ impl TableSql {
             select: format!("{} SELECT {selected} FROM {table} WHERE {where_key}", catalog::MARK),
             insert,
             delete: format!("DELETE FROM {table} WHERE {where_key}"),
-            scan: format!("SELECT {} FROM {table} ORDER BY {}", all.join(", "), order.join(", ")),
+            from: format!("SELECT {} FROM {table}", all.join(", ")),
+            key: format!("({})", keys.join(", ")),
+            order: order.join(", "),
+            collations,
             where_key,
         }
+    }
+
+    /// All rows in key order: key, then cells.
+    pub(crate) fn scan(&self) -> String {
+        format!("{} ORDER BY {}", self.from, self.order)
+    }
+
+    /// The rows behind a key, up to another and with it, in key order: key, then cells. The parts of
+    /// the keys that bound it are its parameters.
+    pub(crate) fn range(&self, after: bool, upto: bool) -> String {
+        // The collation stands at the parameters: at the columns it would keep SQLite from using the
+        // key's index for a row value.
+        let mut place = 0;
+        let mut bound = |sign: &str| {
+            let parts: Vec<String> = self
+                .collations
+                .iter()
+                .map(|collation| {
+                    place += 1;
+                    format!("?{place}{collation}")
+                })
+                .collect();
+            format!("{} {sign} ({})", self.key, parts.join(", "))
+        };
+        let mut bounds = Vec::new();
+        if after {
+            bounds.push(bound(">"));
+        }
+        if upto {
+            bounds.push(bound("<="));
+        }
+        let filter = if bounds.is_empty() { "" } else { " WHERE " };
+        format!("{}{filter}{} ORDER BY {}", self.from, bounds.join(" AND "), self.order)
     }
 }
 

@@ -46,8 +46,16 @@ fn parts<'k>(
     table: &Table,
     key: &'k [u8],
 ) -> impl Iterator<Item = (usize, Result<KeyPart<'k>, DecodeError>)> {
+    (1..).zip(key_parts(table, key))
+}
+
+/// The parts of a key.
+pub(crate) fn key_parts<'k>(
+    table: &Table,
+    key: &'k [u8],
+) -> impl Iterator<Item = Result<KeyPart<'k>, DecodeError>> {
     let mut reader = ByteReader::new(key);
-    (1..=table.key.len()).map(move |place| (place, reader.key_part()))
+    (0..table.key.len()).map(move |_| reader.key_part())
 }
 
 pub(super) fn no_key(error: DecodeError) -> rusqlite::Error {

@@ -1,0 +1,615 @@
+//! Comparing the rows here with those of a peer, and mending those that differ.
+//!
+//! What is stored follows from the entries applied, so at equal vectors rows are equal. A disk that
+//! forgets, or a program that writes the file by itself, breaks that; this finds it.
+//!
+//! ```text
+//!   asks                         answers
+//!   Sum of a range ────────────► ◄──────────── its sum, and where it ends
+//!        equal: the next range
+//!   Rows, a second later ──────► ◄──────────── sums of keys and rows
+//!   Images of what differs ────► ◄──────────── rows, and the vector they belong to
+//!        judged once this replica has applied that vector
+//! ```
+//!
+//! A row counts as different only if this replica has applied all that the peer had when it answered, and
+//! nothing else to that row: then no write under way can be the reason. It is mended only with the row of
+//! a peer that is to be believed: the origin, or one that has compared all its rows with such a peer.
+//!
+//! One range of at most [`COMPARE_ROWS`] rows is looked at in a drain, and the next one
+//! [`COMPARE_PAUSE`] later.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+    ops::ControlFlow,
+    sync::Arc,
+};
+
+use crate::{
+    entry::{Segment, rows::RowsReader},
+    error::ProtocolError,
+    id::{PeerId, SchemaVersion, TableId},
+    limits::{
+        COMPARE_BYTES, COMPARE_IMAGE_BYTES, COMPARE_IMAGES, COMPARE_KEY_BYTES, COMPARE_PAUSE,
+        COMPARE_ROWS, COMPARE_SETTLE, COMPARE_TRIES, VERIFY_EVERY, VERIFY_FIRST,
+    },
+    log::LogError,
+    merge::{Mended, cells_of, repair},
+    protocol::message::{Answer, Image, Message, Question, Wanted, read_vector, wire_vector},
+    replica::{Replica, is_storage_failure},
+    schema::{
+        Registry, Table,
+        range::{self, KeyRange, sum_of},
+    },
+    status::Verification,
+    testing::{Bug, planted},
+    time::{Instant, Now},
+    value::Sum,
+    version::VersionVector,
+};
+
+/// What is compared, and how it went.
+#[derive(Debug)]
+pub(super) struct Verifying {
+    round: Option<Round>,
+    /// When the next round begins by itself.
+    due: Instant,
+    report: Verification,
+    /// The last round was held with a peer to be believed, and left nothing undecided.
+    trusted: bool,
+    token: u64,
+}
+
+/// One pass over all tables.
+#[derive(Debug)]
+struct Round {
+    /// The tables to compare; the first one is being compared.
+    tables: VecDeque<TableId>,
+    /// Where in it.
+    after: Option<Vec<u8>>,
+    step: Step,
+    /// Nothing is asked before.
+    not_before: Instant,
+    tries: u32,
+    /// The peer, and the number of the question that it has not answered yet.
+    asked: Option<(PeerId, u64)>,
+    /// The schema when that was asked.
+    schema: SchemaVersion,
+    /// The peer that answered last is to be believed; all were.
+    believed: bool,
+    all_believed: bool,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// The sum of the next range is wanted.
+    Sum,
+    /// The sums of its rows.
+    Rows(KeyRange),
+    /// The rows with these keys.
+    Images(KeyRange, BTreeSet<Sum>),
+    /// They are there, and belong to this vector.
+    Judge(KeyRange, BTreeSet<Sum>, VersionVector, Vec<(Sum, Image)>),
+}
+
+/// Why a range was not judged.
+enum Unjudged {
+    Log(LogError),
+    /// It cannot be known now.
+    NotNow,
+}
+
+impl From<rusqlite::Error> for Unjudged {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Log(LogError::Sqlite(error))
+    }
+}
+
+impl Verifying {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            round: None,
+            due: now + VERIFY_FIRST,
+            report: Verification::default(),
+            trusted: false,
+            token: 0,
+        }
+    }
+
+    pub(super) fn report(&self) -> Verification {
+        self.report.clone()
+    }
+}
+
+impl Round {
+    fn new(registry: &Registry, now: Instant) -> Self {
+        let replicated = registry.tables().iter().filter(|table| !table.is_local());
+        Self {
+            tables: replicated.map(|table| table.id).collect(),
+            after: None,
+            step: Step::Sum,
+            not_before: now,
+            tries: 0,
+            asked: None,
+            schema: registry.version,
+            believed: false,
+            all_believed: true,
+        }
+    }
+
+    fn question(&self, table: TableId) -> Option<Question> {
+        let what = match &self.step {
+            Step::Sum => Wanted::Sum,
+            Step::Rows(range) => Wanted::Rows { upto: range.upto.clone() },
+            Step::Images(range, keys) => Wanted::Images {
+                upto: range.upto.clone(),
+                keys: keys.iter().take(COMPARE_IMAGES).copied().collect(),
+            },
+            Step::Judge(..) => return None,
+        };
+        let (table, schema) = (table.0, self.schema.0);
+        Some(Question { table, schema, after: self.after.clone(), what })
+    }
+
+    /// Goes on behind a range that is done.
+    fn advance(&mut self, upto: Option<Vec<u8>>, now: Instant) {
+        if upto.is_none() {
+            self.tables.pop_front();
+        }
+        self.after = upto;
+        self.step = Step::Sum;
+        self.tries = 0;
+        self.not_before = now + COMPARE_PAUSE;
+    }
+}
+
+impl Replica {
+    /// Compares all rows with those of a peer, range by range, while everything else goes on:
+    /// [`Status::verification`](crate::Status::verification) tells how far it is. Rows that differ are
+    /// mended from the origin, or from a peer that has compared its own with it.
+    ///
+    /// Gives false at the origin: its rows are what others compare theirs with. One that runs goes on.
+    pub fn verify(&mut self, now: Now) -> bool {
+        self.tell_time(now);
+        if self.is_origin() {
+            return false;
+        }
+        self.begin_round();
+        true
+    }
+
+    fn begin_round(&mut self) {
+        if self.verifying.round.is_none() {
+            self.verifying.report = Verification { running: true, ..Verification::default() };
+            self.verifying.round = Some(Round::new(&self.registry, self.now.mono));
+        }
+    }
+
+    pub(super) fn verifying_deadline(&self) -> Option<Instant> {
+        let linked = self.sessions.values().any(|session| session.is_streaming());
+        let hindered =
+            self.halted.is_some() || self.storage.error.is_some() || self.is_fetching();
+        if hindered || self.is_origin() || !linked {
+            return None;
+        }
+        match &self.verifying.round {
+            None => Some(self.verifying.due),
+            Some(round) if round.asked.is_some() => None,
+            Some(round) => Some(round.not_before),
+        }
+    }
+
+    /// Asks the next question, or judges what was answered.
+    pub(super) fn serve_verifying(&mut self) -> bool {
+        if self.verifying_deadline().is_none_or(|at| self.now.mono < at) {
+            return false;
+        }
+        self.begin_round();
+        let Some(mut round) = self.verifying.round.take() else { return false };
+        let registry = Arc::clone(&self.registry);
+        let table = round.tables.front().map(|id| (*id, registry.by_id(*id)));
+        match table {
+            None => {
+                self.finish_round(&round);
+                return true;
+            }
+            // Dropped meanwhile, or local by now.
+            Some((_, table)) if table.is_none_or(Table::is_local) => {
+                round.advance(None, self.now.mono);
+            }
+            Some((_, Some(table))) if matches!(round.step, Step::Judge(..)) => {
+                self.judge(&mut round, table);
+            }
+            Some((id, _)) => self.ask(&mut round, id),
+        }
+        self.verifying.round = Some(round);
+        true
+    }
+
+    fn ask(&mut self, round: &mut Round, table: TableId) {
+        round.schema = self.registry.version;
+        let Some(question) = round.question(table) else { return };
+        let origin = self.register.as_ref().map(|register| register.origin.0.clone());
+        let streaming = self.sessions.values_mut().filter(|session| session.is_streaming());
+        // The origin is best to ask.
+        let chosen =
+            streaming.min_by_key(|session| Some(session.node.as_str()) != origin.as_deref());
+        let Some(session) = chosen else { return };
+        self.verifying.token += 1;
+        session.say(&Message::Ask(self.verifying.token, question));
+        round.asked = Some((session.peer, self.verifying.token));
+        self.verifying.report.with = Some(session.node.clone());
+        self.verifying.report.table = self.registry.by_id(table).map(|table| table.name.clone());
+    }
+
+    fn finish_round(&mut self, round: &Round) {
+        let report = &mut self.verifying.report;
+        (report.running, report.table) = (false, None);
+        report.finished = Some(self.now.wall);
+        let mended = report.differing == report.repaired && report.undecided == 0;
+        self.verifying.trusted = round.all_believed && mended;
+        self.verifying.due = self.now.mono + VERIFY_EVERY;
+        let (differing, repaired) = (report.differing, report.repaired);
+        if differing > 0 {
+            let node = &self.identity.node;
+            tracing::error!(%node, differing, repaired, "rows were not what they had to be");
+        }
+    }
+
+    /// The link is gone: another peer is asked the same again.
+    pub(super) fn stop_comparing_with(&mut self, peer: PeerId) {
+        if let Some(round) = &mut self.verifying.round
+            && round.asked.is_some_and(|(asked, _)| asked == peer)
+        {
+            round.asked = None;
+        }
+    }
+
+    /// A peer has answered.
+    pub(super) fn answered(&mut self, peer: PeerId, token: u64, answer: Answer) {
+        let Some(mut round) = self.verifying.round.take() else { return };
+        if round.asked == Some((peer, token)) {
+            round.asked = None;
+            let table = round.tables.front().copied();
+            let registry = Arc::clone(&self.registry);
+            if let Some(table) = table.and_then(|id| registry.by_id(id))
+                && let Err(error) = self.take_answer(&mut round, table, answer)
+            {
+                self.storage_fails(error.to_string());
+            }
+        }
+        self.verifying.round = Some(round);
+    }
+
+    fn take_answer(
+        &mut self,
+        round: &mut Round,
+        table: &Table,
+        answer: Answer,
+    ) -> rusqlite::Result<()> {
+        let conn = self.writer.apply();
+        match (mem::replace(&mut round.step, Step::Sum), answer) {
+            (Step::Sum, Answer::Sum { upto, sum, trusted }) => {
+                round.believed = trusted;
+                round.all_believed &= trusted;
+                let range = KeyRange { after: round.after.clone(), upto };
+                let bounds = (COMPARE_ROWS, COMPARE_BYTES);
+                let (equal, rows) = range::has_sum(conn, table, &range, bounds, sum)?;
+                self.verifying.report.rows += rows;
+                if equal {
+                    round.advance(range.upto, self.now.mono);
+                } else {
+                    round.step = Step::Rows(range);
+                    round.not_before = self.now.mono + COMPARE_SETTLE;
+                }
+            }
+            (Step::Rows(_), Answer::Rows { upto, rows }) => {
+                let mut range = KeyRange { after: round.after.clone(), upto };
+                let (ours, last) = range::sums(conn, table, &range, 2 * COMPARE_ROWS)?;
+                if last.is_some() {
+                    range.upto = last;
+                }
+                let ours: BTreeMap<Sum, Sum> =
+                    ours.into_iter().map(|sum| (sum.key, sum.row)).collect();
+                let theirs: BTreeMap<Sum, Sum> = rows.into_iter().collect();
+                let differ = |key: &&Sum| ours.get(*key) != theirs.get(*key);
+                let suspects: BTreeSet<Sum> =
+                    ours.keys().chain(theirs.keys()).filter(differ).copied().collect();
+                if suspects.is_empty() {
+                    round.advance(range.upto, self.now.mono);
+                } else {
+                    round.step = Step::Images(range, suspects);
+                }
+            }
+            (Step::Images(range, suspects), Answer::Images { vector, images }) => {
+                round.step = Step::Judge(range, suspects, read_vector(&vector), images);
+            }
+            (step, _) => {
+                round.step = step;
+                self.try_again(round, "the schema is another one there, or a key is too long");
+            }
+        }
+        Ok(())
+    }
+
+    /// A range cannot be decided now; after many tries its table is passed over.
+    fn try_again(&mut self, round: &mut Round, why: &str) {
+        round.tries += 1;
+        round.not_before = self.now.mono + COMPARE_SETTLE;
+        if round.tries > COMPARE_TRIES {
+            self.verifying.report.undecided += 1;
+            self.verifying.report.problem = Some(why.to_owned());
+            round.advance(None, self.now.mono);
+        }
+    }
+
+    /// Compares the rows that were asked for, if nothing under way can make them differ.
+    fn judge(&mut self, round: &mut Round, table: &Table) {
+        let Step::Judge(range, mut suspects, vector, images) =
+            mem::replace(&mut round.step, Step::Sum)
+        else {
+            return;
+        };
+        if !self.log.vector().covers_all(&vector) {
+            round.step = Step::Judge(range, suspects, vector, images);
+            let why = "entries that the peer has applied did not arrive";
+            return self.try_again(round, why);
+        }
+        if round.schema != self.registry.version {
+            return self.try_again(round, "the schema changes all the time");
+        }
+        match self.compare_rows(table, &range, &vector, &images) {
+            Err(Unjudged::NotNow) => {
+                round.step = Step::Images(range, suspects);
+                self.try_again(round, "entries that the peer lacked are no longer in the log");
+            }
+            Err(Unjudged::Log(LogError::Sqlite(error))) if is_storage_failure(&error) => {
+                round.step = Step::Images(range, suspects);
+                self.storage_fails(error.to_string());
+            }
+            Err(Unjudged::Log(error)) => {
+                round.step = Step::Images(range, suspects);
+                self.try_again(round, &error.to_string());
+            }
+            Ok((decided, wrong)) => {
+                let stuck = decided.is_empty();
+                for key in decided {
+                    suspects.remove(&key);
+                }
+                self.mend(round, table, &wrong);
+                if suspects.is_empty() {
+                    round.advance(range.upto, self.now.mono);
+                } else {
+                    round.step = Step::Images(range, suspects);
+                    if stuck {
+                        self.try_again(round, "rows that are written all the time");
+                    } else {
+                        round.not_before = self.now.mono + COMPARE_PAUSE;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the sums of the keys that are decided, and the rows that differ.
+    fn compare_rows(
+        &mut self,
+        table: &Table,
+        range: &KeyRange,
+        vector: &VersionVector,
+        images: &[(Sum, Image)],
+    ) -> Result<(Vec<Sum>, Vec<Mended>), Unjudged> {
+        if !vector.covers_all(&self.log.start().vector) {
+            return Err(Unjudged::NotNow);
+        }
+        let written = self.written_behind(table.id, vector).map_err(Unjudged::Log)?;
+        let Some(written) = written else { return Err(Unjudged::NotNow) };
+        let mut ours: BTreeMap<Sum, (Vec<u8>, Vec<u8>)> = BTreeMap::new();
+        let wanted: BTreeSet<&Sum> = images.iter().map(|(key, _)| key).collect();
+        range::visit(self.writer.apply(), table, range, |row| {
+            let key = sum_of(row.key);
+            if wanted.contains(&key) {
+                ours.insert(key, (row.key.to_vec(), row.cells.to_vec()));
+            }
+            ControlFlow::Continue(())
+        })?;
+        let (mut decided, mut wrong) = (Vec::new(), Vec::new());
+        for (sum, image) in images {
+            if written.contains(sum) && !planted(Bug::ComparedTooEarly) {
+                continue;
+            }
+            decided.push(*sum);
+            let ours = ours.remove(sum);
+            let (key, right) = match image {
+                Image::Parked => continue,
+                Image::TooLarge => {
+                    self.verifying.report.undecided += 1;
+                    let why = "a row is too large to be compared one by one";
+                    self.verifying.report.problem = Some(why.to_owned());
+                    continue;
+                }
+                Image::Absent => match &ours {
+                    None => continue,
+                    Some((key, _)) => (key.clone(), None),
+                },
+                Image::Row(key, _) if sum_of(key) != *sum => return Err(Unjudged::NotNow),
+                Image::Row(key, cells) => (key.clone(), Some(cells)),
+            };
+            let parked = self.aside.parked.contains(table.id, &key);
+            if parked || ours.as_ref().map(|(_, cells)| cells) == right {
+                continue;
+            }
+            let cells = |bytes: &[u8]| cells_of(table, &key, bytes).map_err(|_| Unjudged::NotNow);
+            let right = right.map(|bytes| cells(bytes)).transpose()?;
+            let ours = ours.map(|(_, bytes)| cells(&bytes)).transpose()?;
+            wrong.push(Mended { key, right, wrong: ours });
+        }
+        Ok((decided, wrong))
+    }
+
+    /// The sums of the keys of a table that were written by entries which `vector` lacks; `None` if the
+    /// schema has changed meanwhile.
+    fn written_behind(
+        &self,
+        table: TableId,
+        vector: &VersionVector,
+    ) -> Result<Option<BTreeSet<Sum>>, LogError> {
+        let conn = self.writer.apply();
+        let mut written = Some(BTreeSet::new());
+        let mut failed = None;
+        let (from, upto) = (self.log.start_for(vector), self.log.last());
+        self.log.read(conn, from, upto, |lsn, entry| {
+            if vector.covers(entry.header().dot) {
+                return true;
+            }
+            let mut segments = entry.segments();
+            loop {
+                let read = match segments.next(conn) {
+                    Ok(None) => return true,
+                    Ok(Some(Segment::Rows(rows))) => keys_of(table, rows, &mut written),
+                    Ok(Some(Segment::Ddl(_) | Segment::Policy(_))) => {
+                        written = None;
+                        return false;
+                    }
+                    Ok(Some(_)) => Ok(()),
+                    Err(error) => Err(error.to_string()),
+                };
+                if let Err(what) = read {
+                    failed = Some(LogError::Damaged { lsn, what });
+                    return false;
+                }
+            }
+        })?;
+        failed.map_or(Ok(written), Err)
+    }
+
+    /// Counts rows that differ, and mends them if the peer is to be believed.
+    fn mend(&mut self, round: &Round, table: &Table, wrong: &[Mended]) {
+        if wrong.is_empty() {
+            return;
+        }
+        self.verifying.report.differing += wrong.len() as u64;
+        if !round.believed {
+            let why = "the peer has not compared its rows with the origin's itself";
+            self.verifying.report.problem = Some(why.to_owned());
+            return;
+        }
+        match repair(self.writer.apply(), &self.members, table, wrong) {
+            Ok(None) => self.verifying.report.repaired += wrong.len() as u64,
+            Ok(Some(rejected)) => self.verifying.report.problem = Some(rejected.to_string()),
+            Err(error) => {
+                self.roll_back();
+                self.verifying.report.problem = Some(error.to_string());
+                if is_storage_failure(&error) {
+                    self.storage_fails(error.to_string());
+                }
+            }
+        }
+    }
+
+    // --- The other side
+
+    /// A peer asks what this replica holds.
+    pub(super) fn asked(
+        &mut self,
+        peer: PeerId,
+        token: u64,
+        question: &Question,
+    ) -> Result<(), ProtocolError> {
+        let answer = self.answer_to(question)?;
+        if let Some(session) = self.sessions.get_mut(&peer) {
+            session.say(&Message::Answer(token, answer));
+        }
+        Ok(())
+    }
+
+    fn answer_to(&self, question: &Question) -> rusqlite::Result<Answer> {
+        let conn = self.writer.apply();
+        let table = self.registry.by_id(TableId(question.table));
+        let Some(table) = table.filter(|table| !table.is_local()) else {
+            return Ok(Answer::NotNow);
+        };
+        if question.schema != self.registry.version.0 {
+            return Ok(Answer::NotNow);
+        }
+        let after = question.after.clone();
+        let too_long =
+            |key: &Option<Vec<u8>>| key.as_ref().is_some_and(|key| key.len() > COMPARE_KEY_BYTES);
+        match &question.what {
+            Wanted::Sum => {
+                let bounds = (COMPARE_ROWS, COMPARE_BYTES);
+                let (range, sum) = range::sum(conn, table, after, bounds)?;
+                if too_long(&range.upto) {
+                    return Ok(Answer::NotNow);
+                }
+                let trusted = self.is_origin() || self.verifying.trusted;
+                Ok(Answer::Sum { upto: range.upto, sum, trusted })
+            }
+            Wanted::Rows { upto } => {
+                let range = KeyRange { after, upto: upto.clone() };
+                let (sums, last) = range::sums(conn, table, &range, 2 * COMPARE_ROWS)?;
+                let upto = last.or(range.upto);
+                if too_long(&upto) {
+                    return Ok(Answer::NotNow);
+                }
+                let rows = sums.into_iter().map(|sum| (sum.key, sum.row)).collect();
+                Ok(Answer::Rows { upto, rows })
+            }
+            Wanted::Images { upto, keys } => {
+                let range = KeyRange { after, upto: upto.clone() };
+                Ok(Answer::Images {
+                    vector: wire_vector(&self.log.vector()),
+                    images: self.images(table, &range, keys)?,
+                })
+            }
+        }
+    }
+
+    /// The rows of a range whose keys have these sums, as many as fit an answer.
+    fn images(
+        &self,
+        table: &Table,
+        range: &KeyRange,
+        keys: &[Sum],
+    ) -> rusqlite::Result<Vec<(Sum, Image)>> {
+        let mut missing: BTreeSet<Sum> = keys.iter().take(COMPARE_IMAGES).copied().collect();
+        let mut images = Vec::new();
+        let (mut bytes, mut full) = (0, false);
+        range::visit(self.writer.apply(), table, range, |row| {
+            let key = sum_of(row.key);
+            if missing.remove(&key) {
+                let image = if row.key.len() + row.cells.len() > COMPARE_IMAGE_BYTES {
+                    Image::TooLarge
+                } else {
+                    bytes += row.key.len() + row.cells.len();
+                    Image::Row(row.key.to_vec(), row.cells.to_vec())
+                };
+                images.push((key, image));
+            }
+            full = bytes > COMPARE_IMAGE_BYTES;
+            if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if !full {
+            let parked = self.aside.parked.sums(table.id);
+            images.extend(missing.into_iter().map(|key| {
+                let image = if parked.contains(&key) { Image::Parked } else { Image::Absent };
+                (key, image)
+            }));
+        }
+        Ok(images)
+    }
+}
+
+/// Adds the sums of the keys that a `Rows` segment writes in a table.
+fn keys_of(table: TableId, rows: &[u8], written: &mut Option<BTreeSet<Sum>>) -> Result<(), String> {
+    let mut reader = RowsReader::new(rows);
+    while let Some(op) = reader.next().map_err(|error| error.to_string())? {
+        if op.table == table
+            && let Some(written) = written
+        {
+            written.insert(sum_of(op.key));
+        }
+    }
+    Ok(())
+}
