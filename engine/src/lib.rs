@@ -82,7 +82,9 @@ pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
-pub use status::{Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status, Verification};
+pub use status::{
+    Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status, Verification,
+};
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};
 pub use version::{Dot, VersionVector};

@@ -50,8 +50,7 @@ fn tamper(cluster: &Cluster, node: usize, sql: &str) {
     file.execute_batch(sql).unwrap();
 }
 
-const REPAIRED: &str =
-    "SELECT \"table\", \"row\", kept, lost FROM littoral_conflicts WHERE rule = 'repaired' ORDER BY id";
+const REPAIRED: &str = "SELECT \"table\", \"row\", kept, lost FROM littoral_conflicts WHERE rule = 'repaired' ORDER BY id";
 
 #[test]
 fn equal_rows_are_found_equal_and_the_origin_has_nothing_to_compare_with() {

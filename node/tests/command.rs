@@ -152,7 +152,34 @@ fn nodes_are_served_asked_and_stopped() {
     assert!(message.contains("LITTORAL_ORIGIN_ONLY") && message.contains("hint:"), "{message}");
     succeed(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
 
+    // The rows of both are compared; what waits or is held back is explained.
+    let verified = succeed(home.path(), &["verify", "--url", &edge.http, "--json"]);
+    let verified: Value = serde_json::from_str(&verified).unwrap();
+    assert_eq!((&verified["differing"], &verified["undecided"]), (&0.into(), &0.into()));
+    assert_eq!(verified["with"], "origin");
+    let message = fail(home.path(), &["verify", "--url", &origin.http]);
+    assert!(message.contains("this node is the origin"), "{message}");
+    let waits = succeed(home.path(), &["schema", "status", "--url", &edge.http]);
+    assert!(waits.contains("no change waits"), "{waits}");
+    let message = fail(home.path(), &["schema", "abort", "--url", &origin.http]);
+    assert!(message.contains("no change of the schema waits"), "{message}");
+    let message = fail(home.path(), &["schema", "abort", "--url", &edge.http]);
+    assert!(message.contains("origin"), "{message}");
+    let explained = succeed(home.path(), &["gc", "explain", "--url", &origin.http]);
+    assert!(explained.contains("frontier"), "{explained}");
+
     edge.stop();
+    // A change that must not meet writes under way waits for the edge that is away.
+    let sql = "DROP TABLE stock";
+    let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
+    assert!(message.contains("LITTORAL_SCHEMA_CHANGING"), "{message}");
+    let waits = succeed(home.path(), &["schema", "status", "--url", &origin.http]);
+    assert!(waits.contains("stock") && waits.contains("edge1"), "{waits}");
+    let explained = succeed(home.path(), &["gc", "explain", "--url", &origin.http]);
+    assert!(explained.contains("edge1"), "{explained}");
+    succeed(home.path(), &["schema", "abort", "--url", &origin.http]);
+    let sql = "UPDATE stock SET n = 5";
+    succeed(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
     origin.stop();
     let config = "cluster/origin/littoral.toml";
     let message = fail(home.path(), &["status", "--config", config]);

@@ -188,8 +188,7 @@ impl Replica {
 
     pub(super) fn verifying_deadline(&self) -> Option<Instant> {
         let linked = self.sessions.values().any(|session| session.is_streaming());
-        let hindered =
-            self.halted.is_some() || self.storage.error.is_some() || self.is_fetching();
+        let hindered = self.halted.is_some() || self.storage.error.is_some() || self.is_fetching();
         if hindered || self.is_origin() || !linked {
             return None;
         }

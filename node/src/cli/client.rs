@@ -52,6 +52,20 @@ impl Target {
         Ok(reachable(http.listen).to_string())
     }
 
+    /// What the node says of itself.
+    pub(super) async fn status(&self) -> anyhow::Result<Value> {
+        self.ask_for(Method::GET, "/status").await
+    }
+
+    /// Asks the node for something that it grants or refuses.
+    pub(super) async fn ask_for(&self, method: Method, path: &str) -> anyhow::Result<Value> {
+        let (code, answer) = self.ask(method, path, None).await?;
+        if !code.is_success() {
+            bail!("the node answered {code}: {}", answer["message"].as_str().unwrap_or_default());
+        }
+        Ok(answer)
+    }
+
     /// Asks the node; the answer is its status and JSON.
     pub(super) async fn ask(
         &self,

@@ -4,12 +4,15 @@
 mod ca;
 mod client;
 mod demo;
+mod gc;
 mod init;
 mod join;
+mod schema;
 mod serve;
 mod sql;
 mod status;
 mod table;
+mod verify;
 
 use std::{
     fmt,
@@ -51,6 +54,12 @@ enum Command {
     Sql(sql::Sql),
     /// Show what a node knows of itself and its peers.
     Status(status::Show),
+    /// Compare a node's rows with those of a peer, and mend what differs.
+    Verify(verify::Verify),
+    /// Watch a change of the schema that waits for other nodes, or give it up.
+    Schema(schema::Schema),
+    /// Explain what is kept of old changes, and for whom.
+    Gc(gc::Gc),
     /// Watch three nodes replicate real data, part, and merge.
     Demo(demo::Demo),
 }
@@ -87,6 +96,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Serve(serve) => serve.run().await,
             Command::Sql(sql) => sql.run().await,
             Command::Status(show) => show.run().await,
+            Command::Verify(verify) => verify.run().await,
+            Command::Schema(schema) => schema.run().await,
+            Command::Gc(gc) => gc.run().await,
             Command::Demo(demo) => demo.run().await,
         }
     })

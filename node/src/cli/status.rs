@@ -1,8 +1,6 @@
 //! `littoral status`: what a running node knows of itself and its peers.
 
-use anyhow::bail;
 use clap::Args;
-use hyper::Method;
 use serde_json::Value;
 
 use super::{client::Target, say, table};
@@ -19,10 +17,7 @@ pub(super) struct Show {
 
 impl Show {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let (code, status) = self.target.ask(Method::GET, "/status", None).await?;
-        if !code.is_success() {
-            bail!("the node answered {code}: {}", shown(&status["message"]));
-        }
+        let status = self.target.status().await?;
         if self.json {
             return say(status);
         }
@@ -75,7 +70,7 @@ impl Show {
     }
 }
 
-fn print_list(list: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {
+pub(super) fn print_list(list: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {
     let heading: Vec<String> = columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
     let rows: Vec<Vec<String>> = list
         .as_array()
@@ -93,7 +88,7 @@ fn print_list(list: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),

@@ -32,12 +32,17 @@ pub(super) async fn ready(State(state): State<ServerState>) -> Response {
 
 /// Why the node does its work only in part, if that is so: writes are accepted.
 pub(super) fn degraded(status: &Status) -> Option<String> {
-    let rows = match status.parked_rows {
-        0 => return None,
-        1 => "1 row".to_owned(),
-        rows => format!("{rows} rows"),
-    };
-    Some(format!("{rows} could not be stored and cannot be read here; see littoral_conflicts"))
+    let rows = |n| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+    if status.parked_rows > 0 {
+        let rows = rows(status.parked_rows);
+        let why = "could not be stored and cannot be read here; see littoral_conflicts";
+        return Some(format!("{rows} {why}"));
+    }
+    let wrong = status.verification.differing - status.verification.repaired;
+    (wrong > 0).then(|| {
+        let with = status.verification.with.as_ref().map_or("a peer", |node| node.as_str());
+        format!("{} not as {with} has them; see `littoral verify`", rows(wrong))
+    })
 }
 
 /// Why the node cannot do its work, if it cannot.

@@ -51,6 +51,17 @@ fn page(status: &Status) -> String {
         status.contested_rows,
     );
     page.gauge("littoral_parked_rows", "Rows that could not be stored", status.parked_rows);
+    let verified = &status.verification;
+    page.gauge(
+        "littoral_verify_differing_rows",
+        "Rows that differed from a peer's in the last comparison",
+        verified.differing,
+    );
+    page.gauge(
+        "littoral_verify_repaired_rows",
+        "Rows of these that were mended",
+        verified.repaired,
+    );
     let stability = &status.stability;
     page.gauge("littoral_frontier", "Number of the newest frontier", stability.frontier);
     page.gauge("littoral_log_bytes", "Bytes of entries in the log", stability.log_bytes);

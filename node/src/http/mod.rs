@@ -9,6 +9,8 @@
 //! | `GET /ready` | the node can do its work, or 503 and why not |
 //! | `GET /status` | what the node knows of itself, as JSON |
 //! | `GET /metrics` | the same for Prometheus |
+//! | `POST /verify` | compare the rows with a peer's |
+//! | `POST /schema/abort` | give up a change of the schema that waits |
 //!
 //! Clients are not authenticated yet. So the server listens on loopback only, unless the owner says
 //! otherwise, and there it refuses what a web page could send on behalf of somebody who visits it:
@@ -16,6 +18,7 @@
 
 mod health;
 mod hrana;
+mod maintenance;
 mod metrics;
 mod status;
 
@@ -131,6 +134,8 @@ fn router(config: &Http, state: ServerState) -> Router {
         .route("/ready", get(health::ready))
         .route("/status", get(status::status))
         .route("/metrics", get(metrics::metrics))
+        .route("/verify", post(maintenance::verify))
+        .route("/schema/abort", post(maintenance::abort_schema_change))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(config.max_body_bytes))
         .with_state(state);

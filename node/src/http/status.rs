@@ -97,6 +97,17 @@ fn to_json(status: &Status) -> Value {
             "log_bytes": status.stability.log_bytes,
             "contested_bytes": status.stability.contested_bytes,
         },
+        "verification": {
+            "running": status.verification.running,
+            "with": status.verification.with.as_ref().map(NodeId::as_str),
+            "table": status.verification.table,
+            "rows": status.verification.rows,
+            "differing": status.verification.differing,
+            "repaired": status.verification.repaired,
+            "undecided": status.verification.undecided,
+            "problem": status.verification.problem,
+            "finished_ms": status.verification.finished.map(|at| at.0),
+        },
         "counts": {
             "jobs_committed": status.counts.jobs_committed,
             "jobs_failed": status.counts.jobs_failed,

@@ -126,6 +126,26 @@ impl NodeHandle {
         answer.await.map_err(|_| stopping())?
     }
 
+    /// Gives up the change of the schema that waits for other nodes; at the origin only. See
+    /// [`Replica::abort_schema_change`](littoral::Replica::abort_schema_change).
+    ///
+    /// # Errors
+    /// Nothing was given up.
+    pub async fn abort_schema_change(&self) -> Result<Committed, WriteError> {
+        let (done, answer) = oneshot::channel();
+        self.events.send(Event::AbortSchemaChange(done)).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Begins to compare all rows with those of a peer, and to mend what differs; see
+    /// [`Replica::verify`](littoral::Replica::verify). Gives false at the origin, and `None` after the node
+    /// has stopped.
+    pub async fn verify(&self) -> Option<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(Event::Verify(reply)).ok()?;
+        answer.await.ok()
+    }
+
     /// As [`NodeHandle::write`]; a job that takes longer is interrupted, and fails.
     pub(crate) async fn write_within<T: Send + 'static>(
         &self,

@@ -53,6 +53,10 @@ pub(crate) enum Event {
     Write(Write),
     /// Run a migration, and answer when it is done.
     Migrate { script: String, done: oneshot::Sender<Result<Committed, WriteError>> },
+    /// Give up the change of the schema that waits, and answer when that is done.
+    AbortSchemaChange(oneshot::Sender<Result<Committed, WriteError>>),
+    /// Compare all rows with a peer's; the answer says whether this node does that.
+    Verify(oneshot::Sender<bool>),
     /// A link is up; its frames go to the outbox.
     LinkUp { peer: PeerId, node: NodeId, outbox: LinkOutbox },
     /// A frame arrived; the permit bounds how much of one link waits here.
@@ -188,6 +192,18 @@ impl ReplicaThread {
                     if let Some(replica) = &mut self.replica {
                         let ticket = replica.migrate(self.clock.now(), &script);
                         self.effects.migrations.insert(ticket, done);
+                    }
+                }
+                Event::AbortSchemaChange(done) => {
+                    if let Some(replica) = &mut self.replica {
+                        let ticket = replica.abort_schema_change(self.clock.now());
+                        self.effects.migrations.insert(ticket, done);
+                    }
+                }
+                Event::Verify(reply) => {
+                    if let Some(replica) = &mut self.replica {
+                        // Nobody waits any more if this fails; the comparison goes on.
+                        let _ = reply.send(replica.verify(self.clock.now()));
                     }
                 }
                 Event::LinkUp { peer, node, outbox } => {

@@ -1,0 +1,58 @@
+//! `littoral verify`: compares a node's rows with those of a peer.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Args;
+use hyper::Method;
+use tokio::time::sleep;
+
+use super::{client::Target, say, status::shown};
+
+/// How often the node is asked how far it is.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Compares all rows of a node with those of a peer, the origin if it is linked, while both go on
+/// working. Rows that differ are mended from the origin; what was there before is listed in
+/// littoral_conflicts. The exit code is 0 if all rows are now as they have to be.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  littoral verify --config edge1/littoral.toml")]
+pub(super) struct Verify {
+    #[command(flatten)]
+    target: Target,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        self.target.ask_for(Method::POST, "/verify").await?;
+        let report = loop {
+            let report = self.target.status().await?["verification"].take();
+            if report["running"] == false {
+                break report;
+            }
+            sleep(POLL).await;
+        };
+        let number = |name: &str| report[name].as_u64().unwrap_or_default();
+        let (differing, repaired) = (number("differing"), number("repaired"));
+        let undecided = number("undecided");
+        if self.json {
+            say(&report)?;
+        } else {
+            say(format_args!(
+                "compared    {} rows with {}",
+                report["rows"],
+                shown(&report["with"])
+            ))?;
+            say(format_args!("different   {differing}"))?;
+            say(format_args!("mended      {repaired}"))?;
+            say(format_args!("undecided   {undecided}"))?;
+        }
+        if differing > repaired || undecided > 0 {
+            bail!("not all rows are known to be right: {}", shown(&report["problem"]));
+        }
+        Ok(())
+    }
+}
