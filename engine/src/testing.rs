@@ -87,11 +87,13 @@ pub enum Bug {
     LargeInPieces,
     /// Rows of a failed statement stay in the entry if they were on disk already.
     SpilledRowsKept,
+    /// Clocks outlive a change of their table, except where the log is replayed.
+    ClocksOutliveChange,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -128,6 +130,7 @@ impl Bug {
         Self::SpoolOfAnother,
         Self::LargeInPieces,
         Self::SpilledRowsKept,
+        Self::ClocksOutliveChange,
     ];
 }
 

@@ -187,6 +187,7 @@ impl Application for BuiltIn {
 }
 
 fn arrivals(chance: &Chance, options: &Options) -> Vec<Arrival> {
+    let nodes = options.machines(chance);
     let mut rate = chance.draw(Stream::Arrival, 0, 0);
     let gap = rate.spread(25 * MS, 200 * MS);
     let bursts = rate.percent(70);
@@ -198,7 +199,7 @@ fn arrivals(chance: &Chance, options: &Options) -> Vec<Arrival> {
         if at >= options.chaos {
             break;
         }
-        let machine = draw.index(options.nodes);
+        let machine = draw.index(nodes);
         let count = if bursts && draw.percent(30) { draw.between(2, 6) } else { 1 };
         arrivals.push(Arrival { at, machine, first, count });
         first += count;

@@ -134,7 +134,7 @@ struct RunArgs {
 
 #[derive(Debug, Args)]
 struct ClusterArgs {
-    /// How many nodes; 5 if not told, and those of the scenario with one.
+    /// How many nodes; from 3 to 7 as each seed draws it if not told, and those of the scenario with one.
     #[arg(long, value_parser = clap::value_parser!(u64).range(2..=16))]
     nodes: Option<u64>,
     /// How many simulated seconds clients write and faults happen; 20 if not told, and as long as the
@@ -154,7 +154,7 @@ impl ClusterArgs {
         let built_in = Options { trace, ..Options::default() };
         let Some(path) = scenario else {
             return Ok(Options {
-                nodes: self.nodes.map_or(Ok(built_in.nodes), usize::try_from)?,
+                nodes: self.nodes.map(usize::try_from).transpose()?,
                 chaos: self.time.map_or(built_in.chaos, |seconds| seconds * SECOND),
                 ..built_in
             });
@@ -167,7 +167,7 @@ impl ClusterArgs {
         }
         let scenario = Scenario::load(path)?;
         Ok(Options {
-            nodes: scenario.nodes.len(),
+            nodes: Some(scenario.nodes.len()),
             chaos: scenario.time,
             scenario: Some(Rc::new(scenario)),
             ..built_in

@@ -110,7 +110,7 @@ mod tests {
     use crate::clock::SECOND;
 
     fn options() -> Options {
-        Options { nodes: 4, chaos: 4 * SECOND, ..Options::default() }
+        Options { nodes: Some(4), chaos: 4 * SECOND, ..Options::default() }
     }
 
     #[test]

@@ -126,7 +126,11 @@ impl RunSummary {
     /// What will be run.
     pub(crate) fn title(&self, last: u64, options: &Options) -> String {
         match &options.scenario {
-            None => format!("seeds {} to {last}, {} nodes", self.first, options.nodes),
+            None => {
+                let nodes =
+                    options.nodes.map_or_else(|| "3 to 7".to_owned(), |nodes| nodes.to_string());
+                format!("seeds {} to {last}, {nodes} nodes", self.first)
+            }
             Some(scenario) => format!(
                 "{}: seeds {} to {last}, nodes {} (the origin is {})",
                 scenario.file,

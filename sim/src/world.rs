@@ -12,11 +12,17 @@ use crate::{
     scenario::Scenario,
 };
 
+/// A seed has from so many machines, if it may choose.
+const FEWEST: usize = 3;
+
+/// To so many.
+const MOST: usize = 7;
+
 /// What the command line says about every run.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// How many machines there are.
-    pub(crate) nodes: usize,
+    /// How many machines there are; `None` leaves it to the seed.
+    pub(crate) nodes: Option<usize>,
     /// How long clients write and faults happen.
     pub(crate) chaos: Nanos,
     /// Whether every event is printed.
@@ -29,7 +35,15 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 5, chaos: 20 * SECOND, trace: false, recording: false, scenario: None }
+        Self { nodes: None, chaos: 20 * SECOND, trace: false, recording: false, scenario: None }
+    }
+}
+
+impl Options {
+    /// How many machines the run of a seed has.
+    pub(crate) fn machines(&self, chance: &Chance) -> usize {
+        let drawn = chance.draw(Stream::World, 4, 0).index(MOST - FEWEST + 1);
+        self.nodes.unwrap_or(FEWEST + drawn)
     }
 }
 
@@ -108,6 +122,7 @@ impl World {
         if let Some(scenario) = &options.scenario {
             return scenario.world(chance);
         }
+        let nodes = options.machines(chance);
         let mut draw = chance.draw(Stream::World, 0, 0);
         let topology = *draw.pick(&[
             Topology::Star,
@@ -116,14 +131,14 @@ impl World {
             Topology::Tree,
             Topology::Mesh,
         ]);
-        let links: Vec<LinkPlan> = pairs(topology, options.nodes, &mut draw)
+        let links: Vec<LinkPlan> = pairs(topology, nodes, &mut draw)
             .into_iter()
             .enumerate()
             .map(|(index, ends)| LinkPlan::draw(chance, index, ends))
             .collect();
         let large = chance.draw(Stream::World, 2, 0).percent(60);
         let late = *draw.pick(&[0, 0, 30, 60]);
-        let machines: Vec<MachinePlan> = (0..options.nodes)
+        let machines: Vec<MachinePlan> = (0..nodes)
             .map(|number| {
                 let joins = number > 0 && draw.percent(late);
                 MachinePlan {
@@ -140,8 +155,7 @@ impl World {
                 }
             })
             .collect();
-        let faults =
-            fault::schedule(chance, options.nodes, options.chaos, links.len(), &fault::Kind::ALL);
+        let faults = fault::schedule(chance, nodes, options.chaos, links.len(), &fault::Kind::ALL);
         Self {
             topology,
             links,

@@ -4,7 +4,7 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 
@@ -15,7 +15,7 @@ use crate::{
         tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{EntryHeader, Logged, Segment, TableChange, rows::RowsReader},
+    entry::{EntryHeader, Logged, Segment, rows::RowsReader},
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
@@ -363,8 +363,8 @@ impl Writer {
 }
 
 /// Takes an entry into the clocks, whatever it does to stored rows. `registry` is what the file knows of
-/// tables now; operations from before a table got its present merge rules, and on tables that are gone,
-/// have left no clock.
+/// tables now: no clocks are left of operations from before a table got its present merge rules, and
+/// on tables that are gone.
 pub(crate) fn remember(
     contested: &mut Contested,
     disk: &Connection,
@@ -374,33 +374,20 @@ pub(crate) fn remember(
 ) -> Result<(), RememberError> {
     let header = *entry.header();
     let mut effects = Effects::default();
-    let mut declared: BTreeSet<TableId> = BTreeSet::new();
     let mut segments = entry.segments();
     while let Some(segment) = segments.next(disk)? {
         match segment {
             Segment::Rows(rows) => {
                 let mut reader = RowsReader::new(rows);
                 while let Some(op) = reader.next()? {
-                    let Some(table) = registry.by_id(op.table).filter(|t| t.is_multi_writer())
-                    else {
-                        continue;
-                    };
-                    if lsn > table.since || (lsn == table.since && declared.contains(&op.table)) {
+                    // Of the entry that gave it these rules, what stands before them is forgotten then.
+                    let has_rules = |table: &&Table| table.is_multi_writer() && lsn >= table.since;
+                    if let Some(table) = registry.by_id(op.table).filter(has_rules) {
                         contested.apply(disk, &op, &header, &table.assigned, &mut effects)?;
                     }
                 }
             }
-            Segment::Policy(changes) => {
-                for change in changes {
-                    if let TableChange::Declared(table) = change {
-                        if table.policy.is_multi_writer() {
-                            declared.insert(table.id);
-                        } else {
-                            declared.remove(&table.id);
-                        }
-                    }
-                }
-            }
+            Segment::Policy(changes) => contested.forget_dropped(disk, &changes)?,
             Segment::Frontier { number, covered } => {
                 contested.frontier(disk, number, &covered, header.stamp())?;
             }
@@ -423,6 +410,8 @@ pub(crate) enum RememberError {
     Chunks(#[from] ChunkError),
     #[error(transparent)]
     Clocks(#[from] ClockError),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
 }
 
 fn deferred_violation() -> WriteError {

@@ -10,7 +10,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::{
     entry::{Freeze, Member, TableChange, TableDeclaration},
     id::{AuthorId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
-    policy::{Consistency, Writers},
     schema::Frozen,
     time::WallTime,
     version::Dot,
@@ -217,30 +216,15 @@ pub(crate) fn carry_out(
 }
 
 fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::Result<()> {
-    let before: Option<(u32, i64, String, String)> = conn
+    // A table that begins anew under its id was dropped just before.
+    let before: Option<(u32, i64)> = conn
         .query_row(
-            "SELECT next_column, since, policy, writers FROM littoral_tables WHERE id = ?",
+            "SELECT next_column, since FROM littoral_tables WHERE id = ?",
             [table.id.0],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            |row| Ok((row.get(0)?, row.get(1)?)),
         )
         .optional()?;
-    let types: Vec<(u32, String)> = conn
-        .prepare("SELECT id, type FROM littoral_columns WHERE table_id = ? ORDER BY id")?
-        .query_map([table.id.0], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    let retyped = table.columns.iter().any(|(id, name)| {
-        types.iter().any(|(known, word)| *known == id.0 && *word != table.policy.column_word(name))
-    });
-    let multi_writer = table.policy.is_multi_writer();
-    let mut since = lsn.0;
-    let mut next_column = 1;
-    if let Some((next, last, policy, writers)) = before {
-        next_column = next;
-        let was = policy != Consistency::Local.as_str() && writers == Writers::Any.as_str();
-        if was == multi_writer && !retyped {
-            since = last.cast_unsigned();
-        }
-    }
+    let (mut next_column, since) = before.unwrap_or_else(|| (1, lsn.0.cast_signed()));
     if let Some((last, _)) = table.columns.last() {
         next_column = next_column.max(last.0.saturating_add(1));
     }
@@ -253,7 +237,7 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
             table.policy.writers.as_str(),
             table.policy.explicit_key,
             next_column,
-            since.cast_signed(),
+            since,
         ],
     )?;
     conn.execute("DELETE FROM littoral_columns WHERE table_id = ?", [table.id.0])?;

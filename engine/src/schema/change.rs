@@ -24,7 +24,7 @@ use crate::{
     id::{ColumnId, Lsn, SchemaVersion, TableId},
     policy::{ColumnType, TablePolicy},
     schema::{
-        Registry, Table, catalog, enroll,
+        Column, Registry, Table, catalog, enroll,
         shape::{ColumnShape, TableShape},
         trigger,
     },
@@ -112,7 +112,24 @@ impl Scope {
             let registry = Arc::clone(&self.before);
             return Ok(Changed { changes: Vec::new(), registry });
         }
-        self.settle(conn, vec![TableChange::Declared(declaration)], None)
+        let mut changes = Vec::new();
+        if self.merges_otherwise(known, &declaration.policy) {
+            changes.push(TableChange::Dropped(known.id));
+        }
+        changes.push(TableChange::Declared(declaration));
+        self.settle(conn, changes, None)
+    }
+
+    /// Whether a table begins anew with a policy: clocks from before would mean nothing.
+    fn merges_otherwise(&self, known: &Table, policy: &TablePolicy) -> bool {
+        let retyped = |column: &&Column| {
+            policy.column_word(&column.name) != known.policy.column_word(&column.name)
+        };
+        // A column that is new in this transaction has no clocks.
+        let had = self.base.by_id(known.id).map_or(ColumnId(0), |table| table.next_column);
+        known.is_multi_writer() != policy.is_multi_writer()
+            || known.is_multi_writer()
+                && known.cells.iter().filter(retyped).any(|column| column.id < had)
     }
 
     fn settle(
