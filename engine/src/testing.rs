@@ -93,7 +93,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -126,6 +126,7 @@ impl Bug {
         Self::SequenceForgotten,
         Self::RespellingIgnored,
         Self::MirrorsForgotten,
+        Self::ComparedTooEarly,
         Self::HoldSkipped,
         Self::SpoolOfAnother,
         Self::LargeInPieces,

@@ -42,6 +42,8 @@ pub(crate) enum Stream {
     Tie,
     /// When readers look.
     Probe,
+    /// When rows are compared, and which a disk loses.
+    Decay,
     /// What a client of a scenario calls.
     Call,
     /// How long it waits from call to call.

@@ -16,6 +16,7 @@
 //! - time moves only from event to event; idle time costs nothing.
 
 mod crashes;
+mod decay;
 mod ending;
 mod links;
 mod snapshots;
@@ -92,6 +93,10 @@ enum Stage {
         deadline: Nanos,
     },
     Marked {
+        deadline: Nanos,
+    },
+    /// Rows that a disk has lost are found and put back.
+    Mending {
         deadline: Nanos,
     },
     /// Nothing is written any more: frontiers come until everything is stable and forgotten.
@@ -483,7 +488,11 @@ impl Cluster {
                 Event::Checkpoint { machine: number, life },
             );
         }
+        self.compare_at_random(number, count)?;
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        if self.machines[number].decayed {
+            return Ok(());
+        }
         let reader = engine.reader.connection();
         spools::look(number, reader, &self.machines[number].plan.sizes)?;
         if draw.percent(20) {

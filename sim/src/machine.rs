@@ -97,6 +97,8 @@ pub(crate) struct Machine {
     pub(crate) snapshot_work: VecDeque<SnapshotWork>,
     /// A snapshot has taken the place of its file, and was not opened yet.
     pub(crate) adopted: Option<Digest>,
+    /// Rows were taken out of its file behind its back, and it has not put them back yet.
+    pub(crate) decayed: bool,
     /// An older copy of its file.
     pub(crate) copy: Option<Vec<u8>>,
     identity: Identity,
@@ -152,6 +154,7 @@ impl Machine {
             may_halt: false,
             snapshot_work: VecDeque::new(),
             adopted: None,
+            decayed: false,
             copy: None,
             identity: Identity {
                 cluster: CLUSTER,

@@ -89,8 +89,17 @@ enum Step {
     Rows(KeyRange),
     /// The rows with these keys.
     Images(KeyRange, BTreeSet<Sum>),
-    /// They are there, and belong to this vector.
-    Judge(KeyRange, BTreeSet<Sum>, VersionVector, Vec<(Sum, Image)>),
+    /// They are there, from this link.
+    Judge(KeyRange, BTreeSet<Sum>, Images),
+}
+
+/// Rows of a peer.
+#[derive(Debug)]
+struct Images {
+    from: PeerId,
+    /// What the peer had applied. While the link is up it has not lost that.
+    vector: VersionVector,
+    rows: Vec<(Sum, Image)>,
 }
 
 /// Why a range was not judged.
@@ -256,13 +265,17 @@ impl Replica {
         }
     }
 
-    /// The link is gone: another peer is asked the same again.
+    /// The link is gone: the same is asked again. What the peer had applied may be lost, if that was not
+    /// on stable storage, and something else come in its place.
     pub(super) fn stop_comparing_with(&mut self, peer: PeerId) {
-        if let Some(round) = &mut self.verifying.round
-            && round.asked.is_some_and(|(asked, _)| asked == peer)
-        {
-            round.asked = None;
-        }
+        let Some(round) = &mut self.verifying.round else { return };
+        round.asked.take_if(|(asked, _)| *asked == peer);
+        round.step = match mem::replace(&mut round.step, Step::Sum) {
+            Step::Judge(range, suspects, images) if images.from == peer => {
+                Step::Images(range, suspects)
+            }
+            step => step,
+        };
     }
 
     /// A peer has answered.
@@ -273,7 +286,7 @@ impl Replica {
             let table = round.tables.front().copied();
             let registry = Arc::clone(&self.registry);
             if let Some(table) = table.and_then(|id| registry.by_id(id))
-                && let Err(error) = self.take_answer(&mut round, table, answer)
+                && let Err(error) = self.take_answer(&mut round, table, peer, answer)
             {
                 self.storage_fails(error.to_string());
             }
@@ -285,6 +298,7 @@ impl Replica {
         &mut self,
         round: &mut Round,
         table: &Table,
+        from: PeerId,
         answer: Answer,
     ) -> rusqlite::Result<()> {
         let conn = self.writer.apply();
@@ -321,8 +335,9 @@ impl Replica {
                     round.step = Step::Images(range, suspects);
                 }
             }
-            (Step::Images(range, suspects), Answer::Images { vector, images }) => {
-                round.step = Step::Judge(range, suspects, read_vector(&vector), images);
+            (Step::Images(range, suspects), Answer::Images { vector, images: rows }) => {
+                let images = Images { from, vector: read_vector(&vector), rows };
+                round.step = Step::Judge(range, suspects, images);
             }
             (step, _) => {
                 round.step = step;
@@ -345,20 +360,19 @@ impl Replica {
 
     /// Compares the rows that were asked for, if nothing under way can make them differ.
     fn judge(&mut self, round: &mut Round, table: &Table) {
-        let Step::Judge(range, mut suspects, vector, images) =
-            mem::replace(&mut round.step, Step::Sum)
+        let Step::Judge(range, mut suspects, images) = mem::replace(&mut round.step, Step::Sum)
         else {
             return;
         };
-        if !self.log.vector().covers_all(&vector) {
-            round.step = Step::Judge(range, suspects, vector, images);
+        if !self.log.vector().covers_all(&images.vector) {
+            round.step = Step::Judge(range, suspects, images);
             let why = "entries that the peer has applied did not arrive";
             return self.try_again(round, why);
         }
         if round.schema != self.registry.version {
             return self.try_again(round, "the schema changes all the time");
         }
-        match self.compare_rows(table, &range, &vector, &images) {
+        match self.compare_rows(table, &range, &images) {
             Err(Unjudged::NotNow) => {
                 round.step = Step::Images(range, suspects);
                 self.try_again(round, "entries that the peer lacked are no longer in the log");
@@ -396,8 +410,7 @@ impl Replica {
         &mut self,
         table: &Table,
         range: &KeyRange,
-        vector: &VersionVector,
-        images: &[(Sum, Image)],
+        Images { vector, rows: images, .. }: &Images,
     ) -> Result<(Vec<Sum>, Vec<Mended>), Unjudged> {
         if !vector.covers_all(&self.log.start().vector) {
             return Err(Unjudged::NotNow);

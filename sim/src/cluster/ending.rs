@@ -42,6 +42,7 @@ impl Cluster {
             Stage::Preparing { deadline }
             | Stage::Settling { deadline }
             | Stage::Marked { deadline }
+            | Stage::Mending { deadline }
             | Stage::Forgetting { deadline } => deadline,
             Stage::Silent { until } => until + CHECK_EVERY,
             Stage::Chaos | Stage::Over => return Ok(()),
@@ -50,7 +51,12 @@ impl Cluster {
             return self.check_silent(until);
         }
         let forgets = matches!(self.stage, Stage::Forgetting { .. });
-        if !self.is_settled() || forgets && self.remembers().is_some() {
+        let mends = matches!(self.stage, Stage::Mending { .. });
+        if !self.is_settled()
+            || forgets && self.remembers().is_some()
+            || mends && !self.is_mended()?
+            || matches!(self.stage, Stage::Marked { .. }) && self.compares()
+        {
             if self.now > deadline {
                 let remembers = self.remembers().filter(|_| forgets).unwrap_or_default();
                 return Err(Failure::NoProgress(format!("{remembers}{}", self.waiting())));
@@ -77,6 +83,10 @@ impl Cluster {
                 }
             }
             Stage::Marked { .. } => {
+                self.stage = Stage::Mending { deadline: self.now + SETTLE_WITHIN };
+                self.decay()?;
+            }
+            Stage::Mending { .. } => {
                 self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
             }
             Stage::Forgetting { .. } => {

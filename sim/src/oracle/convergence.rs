@@ -172,7 +172,7 @@ fn read_conflicts(machine: usize, reader: &Connection) -> Check<Vec<ShadowConfli
     let mut query = reader
         .prepare_cached(
             "SELECT table_id, key, column_id, rule, kept_author, kept_seq, kept,
-             lost_author, lost_seq, lost FROM littoral_conflicts",
+             lost_author, lost_seq, lost FROM littoral_conflicts WHERE rule <> 'repaired'",
         )
         .map_err(&failed)?;
     let dot = |author: Option<i64>, seq: Option<i64>| {
