@@ -39,6 +39,7 @@
 
 mod capture;
 mod contested;
+mod corrected;
 mod db;
 mod driver;
 mod entry;
@@ -83,7 +84,8 @@ pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
 pub use status::{
-    Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status, Verification,
+    ClockStatus, Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status,
+    Verification,
 };
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};

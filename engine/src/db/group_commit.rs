@@ -4,7 +4,7 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rusqlite::Connection;
 
@@ -19,6 +19,7 @@ use crate::{
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
+    limits::OWN_STAMPS_AHEAD_MAX,
     log::{
         Log,
         chunks::{ChunkError, Draft},
@@ -73,6 +74,7 @@ pub(crate) struct Local<'r> {
     pub(crate) contested: &'r mut Contested,
     pub(crate) parked: &'r Parked,
     pub(crate) hlc: &'r mut HlcClock,
+    /// What the corrected clock says.
     pub(crate) wall: WallTime,
     /// The largest entry, in bytes.
     pub(crate) max_entry: u64,
@@ -279,12 +281,28 @@ impl Writer {
         if self.user().sink().is_empty() && local.ends.is_none() {
             return Ok(None);
         }
+        self.check_clock(local)?;
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
         let sequences = self.sequences()?;
         let captured = self.user().sink().take()?;
         let written = self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, local));
         self.user().sink().put_back(captured);
         written
+    }
+
+    /// Nobody writes multi-writer tables with stamps that every other node would hold.
+    fn check_clock(&self, local: &Local<'_>) -> Result<(), WriteError> {
+        let last = local.hlc.last().wall().0;
+        let ahead = Duration::from_millis(last.saturating_sub(local.wall.0));
+        if ahead <= OWN_STAMPS_AHEAD_MAX || planted(Bug::WritesAhead) {
+            return Ok(());
+        }
+        let sink = self.user().sink();
+        let tables = sink.registry().tables().iter();
+        if tables.filter(|table| table.is_multi_writer()).any(|table| sink.has_rows_of(table.id)) {
+            return Err(WriteError::ClockAhead { ahead });
+        }
+        Ok(())
     }
 
     /// Appends the entry of what was captured.

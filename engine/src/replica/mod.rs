@@ -17,6 +17,7 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod clock;
 mod frontier;
 mod holds;
 mod joining;
@@ -39,6 +40,7 @@ use std::{
 
 use crate::{
     contested::Contested,
+    corrected::CorrectedClock,
     db::{
         Answer, Db, File, Job, Local, Queued,
         writer::{Synchronous, Writer},
@@ -83,6 +85,7 @@ pub struct Replica {
     /// Something has changed since parked rows were last tried.
     parked_due: bool,
     hlc: HlcClock,
+    corrected: CorrectedClock,
     /// The largest entry that a write job may become, in bytes.
     max_entry: u64,
     durable: Durable,
@@ -204,6 +207,7 @@ impl Replica {
             aside: Aside { parked: parts.parked, ..Aside::default() },
             parked_due: true,
             hlc: parts.hlc,
+            corrected: CorrectedClock::default(),
             max_entry: parts.max_entry,
             durable,
             now: parts.now,
@@ -337,7 +341,7 @@ impl Replica {
                 .sessions
                 .values()
                 .map(|session| PeerStatus {
-                    holds: self.spools.hold_of(session.peer),
+                    holds: self.hold_of(session.peer),
                     ..session.status(&vector)
                 })
                 .collect(),
@@ -348,6 +352,7 @@ impl Replica {
             freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
             verification: self.verifying.report(),
+            clock: self.clock(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
             halted: self.halted.clone(),
@@ -417,6 +422,7 @@ impl Replica {
 
     fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
         let (before, bytes) = (self.log.last(), self.log.bytes());
+        let wall = self.corrected();
         let mut local = Local {
             author,
             registry: &mut self.registry,
@@ -424,7 +430,7 @@ impl Replica {
             contested: &mut self.contested,
             parked: &self.aside.parked,
             hlc: &mut self.hlc,
-            wall: self.now.wall,
+            wall,
             max_entry: self.max_entry,
             ends: self.ending.take(),
         };
@@ -555,6 +561,7 @@ impl Replica {
             .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
             .chain(self.verifying_deadline())
+            .chain(self.hold_deadline())
             .min()
     }
 }
