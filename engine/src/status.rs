@@ -134,8 +134,8 @@ pub struct Verification {
     pub rows: u64,
     /// Rows that differ although both nodes have applied the same to them.
     pub differing: u64,
-    /// Those of them that are now as the origin has them. What was stored before is in
-    /// `littoral_conflicts`.
+    /// Those of them that are now as the origin has them: none if the comparison was with another node.
+    /// What was stored before is in `littoral_conflicts`.
     pub repaired: u64,
     /// Rows, or tables, that could not be compared.
     pub undecided: u64,

@@ -98,16 +98,19 @@ fn rows_that_were_changed_lost_or_added_behind_the_back_are_mended_and_listed() 
 }
 
 #[test]
-fn a_relay_is_believed_once_it_has_compared_its_own_rows_with_the_origin() {
+fn rows_are_mended_from_the_origin_only() {
     let mut cluster = cluster(3);
     tamper(&cluster, 1, "UPDATE line SET weight = 9 WHERE text = 'one'");
     tamper(&cluster, 2, "UPDATE line SET weight = 8 WHERE text = 'two'");
     let report = verify(&mut cluster, 2);
     assert_eq!((report.differing, report.repaired), (2, 0));
-    assert!(report.problem.unwrap().contains("has not compared"));
+    assert!(report.problem.unwrap().contains("there is no link to it"));
     assert_eq!(verify(&mut cluster, 1).repaired, 1);
+    assert_eq!(verify(&mut cluster, 2).differing, 1, "the relay's row is right again");
+    cluster.link(2, 0);
     let report = verify(&mut cluster, 2);
     assert_eq!((report.differing, report.repaired), (1, 1));
+    assert_eq!(report.with, Some(cluster.names[0].clone()));
     cluster.assert_equal();
 }
 

@@ -182,7 +182,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 9] = [
     (
         "an id that two nodes have given",
-        "SELECT count(*) FROM littoral_conflicts WHERE \"table\" = 'badge'",
+        "SELECT count(*) FROM littoral_conflicts WHERE \"table\" = 'badge' AND rule <> 'repaired'",
     ),
     (
         "half of a transaction on a pair",

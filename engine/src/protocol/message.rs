@@ -84,9 +84,8 @@ pub(crate) enum Wanted {
 pub(crate) enum Answer {
     /// The table cannot be compared now: the schema is another one, or a key is too long.
     NotNow,
-    /// The sum of the rows up to a key, or to the last, and whether the sender's rows are to be believed:
-    /// it is the origin, or has compared all of its own with somebody to be believed.
-    Sum { upto: Option<Vec<u8>>, sum: Sum, trusted: bool },
+    /// The sum of the rows up to a key, or to the last.
+    Sum { upto: Option<Vec<u8>>, sum: Sum },
     /// The sums of key and row of the rows up to a key, in their order.
     Rows { upto: Option<Vec<u8>>, rows: Vec<(Sum, Sum)> },
     /// Some of the rows asked for, by the sums of their keys, as they are with these entries applied.

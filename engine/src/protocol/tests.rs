@@ -781,6 +781,39 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(Message::Ping),
         any::<(u64, Option<(u64, u64, u64)>)>()
             .prop_map(|(token, told)| Message::Pong(token, told)),
+        (any::<u64>(), question()).prop_map(|(token, question)| Message::Ask(token, question)),
+        (any::<u64>(), answer()).prop_map(|(token, answer)| Message::Answer(token, answer)),
+    ]
+}
+
+fn question() -> impl Strategy<Value = message::Question> {
+    let upto = any::<Option<Vec<u8>>>;
+    let what = prop_oneof![
+        Just(message::Wanted::Sum),
+        upto().prop_map(|upto| message::Wanted::Rows { upto }),
+        (upto(), any::<Vec<[u8; 16]>>())
+            .prop_map(|(upto, keys)| message::Wanted::Images { upto, keys }),
+    ];
+    (any::<(u32, u32)>(), upto(), what)
+        .prop_map(|((table, schema), after, what)| message::Question { table, schema, after, what })
+}
+
+fn answer() -> impl Strategy<Value = message::Answer> {
+    let upto = any::<Option<Vec<u8>>>;
+    let image = prop_oneof![
+        Just(message::Image::Absent),
+        Just(message::Image::Parked),
+        Just(message::Image::TooLarge),
+        any::<(Vec<u8>, Vec<u8>)>().prop_map(|(key, cells)| message::Image::Row(key, cells)),
+    ];
+    prop_oneof![
+        Just(message::Answer::NotNow),
+        (upto(), any::<[u8; 16]>()).prop_map(|(upto, sum)| message::Answer::Sum { upto, sum }),
+        (upto(), any::<Vec<([u8; 16], [u8; 16])>>())
+            .prop_map(|(upto, rows)| message::Answer::Rows { upto, rows }),
+        (any::<[u8; 16]>(), image, any::<Vec<(u64, u64)>>()).prop_map(|(key, image, vector)| {
+            message::Answer::Images { vector, images: vec![(key, image)] }
+        }),
     ]
 }
 

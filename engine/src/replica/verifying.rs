@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A row counts as different only if this replica has applied all that the peer had when it answered, and
-//! nothing else to that row: then no write under way can be the reason. It is mended only with the row of
-//! a peer that is to be believed: the origin, or one that has compared all its rows with such a peer.
+//! nothing else to that row: then no write under way can be the reason. It is mended with the origin's row
+//! only: another peer may be the one that is wrong.
 //!
 //! One range of at most [`COMPARE_ROWS`] rows is looked at in a drain, and the next one
 //! [`COMPARE_PAUSE`] later.
@@ -29,7 +29,7 @@ use std::{
 use crate::{
     entry::{Segment, rows::RowsReader},
     error::ProtocolError,
-    id::{PeerId, SchemaVersion, TableId},
+    id::{NodeId, PeerId, SchemaVersion, TableId},
     limits::{
         COMPARE_BYTES, COMPARE_IMAGE_BYTES, COMPARE_IMAGES, COMPARE_KEY_BYTES, COMPARE_PAUSE,
         COMPARE_ROWS, COMPARE_SETTLE, COMPARE_TRIES, VERIFY_EVERY, VERIFY_FIRST,
@@ -56,8 +56,6 @@ pub(super) struct Verifying {
     /// When the next round begins by itself.
     due: Instant,
     report: Verification,
-    /// The last round was held with a peer to be believed, and left nothing undecided.
-    trusted: bool,
     token: u64,
 }
 
@@ -76,9 +74,6 @@ struct Round {
     asked: Option<(PeerId, u64)>,
     /// The schema when that was asked.
     schema: SchemaVersion,
-    /// The peer that answered last is to be believed; all were.
-    believed: bool,
-    all_believed: bool,
 }
 
 #[derive(Debug)]
@@ -117,13 +112,7 @@ impl From<rusqlite::Error> for Unjudged {
 
 impl Verifying {
     pub(super) fn new(now: Instant) -> Self {
-        Self {
-            round: None,
-            due: now + VERIFY_FIRST,
-            report: Verification::default(),
-            trusted: false,
-            token: 0,
-        }
+        Self { round: None, due: now + VERIFY_FIRST, report: Verification::default(), token: 0 }
     }
 
     pub(super) fn report(&self) -> Verification {
@@ -142,8 +131,6 @@ impl Round {
             tries: 0,
             asked: None,
             schema: registry.version,
-            believed: false,
-            all_believed: true,
         }
     }
 
@@ -176,7 +163,7 @@ impl Round {
 impl Replica {
     /// Compares all rows with those of a peer, range by range, while everything else goes on:
     /// [`Status::verification`](crate::Status::verification) tells how far it is. Rows that differ are
-    /// mended from the origin, or from a peer that has compared its own with it.
+    /// mended if the peer is the origin, which is asked first; else they are only counted.
     ///
     /// Gives false at the origin: its rows are what others compare theirs with. One that runs goes on.
     pub fn verify(&mut self, now: Now) -> bool {
@@ -219,7 +206,7 @@ impl Replica {
         let table = round.tables.front().map(|id| (*id, registry.by_id(*id)));
         match table {
             None => {
-                self.finish_round(&round);
+                self.finish_round();
                 return true;
             }
             // Dropped meanwhile, or local by now.
@@ -238,12 +225,8 @@ impl Replica {
     fn ask(&mut self, round: &mut Round, table: TableId) {
         round.schema = self.registry.version;
         let Some(question) = round.question(table) else { return };
-        let origin = self.register.as_ref().map(|register| register.origin.0.clone());
-        let streaming = self.sessions.values_mut().filter(|session| session.is_streaming());
-        // The origin is best to ask.
-        let chosen =
-            streaming.min_by_key(|session| Some(session.node.as_str()) != origin.as_deref());
-        let Some(session) = chosen else { return };
+        let Some(peer) = self.whom_to_ask() else { return };
+        let Some(session) = self.sessions.get_mut(&peer) else { return };
         self.verifying.token += 1;
         session.say(&Message::Ask(self.verifying.token, question));
         round.asked = Some((session.peer, self.verifying.token));
@@ -251,12 +234,22 @@ impl Replica {
         self.verifying.report.table = self.registry.by_id(table).map(|table| table.name.clone());
     }
 
-    fn finish_round(&mut self, round: &Round) {
+    /// The origin, if it is linked.
+    fn whom_to_ask(&self) -> Option<PeerId> {
+        let streaming = self.sessions.values().filter(|session| session.is_streaming());
+        let best = streaming.min_by_key(|session| !self.is_to_be_believed(Some(&session.node)));
+        best.map(|session| session.peer)
+    }
+
+    fn is_to_be_believed(&self, node: Option<&NodeId>) -> bool {
+        let origin = self.register.as_ref().map(|register| register.origin.0.as_str());
+        origin.is_some() && node.map(NodeId::as_str) == origin
+    }
+
+    fn finish_round(&mut self) {
         let report = &mut self.verifying.report;
         (report.running, report.table) = (false, None);
         report.finished = Some(self.now.wall);
-        let mended = report.differing == report.repaired && report.undecided == 0;
-        self.verifying.trusted = round.all_believed && mended;
         self.verifying.due = self.now.mono + VERIFY_EVERY;
         let (differing, repaired) = (report.differing, report.repaired);
         if differing > 0 {
@@ -303,9 +296,7 @@ impl Replica {
     ) -> rusqlite::Result<()> {
         let conn = self.writer.apply();
         match (mem::replace(&mut round.step, Step::Sum), answer) {
-            (Step::Sum, Answer::Sum { upto, sum, trusted }) => {
-                round.believed = trusted;
-                round.all_believed &= trusted;
+            (Step::Sum, Answer::Sum { upto, sum }) => {
                 let range = KeyRange { after: round.after.clone(), upto };
                 let bounds = (COMPARE_ROWS, COMPARE_BYTES);
                 let (equal, rows) = range::has_sum(conn, table, &range, bounds, sum)?;
@@ -390,7 +381,7 @@ impl Replica {
                 for key in decided {
                     suspects.remove(&key);
                 }
-                self.mend(round, table, &wrong);
+                self.mend(table, &wrong, images.from);
                 if suspects.is_empty() {
                     round.advance(range.upto, self.now.mono);
                 } else {
@@ -496,14 +487,15 @@ impl Replica {
         failed.map_or(Ok(written), Err)
     }
 
-    /// Counts rows that differ, and mends them if the peer is to be believed.
-    fn mend(&mut self, round: &Round, table: &Table, wrong: &[Mended]) {
+    /// Counts rows that differ, and mends them if the peer is the origin.
+    fn mend(&mut self, table: &Table, wrong: &[Mended], from: PeerId) {
         if wrong.is_empty() {
             return;
         }
         self.verifying.report.differing += wrong.len() as u64;
-        if !round.believed {
-            let why = "the peer has not compared its rows with the origin's itself";
+        let node = self.sessions.get(&from).map(|session| &session.node);
+        if !self.is_to_be_believed(node) {
+            let why = "rows are mended from the origin only, and there is no link to it";
             self.verifying.report.problem = Some(why.to_owned());
             return;
         }
@@ -555,8 +547,7 @@ impl Replica {
                 if too_long(&range.upto) {
                     return Ok(Answer::NotNow);
                 }
-                let trusted = self.is_origin() || self.verifying.trusted;
-                Ok(Answer::Sum { upto: range.upto, sum, trusted })
+                Ok(Answer::Sum { upto: range.upto, sum })
             }
             Wanted::Rows { upto } => {
                 let range = KeyRange { after, upto: upto.clone() };

@@ -13,7 +13,7 @@ use super::{client::Target, say, status::shown};
 const POLL: Duration = Duration::from_millis(100);
 
 /// Compares all rows of a node with those of a peer, the origin if it is linked, while both go on
-/// working. Rows that differ are mended from the origin; what was there before is listed in
+/// working. Rows that differ from the origin's are mended; what was there before is listed in
 /// littoral_conflicts. The exit code is 0 if all rows are now as they have to be.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  littoral verify --config edge1/littoral.toml")]

@@ -31,7 +31,11 @@ impl Cluster {
         let machine = &self.machines[number];
         let Some(engine) = &machine.engine else { return Ok(()) };
         let report = engine.replica.status().verification;
-        if report.differing > 0 && !matches!(self.stage, Stage::Mending { .. }) {
+        let decayed = matches!(
+            self.stage,
+            Stage::Mending { .. } | Stage::Forgetting { .. } | Stage::Silent { .. }
+        );
+        if report.differing > 0 && !decayed {
             return broken(
                 Promise::Convergence,
                 format!("m{number} takes rows for wrong that are right: {report:?}"),
@@ -53,7 +57,7 @@ impl Cluster {
     pub(super) fn decay(&mut self) -> Check {
         for number in 1..self.machines.len() {
             let mut draw = self.chance.draw(Stream::Decay, number as u64, 0);
-            if draw.percent(DECAYS) {
+            if draw.percent(DECAYS) && self.is_linked_to_origin(number) {
                 let (table, row) = (draw.word(), draw.word());
                 self.lose_row(number, table, row)?;
             }
@@ -102,8 +106,14 @@ impl Cluster {
         engines.into_iter().any(|engine| engine.replica.status().verification.running)
     }
 
-    /// Whether every machine has compared all its rows, and has back what its disk had lost. A machine
-    /// whose peer has not compared its own yet does so again.
+    /// Only the origin's rows mend others.
+    fn is_linked_to_origin(&self, number: usize) -> bool {
+        let links = &self.world.links;
+        links.iter().any(|link| link.ends == [0, number] || link.ends == [number, 0])
+    }
+
+    /// Whether every machine has compared all its rows, and has back what its disk had lost. One that
+    /// could not ask the origin does so again.
     pub(super) fn is_mended(&mut self) -> Check<bool> {
         let mut mended = true;
         for number in 1..self.machines.len() {
@@ -111,6 +121,8 @@ impl Cluster {
             let report = engine.replica.status().verification;
             if report.running || report.finished.is_none() {
                 mended = false;
+            } else if !self.is_linked_to_origin(number) {
+                // It has compared with a peer whose disk may have lost rows at that time.
             } else if report.differing > report.repaired || report.undecided > 0 {
                 mended = false;
                 self.verify(number)?;
