@@ -35,7 +35,8 @@ fn assert_alike(cluster: &mut Cluster) {
     cluster.assert_equal();
     const CATALOG: &str = "SELECT t.id, t.name, policy, writers, explicit_key, next_column, c.id,
                              c.name, c.type
-                           FROM littoral_tables t LEFT JOIN littoral_columns c ON c.table_id = t.id
+                           FROM littoral_tables t JOIN littoral_ids i ON i.table_id = t.id
+                           LEFT JOIN littoral_columns c ON c.table_id = t.id
                            ORDER BY t.id, c.id";
     const VERSION: &str = "SELECT name, value FROM littoral_meta
                            WHERE name IN ('schema_version', 'next_table') ORDER BY name";

@@ -117,6 +117,8 @@ pub struct Replica {
     checkpointing: Checkpointing,
     /// The freeze that the job ends which is committed next.
     ending: Option<Dot>,
+    /// The job that is about to run is only tried.
+    only_tries: bool,
 }
 
 /// What a file holds when it was just opened.
@@ -230,6 +232,7 @@ impl Replica {
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
             ending: None,
+            only_tries: false,
         }
     }
 
@@ -422,11 +425,12 @@ impl Replica {
             registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
-            parked: &self.aside.parked,
+            parked: &mut self.aside.parked,
             hlc: &mut self.hlc,
             wall,
             max_entry: self.max_entry,
             ends: self.ending.take(),
+            only_tries: self.only_tries,
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;

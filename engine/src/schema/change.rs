@@ -296,7 +296,7 @@ fn unquiet(
 /// by name.
 fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<TableDeclaration> {
     let known = old.declaration();
-    let mut next = old.next_column.0;
+    let mut next = catalog::next_column(conn, old.id)?.0;
     let mut columns = Vec::new();
     for column in TableShape::read(conn, name)?.stored() {
         let kept = known.columns.iter().find(|(_, old)| old.eq_ignore_ascii_case(&column.name));

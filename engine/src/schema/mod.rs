@@ -15,7 +15,7 @@ pub(crate) mod ddl;
 pub(crate) mod declaring;
 mod enroll;
 pub(crate) mod row;
-mod shape;
+pub(crate) mod shape;
 pub(crate) mod spelling;
 mod trigger;
 
@@ -323,7 +323,7 @@ impl Registry {
         };
         let mut statement = conn.prepare(
             "SELECT id, name, policy, writers, explicit_key, next_column, since \
-             FROM littoral_tables ORDER BY id",
+             FROM littoral_tables JOIN littoral_ids ON table_id = id ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {

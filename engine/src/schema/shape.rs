@@ -23,6 +23,8 @@ pub(crate) struct ColumnShape {
     pub(crate) affinity: Affinity,
     pub(crate) not_null: bool,
     pub(crate) generated: bool,
+    /// The text of its default.
+    pub(crate) default: Option<String>,
     /// From 1, for a column of the primary key.
     key_place: usize,
 }
@@ -113,7 +115,8 @@ impl TableShape {
 
 fn columns(conn: &Connection, table: &str, strict: bool) -> rusqlite::Result<Vec<ColumnShape>> {
     conn.prepare_cached(
-        "SELECT cid, name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?) ORDER BY cid",
+        "SELECT cid, name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?)
+         ORDER BY cid",
     )?
     .query_map([table], |row| {
         let declared: String = row.get(2)?;
@@ -124,6 +127,7 @@ fn columns(conn: &Connection, table: &str, strict: bool) -> rusqlite::Result<Vec
             not_null: row.get(3)?,
             key_place: row.get::<_, u16>(4)?.into(),
             generated: matches!(row.get::<_, i64>(5)?, 2 | 3),
+            default: row.get(6)?,
         })
     })?
     .collect()
@@ -157,6 +161,27 @@ fn key(
         return Ok(KeyShape::Rowid(name));
     }
     Ok(KeyShape::Columns(parts))
+}
+
+impl ColumnShape {
+    /// What computes its default, if it has one, as the column stores it but for numbers in text.
+    pub(crate) fn default_sql(&self) -> Option<String> {
+        let default = self.default.as_deref()?;
+        // A bare word is a string to SQLite where a default is declared, and a column elsewhere.
+        let word = default.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && default.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let constant =
+            ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"];
+        let sql = if word && !constant.iter().any(|word| word.eq_ignore_ascii_case(default)) {
+            format!("'{default}'")
+        } else {
+            format!("({default})")
+        };
+        Some(match self.affinity {
+            Affinity::Text => format!("iif(typeof({sql}) = 'blob', {sql}, CAST({sql} AS TEXT))"),
+            _ => sql,
+        })
+    }
 }
 
 impl Affinity {
