@@ -313,6 +313,56 @@ fn a_parked_row_has_the_default_of_a_column_that_came_later() {
 }
 
 #[test]
+fn a_counter_over_something_else_than_integers_is_refused_before_anything_is_frozen() {
+    let mut cluster = cluster(2);
+    const COUNTED: &str = "SELECT littoral_policy('loose', 'eventual',
+                             '{\"writers\":\"any\",\"columns\":{\"n\":\"counter\"}}')";
+    cluster.write(
+        0,
+        "CREATE TABLE loose(a TEXT, b INTEGER, n INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(a, b)) WITHOUT ROWID;
+         INSERT INTO loose VALUES('x', 1, 5), ('it''s', 2, 'many'), ('z', 3, 1.5)",
+    );
+    cluster.settle();
+    let refused = cluster.refused(0, COUNTED);
+    let told = "column \"n\": a counter holds 64-bit integers only, and the row with a = 'it''s', b = 2 \
+                has a TEXT in it; make that an integer first";
+    assert!(refused.contains(told), "{refused}");
+    cluster.write(0, "SELECT littoral_policy('loose', 'eventual', '{\"writers\":\"any\"}')");
+    cluster.write(0, "UPDATE loose SET n = 2 WHERE n = 'many'");
+    cluster.settle();
+    let refused = migrate(&mut cluster, COUNTED).unwrap_err().to_string();
+    assert!(refused.contains("a = 'z', b = 3 has a REAL"), "{refused}");
+    assert_eq!(cluster.replica(0).status().freeze, None);
+
+    // Looked at again when it runs: what has come meanwhile counts too.
+    cluster.write(0, "UPDATE loose SET n = 3 WHERE a = 'z'");
+    cluster.settle();
+    cluster.cut();
+    migrate(&mut cluster, COUNTED).unwrap_err();
+    cluster.write(1, "UPDATE loose SET n = 'few' WHERE a = 'x'");
+    relink(&mut cluster);
+    wait(&mut cluster);
+    assert_eq!(cluster.replica(0).status().freeze, None);
+    let why = cluster.rows(1, "SELECT value FROM littoral_meta WHERE name = 'last_freeze'");
+    assert!(why[0].contains("a = 'x', b = 1 has a TEXT"), "{why:?}");
+    cluster.write(1, "UPDATE loose SET n = 1 WHERE a = 'x'");
+    cluster.settle();
+    migrate_slowly(&mut cluster, COUNTED);
+    cluster.write(0, "UPDATE loose SET n = n + 1");
+    cluster.write(1, "UPDATE loose SET n = n + 1");
+    cluster.assert_rows("SELECT a, n FROM loose ORDER BY a", &["it's|4", "x|3", "z|5"]);
+
+    // Nor does a rebuild bring any.
+    let rebuild =
+        "CREATE TABLE new(a TEXT, b INTEGER, n INTEGER NOT NULL, PRIMARY KEY(a, b)) WITHOUT ROWID;
+                   INSERT INTO new SELECT a, b, n || '!' FROM loose; DROP TABLE loose;
+                   ALTER TABLE new RENAME TO loose";
+    let refused = migrate(&mut cluster, rebuild).unwrap_err().to_string();
+    assert!(refused.contains("b = 2 has a TEXT"), "{refused}");
+    assert_eq!(cluster.replica(0).status().freeze, None);
+}
+
+#[test]
 fn a_script_whose_rows_are_refused_freezes_nothing() {
     let mut cluster = cluster(2);
     cluster.write(0, "INSERT INTO cart(id, qty) VALUES('a', 9223372036854775807)");

@@ -13,6 +13,7 @@ pub(crate) mod catalog;
 pub(crate) mod change;
 pub(crate) mod ddl;
 pub(crate) mod declaring;
+mod elsewhere;
 mod enroll;
 pub(crate) mod row;
 pub(crate) mod shape;
@@ -66,6 +67,8 @@ pub(crate) struct Table {
     pub(crate) key: Vec<Column>,
     /// The key's spelling, if it has one, and the other stored columns, by ascending id.
     pub(crate) cells: Vec<Column>,
+    /// How many columns it has, generated ones included.
+    pub(crate) width: usize,
     /// No column of it ever had this id or a greater one.
     pub(crate) next_column: ColumnId,
     /// The entry at this place in this node's log gave it its merge rules. Older operations on it have
@@ -146,6 +149,7 @@ impl Table {
             counted: has(&[ColumnType::Counter]),
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
             may_check: false,
+            width: key.len() + cells.len(),
             next_column: ColumnId(1),
             since: Lsn(0),
             is_plain: false,
@@ -358,6 +362,7 @@ impl Registry {
             let is_plain = enroll::is_plain(conn, &name)?;
             let mut table = Table::new(TableId(id), name, policy, key, cells);
             table.may_check = enroll::may_check(conn, &table.name)?;
+            table.width = shape.columns.len();
             table.next_column = next_column;
             table.since = since;
             table.is_plain = is_plain;

@@ -12,6 +12,8 @@ pub(crate) struct TableShape {
     pub(crate) key: KeyShape,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
+    /// Every column checks the types of its values.
+    pub(crate) strict: bool,
 }
 
 /// A column of a table.
@@ -79,7 +81,7 @@ impl TableShape {
             }
             KeyShape::Columns(_) | KeyShape::Rowid(_) => false,
         };
-        Ok(Self { columns, key, autoincrement })
+        Ok(Self { columns, key, autoincrement, strict })
     }
 
     /// The columns that are stored, in declaration order.
@@ -181,6 +183,25 @@ impl ColumnShape {
             Affinity::Text => format!("iif(typeof({sql}) = 'blob', {sql}, CAST({sql} AS TEXT))"),
             _ => sql,
         })
+    }
+
+    /// Whether a STRICT table takes its default, which SQLite looks at only where there are rows.
+    pub(crate) fn takes_default(&self, conn: &Connection) -> rusqlite::Result<bool> {
+        let Some(default) = self.default_sql() else { return Ok(true) };
+        let fits = match self.affinity {
+            Affinity::Integer => {
+                "CASE typeof(d) WHEN 'real' THEN d = CAST(d AS INTEGER)
+                                WHEN 'text' THEN d = CAST(CAST(d AS INTEGER) AS TEXT)
+                                ELSE typeof(d) = 'integer' END"
+            }
+            Affinity::Real | Affinity::Numeric => "typeof(d) IN ('integer', 'real')",
+            // Anything but a blob was made text above.
+            Affinity::Text => "typeof(d) = 'text'",
+            Affinity::OnlyBlob => "typeof(d) = 'blob'",
+            Affinity::Any => "TRUE",
+        };
+        let sql = format!("SELECT d IS NULL OR {fits} FROM (SELECT {default} AS d)");
+        conn.query_row(&sql, [], |row| row.get(0))
     }
 }
 
