@@ -92,7 +92,7 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
             let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
             lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            places.zip(cells).try_for_each(|(place, cell)| lend_new(parameters, place, cell))
         },
     )
 }
@@ -109,7 +109,7 @@ fn insert_some(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Resul
             let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
             lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(known()).try_for_each(|(place, (cell, _))| lend(parameters, place, cell))
+            places.zip(known()).try_for_each(|(place, (cell, _))| lend_new(parameters, place, cell))
         },
     )
 }
@@ -294,11 +294,27 @@ fn lend<'v>(
     parameters.lend(place, written(cell.write))
 }
 
-/// What a write binds: the value, or the increment.
+/// As [`lend`], where no value is there to combine it with.
+fn lend_new<'v>(
+    parameters: &mut Parameters<'v>,
+    place: usize,
+    cell: &Cell<'v>,
+) -> rusqlite::Result<()> {
+    match cell.write {
+        CellWrite::Set(change) => {
+            let set = row::unite(ValueRef::Null, change);
+            parameters.copy(place, ValueRef::Text(set.as_bytes()))
+        }
+        write => parameters.lend(place, written(write)),
+    }
+}
+
+/// What a write binds: the value, the increment, or the change of a set.
 fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     match write {
         CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => value,
         CellWrite::Add(delta) => ValueRef::Integer(delta),
+        CellWrite::Set(change) => ValueRef::Blob(change.as_bytes()),
     }
 }
 
@@ -331,6 +347,7 @@ impl<'c, 'r> Inserts<'c, 'r> {
         table.is_plain
             && is_whole(table, op)
             && !table.has_spelling()
+            && !table.has_sets
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 
