@@ -72,7 +72,7 @@ pub(crate) struct Local<'r> {
     pub(crate) registry: &'r mut Arc<Registry>,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
-    pub(crate) parked: &'r Parked,
+    pub(crate) parked: &'r mut Parked,
     pub(crate) hlc: &'r mut HlcClock,
     /// What the corrected clock says.
     pub(crate) wall: WallTime,
@@ -80,6 +80,8 @@ pub(crate) struct Local<'r> {
     pub(crate) max_entry: u64,
     /// The freeze that the job ends, if it does what the freeze waited for.
     pub(crate) ends: Option<Dot>,
+    /// The job is run up to its commit, to see whether it would do, and taken back.
+    pub(crate) only_tries: bool,
 }
 
 /// What a job wrote, once its transaction commits.
@@ -114,13 +116,20 @@ impl Writer {
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
         local.contested.mark();
+        let parked = local.parked.clone();
         self.user().sink().set_alone();
         let result = self.run_job(queued, local, true).and_then(|written| {
-            self.command("/*littoral*/ COMMIT")?;
+            if !local.only_tries {
+                self.command("/*littoral*/ COMMIT")?;
+            }
             Ok(written)
         });
         self.user().sink().clear();
         match result {
+            Ok(_) if local.only_tries => {
+                self.take_back(local, parked)?;
+                Ok(Committed { dot: None, lsn: local.log.last() })
+            }
             Ok(written) => {
                 local.log.keep();
                 let dot = written.map(|Written { dot, registry }| {
@@ -137,13 +146,7 @@ impl Writer {
             }
             Err(error) => {
                 let next = local.log.head(local.author).seq;
-                local.log.undo();
-                local.contested.undo();
-                if !self.user().is_autocommit() {
-                    self.command("/*littoral*/ ROLLBACK")?;
-                }
-                self.adopt_recorders();
-                self.mirror_again(local.registry);
+                self.take_back(local, parked)?;
                 if planted(Bug::AnswerBeforeCommit) {
                     let dot = Some(Dot { author: local.author, seq: next + 1 });
                     return Ok(Committed { dot, lsn: local.log.last() });
@@ -151,6 +154,19 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// Undoes what a job that is alone has done.
+    fn take_back(&self, local: &mut Local<'_>, parked: Parked) -> Result<(), WriteError> {
+        local.log.undo();
+        local.contested.undo();
+        *local.parked = parked;
+        if !self.user().is_autocommit() {
+            self.command("/*littoral*/ ROLLBACK")?;
+        }
+        self.adopt_recorders();
+        self.mirror_again(local.registry);
+        Ok(())
     }
 
     fn commit_group(
@@ -224,7 +240,7 @@ impl Writer {
             }
         }
         Err(WriteError::Aborted(
-            "triggers change a max or min column again and again, away from the value that stays"
+            "triggers change a max, min or set column again and again, away from the value that stays"
                 .to_owned(),
         ))
     }
@@ -326,7 +342,7 @@ impl Writer {
         };
         let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
         let (clocks, disk) = (&mut *local.contested, self.apply());
-        let (parked, stamp) = (local.parked, header.stamp());
+        let (parked, stamp) = (&mut *local.parked, header.stamp());
         let Encoded { clocks, mut schema_changes } =
             encode(captured, sequences, clocks, disk, parked, stamp, &mut draft)?;
         if let Some(freeze) = local.ends {

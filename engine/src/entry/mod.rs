@@ -8,11 +8,13 @@
 //!   author's entry before it: corruption and forks show, they are not merged;
 //! - a `Rows` segment holds one operation per key, ordered by table and key.
 
+pub(crate) mod change;
 pub(crate) mod codec;
 mod digest;
 mod large;
 pub(crate) mod rows;
 
+pub use change::{Removal, SetChange};
 pub use digest::Digest;
 pub(crate) use large::{ChunksId, LargeEntry, LargeName, Logged};
 
@@ -109,6 +111,19 @@ pub enum TableChange {
     Dropped(TableId),
 }
 
+impl TableChange {
+    /// The tables that are gone with their rows. One that is declared again in the next breath keeps them:
+    /// it only begins anew, without clocks.
+    pub(crate) fn gone(changes: &[Self]) -> impl Iterator<Item = TableId> {
+        let next = changes.iter().skip(1).map(Some).chain([None]);
+        changes.iter().zip(next).filter_map(|(change, next)| match (change, next) {
+            (Self::Dropped(id), Some(Self::Declared(again))) if again.id == *id => None,
+            (Self::Dropped(id), _) => Some(*id),
+            (Self::Declared(_), _) => None,
+        })
+    }
+}
+
 /// Gives a table its id, and its columns theirs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableDeclaration {
@@ -192,6 +207,8 @@ pub enum CellWrite<'r> {
     Add(i64),
     /// A value of a `max` or `min` column: stored where it is beyond the one that stands there.
     Extreme(ValueRef<'r>),
+    /// Elements of a set that were added and removed.
+    Set(SetChange<'r>),
 }
 
 #[cfg(test)]

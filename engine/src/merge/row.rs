@@ -1,8 +1,13 @@
 //! Merging into a row in memory, for what one statement cannot do.
 
+use std::collections::BTreeSet;
+
+use rusqlite::Connection;
+
 use crate::{
-    entry::{CellWrite, RowOp},
-    schema::Table,
+    entry::{CellWrite, RowOp, SetChange},
+    schema::{Column, Table, shape::TableShape},
+    set, sqlite,
     value::{ByteReader, ValueRef, put_cell},
 };
 
@@ -29,6 +34,48 @@ pub(super) fn null() -> Vec<u8> {
     cell
 }
 
+/// What the columns of a table begin with.
+pub(super) fn defaults(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<Vec<u8>>> {
+    let shape = TableShape::read(conn, &table.name)?;
+    let default = |column: &Column| -> rusqlite::Result<Vec<u8>> {
+        let declared = shape.columns.iter().find(|declared| declared.name == column.name);
+        let Some(text) = declared.and_then(|declared| declared.default_sql()) else {
+            return Ok(null());
+        };
+        let mut cell = Vec::new();
+        let computed = conn.query_row(&format!("SELECT {text}"), [], |row| {
+            put_cell(&mut cell, column.stored(sqlite::column(row, 0)?));
+            Ok(())
+        });
+        match computed {
+            Ok(()) => Ok(cell),
+            // It calls a function that only authors have: no reason to stop replication.
+            Err(rusqlite::Error::SqlInputError { .. }) => Ok(null()),
+            Err(error) => Err(error),
+        }
+    };
+    let cells = table.cells.iter();
+    cells.map(|cell| if cell.is_spelling() { Ok(null()) } else { default(cell) }).collect()
+}
+
+/// The cells of a row that an insert is about to begin: defaults in the columns that its author did not
+/// know. What it gives itself counts from nothing.
+pub(super) fn unwritten(
+    conn: &Connection,
+    table: &Table,
+    op: &RowOp<'_>,
+) -> rusqlite::Result<Vec<Vec<u8>>> {
+    let given = |column: &Column| op.cells.iter().any(|cell| cell.column == column.id);
+    if table.cells.iter().all(given) {
+        return Ok(vec![null(); table.cells.len()]);
+    }
+    let mut cells = defaults(conn, table)?;
+    for (cell, _) in cells.iter_mut().zip(&table.cells).filter(|(_, column)| given(column)) {
+        *cell = null();
+    }
+    Ok(cells)
+}
+
 /// Merges an operation into the cells of a row. `wins` says of its assignments, by their place in it,
 /// which take effect.
 pub(super) fn merge(
@@ -40,10 +87,15 @@ pub(super) fn merge(
     let mut overflows = Vec::new();
     for (index, cell) in op.cells.iter().enumerate() {
         let Some(place) = table.cell(cell.column) else { continue };
+        let united;
         let merged = match cell.write {
             CellWrite::Assign { value, .. } => wins(index).then_some(value),
             CellWrite::Extreme(new) => {
                 table.cells[place].merge.takes(value(&cells[place]), new).then_some(new)
+            }
+            CellWrite::Set(change) => {
+                united = unite(value(&cells[place]), change);
+                Some(ValueRef::Text(united.as_bytes()))
             }
             CellWrite::Add(delta) => {
                 let count = match value(&cells[place]) {
@@ -59,11 +111,21 @@ pub(super) fn merge(
             }
         };
         if let Some(merged) = merged {
-            // What is merged may borrow from the operation only, not from the cell.
             let mut encoded = Vec::new();
             put_cell(&mut encoded, merged);
             cells[place] = encoded;
         }
     }
     overflows
+}
+
+/// What becomes of a set by a change of it. What is no set counts as an empty one: nothing but littoral may
+/// have written it.
+pub(super) fn unite(held: ValueRef<'_>, change: SetChange<'_>) -> String {
+    let mut elements: BTreeSet<_> = set::read(held).unwrap_or_default().into_iter().collect();
+    elements.extend(change.added());
+    for removal in change.removed() {
+        elements.remove(&removal.element);
+    }
+    set::spell(&elements)
 }

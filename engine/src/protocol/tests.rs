@@ -786,7 +786,7 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
-fn question() -> impl Strategy<Value = message::Question> {
+fn question() -> impl Strategy<Value = Question> {
     let upto = any::<Option<Vec<u8>>>;
     let what = prop_oneof![
         Just(message::Wanted::Sum),
@@ -794,11 +794,15 @@ fn question() -> impl Strategy<Value = message::Question> {
         (upto(), any::<Vec<[u8; 16]>>())
             .prop_map(|(upto, keys)| message::Wanted::Images { upto, keys }),
     ];
-    (any::<(u32, u32)>(), upto(), what)
-        .prop_map(|((table, schema), after, what)| message::Question { table, schema, after, what })
+    (any::<(u32, u32)>(), upto(), what).prop_map(|((table, schema), after, what)| Question {
+        table,
+        schema,
+        after,
+        what,
+    })
 }
 
-fn answer() -> impl Strategy<Value = message::Answer> {
+fn answer() -> impl Strategy<Value = Answer> {
     let upto = any::<Option<Vec<u8>>>;
     let image = prop_oneof![
         Just(message::Image::Absent),
@@ -807,12 +811,12 @@ fn answer() -> impl Strategy<Value = message::Answer> {
         any::<(Vec<u8>, Vec<u8>)>().prop_map(|(key, cells)| message::Image::Row(key, cells)),
     ];
     prop_oneof![
-        Just(message::Answer::NotNow),
-        (upto(), any::<[u8; 16]>()).prop_map(|(upto, sum)| message::Answer::Sum { upto, sum }),
+        Just(Answer::NotNow),
+        (upto(), any::<[u8; 16]>()).prop_map(|(upto, sum)| Answer::Sum { upto, sum }),
         (upto(), any::<Vec<([u8; 16], [u8; 16])>>())
-            .prop_map(|(upto, rows)| message::Answer::Rows { upto, rows }),
+            .prop_map(|(upto, rows)| Answer::Rows { upto, rows }),
         (any::<[u8; 16]>(), image, any::<Vec<(u64, u64)>>()).prop_map(|(key, image, vector)| {
-            message::Answer::Images { vector, images: vec![(key, image)] }
+            Answer::Images { vector, images: vec![(key, image)] }
         }),
     ]
 }

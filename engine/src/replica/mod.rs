@@ -120,6 +120,8 @@ pub struct Replica {
     verifying: Verifying,
     /// The freeze that the job ends which is committed next.
     ending: Option<Dot>,
+    /// The job that is about to run is only tried.
+    only_tries: bool,
 }
 
 /// What a file holds when it was just opened.
@@ -234,6 +236,7 @@ impl Replica {
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
             verifying: Verifying::new(parts.now.mono),
             ending: None,
+            only_tries: false,
         }
     }
 
@@ -428,11 +431,12 @@ impl Replica {
             registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
-            parked: &self.aside.parked,
+            parked: &mut self.aside.parked,
             hlc: &mut self.hlc,
             wall,
             max_entry: self.max_entry,
             ends: self.ending.take(),
+            only_tries: self.only_tries,
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;

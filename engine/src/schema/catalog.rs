@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
     entry::{Freeze, Member, TableChange, TableDeclaration},
-    id::{AuthorId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
+    id::{AuthorId, ColumnId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
     schema::Frozen,
     time::WallTime,
     version::Dot,
@@ -50,7 +50,10 @@ CREATE TABLE littoral_members(
 ) STRICT;
 CREATE TABLE littoral_tables(
   id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
-  explicit_key INTEGER NOT NULL, next_column INTEGER NOT NULL, since INTEGER NOT NULL
+  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL
+) STRICT;
+CREATE TABLE littoral_ids(
+  table_id INTEGER PRIMARY KEY NOT NULL, next_column INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
@@ -198,6 +201,14 @@ pub(crate) fn carry_out(
     lsn: Lsn,
 ) -> rusqlite::Result<()> {
     let mut next_table = meta::<u32>(conn, "next_table")?.unwrap_or(1);
+    for table in TableChange::gone(changes) {
+        // Parked rows of it have no table to return to; what they held can still be read.
+        conn.execute(
+            "UPDATE littoral_conflicts SET rule = 'dropped', cells = NULL
+             WHERE table_id = ? AND cells IS NOT NULL",
+            [table.0],
+        )?;
+    }
     for change in changes {
         let id = match change {
             TableChange::Declared(table) => {
@@ -217,28 +228,27 @@ pub(crate) fn carry_out(
 
 fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::Result<()> {
     // A table that begins anew under its id was dropped just before.
-    let before: Option<(u32, i64)> = conn
-        .query_row(
-            "SELECT next_column, since FROM littoral_tables WHERE id = ?",
-            [table.id.0],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
+    let since: Option<i64> = conn
+        .query_row("SELECT since FROM littoral_tables WHERE id = ?", [table.id.0], |row| row.get(0))
         .optional()?;
-    let (mut next_column, since) = before.unwrap_or_else(|| (1, lsn.0.cast_signed()));
+    let mut next_column = next_column(conn, table.id)?.0;
     if let Some((last, _)) = table.columns.last() {
         next_column = next_column.max(last.0.saturating_add(1));
     }
     conn.execute(
-        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?)",
         params![
             table.id.0,
             table.name,
             table.policy.consistency.as_str(),
             table.policy.writers.as_str(),
             table.policy.explicit_key,
-            next_column,
-            since,
+            since.unwrap_or_else(|| lsn.0.cast_signed()),
         ],
+    )?;
+    conn.execute(
+        "INSERT OR REPLACE INTO littoral_ids VALUES(?, ?)",
+        params![table.id.0, next_column],
     )?;
     conn.execute("DELETE FROM littoral_columns WHERE table_id = ?", [table.id.0])?;
     for (id, name) in &table.columns {
@@ -248,6 +258,17 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         )?;
     }
     Ok(())
+}
+
+/// The id that the next new column of a table gets: that of no column it ever had, also not before it was
+/// dropped and made anew.
+pub(super) fn next_column(conn: &Connection, table: TableId) -> rusqlite::Result<ColumnId> {
+    let next = conn
+        .query_row("SELECT next_column FROM littoral_ids WHERE table_id = ?", [table.0], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    Ok(ColumnId(next.unwrap_or(1)))
 }
 
 /// Takes a freeze into the catalog: that of the entry `dot`, written at `since`.
