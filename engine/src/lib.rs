@@ -84,7 +84,8 @@ pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
 pub use status::{
-    ClockStatus, Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status,
+    ClockStatus, Counts, ForeignWrites, FreezeStatus, Held, Hold, HoldReason, PeerStatus,
+    Stability, Status,
 };
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};

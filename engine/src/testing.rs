@@ -91,13 +91,15 @@ pub enum Bug {
     FuturePassedOver,
     /// A node whose stamps are far ahead goes on writing.
     WritesAhead,
+    /// Nobody looks whether another program writes the file.
+    ForeignUnseen,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -137,6 +139,7 @@ impl Bug {
         Self::FutureApplied,
         Self::FuturePassedOver,
         Self::WritesAhead,
+        Self::ForeignUnseen,
         Self::ClocksOutliveChange,
     ];
 }

@@ -112,7 +112,11 @@ impl Replica {
                 self.storage_fails(error.to_string());
             }
             Err(error) => {
-                tracing::error!(%error, "a change of the schema that waited for other nodes failed");
+                // The reason may name a key, which is no business of a log.
+                tracing::error!(
+                    "a change of the schema that waited for other nodes failed; last_freeze in \
+                     littoral_meta says why"
+                );
                 self.unfreeze(frozen.dot, &error.to_string());
             }
         }
@@ -188,6 +192,7 @@ impl Replica {
     /// Runs a script on connections of its own. What it did is committed, unless it is only tried.
     fn attempt(&mut self, attempt: &Attempt<'_>) -> Result<Committed, WriteError> {
         let Some(author) = self.author else { return Err(WriteError::NotAMember) };
+        self.writer.noticed()?;
         let migrating = Writer::open_migrating(
             self.db.file(),
             &self.registry,
@@ -205,6 +210,7 @@ impl Replica {
         let answers = self.commit(author, &mut [job]);
         (self.ending, self.only_tries) = (None, false);
         let migrating = mem::replace(&mut self.writer, usual);
+        self.writer.forget_versions();
         if let Err(error) = migrating.close() {
             tracing::warn!(%error, "the connections of a migration did not close");
         }
