@@ -95,11 +95,15 @@ pub enum Bug {
     ForeignUnseen,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
+    /// A removal from a set leaves adds that a frontier covers.
+    StableFlagIgnored,
+    /// A removal from a set does not name the adds that its author had clocks of.
+    RemovalWithoutDots,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 43] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -141,6 +145,8 @@ impl Bug {
         Self::WritesAhead,
         Self::ForeignUnseen,
         Self::ClocksOutliveChange,
+        Self::StableFlagIgnored,
+        Self::RemovalWithoutDots,
     ];
 }
 

@@ -3,7 +3,7 @@
 //! A stamp stands once in a block, rows refer to it by number: the rows that one transaction inserted
 //! cost little more than their keys.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use crate::{
     contested::row::RowClock,
@@ -105,8 +105,7 @@ impl Block {
     pub(super) fn push(&mut self, key: &[u8], clock: &RowClock) {
         self.starts.push(offset(self.bytes.len()));
         put_prefixed(&mut self.bytes, key);
-        let stamps = &mut self.stamps;
-        clock.pack(&mut self.bytes, |stamp| intern(stamps, stamp));
+        pack(clock, &mut self.bytes, &mut self.stamps);
     }
 
     /// Puts rows of another block behind all others, as long as it does not become full; gives the
@@ -136,8 +135,7 @@ impl Block {
         }
         let mut packed = Vec::with_capacity(key.len() + 16);
         put_prefixed(&mut packed, key);
-        let stamps = &mut self.stamps;
-        clock.pack(&mut packed, |stamp| intern(stamps, stamp));
+        pack(clock, &mut packed, &mut self.stamps);
         let (row, start, end) = match place {
             Ok(row) => (row, self.starts[row] as usize, self.end(row)),
             Err(row) => (row, self.starts[row] as usize, self.starts[row] as usize),
@@ -246,6 +244,22 @@ impl Block {
 
 fn offset(place: usize) -> u32 {
     u32::try_from(place).expect("a block's rows are bounded by the size of an entry")
+}
+
+/// Appends the clocks of a row.
+fn pack(clock: &RowClock, out: &mut Vec<u8>, stamps: &mut Vec<Stamp>) {
+    /// For more stamps than this, looking each up one by one takes long: a set may have thousands.
+    const FEW: usize = 32;
+    if clock.stamps() <= FEW {
+        return clock.pack(out, |stamp| intern(stamps, stamp));
+    }
+    let mut numbers: BTreeMap<Stamp, u64> = stamps.iter().copied().zip(0..).collect();
+    clock.pack(out, |stamp| {
+        *numbers.entry(stamp).or_insert_with(|| {
+            stamps.push(stamp);
+            stamps.len() as u64 - 1
+        })
+    });
 }
 
 /// The number of a stamp: mostly one of the last.
