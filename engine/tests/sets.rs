@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use littoral::{TablePolicy, WallTime, Writers};
+use littoral::{TablePolicy, WallTime, WriteError, Writers};
 use proptest::prelude::*;
 use support::Cluster;
 
@@ -232,6 +232,85 @@ fn a_set_that_starts_empty_is_added_at_once() {
            {\"tags\": \"set\", \"marks\": \"set\", \"likes\": \"set\", \"seen\": \"set\", \"more\": \"set\"}}')",
     );
     assert!(error.contains("does not begin with the same value"), "{error}");
+}
+
+/// Runs a script that changes the schema; gives what it is answered at once.
+fn migrate(cluster: &mut Cluster, script: &str) -> Result<(), WriteError> {
+    let now = cluster.now;
+    let ticket = cluster.replica(0).migrate(now, script);
+    cluster.drain(0);
+    cluster.done.remove(&(0, ticket)).unwrap().map(drop)
+}
+
+/// Freezes, waits, and gives why the change did not happen; nothing if it did.
+fn migrate_slowly(cluster: &mut Cluster, script: &str) -> String {
+    let frozen = migrate(cluster, script);
+    assert!(matches!(frozen, Err(WriteError::SchemaChanging { .. })), "{frozen:?}");
+    (0..20).for_each(|_| cluster.settle());
+    assert_eq!(cluster.replica(0).status().freeze, None);
+    cluster.rows(0, "SELECT value FROM littoral_meta WHERE name = 'last_freeze'").remove(0)
+}
+
+#[test]
+fn a_column_becomes_a_set_and_another_type_again_once_everybody_has_stopped_writing() {
+    const DECLARE: &str =
+        "SELECT littoral_policy('bag', 'read-after-write', '{\"writers\": \"any\",
+        \"columns\": {\"tags\": \"set\", \"marks\": \"set\", \"note\": \"set\"}}')";
+    let mut cluster = cluster(
+        2,
+        r#"INSERT INTO bag(id, tags, note) VALUES('a', '[1]', '["b","a"]'), ('b', '[]', 'no set')"#,
+    );
+    let refused = migrate(&mut cluster, DECLARE).unwrap_err().to_string();
+    assert!(
+        refused.contains("column \"note\" is declared set, and the row 'b' holds none"),
+        "{refused}"
+    );
+    cluster.write(1, "UPDATE bag SET note = '[2, 1]' WHERE id = 'b'");
+    cluster.settle();
+    assert_eq!(migrate_slowly(&mut cluster, DECLARE), "");
+    let notes = "SELECT note FROM bag ORDER BY id";
+    cluster.assert_rows(notes, &[r#"["a","b"]"#, "[1,2]"]);
+    cluster.cut();
+    cluster.write(0, "UPDATE bag SET note = '[\"a\"]' WHERE id = 'a'");
+    cluster.write(1, "UPDATE bag SET note = '[\"a\",\"b\",\"c\"]' WHERE id = 'a'");
+    join(&mut cluster);
+    cluster.assert_rows(notes, &[r#"["a","c"]"#, "[1,2]"]);
+    assert_eq!(cluster.rows(0, "SELECT * FROM littoral_conflicts"), [""; 0]);
+
+    // A rebuilt table passes its sets on, and what it spells in another way is spelled anew.
+    let rebuild = "PRAGMA foreign_keys = off;
+        CREATE TABLE new(id TEXT PRIMARY KEY NOT NULL, tags TEXT, marks TEXT, note TEXT);
+        INSERT INTO new SELECT id, json_insert(tags, '$[#]', 'z', '$[#]', 1), marks, note FROM bag;
+        DROP TABLE bag; ALTER TABLE new RENAME TO bag; PRAGMA foreign_keys = on";
+    assert_eq!(migrate_slowly(&mut cluster, rebuild), "");
+    cluster.assert_rows("SELECT tags FROM bag ORDER BY id", &[r#"[1,"z"]"#, r#"[1,"z"]"#]);
+
+    let plain = "SELECT littoral_policy('bag', 'read-after-write', '{\"writers\": \"any\"}')";
+    assert_eq!(migrate_slowly(&mut cluster, plain), "");
+    cluster.write(1, "UPDATE bag SET note = 'as it comes'");
+    cluster.settle();
+    cluster.assert_rows("SELECT DISTINCT note FROM bag", &["as it comes"]);
+    for node in 0..2 {
+        drop(cluster.replicas[node].take());
+        cluster.open(node);
+    }
+}
+
+#[test]
+fn many_rows_with_sets_are_stored_in_any_order() {
+    let mut cluster = cluster(2, "");
+    cluster.cut();
+    cluster.write(
+        0,
+        "WITH RECURSIVE n(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM n WHERE value < 100)
+         INSERT INTO bag(id, tags, marks) SELECT 'k' || value, json_array(value, 'x'), json_array(value % 3)
+         FROM n",
+    );
+    cluster.write(1, "INSERT INTO bag(id, tags) VALUES('k50', '[\"y\"]')");
+    join(&mut cluster);
+    let sums = "SELECT count(*), sum(tags ->> 0), sum(marks ->> 0) FROM bag WHERE json_valid(tags)";
+    cluster.assert_rows(sums, &["100|5050|100"]);
+    cluster.assert_rows("SELECT tags FROM bag WHERE id = 'k50'", &[r#"[50,"x","y"]"#]);
 }
 
 #[test]

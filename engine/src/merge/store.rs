@@ -300,12 +300,33 @@ fn lend_new<'v>(
     place: usize,
     cell: &Cell<'v>,
 ) -> rusqlite::Result<()> {
-    match cell.write {
-        CellWrite::Set(change) => {
-            let set = row::unite(ValueRef::Null, change);
-            parameters.copy(place, ValueRef::Text(set.as_bytes()))
+    match given(cell.write) {
+        Given::Value(value) => parameters.lend(place, value),
+        Given::Set(set) => parameters.copy(place, ValueRef::Text(set.as_bytes())),
+    }
+}
+
+/// What stands in a cell of a new row.
+#[derive(Debug)]
+enum Given<'v> {
+    Value(ValueRef<'v>),
+    /// A set is spelled from its elements.
+    Set(String),
+}
+
+impl Given<'_> {
+    fn as_value(&self) -> ValueRef<'_> {
+        match self {
+            Self::Value(value) => *value,
+            Self::Set(set) => ValueRef::Text(set.as_bytes()),
         }
-        write => parameters.lend(place, written(write)),
+    }
+}
+
+fn given(write: CellWrite<'_>) -> Given<'_> {
+    match write {
+        CellWrite::Set(change) => Given::Set(row::unite(ValueRef::Null, change)),
+        write => Given::Value(written(write)),
     }
 }
 
@@ -325,7 +346,7 @@ pub(super) struct Inserts<'c, 'r> {
     conn: &'c Keeping,
     table: Option<&'c Table>,
     /// Of every row its key, then its cells.
-    values: Vec<ValueRef<'r>>,
+    values: Vec<Given<'r>>,
     /// Of every row the place of its operation in the entry.
     places: Vec<u64>,
 }
@@ -347,7 +368,6 @@ impl<'c, 'r> Inserts<'c, 'r> {
         table.is_plain
             && is_whole(table, op)
             && !table.has_spelling()
-            && !table.has_sets
             && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 
@@ -367,8 +387,8 @@ impl<'c, 'r> Inserts<'c, 'r> {
         self.table = Some(table);
         let mut reader = ByteReader::new(key);
         let parts = table.key.iter().map_while(|_| reader.key_part().ok());
-        self.values.extend(parts.filter_map(|part| part.lent()));
-        self.values.extend(cells.iter().map(|cell| written(cell.write)));
+        self.values.extend(parts.filter_map(|part| part.lent()).map(Given::Value));
+        self.values.extend(cells.iter().map(|cell| given(cell.write)));
         self.places.push(at);
         if self.places.len() == Self::rows_at_once(table) { self.flush(collided) } else { Ok(()) }
     }
@@ -410,10 +430,12 @@ impl<'c, 'r> Inserts<'c, 'r> {
         &self,
         name: &[u64],
         sql: impl FnOnce() -> String,
-        values: &[ValueRef<'r>],
+        values: &[Given<'r>],
     ) -> rusqlite::Result<()> {
         self.conn.run(name, sql, |parameters| {
-            (1..).zip(values).try_for_each(|(place, value)| parameters.lend(place, *value))
+            (1..)
+                .zip(values)
+                .try_for_each(|(place, value)| parameters.lend(place, value.as_value()))
         })
     }
 }
