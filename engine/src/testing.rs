@@ -95,6 +95,12 @@ pub enum Bug {
     ForeignUnseen,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
+    /// Who has applied a freeze goes on writing to its tables.
+    NoTableFreeze,
+    /// A change that needs a freeze happens as soon as the tables are frozen.
+    ThawedEarly,
+    /// A freeze is forgotten when the file is opened.
+    FreezeForgotten,
     /// A removal from a set leaves adds that a frontier covers.
     StableFlagIgnored,
     /// A removal from a set does not name the adds that its author had clocks of.
@@ -103,7 +109,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 46] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -145,6 +151,9 @@ impl Bug {
         Self::WritesAhead,
         Self::ForeignUnseen,
         Self::ClocksOutliveChange,
+        Self::NoTableFreeze,
+        Self::ThawedEarly,
+        Self::FreezeForgotten,
         Self::StableFlagIgnored,
         Self::RemovalWithoutDots,
     ];
