@@ -93,8 +93,16 @@ pub enum Bug {
     FuturePassedOver,
     /// A node whose stamps are far ahead goes on writing.
     WritesAhead,
+    /// Nobody looks whether another program writes the file.
+    ForeignUnseen,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
+    /// Who has applied a freeze goes on writing to its tables.
+    NoTableFreeze,
+    /// A change that needs a freeze happens as soon as the tables are frozen.
+    ThawedEarly,
+    /// A freeze is forgotten when the file is opened.
+    FreezeForgotten,
     /// A removal from a set leaves adds that a frontier covers.
     StableFlagIgnored,
     /// A removal from a set does not name the adds that its author had clocks of.
@@ -103,7 +111,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 47] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -144,7 +152,11 @@ impl Bug {
         Self::FutureApplied,
         Self::FuturePassedOver,
         Self::WritesAhead,
+        Self::ForeignUnseen,
         Self::ClocksOutliveChange,
+        Self::NoTableFreeze,
+        Self::ThawedEarly,
+        Self::FreezeForgotten,
         Self::StableFlagIgnored,
         Self::RemovalWithoutDots,
     ];

@@ -90,6 +90,12 @@ pub(crate) enum Fault {
         /// Whose.
         machine: usize,
     },
+    /// Another program writes the file of a machine that runs: a table of its own, so that nothing else
+    /// follows from it.
+    ForeignWrite {
+        /// Whose.
+        machine: usize,
+    },
 }
 
 impl Fault {
@@ -124,11 +130,13 @@ pub(crate) enum Kind {
     SyncFails,
     /// A wall clock jumps by minutes, or a machine comes back with such a clock.
     WrongClock,
+    /// Another program writes a file.
+    ForeignWrite,
 }
 
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Clean,
         Self::Kill,
         Self::PowerCut,
@@ -140,13 +148,14 @@ impl Kind {
         Self::SlowDisk,
         Self::SyncFails,
         Self::WrongClock,
+        Self::ForeignWrite,
     ];
 
     /// How many of a hundred runs may have it. Wrong clocks make nodes wait for minutes, and what happens
     /// meanwhile is hidden.
     const fn runs(self) -> u64 {
         match self {
-            Self::WrongClock => 20,
+            Self::WrongClock | Self::ForeignWrite => 20,
             _ => 65,
         }
     }
@@ -155,7 +164,8 @@ impl Kind {
     const fn weight(self) -> u64 {
         match self {
             Self::PowerCut | Self::Cut => 4,
-            Self::Kill | Self::WrongClock => 3,
+            Self::Kill | Self::ForeignWrite => 3,
+            Self::WrongClock => 12,
             Self::Block | Self::Partition | Self::ClockJump => 2,
             Self::Clean | Self::DiskFull | Self::SlowDisk | Self::SyncFails => 1,
         }
@@ -197,6 +207,34 @@ pub(crate) fn schedule(
     faults
 }
 
+/// Machines that stop while the schema changes: the origin in the middle of it, or any of them at some
+/// time until what waited for others has come to pass.
+pub(crate) fn around_changes(
+    chance: &Chance,
+    nodes: usize,
+    changes: &[Nanos],
+) -> Vec<(Nanos, Fault)> {
+    let mut faults = Vec::new();
+    for (number, at) in (0..).zip(changes) {
+        let mut draw = chance.draw(Stream::Fault, 2, number);
+        let (at, machine) = match draw.below(100) {
+            0..8 => (at - 1, 0),
+            8..16 => (at + draw.spread(10 * MS, 3 * SECOND), draw.index(nodes)),
+            _ => continue,
+        };
+        let fault = Fault::Crash {
+            machine,
+            stop: if draw.percent(50) { Stop::Kill } else { Stop::PowerCut },
+            after_changes: Some(draw.spread(1, 200) - 1),
+            down: draw.spread(MS, 3 * SECOND),
+            again_after: draw.percent(10).then(|| draw.spread(1, 30) - 1),
+            clock: None,
+        };
+        faults.push((at, fault));
+    }
+    faults
+}
+
 fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
     let machine = draw.index(nodes);
     let crash = |stop, draw: &mut Draw| Fault::Crash {
@@ -229,6 +267,8 @@ fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
         Kind::ClockJump => Fault::ClockJump { machine, clock: WallClock::draw(draw) },
         Kind::WrongClock => {
             let wrong = WallClock::draw_wrong(draw);
+            // All others follow the origin's clock.
+            let machine = if draw.percent(25) { 0 } else { machine };
             match *draw.pick(&[None, Some(Stop::Clean), Some(Stop::Kill), Some(Stop::PowerCut)]) {
                 None => Fault::ClockJump { machine, clock: wrong },
                 Some(stop) => match crash(stop, draw) {
@@ -251,5 +291,6 @@ fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
             length: draw.between(SECOND, 5 * SECOND),
         },
         Kind::SyncFails => Fault::SyncFails { machine },
+        Kind::ForeignWrite => Fault::ForeignWrite { machine },
     }
 }

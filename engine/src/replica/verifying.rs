@@ -27,6 +27,7 @@ use std::{
 };
 
 use crate::{
+    db::watch::Who,
     entry::{Segment, rows::RowsReader},
     error::ProtocolError,
     id::{NodeId, PeerId, SchemaVersion, TableId},
@@ -499,7 +500,11 @@ impl Replica {
             self.verifying.report.problem = Some(why.to_owned());
             return;
         }
-        match repair(self.writer.apply(), &self.members, table, wrong) {
+        let repaired = self
+            .writer
+            .writes(Who::Apply)
+            .and_then(|()| repair(self.writer.apply(), &self.members, table, wrong));
+        match repaired {
             Ok(None) => self.verifying.report.repaired += wrong.len() as u64,
             Ok(Some(rejected)) => self.verifying.report.problem = Some(rejected.to_string()),
             Err(error) => {

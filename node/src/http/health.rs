@@ -33,16 +33,25 @@ pub(super) async fn ready(State(state): State<ServerState>) -> Response {
 /// Why the node does its work only in part, if that is so: writes are accepted.
 pub(super) fn degraded(status: &Status) -> Option<String> {
     let rows = |n| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+    let mut reasons = Vec::new();
+    if status.foreign.is_some() {
+        reasons.push(
+            "another program has written this node's file; what it wrote replicates nowhere, and the \
+              node may differ from the others"
+                .to_owned(),
+        );
+    }
     if status.parked_rows > 0 {
         let rows = rows(status.parked_rows);
         let why = "could not be stored and cannot be read here; see littoral_conflicts";
-        return Some(format!("{rows} {why}"));
+        reasons.push(format!("{rows} {why}"));
     }
     let wrong = status.verification.differing - status.verification.repaired;
-    (wrong > 0).then(|| {
+    if wrong > 0 {
         let with = status.verification.with.as_ref().map_or("a peer", |node| node.as_str());
-        format!("{} not as {with} has them; see `littoral verify`", rows(wrong))
-    })
+        reasons.push(format!("{} not as {with} has them; see `littoral verify`", rows(wrong)));
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 /// Why the node cannot do its work, if it cannot.

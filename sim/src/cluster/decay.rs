@@ -72,6 +72,7 @@ impl Cluster {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
         let disk = Connection::open_with_flags_and_vfs(machine.database(), flags, vfs::NAME)
             .map_err(&failed)?;
+        disk.pragma_update(None, "wal_autocheckpoint", 0).map_err(&failed)?;
         let tables: Vec<String> = disk
             .prepare("SELECT name FROM littoral_tables WHERE policy <> 'local' ORDER BY id")
             .and_then(|mut tables| tables.query_map([], |row| row.get(0))?.collect())
@@ -96,7 +97,8 @@ impl Cluster {
         // A table without rowids, or a trigger that says no: this disk loses nothing.
         let lost = disk.execute(&sql, []).unwrap_or(0);
         self.note(number, "decay", || format!("{lost} rows of {name}"));
-        self.machines[number].decayed = lost > 0;
+        let machine = &mut self.machines[number];
+        (machine.decayed, machine.foreign) = (lost > 0, true);
         Ok(())
     }
 

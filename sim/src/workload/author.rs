@@ -16,27 +16,27 @@ pub(super) struct Author<'a> {
     pub(super) steps: Vec<Step>,
 }
 
-fn int(n: u64) -> Value {
+pub(super) fn int(n: u64) -> Value {
     Value::Integer(n.cast_signed())
 }
 
 impl Author<'_> {
-    fn step(&mut self, sql: &str, values: Vec<Value>) {
+    pub(super) fn step(&mut self, sql: &str, values: Vec<Value>) {
         self.steps.push(Step { sql: sql.to_owned(), values, tolerant: false, ghost: None });
     }
 
     /// A step that may fail; the job often goes on after it.
-    fn try_step(&mut self, sql: &str, values: Vec<Value>) {
+    pub(super) fn try_step(&mut self, sql: &str, values: Vec<Value>) {
         let tolerant = self.draw.percent(85);
         self.steps.push(Step { sql: sql.to_owned(), values, tolerant, ghost: None });
     }
 
-    fn key(&mut self) -> Value {
+    pub(super) fn key(&mut self) -> Value {
         int(self.draw.below(self.habits.keys))
     }
 
     /// A value that nobody else writes.
-    fn token(&mut self) -> Value {
+    pub(super) fn token(&mut self) -> Value {
         Value::Text(format!("j{}.{}", self.id, self.steps.len()))
     }
 
@@ -59,16 +59,19 @@ impl Author<'_> {
         }
     }
 
-    fn number(&mut self) -> Value {
+    pub(super) fn number(&mut self) -> Value {
         Value::Integer(self.draw.below(41).cast_signed() - 20)
     }
 
     pub(super) fn ledger(&mut self) {
         let (tally, amount) = (int(self.draw.below(3)), self.number());
         let id = int(self.id);
-        self.step("INSERT INTO ledger VALUES (?, ?, ?)", vec![id, tally.clone(), amount.clone()]);
         self.step(
-            "INSERT INTO tally VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET total = total + excluded.total",
+            "INSERT INTO ledger (id, tally, amount) VALUES (?, ?, ?)",
+            vec![id, tally.clone(), amount.clone()],
+        );
+        self.step(
+            "INSERT INTO tally (id, total) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET total = total + excluded.total",
             vec![tally, amount],
         );
     }
@@ -99,6 +102,7 @@ impl Author<'_> {
             Act::Transfer => self.transfer(),
             Act::Ghost => self.ghost(depth),
             Act::Gauge => self.gauge(),
+            Act::Stall => self.stall(),
             Act::Bag => self.bag(),
             Act::Savepoint if depth < 2 => self.savepoint(depth),
             Act::Origin if self.machine == 0 || self.draw.percent(10) => self.origin_act(),
@@ -132,9 +136,10 @@ impl Author<'_> {
 
     fn origin_act(&mut self) {
         let (key, other) = (self.key(), self.key());
-        match self.draw.below(18) {
+        match self.draw.below(22) {
             9..12 => return self.jotting(),
             12..18 => return self.ticket(),
+            18..22 => return self.ware(),
             _ => {}
         }
         match self.draw.below(9) {
@@ -174,7 +179,10 @@ impl Author<'_> {
             self.number(),
             self.number(),
         ];
-        self.try_step("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?)", values);
+        self.try_step(
+            "INSERT INTO item (id, name, note, price, stock, sold) VALUES (?, ?, ?, ?, ?, ?)",
+            values,
+        );
     }
 
     /// Several rows at once, which may fail in the middle.
@@ -369,7 +377,7 @@ impl Author<'_> {
             2 => {
                 let values = vec![self.sku(), self.sku()];
                 self.try_step(
-                        "INSERT OR REPLACE INTO cart SELECT owner, ?, quantity, label FROM cart WHERE sku = ?",
+                        "INSERT OR REPLACE INTO cart (owner, sku, quantity, label) SELECT owner, ?, quantity, label FROM cart WHERE sku = ?",
                         values,
                     );
             }
@@ -610,78 +618,6 @@ impl Author<'_> {
     /// One of few, so that two columns come to hold the same.
     fn place(&mut self) -> Value {
         Value::Text((*self.draw.pick(&["here", "there"])).to_owned())
-    }
-
-    /// An element of a set as somebody may write it, as JSON.
-    fn element(&mut self) -> String {
-        const ELEMENTS: [&str; 12] = [
-            "\"a\"",
-            "\"a\"",
-            "\"b\"",
-            "\"\\u0062\"",
-            "\"\"",
-            "1",
-            "1.0",
-            "-2",
-            "0.5",
-            "true",
-            "false",
-            "\"é\\n\"",
-        ];
-        (*self.draw.pick(&ELEMENTS)).to_owned()
-    }
-
-    /// A set as somebody may write it.
-    fn set(&mut self) -> Value {
-        if self.draw.percent(5) {
-            return Value::Text((*self.draw.pick(&["", "[null]", "a, b"])).to_owned());
-        }
-        if self.draw.percent(10) {
-            return Value::Null;
-        }
-        let elements: Vec<String> = (0..self.draw.below(4)).map(|_| self.element()).collect();
-        Value::Text(format!("[{}]", elements.join(", ")))
-    }
-
-    /// Sets in rows that come and go: whole, or an element at a time.
-    fn bag(&mut self) {
-        let (key, one, other) = (int(self.draw.below(3)), self.set(), self.set());
-        let element = Value::Text(self.element());
-        let column = *self.draw.pick(&["tags", "marks"]);
-        match self.draw.below(12) {
-            0 => self.try_step(
-                "INSERT INTO bag (id, tags, marks) VALUES (?, ?, coalesce(?, '[]'))",
-                vec![key, one, other],
-            ),
-            1 => self.try_step(
-                "INSERT OR REPLACE INTO bag (id, marks) VALUES (?, coalesce(?, '[]'))",
-                vec![key, one],
-            ),
-            2 => self.try_step(
-                "INSERT INTO bag (id, tags) VALUES (?, ?) ON CONFLICT (id) DO UPDATE
-                         SET tags = excluded.tags, n = n + 1",
-                vec![key, one],
-            ),
-            3..6 => self.try_step(
-                &format!("UPDATE bag SET {column} = json_insert({column}, '$[#]', json(?2)) WHERE id = ?1"),
-                vec![key, element],
-            ),
-            6..9 => self.try_step(
-                &format!(
-                    "UPDATE bag SET {column} =
-                       (SELECT json_group_array(json({column} -> fullkey)) FROM json_each({column})
-                        WHERE {column} -> fullkey <> json_array(json(?2)) -> 0)
-                     WHERE id = ?1"
-                ),
-                vec![key, element],
-            ),
-            9 => self.try_step(
-                "UPDATE bag SET tags = marks, marks = coalesce(tags, '[]'), label = ?2 WHERE id <> ?1",
-                vec![key, one],
-            ),
-            10 => self.try_step(&format!("UPDATE bag SET {column} = '[]'"), vec![]),
-            _ => self.step("DELETE FROM bag WHERE id = ?", vec![key]),
-        }
     }
 
     /// A row that only one job ever inserts.
