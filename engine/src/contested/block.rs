@@ -244,7 +244,14 @@ impl Block {
     pub(super) fn split(&mut self, ascending: bool) -> Self {
         let at = if ascending { self.len() - 1 } else { self.len() / 2 };
         let right = self.rows(at, self.len());
-        *self = self.rows(0, at);
+        if ascending {
+            // Nearly all of it stays, and where it is.
+            self.bytes.truncate(self.starts[at] as usize);
+            self.starts.truncate(at);
+            self.tidy();
+        } else {
+            *self = self.rows(0, at);
+        }
         right
     }
 
