@@ -1,5 +1,7 @@
 //! One error enum per operation. Every variant says whether the database changed and what to do.
 
+use std::time::Duration;
+
 use crate::{
     contested::ClockError,
     driver::CloseCode,
@@ -233,6 +235,19 @@ pub enum WriteError {
         /// The key, as a JSON array.
         row: String,
     },
+    /// The stamps of this node have come too far ahead of the origin's clock: a clock was wrong. What
+    /// it would write to multi-writer tables would win against everybody, and be held by every other
+    /// node. Mend the clock, and retry; it passes once the time has caught up.
+    #[error(
+        "the stamps of this node are {:.1} s ahead of the origin's clock, because a clock was or is \
+         wrong, so it writes nothing to tables that every node writes; set the clock right, and retry \
+         when the time has caught up",
+        .ahead.as_secs_f64()
+    )]
+    ClockAhead {
+        /// How far.
+        ahead: Duration,
+    },
     /// The transaction changes more than one entry can hold. Split it.
     #[error(
         "the transaction's entry would be {bytes} bytes or more, and {max} are allowed; split it, or \
@@ -256,7 +271,10 @@ impl WriteError {
     /// Whether the same job may succeed later without being changed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotAMember | Self::Unavailable(_) | Self::SchemaChanging { .. } => true,
+            Self::NotAMember
+            | Self::Unavailable(_)
+            | Self::SchemaChanging { .. }
+            | Self::ClockAhead { .. } => true,
             Self::Sqlite(error) => matches!(
                 error.sqlite_error_code(),
                 Some(

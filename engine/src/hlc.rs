@@ -77,6 +77,11 @@ impl HlcClock {
         Self { last }
     }
 
+    /// The greatest timestamp issued or observed.
+    pub(crate) const fn last(&self) -> Hlc {
+        self.last
+    }
+
     /// Makes every later timestamp greater than `seen`.
     pub(crate) fn observe(&mut self, seen: Hlc) {
         self.last = self.last.max(seen);

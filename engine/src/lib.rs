@@ -39,6 +39,7 @@
 
 mod capture;
 mod contested;
+mod corrected;
 mod db;
 mod driver;
 mod entry;
@@ -82,7 +83,9 @@ pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
-pub use status::{Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status};
+pub use status::{
+    ClockStatus, Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status,
+};
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};
 pub use version::{Dot, VersionVector};

@@ -121,6 +121,17 @@ pub const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Acknowledgements are sent at most this often per link.
 pub const ACK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// An entry whose stamp is further ahead of the corrected clock is from the future, and held.
+pub const FUTURE_MAX: Duration = Duration::from_secs(5);
+
+/// A node whose own stamps are further ahead of its corrected clock than this writes nothing to
+/// multi-writer tables.
+pub const OWN_STAMPS_AHEAD_MAX: Duration = Duration::from_secs(60);
+
+/// How much faster or slower the clocks of two nodes may run, in millionths: by this the error of an
+/// estimate of the origin's clock grows.
+pub const CLOCK_DRIFT_PPM: u32 = 500;
+
 /// A failed apply is tried again after this long.
 pub const STORAGE_RETRY: Duration = Duration::from_millis(500);
 
@@ -129,6 +140,8 @@ const _: () = assert!(SNAPSHOT_SYNC_BYTES.is_multiple_of(SNAPSHOT_CHUNK_BYTES as
 const _: () = assert!(ENTRIES_FRAME_BYTES <= MAX_FRAME_BYTES);
 const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * ENTRIES_FRAME_BYTES as u64);
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < LINK_TIMEOUT.as_millis());
+const _: () = assert!(FUTURE_MAX.as_millis() < OWN_STAMPS_AHEAD_MAX.as_millis());
+const _: () = assert!(1_000_000 % CLOCK_DRIFT_PPM == 0);
 const _: () = assert!(MAX_FRAME_BYTES < u32::MAX as usize);
 const _: () = assert!(CHUNK_BYTES <= LARGE_ENTRY_BYTES);
 const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * LARGE_ENTRY_BYTES as u64);

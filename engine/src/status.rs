@@ -54,12 +54,29 @@ pub struct Status {
     pub parked_rows: u64,
     /// The change of the schema that waits for other nodes, if one does.
     pub freeze: Option<FreezeStatus>,
+    /// What it makes of the time.
+    pub clock: ClockStatus,
     /// Counts since the file was opened.
     pub counts: Counts,
     /// Why storage is failing, if it is.
     pub storage_error: Option<String>,
     /// Why the replica has stopped its links or its writes, if it has.
     pub halted: Option<String>,
+}
+
+/// What a replica makes of the time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClockStatus {
+    /// What its own wall clock says.
+    pub wall: WallTime,
+    /// What it takes the origin's wall clock to say; its own clock while it cannot tell.
+    pub corrected: WallTime,
+    /// By how much that may be wrong; `None` while it cannot tell, since no peer has told it yet.
+    pub error: Option<Duration>,
+    /// How long ago the origin has said so, through whoever is in between.
+    pub age: Option<Duration>,
+    /// How far the greatest stamp that it has written or applied is ahead of the corrected clock.
+    pub stamps_ahead: Duration,
 }
 
 /// How far the frontier has come.
@@ -143,6 +160,11 @@ pub enum HoldReason {
     ReceivedElsewhere,
     /// It is large, and there is no room before others were received.
     NoRoom,
+    /// Its stamp is in the future: it is taken once the corrected clock has come near it.
+    Future {
+        /// How far ahead of the corrected clock the stamp is.
+        ahead: Duration,
+    },
 }
 
 /// Counts since the file was opened.

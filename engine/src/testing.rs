@@ -85,11 +85,19 @@ pub enum Bug {
     LargeInPieces,
     /// Rows of a failed statement stay in the entry if they were on disk already.
     SpilledRowsKept,
+    /// An entry from the future is applied.
+    FutureApplied,
+    /// An entry from the future is passed over instead of held.
+    FuturePassedOver,
+    /// A node whose stamps are far ahead goes on writing.
+    WritesAhead,
+    /// Clocks outlive a change of their table, except where the log is replayed.
+    ClocksOutliveChange,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 40] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -126,6 +134,10 @@ impl Bug {
         Self::SpoolOfAnother,
         Self::LargeInPieces,
         Self::SpilledRowsKept,
+        Self::FutureApplied,
+        Self::FuturePassedOver,
+        Self::WritesAhead,
+        Self::ClocksOutliveChange,
     ];
 }
 

@@ -296,7 +296,7 @@ fn littoral_id_is_unique_ascends_and_survives_a_restart_with_the_clock_set_back(
     cluster.cut();
     let now = cluster.now;
     cluster.replicas[0].take().unwrap().close(now).1.unwrap();
-    cluster.now.wall = WallTime(now.wall.0 - 3_600_000);
+    cluster.now.wall = WallTime(now.wall.0 - 50_000);
     cluster.open(0);
     cluster.write(0, sql);
     let after: i64 = cluster.rows(0, newest)[0].parse().unwrap();

@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use littoral::{
     Channel, CloseCode, ClusterId, Genesis, HoldReason, Identity, Incarnation, Input, Instant,
@@ -163,7 +166,7 @@ impl Net {
         assert!(!self.deliver(100_000), "there is no end");
     }
 
-    fn wait(&mut self, length: std::time::Duration) {
+    fn wait(&mut self, length: Duration) {
         self.now.mono = self.now.mono + length;
         self.now.wall.0 += u64::try_from(length.as_millis()).unwrap();
         for node in 0..self.replicas.len() {
@@ -438,4 +441,48 @@ fn many_rows_in_one_transaction_replicate_as_one_entry() {
     let status = net.replica(1).status();
     assert_eq!(status.spools, 0);
     assert!(status.applied.0 - before.0 <= 3, "one entry, and frontiers");
+}
+
+#[test]
+fn a_large_entry_from_the_future_waits_whole_whoever_offers_it() {
+    let mut net = Net::new(3);
+    net.link(0, 1);
+    net.link(0, 2);
+    net.settle();
+    // What they know of the origin's clock is gone, and so is what they sent.
+    (0..3).for_each(|node| net.restart(node));
+    let right = net.now;
+    net.now.wall.0 += 60_000;
+    net.sql(1, CARTS);
+    net.link(1, 2);
+    net.settle();
+    net.now.wall = right.wall;
+    let first = net.link(0, 1);
+    net.settle();
+    net.link(0, 2);
+    net.settle();
+    let reasons = |net: &mut Net| -> Vec<HoldReason> {
+        let status = net.replica(0).status();
+        status.peers.iter().filter_map(|peer| peer.holds).map(|hold| hold.why).collect()
+    };
+    let held = reasons(&mut net);
+    assert!(
+        matches!(held[..], [HoldReason::Future { .. }, HoldReason::ReceivedElsewhere]),
+        "{held:?}"
+    );
+    assert_eq!(net.value(0, "SELECT count(*) FROM cart"), 0);
+    net.cut(first);
+    net.settle();
+    let held = reasons(&mut net);
+    assert!(matches!(held[..], [HoldReason::Future { .. }]), "{held:?}");
+    for _ in 0..54 {
+        net.wait(Duration::from_secs(1));
+        net.settle();
+    }
+    assert_eq!(net.value(0, "SELECT count(*) FROM cart"), 0);
+    net.wait(Duration::from_secs(1));
+    net.settle();
+    assert_eq!(net.value(0, "SELECT count(*) FROM cart"), 500);
+    net.assert_equal();
+    assert_eq!(reasons(&mut net), []);
 }

@@ -41,7 +41,8 @@ fn assert_alike(cluster: &mut Cluster) {
     const SHAPE: &str = "SELECT type, name, tbl_name, sql FROM sqlite_schema
                          WHERE name NOT LIKE 'littoral%' AND name NOT LIKE 'sqlite%' ORDER BY name";
     const CATALOG: &str = "SELECT t.id, t.name, policy, writers, next_column, c.id, c.name, c.type
-                           FROM littoral_tables t LEFT JOIN littoral_columns c ON c.table_id = t.id
+                           FROM littoral_tables t JOIN littoral_ids i ON i.table_id = t.id
+                           LEFT JOIN littoral_columns c ON c.table_id = t.id
                            ORDER BY t.id, c.id";
     let version = cluster.replica(0).status().schema;
     for node in 0..cluster.replicas.len() {

@@ -35,7 +35,8 @@ fn assert_alike(cluster: &mut Cluster) {
     cluster.assert_equal();
     const CATALOG: &str = "SELECT t.id, t.name, policy, writers, explicit_key, next_column, c.id,
                              c.name, c.type
-                           FROM littoral_tables t LEFT JOIN littoral_columns c ON c.table_id = t.id
+                           FROM littoral_tables t JOIN littoral_ids i ON i.table_id = t.id
+                           LEFT JOIN littoral_columns c ON c.table_id = t.id
                            ORDER BY t.id, c.id";
     const VERSION: &str = "SELECT name, value FROM littoral_meta
                            WHERE name IN ('schema_version', 'next_table') ORDER BY name";
@@ -461,4 +462,87 @@ fn a_full_text_index_made_later_is_kept_on_every_node_also_after_a_rename() {
     assert!(error.to_string().contains("cannot fire on every node"), "{error}");
     cluster.write(0, "DROP TRIGGER doc_in; DROP TABLE found");
     assert_alike(&mut cluster);
+}
+
+#[test]
+fn what_the_rows_of_another_node_could_make_fail_in_a_local_table_is_refused() {
+    let mut cluster = linked(2);
+    cluster.write(
+        0,
+        "CREATE TABLE cache(k TEXT PRIMARY KEY NOT NULL, v TEXT); SELECT littoral_policy('cache', 'local');
+         CREATE TABLE strict(k TEXT PRIMARY KEY NOT NULL, v TEXT) STRICT;
+         SELECT littoral_policy('strict', 'local');
+         CREATE TABLE other(k INTEGER PRIMARY KEY); SELECT littoral_policy('other', 'local')",
+    );
+    cluster.settle();
+    cluster.write(
+        1,
+        "INSERT INTO cache VALUES('a', 'not json'), ('b', 'not json'); INSERT INTO strict VALUES('a', 'b')",
+    );
+    let before = cluster.rows(0, SHAPE);
+    for (statement, why) in [
+        ("CREATE UNIQUE INDEX u ON cache(v)", "a UNIQUE index fails where a node's own rows"),
+        ("CREATE INDEX i ON cache(json(v))", "a condition or an expression"),
+        ("CREATE INDEX i ON cache(v) WHERE v ->> 'a' > 1", "a condition or an expression"),
+        ("ALTER TABLE cache ADD COLUMN c TEXT NOT NULL", "\"c\" is NOT NULL without a default"),
+        ("ALTER TABLE cache ADD COLUMN c DEFAULT CURRENT_TIMESTAMP", "not a constant"),
+        ("ALTER TABLE cache ADD COLUMN c DEFAULT (random())", "not a constant"),
+        ("ALTER TABLE cache ADD COLUMN c CHECK (v <> 'b')", "has a CHECK"),
+        (
+            "ALTER TABLE cache ADD COLUMN c INT DEFAULT 7 REFERENCES other(k)",
+            "leave the default out",
+        ),
+        ("ALTER TABLE cache ADD COLUMN c AS (json(v))", "is generated"),
+        ("ALTER TABLE strict ADD COLUMN c INT DEFAULT 'word'", "not of its type"),
+        ("ALTER TABLE strict ADD COLUMN c INT DEFAULT 1.5", "not of its type"),
+        ("ALTER TABLE strict ADD COLUMN c TEXT DEFAULT x'00'", "not of its type"),
+        ("ALTER TABLE strict ADD COLUMN c BLOB DEFAULT 'word'", "not of its type"),
+        ("ALTER TABLE strict ADD COLUMN c REAL DEFAULT 'word'", "not of its type"),
+        (
+            "CREATE TABLE new(k TEXT PRIMARY KEY NOT NULL); DROP TABLE cache;
+             ALTER TABLE new RENAME TO cache",
+            "in the place of every node's own",
+        ),
+    ] {
+        let error = refused(&mut cluster, 0, statement).to_string();
+        assert!(error.contains(why), "{statement}: {error}");
+        assert_eq!(cluster.rows(0, SHAPE), before, "{statement}");
+    }
+    cluster.write(
+        0,
+        "ALTER TABLE cache ADD COLUMN c TEXT NOT NULL DEFAULT 'c'; CREATE INDEX i ON cache(v, c);
+         ALTER TABLE cache ADD COLUMN d INT REFERENCES other(k); ALTER TABLE cache RENAME COLUMN v TO w;
+         ALTER TABLE cache DROP COLUMN d; ALTER TABLE cache RENAME TO kept;
+         ALTER TABLE strict ADD COLUMN i INTEGER DEFAULT '7'; ALTER TABLE strict ADD COLUMN t TEXT DEFAULT 7;
+         ALTER TABLE strict ADD COLUMN r REAL NOT NULL DEFAULT 7; ALTER TABLE strict ADD COLUMN a ANY DEFAULT 7;
+         ALTER TABLE strict ADD COLUMN b BLOB DEFAULT x'07'",
+    );
+    // While its rows are the same everywhere, a table may change in any way.
+    cluster.write(
+        0,
+        "CREATE TABLE tags(k TEXT PRIMARY KEY NOT NULL, v); INSERT INTO tags VALUES('a', 1);
+         SELECT littoral_policy('tags', 'local'); CREATE UNIQUE INDEX u ON tags(v)",
+    );
+    assert_alike(&mut cluster);
+    assert_eq!(cluster.rows(1, "SELECT * FROM kept"), ["a|not json|c", "b|not json|c"]);
+    assert_eq!(cluster.rows(1, "SELECT * FROM strict"), ["a|b|7|7|7.0|7|[7]"]);
+}
+
+#[test]
+fn a_default_that_rows_elsewhere_do_not_take_has_to_wait() {
+    let mut cluster = linked(2);
+    cluster.write(
+        0,
+        "CREATE TABLE strict(k TEXT PRIMARY KEY NOT NULL, v TEXT) STRICT;
+         SELECT littoral_policy('strict', 'eventual', '{\"writers\":\"any\"}')",
+    );
+    cluster.settle();
+    cluster.cut();
+    cluster.write(1, "INSERT INTO strict VALUES('a', 'b')");
+    let error = refused(&mut cluster, 0, "ALTER TABLE strict ADD COLUMN c INT DEFAULT 'word'");
+    assert!(matches!(error, WriteError::NeedsFreeze { .. }), "{error}");
+    cluster.write(0, "ALTER TABLE strict ADD COLUMN c INT DEFAULT '7'");
+    cluster.link(1, 0);
+    assert_alike(&mut cluster);
+    assert_eq!(cluster.rows(0, "SELECT * FROM strict"), ["a|b|7"]);
 }

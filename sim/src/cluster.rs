@@ -200,6 +200,7 @@ impl Cluster {
 
     fn run_through(&mut self) -> Check {
         self.describe_world();
+        self.oracle.clocks.set(0, self.machines[0].clock);
         for machine in 0..self.machines.len() {
             let mut draw = self.chance.draw(Stream::Clock, machine as u64, 1);
             let by_chance = if machine == 0 { 1 } else { draw.between(1, 2 * SECOND) };
@@ -533,12 +534,26 @@ impl Cluster {
                 if let Some(engine) = &self.machines[number].engine {
                     self.oracle.refresh(number, engine.reader.connection())?;
                 }
-                return Ok(());
+                return self.judge_clock(number);
             }
         }
         Err(Failure::NoProgress(format!(
             "m{number} has given {OUTPUTS_PER_DRAIN} outputs without becoming quiet"
         )))
+    }
+
+    /// What a machine has just taken into its log is not from the future.
+    fn judge_clock(&mut self, number: usize) -> Check {
+        let news = self.oracle.logs.take_news();
+        match &self.machines[number].engine {
+            Some(engine) if !news.is_empty() => {
+                let clock = engine.replica.status().clock;
+                let mine = news.iter().filter(|(machine, ..)| *machine == number);
+                let mine = mine.map(|(_, own, header)| (*own, header));
+                self.oracle.clocks.judge(number, self.now, &clock, mine)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Returns whether more outputs may follow.

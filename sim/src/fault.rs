@@ -122,11 +122,13 @@ pub(crate) enum Kind {
     SlowDisk,
     /// A sync fails.
     SyncFails,
+    /// A wall clock jumps by minutes, or a machine comes back with such a clock.
+    WrongClock,
 }
 
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Clean,
         Self::Kill,
         Self::PowerCut,
@@ -137,13 +139,23 @@ impl Kind {
         Self::DiskFull,
         Self::SlowDisk,
         Self::SyncFails,
+        Self::WrongClock,
     ];
+
+    /// How many of a hundred runs may have it. Wrong clocks make nodes wait for minutes, and what happens
+    /// meanwhile is hidden.
+    const fn runs(self) -> u64 {
+        match self {
+            Self::WrongClock => 20,
+            _ => 65,
+        }
+    }
 
     /// How often it is drawn, against the others.
     const fn weight(self) -> u64 {
         match self {
             Self::PowerCut | Self::Cut => 4,
-            Self::Kill => 3,
+            Self::Kill | Self::WrongClock => 3,
             Self::Block | Self::Partition | Self::ClockJump => 2,
             Self::Clean | Self::DiskFull | Self::SlowDisk | Self::SyncFails => 1,
         }
@@ -164,7 +176,7 @@ pub(crate) fn schedule(
     }
     let kinds: Vec<(u64, Kind)> = Kind::ALL
         .into_iter()
-        .filter(|kind| swarm.percent(65) && allowed.contains(kind))
+        .filter(|kind| swarm.percent(kind.runs()) && allowed.contains(kind))
         .map(|kind| (kind.weight(), kind))
         .collect();
     if kinds.is_empty() {
@@ -215,6 +227,23 @@ fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
             silent: draw.percent(50),
         },
         Kind::ClockJump => Fault::ClockJump { machine, clock: WallClock::draw(draw) },
+        Kind::WrongClock => {
+            let wrong = WallClock::draw_wrong(draw);
+            match *draw.pick(&[None, Some(Stop::Clean), Some(Stop::Kill), Some(Stop::PowerCut)]) {
+                None => Fault::ClockJump { machine, clock: wrong },
+                Some(stop) => match crash(stop, draw) {
+                    Fault::Crash { stop, after_changes, down, again_after, .. } => Fault::Crash {
+                        machine,
+                        stop,
+                        after_changes,
+                        down,
+                        again_after,
+                        clock: Some(wrong),
+                    },
+                    other => other,
+                },
+            }
+        }
         Kind::DiskFull => Fault::DiskFull { machine, length: draw.spread(10 * MS, 2 * SECOND) },
         Kind::SlowDisk => Fault::SlowDisk {
             machine,

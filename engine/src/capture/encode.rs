@@ -37,14 +37,14 @@ pub(crate) struct Encoded {
 
 /// Writes down what was captured, and the keys that AUTOINCREMENT has handed out, as seen by a replica
 /// with these clocks, of which some may be on `disk` only, for the entry with this stamp. On `disk`, rows
-/// are as they were before the transaction. If the transaction changed the schema, clocks are changed on
-/// the way: undo them if it fails.
+/// are as they were before the transaction. If the transaction changed the schema, clocks and what is known
+/// of parked rows are changed on the way: undo that if it fails.
 pub(crate) fn encode(
     captured: &Captured,
     sequences: &[(TableId, i64)],
     contested: &mut Contested,
     disk: &Connection,
-    parked: &Parked,
+    parked: &mut Parked,
     stamp: Stamp,
     draft: &mut Draft<'_>,
 ) -> Result<Encoded, WriteError> {
@@ -55,6 +55,16 @@ pub(crate) fn encode(
             let clocks = encode_rows(draft, contested, disk, parked, stamp, chapter.page())?;
             // What follows in the same entry overwrites what it has written itself.
             contested.install(disk, &clocks)?;
+        }
+        if !planted(Bug::ClocksOutliveChange) {
+            contested.forget_dropped(disk, &chapter.changes)?;
+        }
+        parked.forget_dropped(&chapter.changes);
+        if let (Some(TableChange::Dropped(_)), Some(TableChange::Declared(_))) =
+            (change.changes.last(), chapter.changes.first())
+        {
+            // Dropped by one statement and made by the next is more than declared anew by one.
+            change.push_to(draft)?;
         }
         change.statements.extend_from_slice(&chapter.statements);
         change.changes.extend_from_slice(&chapter.changes);

@@ -14,6 +14,7 @@
 //! - a cell has a clock exactly if some operation that no frontier covers assigned it in the row's
 //!   present epoch; so *absent* means "older than anything that can still arrive";
 //! - a row without clocks is not remembered at all;
+//! - no clock outlives a change after which its table is another one, or merges otherwise;
 //! - tables that only the origin writes have no clocks at all.
 //!
 //! The rules are those of section 5 of the design and of its executable model; the row epoch is the
@@ -36,7 +37,7 @@ use shelf::Shelf;
 use rusqlite::Connection;
 
 use crate::{
-    entry::{Cell, CellWrite, EntryHeader, RowOp, RowOpKind},
+    entry::{Cell, CellWrite, EntryHeader, RowOp, RowOpKind, TableChange},
     hlc::Stamp,
     id::ColumnId,
     testing::{Bug, planted},
@@ -142,6 +143,22 @@ impl Contested {
         if let Some(marked) = self.marked.take() {
             self.stable = marked;
         }
+    }
+
+    /// Takes in what the origin has made of tables: of one that is gone, or that begins anew under its
+    /// id, no clock counts any more. If it goes on, then every write from before is applied here, and
+    /// everybody who writes to it from now on has applied this: `docs/frontier.md` says why.
+    pub(crate) fn forget_dropped(
+        &mut self,
+        disk: &Connection,
+        changes: &[TableChange],
+    ) -> rusqlite::Result<()> {
+        for change in changes {
+            if let TableChange::Dropped(table) = change {
+                self.shelf.forget(disk, *table)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes an operation of an entry into the clocks and says what takes effect. `assigned` are the

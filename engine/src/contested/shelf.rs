@@ -399,6 +399,24 @@ impl Shelf {
         Ok(())
     }
 
+    /// Removes all blocks of a table.
+    pub(super) fn forget(&mut self, disk: &Connection, table: TableId) -> rusqlite::Result<()> {
+        let Some(directory) = self.tables.get(&table) else { return Ok(()) };
+        let (mut rows, mut shifts) = (0, 0);
+        for slot in directory.values() {
+            let block = slot.block(disk)?;
+            rows += block.len() as u64;
+            shifts += (0..block.len()).map(|r| block.clock(r).shifts.len() as u64).sum::<u64>();
+        }
+        self.rows -= rows;
+        self.shifts -= shifts;
+        for (bound, mut slot) in self.tables.remove(&table).into_iter().flatten() {
+            save(&mut self.undo, self.marks, table, &bound, &mut slot);
+            self.dropped(&slot);
+        }
+        Ok(())
+    }
+
     // --- Taking back
 
     pub(super) fn mark(&mut self) {

@@ -4,7 +4,7 @@
 //! serves them all. A lone job needs no savepoint. If a statement ends the whole transaction
 //! (OR ROLLBACK, a full disk), or the commit fails, every job of the group runs again, alone.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use rusqlite::Connection;
 
@@ -15,10 +15,11 @@ use crate::{
         tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
-    entry::{EntryHeader, Logged, Segment, TableChange, rows::RowsReader},
+    entry::{EntryHeader, Logged, Segment, rows::RowsReader},
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
+    limits::OWN_STAMPS_AHEAD_MAX,
     log::{
         Log,
         chunks::{ChunkError, Draft},
@@ -71,13 +72,16 @@ pub(crate) struct Local<'r> {
     pub(crate) registry: &'r mut Arc<Registry>,
     pub(crate) log: &'r mut Log,
     pub(crate) contested: &'r mut Contested,
-    pub(crate) parked: &'r Parked,
+    pub(crate) parked: &'r mut Parked,
     pub(crate) hlc: &'r mut HlcClock,
+    /// What the corrected clock says.
     pub(crate) wall: WallTime,
     /// The largest entry, in bytes.
     pub(crate) max_entry: u64,
     /// The freeze that the job ends, if it does what the freeze waited for.
     pub(crate) ends: Option<Dot>,
+    /// The job is run up to its commit, to see whether it would do, and taken back.
+    pub(crate) only_tries: bool,
 }
 
 /// What a job wrote, once its transaction commits.
@@ -112,13 +116,20 @@ impl Writer {
     ) -> Result<Committed, WriteError> {
         self.command("/*littoral*/ BEGIN IMMEDIATE")?;
         local.contested.mark();
+        let parked = local.parked.clone();
         self.user().sink().set_alone();
         let result = self.run_job(queued, local, true).and_then(|written| {
-            self.command("/*littoral*/ COMMIT")?;
+            if !local.only_tries {
+                self.command("/*littoral*/ COMMIT")?;
+            }
             Ok(written)
         });
         self.user().sink().clear();
         match result {
+            Ok(_) if local.only_tries => {
+                self.take_back(local, parked)?;
+                Ok(Committed { dot: None, lsn: local.log.last() })
+            }
             Ok(written) => {
                 local.log.keep();
                 let dot = written.map(|Written { dot, registry }| {
@@ -135,13 +146,7 @@ impl Writer {
             }
             Err(error) => {
                 let next = local.log.head(local.author).seq;
-                local.log.undo();
-                local.contested.undo();
-                if !self.user().is_autocommit() {
-                    self.command("/*littoral*/ ROLLBACK")?;
-                }
-                self.adopt_recorders();
-                self.mirror_again(local.registry);
+                self.take_back(local, parked)?;
                 if planted(Bug::AnswerBeforeCommit) {
                     let dot = Some(Dot { author: local.author, seq: next + 1 });
                     return Ok(Committed { dot, lsn: local.log.last() });
@@ -149,6 +154,19 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// Undoes what a job that is alone has done.
+    fn take_back(&self, local: &mut Local<'_>, parked: Parked) -> Result<(), WriteError> {
+        local.log.undo();
+        local.contested.undo();
+        *local.parked = parked;
+        if !self.user().is_autocommit() {
+            self.command("/*littoral*/ ROLLBACK")?;
+        }
+        self.adopt_recorders();
+        self.mirror_again(local.registry);
+        Ok(())
     }
 
     fn commit_group(
@@ -279,12 +297,28 @@ impl Writer {
         if self.user().sink().is_empty() && local.ends.is_none() {
             return Ok(None);
         }
+        self.check_clock(local)?;
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
         let sequences = self.sequences()?;
         let captured = self.user().sink().take()?;
         let written = self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, local));
         self.user().sink().put_back(captured);
         written
+    }
+
+    /// Nobody writes multi-writer tables with stamps that every other node would hold.
+    fn check_clock(&self, local: &Local<'_>) -> Result<(), WriteError> {
+        let last = local.hlc.last().wall().0;
+        let ahead = Duration::from_millis(last.saturating_sub(local.wall.0));
+        if ahead <= OWN_STAMPS_AHEAD_MAX || planted(Bug::WritesAhead) {
+            return Ok(());
+        }
+        let sink = self.user().sink();
+        let tables = sink.registry().tables().iter();
+        if tables.filter(|table| table.is_multi_writer()).any(|table| sink.has_rows_of(table.id)) {
+            return Err(WriteError::ClockAhead { ahead });
+        }
+        Ok(())
     }
 
     /// Appends the entry of what was captured.
@@ -308,7 +342,7 @@ impl Writer {
         };
         let mut draft = Draft::new(conn, header, local.log.sizes(), local.max_entry);
         let (clocks, disk) = (&mut *local.contested, self.apply());
-        let (parked, stamp) = (local.parked, header.stamp());
+        let (parked, stamp) = (&mut *local.parked, header.stamp());
         let Encoded { clocks, mut schema_changes } =
             encode(captured, sequences, clocks, disk, parked, stamp, &mut draft)?;
         if let Some(freeze) = local.ends {
@@ -363,8 +397,8 @@ impl Writer {
 }
 
 /// Takes an entry into the clocks, whatever it does to stored rows. `registry` is what the file knows of
-/// tables now; operations from before a table got its present merge rules, and on tables that are gone,
-/// have left no clock.
+/// tables now: no clocks are left of operations from before a table got its present merge rules, and
+/// on tables that are gone.
 pub(crate) fn remember(
     contested: &mut Contested,
     disk: &Connection,
@@ -374,33 +408,20 @@ pub(crate) fn remember(
 ) -> Result<(), RememberError> {
     let header = *entry.header();
     let mut effects = Effects::default();
-    let mut declared: BTreeSet<TableId> = BTreeSet::new();
     let mut segments = entry.segments();
     while let Some(segment) = segments.next(disk)? {
         match segment {
             Segment::Rows(rows) => {
                 let mut reader = RowsReader::new(rows);
                 while let Some(op) = reader.next()? {
-                    let Some(table) = registry.by_id(op.table).filter(|t| t.is_multi_writer())
-                    else {
-                        continue;
-                    };
-                    if lsn > table.since || (lsn == table.since && declared.contains(&op.table)) {
+                    // Of the entry that gave it these rules, what stands before them is forgotten then.
+                    let has_rules = |table: &&Table| table.is_multi_writer() && lsn >= table.since;
+                    if let Some(table) = registry.by_id(op.table).filter(has_rules) {
                         contested.apply(disk, &op, &header, &table.assigned, &mut effects)?;
                     }
                 }
             }
-            Segment::Policy(changes) => {
-                for change in changes {
-                    if let TableChange::Declared(table) = change {
-                        if table.policy.is_multi_writer() {
-                            declared.insert(table.id);
-                        } else {
-                            declared.remove(&table.id);
-                        }
-                    }
-                }
-            }
+            Segment::Policy(changes) => contested.forget_dropped(disk, &changes)?,
             Segment::Frontier { number, covered } => {
                 contested.frontier(disk, number, &covered, header.stamp())?;
             }
@@ -423,6 +444,8 @@ pub(crate) enum RememberError {
     Chunks(#[from] ChunkError),
     #[error(transparent)]
     Clocks(#[from] ClockError),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
 }
 
 fn deferred_violation() -> WriteError {

@@ -109,6 +109,19 @@ pub enum TableChange {
     Dropped(TableId),
 }
 
+impl TableChange {
+    /// The tables that are gone with their rows. One that is declared again in the next breath keeps them:
+    /// it only begins anew, without clocks.
+    pub(crate) fn gone(changes: &[Self]) -> impl Iterator<Item = TableId> {
+        let next = changes.iter().skip(1).map(Some).chain([None]);
+        changes.iter().zip(next).filter_map(|(change, next)| match (change, next) {
+            (Self::Dropped(id), Some(Self::Declared(again))) if again.id == *id => None,
+            (Self::Dropped(id), _) => Some(*id),
+            (Self::Declared(_), _) => None,
+        })
+    }
+}
+
 /// Gives a table its id, and its columns theirs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TableDeclaration {

@@ -239,7 +239,10 @@ impl<'a> Applier<'a> {
             return Ok(self.aside.parked.take_out(self.conn, table, op.key)?);
         }
         let cells = self.aside.parked.cells(self.conn, table, op.key)?;
-        let mut cells = cells.unwrap_or_else(|| vec![row::null(); table.cells.len()]);
+        let mut cells = match cells {
+            Some(cells) => cells,
+            None => row::unwritten(self.conn, table, op)?,
+        };
         self.merge_in_memory(table, &mut cells, op, stamp, wins)?;
         self.put_or_park(table, op.key, &cells, stamp)
     }
@@ -357,7 +360,10 @@ impl<'a> Applier<'a> {
             // Nothing but littoral may take rows away; there is nothing to merge into.
             return Ok(());
         }
-        let mut cells = before.clone().unwrap_or_else(|| vec![row::null(); table.cells.len()]);
+        let mut cells = match &before {
+            Some(cells) => cells.clone(),
+            None => row::unwritten(self.conn, table, op)?,
+        };
         self.merge_in_memory(table, &mut cells, op, stamp, &wins)?;
         if before.as_ref() == Some(&cells) {
             return Ok(());

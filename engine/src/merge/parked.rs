@@ -6,6 +6,8 @@
 //!
 //! Invariants:
 //! - a row is in its table or parked, never both, so that there is one place to merge into;
+//! - a row whose table is dropped, also one that is dropped to be rebuilt, stays in the list, but is
+//!   parked no more: it has no table to return to;
 //! - every operation on a parked row merges into what is parked, and tries to store the result; so does
 //!   every other change at this node, for some of them at a time;
 //! - what is held here in memory is what the file says, also after a transaction was rolled back.
@@ -15,7 +17,7 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
-    entry::Member,
+    entry::{Member, TableChange},
     hlc::Stamp,
     id::{ColumnId, TableId},
     merge::{
@@ -46,6 +48,14 @@ impl Parked {
         Ok(Self { rows, tried: None })
     }
 
+    /// Takes in what became of tables: the catalog lists the rows of those that are gone.
+    pub(crate) fn forget_dropped(&mut self, changes: &[TableChange]) {
+        if !self.rows.is_empty() {
+            let gone: BTreeSet<TableId> = TableChange::gone(changes).collect();
+            self.rows.retain(|(table, _)| !gone.contains(table));
+        }
+    }
+
     /// How many rows are parked.
     pub(crate) fn count(&self) -> u64 {
         self.rows.len() as u64
@@ -59,7 +69,7 @@ impl Parked {
         !self.rows.is_empty() && self.rows.contains(&(table, key.to_vec()))
     }
 
-    /// The cells of a parked row. Those of columns that came later are missing, and read as NULL.
+    /// The cells of a parked row; those of columns that came later have their default.
     pub(super) fn cells(
         &self,
         conn: &Connection,
@@ -74,7 +84,7 @@ impl Parked {
             .query_row(params![table.id.0, key], |row| row.get(0))
             .optional()?;
         let Some(bytes) = bytes else { return Ok(None) };
-        unpack(table, &bytes).map(Some).map_err(|error| {
+        unpack(table, row::defaults(conn, table)?, &bytes).map(Some).map_err(|error| {
             rusqlite::Error::FromSqlConversionFailure(
                 0,
                 rusqlite::types::Type::Blob,
@@ -180,8 +190,11 @@ fn pack(table: &Table, cells: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-fn unpack(table: &Table, bytes: &[u8]) -> Result<Vec<Vec<u8>>, DecodeError> {
-    let mut cells = vec![row::null(); table.cells.len()];
+fn unpack(
+    table: &Table,
+    mut cells: Vec<Vec<u8>>,
+    bytes: &[u8],
+) -> Result<Vec<Vec<u8>>, DecodeError> {
     let mut reader = ByteReader::new(bytes);
     while !reader.is_empty() {
         let column = ColumnId(reader.varint_u32()?);

@@ -1,8 +1,11 @@
 //! Merging into a row in memory, for what one statement cannot do.
 
+use rusqlite::Connection;
+
 use crate::{
     entry::{CellWrite, RowOp},
-    schema::Table,
+    schema::{Column, Table, shape::TableShape},
+    sqlite,
     value::{ByteReader, ValueRef, put_cell},
 };
 
@@ -27,6 +30,48 @@ pub(super) fn null() -> Vec<u8> {
     let mut cell = Vec::new();
     put_cell(&mut cell, ValueRef::Null);
     cell
+}
+
+/// What the columns of a table begin with.
+pub(super) fn defaults(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<Vec<u8>>> {
+    let shape = TableShape::read(conn, &table.name)?;
+    let default = |column: &Column| -> rusqlite::Result<Vec<u8>> {
+        let declared = shape.columns.iter().find(|declared| declared.name == column.name);
+        let Some(text) = declared.and_then(|declared| declared.default_sql()) else {
+            return Ok(null());
+        };
+        let mut cell = Vec::new();
+        let computed = conn.query_row(&format!("SELECT {text}"), [], |row| {
+            put_cell(&mut cell, column.stored(sqlite::column(row, 0)?));
+            Ok(())
+        });
+        match computed {
+            Ok(()) => Ok(cell),
+            // It calls a function that only authors have: no reason to stop replication.
+            Err(rusqlite::Error::SqlInputError { .. }) => Ok(null()),
+            Err(error) => Err(error),
+        }
+    };
+    let cells = table.cells.iter();
+    cells.map(|cell| if cell.is_spelling() { Ok(null()) } else { default(cell) }).collect()
+}
+
+/// The cells of a row that an insert is about to begin: defaults in the columns that its author did not
+/// know. What it gives itself counts from nothing.
+pub(super) fn unwritten(
+    conn: &Connection,
+    table: &Table,
+    op: &RowOp<'_>,
+) -> rusqlite::Result<Vec<Vec<u8>>> {
+    let given = |column: &Column| op.cells.iter().any(|cell| cell.column == column.id);
+    if table.cells.iter().all(given) {
+        return Ok(vec![null(); table.cells.len()]);
+    }
+    let mut cells = defaults(conn, table)?;
+    for (cell, _) in cells.iter_mut().zip(&table.cells).filter(|(_, column)| given(column)) {
+        *cell = null();
+    }
+    Ok(cells)
 }
 
 /// Merges an operation into the cells of a row. `wins` says of its assignments, by their place in it,

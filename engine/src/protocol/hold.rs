@@ -184,6 +184,11 @@ impl PeerSession {
         self.say(&Message::Hold(dot.author.to_u64(), dot.seq));
     }
 
+    /// Has the peer go on behind an entry that was received and held.
+    pub(crate) fn go_on(&mut self, dot: Dot) {
+        self.say(&Message::Resume(dot.author.to_u64(), dot.seq, 0));
+    }
+
     /// Has the peer go on with an entry, from an offset on; if that is its length, behind it.
     pub(crate) fn resume(&mut self, dot: Dot, offset: u64) {
         if let Some(offered) = self.offered.as_mut().filter(|offered| offered.name.dot == dot) {

@@ -28,8 +28,9 @@ pub(crate) enum Message {
     Credit(u64),
     /// Answered with the same number.
     Ping(u64),
-    /// The answer.
-    Pong(u64),
+    /// The answer, and what the sender takes the origin's wall clock to say, if it can tell: the time,
+    /// by how much that may be wrong, and how long ago the origin said so, in milliseconds.
+    Pong(u64, Option<(u64, u64, u64)>),
     /// What members have said to hold on stable storage, passed on: their author ids and vectors. A
     /// vector is one that its member once held; none is put together from several.
     Acks(Vec<(u64, Vec<(u64, Seq)>)>),

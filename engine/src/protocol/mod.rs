@@ -29,6 +29,7 @@ use std::{
 };
 
 use crate::{
+    corrected::OriginTime,
     db::Snapshot,
     driver::{Channel, Identity},
     entry::{Digest, Entry, LargeName, codec::FORMAT},
@@ -142,6 +143,10 @@ pub(crate) enum Received {
     Large(LargeName),
     /// Bytes of a large entry that were asked for, from an offset on.
     Chunk(Dot, u64, Vec<u8>),
+    /// The peer asks for a sign of life, and for the time.
+    Ping(u64),
+    /// What the peer takes the origin's wall clock to say, so long after it was asked.
+    Time(Duration, OriginTime),
     /// What members hold on stable storage; the peer itself is `None`.
     Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
@@ -164,7 +169,8 @@ impl PeerSession {
             told: VersionVector::new(),
             ack_due: now,
             relay: Relay { due: now, ..Relay::default() },
-            ping_due: now + KEEP_ALIVE,
+            // The peer is asked for the time as soon as there is somebody to ask.
+            ping_due: now,
             last_heard: now,
             round_trip: None,
             bytes_sent: 0,
@@ -305,8 +311,14 @@ impl PeerSession {
             Message::Resume(author, seq, offset) => {
                 self.resume_said(Dot { author: AuthorId::from_u64(author), seq }, offset)?;
             }
-            Message::Ping(token) => self.say(&Message::Pong(token)),
-            Message::Pong(token) => self.round_trip = Some(now.since(Instant(token))),
+            Message::Ping(token) => return Ok(Received::Ping(token)),
+            Message::Pong(token, told) => {
+                let round_trip = now.since(Instant(token));
+                self.round_trip = Some(round_trip);
+                if let Some(told) = told {
+                    return Ok(Received::Time(round_trip, OriginTime::from_wire(told)));
+                }
+            }
         }
         Ok(Received::Nothing)
     }
@@ -456,6 +468,11 @@ impl PeerSession {
             bytes_sent: self.bytes_sent,
             bytes_received: self.bytes_received,
         }
+    }
+
+    /// Answers a ping.
+    pub(crate) fn answer_ping(&mut self, token: u64, origin: Option<OriginTime>) {
+        self.say(&Message::Pong(token, origin.map(OriginTime::to_wire)));
     }
 
     pub(crate) fn say(&mut self, message: &Message) {

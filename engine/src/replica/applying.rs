@@ -14,7 +14,11 @@ use crate::{
         mirror,
     },
     protocol::message::Register,
-    replica::{Replica, holds::Arrived, is_storage_failure},
+    replica::{
+        Replica,
+        holds::{Arrived, Incoming},
+        is_storage_failure,
+    },
     schema::{Registry, catalog},
     testing::{Bug, planted},
     value::DecodeError,
@@ -79,12 +83,13 @@ impl Replica {
 
     /// Whether an entry waits that can be applied now.
     pub(super) fn can_apply(&self) -> bool {
-        self.incoming.values().any(|incoming| match incoming.first() {
-            None => false,
-            Some(Arrived::Whole(_)) => true,
-            Some(Arrived::Large(name)) => {
-                self.log.head(name.dot.author).seq >= name.dot.seq
-                    || self.spools.complete(name).is_some()
+        self.incoming.values().any(|incoming| {
+            let Some(first) = incoming.first() else { return false };
+            match first {
+                Arrived::Large(name) if self.spools.complete(name).is_none() => {
+                    self.log.head(name.dot.author).seq >= name.dot.seq
+                }
+                _ => self.too_early(first).is_none(),
             }
         })
     }
@@ -156,10 +161,15 @@ impl Replica {
             .map(|(peer, _)| *peer)
             .collect();
         for peer in order {
-            let Some(incoming) = self.incoming.get_mut(&peer) else { continue };
             while bytes < APPLY_BATCH_BYTES
-                && let Some(entry) = incoming.take()
+                && let Some(first) = self.incoming.get(&peer).and_then(Incoming::first)
             {
+                let future = self.too_early(first).is_some();
+                if future && !planted(Bug::FuturePassedOver) {
+                    break;
+                }
+                let Some(incoming) = self.incoming.get_mut(&peer) else { break };
+                let Some(entry) = incoming.take().filter(|_| !future) else { continue };
                 let entry = match entry {
                     Arrived::Whole(entry) => {
                         bytes += entry.bytes.len();
@@ -351,6 +361,10 @@ impl Replica {
                 conn.forget();
             }
             Segment::Policy(changes) => {
+                if !planted(Bug::ClocksOutliveChange) {
+                    self.contested.forget_dropped(conn, &changes)?;
+                }
+                self.aside.parked.forget_dropped(&changes);
                 catalog::carry_out(conn, &changes, self.log.last().next())?;
                 catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
                 conn.forget();

@@ -135,7 +135,7 @@ impl Replica {
         let head = self.log.head(author);
         let entry = body.into_entry(EntryHeader {
             dot: Dot { author, seq: head.seq + 1 },
-            hlc: self.hlc.tick(self.now.wall),
+            hlc: self.hlc.tick(self.corrected()),
             previous: head.digest,
             schema: self.registry.version,
             under: self.contested.stable().number,

@@ -32,6 +32,8 @@ use crate::{
 pub(super) struct Incoming {
     entries: VecDeque<Arrived>,
     bytes: u64,
+    /// The first entry, if it is from the future and the peer was told so.
+    pub(super) held: Option<Dot>,
 }
 
 /// An entry at its place in a link's stream.
@@ -126,6 +128,11 @@ impl Spools {
     /// The entry, if it was received whole.
     pub(super) fn complete(&self, name: &LargeName) -> Option<LargeEntry> {
         self.by_dot.get(&name.dot)?.complete
+    }
+
+    /// The link that fills it.
+    pub(super) fn sender(&self, dot: Dot) -> Option<PeerId> {
+        self.by_dot.get(&dot)?.sender
     }
 
     /// Whether there is one of this entry.

@@ -63,6 +63,17 @@ impl Replica {
             Received::AskSnapshot => Ok(()),
             Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
             Received::Piece(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
+            Received::Ping(token) => {
+                let origin = self.origin_time();
+                if let Some(session) = self.sessions.get_mut(&peer) {
+                    session.answer_ping(token, origin);
+                }
+                Ok(())
+            }
+            Received::Time(round_trip, told) => {
+                self.corrected.learn(self.now.mono, round_trip, told);
+                Ok(())
+            }
             Received::Acks(acks) => {
                 self.hear_acks(peer, acks);
                 Ok(())
@@ -181,6 +192,7 @@ impl Replica {
 
     pub(super) fn serve_links(&mut self) -> bool {
         self.serve_spools();
+        self.serve_holds();
         self.push_entries();
         let mut failed = Vec::new();
         let told = self.acknowledged();

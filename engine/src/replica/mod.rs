@@ -17,6 +17,7 @@
 //! - what a transaction changed in memory is undone when the transaction is.
 
 mod applying;
+mod clock;
 mod frontier;
 mod holds;
 mod joining;
@@ -38,6 +39,7 @@ use std::{
 
 use crate::{
     contested::Contested,
+    corrected::CorrectedClock,
     db::{
         Answer, Db, File, Job, Local, Queued,
         writer::{Synchronous, Writer},
@@ -81,6 +83,7 @@ pub struct Replica {
     /// Something has changed since parked rows were last tried.
     parked_due: bool,
     hlc: HlcClock,
+    corrected: CorrectedClock,
     /// The largest entry that a write job may become, in bytes.
     max_entry: u64,
     durable: Durable,
@@ -114,6 +117,8 @@ pub struct Replica {
     checkpointing: Checkpointing,
     /// The freeze that the job ends which is committed next.
     ending: Option<Dot>,
+    /// The job that is about to run is only tried.
+    only_tries: bool,
 }
 
 /// What a file holds when it was just opened.
@@ -201,6 +206,7 @@ impl Replica {
             aside: Aside { parked: parts.parked, ..Aside::default() },
             parked_due: true,
             hlc: parts.hlc,
+            corrected: CorrectedClock::default(),
             max_entry: parts.max_entry,
             durable,
             now: parts.now,
@@ -226,6 +232,7 @@ impl Replica {
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
             ending: None,
+            only_tries: false,
         }
     }
 
@@ -332,7 +339,7 @@ impl Replica {
                 .sessions
                 .values()
                 .map(|session| PeerStatus {
-                    holds: self.spools.hold_of(session.peer),
+                    holds: self.hold_of(session.peer),
                     ..session.status(&vector)
                 })
                 .collect(),
@@ -342,6 +349,7 @@ impl Replica {
             contested_rows: self.contested.rows(),
             freeze: self.freeze(),
             parked_rows: self.aside.parked.count(),
+            clock: self.clock(),
             counts: self.counts,
             storage_error: self.storage.error.clone(),
             halted: self.halted.clone(),
@@ -411,16 +419,18 @@ impl Replica {
 
     fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
         let (before, bytes) = (self.log.last(), self.log.bytes());
+        let wall = self.corrected();
         let mut local = Local {
             author,
             registry: &mut self.registry,
             log: &mut self.log,
             contested: &mut self.contested,
-            parked: &self.aside.parked,
+            parked: &mut self.aside.parked,
             hlc: &mut self.hlc,
-            wall: self.now.wall,
+            wall,
             max_entry: self.max_entry,
             ends: self.ending.take(),
+            only_tries: self.only_tries,
         };
         let answers = self.writer.commit(jobs, &mut local);
         self.counts.groups += 1;
@@ -548,6 +558,7 @@ impl Replica {
             .chain(self.snapshot_deadline())
             .chain(self.spools.deadline())
             .chain(self.frontier_deadline())
+            .chain(self.hold_deadline())
             .min()
     }
 }

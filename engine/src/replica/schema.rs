@@ -14,14 +14,7 @@
 //! - a freeze is in the log and in the file, so that it outlives restarts; it ends with its change, or
 //!   with the reason why that did not happen.
 
-use std::{
-    collections::BTreeSet,
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeSet, mem, sync::Arc};
 
 use crate::{
     db::{Committed, Queued, authorizer::Origin, writer::Writer},
@@ -50,7 +43,7 @@ struct Attempt<'s> {
     thawed: BTreeSet<TableId>,
     /// The freeze that the run ends.
     ends: Option<Dot>,
-    /// Only to see whether it would do: all of it is rolled back.
+    /// Only to see whether it would do: it is run up to its commit, and all of it is taken back.
     dry: bool,
 }
 
@@ -204,22 +197,13 @@ impl Replica {
             attempt.thawed.clone(),
         )?;
         self.writer.unmirror()?;
-        let would_do = Arc::new(AtomicBool::new(false));
-        let (script, dry) = (attempt.script.to_owned(), attempt.dry);
-        let tried = Arc::clone(&would_do);
-        let job = Queued {
-            ticket: Ticket(0),
-            job: Box::new(move |tx| {
-                tx.migrate(&script)?;
-                tried.store(true, Ordering::Relaxed);
-                if dry { Err(WriteError::Aborted("only tried".to_owned())) } else { Ok(()) }
-            }),
-        };
+        let script = attempt.script.to_owned();
+        let job = Queued { ticket: Ticket(0), job: Box::new(move |tx| tx.migrate(&script)) };
         let before = Arc::clone(&self.registry);
         let usual = mem::replace(&mut self.writer, migrating);
-        self.ending = attempt.ends;
+        (self.ending, self.only_tries) = (attempt.ends, attempt.dry);
         let answers = self.commit(author, &mut [job]);
-        self.ending = None;
+        (self.ending, self.only_tries) = (None, false);
         let migrating = mem::replace(&mut self.writer, usual);
         if let Err(error) = migrating.close() {
             tracing::warn!(%error, "the connections of a migration did not close");
@@ -230,13 +214,8 @@ impl Replica {
         self.writer.mirror_again(&self.registry);
         self.counting.news = true;
         let result = answers.into_iter().next().map(|answer| answer.result);
-        match result {
-            Some(Err(WriteError::Aborted(_))) if dry && would_do.load(Ordering::Relaxed) => {
-                Ok(Committed { dot: None, lsn: self.log.last() })
-            }
-            Some(result) => result,
-            None => Err(WriteError::Unavailable("the migration was not run".to_owned())),
-        }
+        result
+            .unwrap_or_else(|| Err(WriteError::Unavailable("the migration was not run".to_owned())))
     }
 
     // --- For people

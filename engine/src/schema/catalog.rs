@@ -9,8 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::{
     entry::{Freeze, Member, TableChange, TableDeclaration},
-    id::{AuthorId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
-    policy::{Consistency, Writers},
+    id::{AuthorId, ColumnId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
     schema::Frozen,
     time::WallTime,
     version::Dot,
@@ -51,7 +50,10 @@ CREATE TABLE littoral_members(
 ) STRICT;
 CREATE TABLE littoral_tables(
   id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
-  explicit_key INTEGER NOT NULL, next_column INTEGER NOT NULL, since INTEGER NOT NULL
+  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL
+) STRICT;
+CREATE TABLE littoral_ids(
+  table_id INTEGER PRIMARY KEY NOT NULL, next_column INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE littoral_columns(
   table_id INTEGER NOT NULL, id INTEGER NOT NULL, name TEXT NOT NULL, type TEXT NOT NULL,
@@ -199,6 +201,14 @@ pub(crate) fn carry_out(
     lsn: Lsn,
 ) -> rusqlite::Result<()> {
     let mut next_table = meta::<u32>(conn, "next_table")?.unwrap_or(1);
+    for table in TableChange::gone(changes) {
+        // Parked rows of it have no table to return to; what they held can still be read.
+        conn.execute(
+            "UPDATE littoral_conflicts SET rule = 'dropped', cells = NULL
+             WHERE table_id = ? AND cells IS NOT NULL",
+            [table.0],
+        )?;
+    }
     for change in changes {
         let id = match change {
             TableChange::Declared(table) => {
@@ -217,44 +227,28 @@ pub(crate) fn carry_out(
 }
 
 fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::Result<()> {
-    let before: Option<(u32, i64, String, String)> = conn
-        .query_row(
-            "SELECT next_column, since, policy, writers FROM littoral_tables WHERE id = ?",
-            [table.id.0],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-        )
+    // A table that begins anew under its id was dropped just before.
+    let since: Option<i64> = conn
+        .query_row("SELECT since FROM littoral_tables WHERE id = ?", [table.id.0], |row| row.get(0))
         .optional()?;
-    let types: Vec<(u32, String)> = conn
-        .prepare("SELECT id, type FROM littoral_columns WHERE table_id = ? ORDER BY id")?
-        .query_map([table.id.0], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
-    let retyped = table.columns.iter().any(|(id, name)| {
-        types.iter().any(|(known, word)| *known == id.0 && *word != table.policy.column_word(name))
-    });
-    let multi_writer = table.policy.is_multi_writer();
-    let mut since = lsn.0;
-    let mut next_column = 1;
-    if let Some((next, last, policy, writers)) = before {
-        next_column = next;
-        let was = policy != Consistency::Local.as_str() && writers == Writers::Any.as_str();
-        if was == multi_writer && !retyped {
-            since = last.cast_unsigned();
-        }
-    }
+    let mut next_column = next_column(conn, table.id)?.0;
     if let Some((last, _)) = table.columns.last() {
         next_column = next_column.max(last.0.saturating_add(1));
     }
     conn.execute(
-        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?)",
         params![
             table.id.0,
             table.name,
             table.policy.consistency.as_str(),
             table.policy.writers.as_str(),
             table.policy.explicit_key,
-            next_column,
-            since.cast_signed(),
+            since.unwrap_or_else(|| lsn.0.cast_signed()),
         ],
+    )?;
+    conn.execute(
+        "INSERT OR REPLACE INTO littoral_ids VALUES(?, ?)",
+        params![table.id.0, next_column],
     )?;
     conn.execute("DELETE FROM littoral_columns WHERE table_id = ?", [table.id.0])?;
     for (id, name) in &table.columns {
@@ -264,6 +258,17 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         )?;
     }
     Ok(())
+}
+
+/// The id that the next new column of a table gets: that of no column it ever had, also not before it was
+/// dropped and made anew.
+pub(super) fn next_column(conn: &Connection, table: TableId) -> rusqlite::Result<ColumnId> {
+    let next = conn
+        .query_row("SELECT next_column FROM littoral_ids WHERE table_id = ?", [table.0], |row| {
+            row.get(0)
+        })
+        .optional()?;
+    Ok(ColumnId(next.unwrap_or(1)))
 }
 
 /// Takes a freeze into the catalog: that of the entry `dot`, written at `since`.

@@ -24,10 +24,11 @@ use crate::{
     id::{ColumnId, Lsn, SchemaVersion, TableId},
     policy::{ColumnType, TablePolicy},
     schema::{
-        Registry, Table, catalog, enroll,
+        Column, Refusal, Registry, Table, catalog, elsewhere, enroll,
         shape::{ColumnShape, TableShape},
         trigger,
     },
+    sqlite::quoted,
 };
 
 /// What a statement does to the schema, as SQLite's authorizer names it.
@@ -90,7 +91,30 @@ impl Scope {
             Action::CreateIndex(table) => self.before.by_name(table).map(|table| table.id),
             _ => None,
         };
+        if let Some(refusal) = self.fails_elsewhere(conn, action, statement)? {
+            return Err(WriteError::Refused(vec![refusal]));
+        }
         self.settle(conn, changes, indexed)
+    }
+
+    /// Why rows of other nodes could be in the way of a statement on a `local` table.
+    fn fails_elsewhere(
+        &self,
+        conn: &Connection,
+        action: &Action,
+        statement: &str,
+    ) -> rusqlite::Result<Option<Refusal>> {
+        let (Action::CreateIndex(name) | Action::AlterTable(name)) = action else {
+            return Ok(None);
+        };
+        let was_local = |table: &&Table| self.base.by_id(table.id).is_some_and(Table::is_local);
+        let Some(table) = self.before.by_name(name).filter(was_local) else { return Ok(None) };
+        match action {
+            Action::CreateIndex(_) => elsewhere::index(conn, table),
+            // Under another name now, and otherwise the same.
+            _ if !enroll::user_tables(conn)?.contains(&table.name) => Ok(None),
+            _ => elsewhere::column(conn, table, statement),
+        }
     }
 
     /// Declares a policy.
@@ -112,7 +136,24 @@ impl Scope {
             let registry = Arc::clone(&self.before);
             return Ok(Changed { changes: Vec::new(), registry });
         }
-        self.settle(conn, vec![TableChange::Declared(declaration)], None)
+        let mut changes = Vec::new();
+        if self.merges_otherwise(known, &declaration.policy) {
+            changes.push(TableChange::Dropped(known.id));
+        }
+        changes.push(TableChange::Declared(declaration));
+        self.settle(conn, changes, None)
+    }
+
+    /// Whether a table begins anew with a policy: clocks from before would mean nothing.
+    fn merges_otherwise(&self, known: &Table, policy: &TablePolicy) -> bool {
+        let retyped = |column: &&Column| {
+            policy.column_word(&column.name) != known.policy.column_word(&column.name)
+        };
+        // A column that is new in this transaction has no clocks.
+        let had = self.base.by_id(known.id).map_or(ColumnId(0), |table| table.next_column);
+        known.is_multi_writer() != policy.is_multi_writer()
+            || known.is_multi_writer()
+                && known.cells.iter().filter(retyped).any(|column| column.id < had)
     }
 
     fn settle(
@@ -145,11 +186,44 @@ impl Scope {
             return Err(WriteError::Refused(refusals));
         }
         self.judge(conn, &registry)?;
+        self.check_counters(conn, &changes, &registry)?;
         Ok(Changed { changes, registry })
     }
 
+    /// Refuses a counter over values that nobody can count up.
+    fn check_counters(
+        &self,
+        conn: &Connection,
+        changes: &[TableChange],
+        after: &Registry,
+    ) -> Result<(), WriteError> {
+        for change in changes {
+            let TableChange::Declared(declared) = change else { continue };
+            let Some(table) = after.by_id(declared.id) else { continue };
+            let counted_before = |column: &Column| {
+                let before = self.before.by_id(table.id);
+                before.and_then(|old| Some(old.cells[old.cell(column.id)?].merge))
+                    == Some(ColumnType::Counter)
+            };
+            let counters = table.cells.iter().filter(|c| c.merge == ColumnType::Counter);
+            for column in counters.filter(|column| !counted_before(column)) {
+                if let Some((row, class)) = not_an_integer(conn, table, &column.name)? {
+                    return Err(WriteError::Value {
+                        table: table.name.clone(),
+                        column: column.name.clone(),
+                        what: format!(
+                            "a counter holds 64-bit integers only, and the row with {row} has a {class} \
+                             in it; make that an integer first"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What the statement did to tables.
-    fn changes(&self, conn: &Connection, action: &Action) -> rusqlite::Result<Vec<TableChange>> {
+    fn changes(&self, conn: &Connection, action: &Action) -> Result<Vec<TableChange>, WriteError> {
         let names = enroll::user_tables(conn)?;
         let is_there = |table: &Table| names.contains(&table.name);
         let new = || {
@@ -179,7 +253,7 @@ impl Scope {
             Action::AlterTable(name) => {
                 let Some(table) = self.before.by_name(name) else { return Ok(Vec::new()) };
                 if is_there(table) {
-                    return altered(conn, table);
+                    return Ok(altered(conn, table)?);
                 }
                 let Some(name) = new() else { return Ok(Vec::new()) };
                 // Made in this transaction, and now in the place of a table dropped in it: a table
@@ -253,9 +327,12 @@ fn unquiet(
             return Ok(Some(format!("another type of column {:?}", column.name)));
         }
     }
+    let shape = TableShape::read(conn, &new.name)?;
     for column in new.cells.iter().filter(|column| old.cell(column.id).is_none()) {
-        let (default, not_null) = default_of(conn, &new.name, &column.name)?;
-        let default = default.as_deref().map_or("NULL", str::trim);
+        let declared = shape.columns.iter().find(|declared| declared.name == column.name);
+        let default = declared.and_then(|column| column.default.as_deref());
+        let default = default.map_or("NULL", str::trim);
+        let not_null = declared.is_some_and(|column| column.not_null);
         let is_null = default.eq_ignore_ascii_case("NULL") && !not_null;
         // A row of somebody who does not know the column merges with one of somebody who does: the
         // former's must be worth nothing.
@@ -265,7 +342,11 @@ fn unquiet(
             ColumnType::Counter => default == "0",
             ColumnType::Max | ColumnType::Min => is_null,
         };
-        if !alike {
+        let fits = || match declared.filter(|_| shape.strict) {
+            Some(column) => column.takes_default(conn),
+            None => Ok(true),
+        };
+        if !alike || !fits()? {
             return Ok(Some(format!(
                 "a new column {:?} that does not begin with the same value in every row",
                 column.name
@@ -275,11 +356,41 @@ fn unquiet(
     Ok(None)
 }
 
+/// The key of a row that holds something else than an integer in a column, and what that is.
+fn not_an_integer(
+    conn: &Connection,
+    table: &Table,
+    column: &str,
+) -> rusqlite::Result<Option<(String, String)>> {
+    let key: Vec<String> = table
+        .key
+        .iter()
+        .map(|part| format!("{} || ' = ' || quote({})", literal(&part.name), quoted(&part.name)))
+        .collect();
+    let (key, table, column) = (key.join(" || ', ' || "), quoted(&table.name), quoted(column));
+    conn.query_row(
+        &format!(
+            "SELECT {key}, upper(typeof({column})) FROM {table}
+             WHERE typeof({column}) <> 'integer' LIMIT 1"
+        ),
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+    .optional()
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// The table that takes the place of another: it has its id and its policy, and so have its columns,
 /// by name.
-fn succeed(conn: &Connection, old: &Table, name: &str) -> rusqlite::Result<TableDeclaration> {
+fn succeed(conn: &Connection, old: &Table, name: &str) -> Result<TableDeclaration, WriteError> {
+    if old.is_local() {
+        return Err(WriteError::Refused(vec![elsewhere::rebuild(old)]));
+    }
     let known = old.declaration();
-    let mut next = old.next_column.0;
+    let mut next = catalog::next_column(conn, old.id)?.0;
     let mut columns = Vec::new();
     for column in TableShape::read(conn, name)?.stored() {
         let kept = known.columns.iter().find(|(_, old)| old.eq_ignore_ascii_case(&column.name));
@@ -346,24 +457,8 @@ fn altered(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<TableChange
     Ok(vec![TableChange::Declared(declaration)])
 }
 
-/// The text of a column's default, and whether it is NOT NULL.
-fn default_of(
-    conn: &Connection,
-    table: &str,
-    column: &str,
-) -> rusqlite::Result<(Option<String>, bool)> {
-    let found = conn
-        .query_row(
-            "SELECT dflt_value, \"notnull\" FROM pragma_table_xinfo(?) WHERE name = ?",
-            [table, column],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )
-        .optional()?;
-    Ok(found.unwrap_or((None, false)))
-}
-
 /// Whether every row gets the same value, which is not NULL, whenever and wherever.
-fn is_constant(default: &str) -> bool {
+pub(super) fn is_constant(default: &str) -> bool {
     let text =
         default.strip_prefix('(').and_then(|t| t.strip_suffix(')')).unwrap_or(default).trim();
     let word = text.to_ascii_uppercase();
@@ -382,7 +477,7 @@ fn is_constant(default: &str) -> bool {
 }
 
 /// Whether a statement has that word outside of strings, names in quotes and comments.
-fn has_word(sql: &str, word: &str) -> bool {
+pub(super) fn has_word(sql: &str, word: &str) -> bool {
     let mut rest = sql;
     while let Some(first) = rest.chars().next() {
         let behind = |start: &str, end: &str| {

@@ -13,9 +13,10 @@ pub(crate) mod catalog;
 pub(crate) mod change;
 pub(crate) mod ddl;
 pub(crate) mod declaring;
+mod elsewhere;
 mod enroll;
 pub(crate) mod row;
-mod shape;
+pub(crate) mod shape;
 pub(crate) mod spelling;
 mod trigger;
 
@@ -66,6 +67,8 @@ pub(crate) struct Table {
     pub(crate) key: Vec<Column>,
     /// The key's spelling, if it has one, and the other stored columns, by ascending id.
     pub(crate) cells: Vec<Column>,
+    /// How many columns it has, generated ones included.
+    pub(crate) width: usize,
     /// No column of it ever had this id or a greater one.
     pub(crate) next_column: ColumnId,
     /// The entry at this place in this node's log gave it its merge rules. Older operations on it have
@@ -146,6 +149,7 @@ impl Table {
             counted: has(&[ColumnType::Counter]),
             normalized: has(&[ColumnType::Max, ColumnType::Min]),
             may_check: false,
+            width: key.len() + cells.len(),
             next_column: ColumnId(1),
             since: Lsn(0),
             is_plain: false,
@@ -323,7 +327,7 @@ impl Registry {
         };
         let mut statement = conn.prepare(
             "SELECT id, name, policy, writers, explicit_key, next_column, since \
-             FROM littoral_tables ORDER BY id",
+             FROM littoral_tables JOIN littoral_ids ON table_id = id ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -358,6 +362,7 @@ impl Registry {
             let is_plain = enroll::is_plain(conn, &name)?;
             let mut table = Table::new(TableId(id), name, policy, key, cells);
             table.may_check = enroll::may_check(conn, &table.name)?;
+            table.width = shape.columns.len();
             table.next_column = next_column;
             table.since = since;
             table.is_plain = is_plain;

@@ -12,6 +12,8 @@ pub(crate) struct TableShape {
     pub(crate) key: KeyShape,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
+    /// Every column checks the types of its values.
+    pub(crate) strict: bool,
 }
 
 /// A column of a table.
@@ -23,6 +25,8 @@ pub(crate) struct ColumnShape {
     pub(crate) affinity: Affinity,
     pub(crate) not_null: bool,
     pub(crate) generated: bool,
+    /// The text of its default.
+    pub(crate) default: Option<String>,
     /// From 1, for a column of the primary key.
     key_place: usize,
 }
@@ -77,7 +81,7 @@ impl TableShape {
             }
             KeyShape::Columns(_) | KeyShape::Rowid(_) => false,
         };
-        Ok(Self { columns, key, autoincrement })
+        Ok(Self { columns, key, autoincrement, strict })
     }
 
     /// The columns that are stored, in declaration order.
@@ -113,7 +117,8 @@ impl TableShape {
 
 fn columns(conn: &Connection, table: &str, strict: bool) -> rusqlite::Result<Vec<ColumnShape>> {
     conn.prepare_cached(
-        "SELECT cid, name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?) ORDER BY cid",
+        "SELECT cid, name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?)
+         ORDER BY cid",
     )?
     .query_map([table], |row| {
         let declared: String = row.get(2)?;
@@ -124,6 +129,7 @@ fn columns(conn: &Connection, table: &str, strict: bool) -> rusqlite::Result<Vec
             not_null: row.get(3)?,
             key_place: row.get::<_, u16>(4)?.into(),
             generated: matches!(row.get::<_, i64>(5)?, 2 | 3),
+            default: row.get(6)?,
         })
     })?
     .collect()
@@ -157,6 +163,46 @@ fn key(
         return Ok(KeyShape::Rowid(name));
     }
     Ok(KeyShape::Columns(parts))
+}
+
+impl ColumnShape {
+    /// What computes its default, if it has one, as the column stores it but for numbers in text.
+    pub(crate) fn default_sql(&self) -> Option<String> {
+        let default = self.default.as_deref()?;
+        // A bare word is a string to SQLite where a default is declared, and a column elsewhere.
+        let word = default.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && default.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let constant =
+            ["NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP"];
+        let sql = if word && !constant.iter().any(|word| word.eq_ignore_ascii_case(default)) {
+            format!("'{default}'")
+        } else {
+            format!("({default})")
+        };
+        Some(match self.affinity {
+            Affinity::Text => format!("iif(typeof({sql}) = 'blob', {sql}, CAST({sql} AS TEXT))"),
+            _ => sql,
+        })
+    }
+
+    /// Whether a STRICT table takes its default, which SQLite looks at only where there are rows.
+    pub(crate) fn takes_default(&self, conn: &Connection) -> rusqlite::Result<bool> {
+        let Some(default) = self.default_sql() else { return Ok(true) };
+        let fits = match self.affinity {
+            Affinity::Integer => {
+                "CASE typeof(d) WHEN 'real' THEN d = CAST(d AS INTEGER)
+                                WHEN 'text' THEN d = CAST(CAST(d AS INTEGER) AS TEXT)
+                                ELSE typeof(d) = 'integer' END"
+            }
+            Affinity::Real | Affinity::Numeric => "typeof(d) IN ('integer', 'real')",
+            // Anything but a blob was made text above.
+            Affinity::Text => "typeof(d) = 'text'",
+            Affinity::OnlyBlob => "typeof(d) = 'blob'",
+            Affinity::Any => "TRUE",
+        };
+        let sql = format!("SELECT d IS NULL OR {fits} FROM (SELECT {default} AS d)");
+        conn.query_row(&sql, [], |row| row.get(0))
+    }
 }
 
 impl Affinity {

@@ -19,6 +19,8 @@ pub(crate) struct Cluster {
     pub(crate) links: BTreeMap<(usize, PeerId), (usize, PeerId)>,
     pub(crate) next_peer: u64,
     pub(crate) now: Now,
+    /// By how many milliseconds the wall clock of a replica is ahead of that.
+    pub(crate) ahead: BTreeMap<usize, i64>,
     pub(crate) done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
     pub(crate) closed: Vec<(usize, CloseCode)>,
     pub(crate) events: Vec<(usize, Event)>,
@@ -50,6 +52,7 @@ impl Cluster {
             links: BTreeMap::new(),
             next_peer: 1,
             now: Now { mono: Instant(1_000_000_000), wall: WallTime(1_700_000_000_000) },
+            ahead: BTreeMap::new(),
             done: BTreeMap::new(),
             closed: Vec::new(),
             events: Vec::new(),
@@ -92,7 +95,8 @@ impl Cluster {
         }
         self.opened += 1;
         let seed = self.opened;
-        self.replicas[node] = Some(builder.open(&self.path(node), self.now, seed).unwrap());
+        self.replicas[node] =
+            Some(builder.open(&self.path(node), self.now_at(node), seed).unwrap());
     }
 
     pub(crate) fn link(&mut self, a: usize, b: usize) {
@@ -102,9 +106,9 @@ impl Cluster {
         self.links.insert((b, y), (a, x));
         let (name_a, name_b) = (self.names[a].clone(), self.names[b].clone());
         // Both ends of a link are there before a frame arrives at either.
-        let now = self.now;
-        self.replica(a).handle(now, Input::PeerUp { peer: x, node: name_b });
-        self.replica(b).handle(now, Input::PeerUp { peer: y, node: name_a });
+        let (now_a, now_b) = (self.now_at(a), self.now_at(b));
+        self.replica(a).handle(now_a, Input::PeerUp { peer: x, node: name_b });
+        self.replica(b).handle(now_b, Input::PeerUp { peer: y, node: name_a });
         self.drain(a);
         self.drain(b);
     }
@@ -119,8 +123,14 @@ impl Cluster {
         self.replicas[node].as_mut().unwrap()
     }
 
+    /// What the clocks of a replica say.
+    pub(crate) fn now_at(&self, node: usize) -> Now {
+        let ahead = self.ahead.get(&node).copied().unwrap_or(0);
+        Now { wall: WallTime(self.now.wall.0.saturating_add_signed(ahead)), ..self.now }
+    }
+
     pub(crate) fn handle(&mut self, node: usize, input: Input) {
-        let now = self.now;
+        let now = self.now_at(node);
         self.replica(node).handle(now, input);
         self.drain(node);
     }
@@ -210,12 +220,15 @@ impl Cluster {
     }
 
     pub(crate) fn settle(&mut self) {
-        for _ in 0..10 {
-            self.now.mono = Instant(self.now.mono.0 + 25_000_000);
-            self.now.wall = WallTime(self.now.wall.0 + 25);
-            for node in 0..self.replicas.len() {
-                self.handle(node, Input::Wake);
-            }
+        (0..10).for_each(|_| self.wait(25));
+    }
+
+    /// So many milliseconds pass.
+    pub(crate) fn wait(&mut self, ms: u64) {
+        self.now.mono = Instant(self.now.mono.0 + ms * 1_000_000);
+        self.now.wall = WallTime(self.now.wall.0 + ms);
+        for node in 0..self.replicas.len() {
+            self.handle(node, Input::Wake);
         }
     }
 
@@ -224,7 +237,7 @@ impl Cluster {
         node: usize,
         job: impl FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send + 'static,
     ) -> Result<Committed, WriteError> {
-        let now = self.now;
+        let now = self.now_at(node);
         let ticket = self.replica(node).write(now, Box::new(job));
         self.drain(node);
         self.done.remove(&(node, ticket)).unwrap()

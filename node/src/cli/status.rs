@@ -39,6 +39,7 @@ impl Show {
         line("applied", &status["applied"])?;
         line("durable", &status["durable"])?;
         line("contested", &status["contested_rows"])?;
+        say(format_args!("{:<11} {}", "clock", clock(&status["clock"])))?;
         let conflicts = shown(&status["counts"]["conflicts"]);
         say(format_args!("{:<11} {conflicts} since start", "conflicts"))?;
         print_list(
@@ -61,6 +62,10 @@ impl Show {
             ],
         )?;
         print_list(
+            &holds(&status["peers"]),
+            &[("holds", "entry"), ("of", "of"), ("ahead ms", "ahead_ms"), ("why", "why")],
+        )?;
+        print_list(
             &status["tables"],
             &[("table", "name"), ("policy", "policy"), ("writers", "writers")],
         )?;
@@ -73,6 +78,33 @@ impl Show {
         }
         Ok(())
     }
+}
+
+/// How wrong the clock is, as far as the node can tell.
+fn clock(clock: &Value) -> String {
+    let stamps = match clock["stamps_ahead_ms"].as_u64() {
+        Some(ms) if ms > 5000 => format!("; newest stamp {ms} ms ahead"),
+        _ => String::new(),
+    };
+    let number = |key: &str| clock[key].as_i64().unwrap_or_default();
+    match clock["error_ms"].as_u64() {
+        None => format!("the origin's is not known yet{stamps}"),
+        Some(error) => {
+            let ahead = number("wall_ms") - number("corrected_ms");
+            format!("{ahead} ms ahead of the origin's, give or take {error} ms{stamps}")
+        }
+    }
+}
+
+/// The entries at which the node holds its peers.
+fn holds(peers: &Value) -> Value {
+    let peers = peers.as_array().into_iter().flatten();
+    let held = peers.filter(|peer| !peer["holds"].is_null()).map(|peer| {
+        let mut hold = peer["holds"].clone();
+        hold["of"] = peer["node"].clone();
+        hold
+    });
+    held.collect()
 }
 
 fn print_list(list: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {

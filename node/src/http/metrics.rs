@@ -1,13 +1,13 @@
 //! `GET /metrics`: the status as a Prometheus page.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use axum::{
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use littoral::Status;
+use littoral::{Hold, HoldReason, PeerStatus, Status, WallTime};
 
 use super::{ServerState, health::not_ready, hrana};
 
@@ -51,6 +51,31 @@ fn page(status: &Status) -> String {
         status.contested_rows,
     );
     page.gauge("littoral_parked_rows", "Rows that could not be stored", status.parked_rows);
+    let clock = &status.clock;
+    page.metric(
+        "littoral_clock_ahead_seconds",
+        "How far the wall clock is ahead of the origin's, as far as is known",
+        "gauge",
+    );
+    if clock.error.is_some() {
+        let millis = |wall: WallTime| Duration::from_millis(wall.0).as_secs_f64();
+        let ahead = millis(clock.wall) - millis(clock.corrected);
+        page.line("littoral_clock_ahead_seconds", "", format!("{ahead:.3}"));
+    }
+    page.metric(
+        "littoral_stamps_ahead_seconds",
+        "How far the newest stamp is ahead of the origin's clock",
+        "gauge",
+    );
+    page.line("littoral_stamps_ahead_seconds", "", clock.stamps_ahead.as_secs_f64());
+    let future = |peer: &&PeerStatus| {
+        matches!(peer.holds, Some(Hold { why: HoldReason::Future { .. }, .. }))
+    };
+    page.gauge(
+        "littoral_links_held_for_time",
+        "Links that wait at an entry from the future",
+        count(status.peers.iter().filter(future).count()),
+    );
     let stability = &status.stability;
     page.gauge("littoral_frontier", "Number of the newest frontier", stability.frontier);
     page.gauge("littoral_log_bytes", "Bytes of entries in the log", stability.log_bytes);

@@ -1,6 +1,6 @@
 //! `GET /status`: what the node knows of itself and its peers, as JSON.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use littoral::{HoldReason, NodeId, Status, VersionVector};
@@ -76,6 +76,11 @@ fn to_json(status: &Status) -> Value {
                 "why": match hold.why {
                     HoldReason::ReceivedElsewhere => "it is being received on another link",
                     HoldReason::NoRoom => "other large entries are being received",
+                    HoldReason::Future { .. } => "its stamp is in the future",
+                },
+                "ahead_ms": match hold.why {
+                    HoldReason::Future { ahead } => Some(millis(ahead)),
+                    HoldReason::ReceivedElsewhere | HoldReason::NoRoom => None,
                 },
             })),
             "held_by_peer": peer.held_by_peer.map(|dot| dot.to_string()),
@@ -97,6 +102,13 @@ fn to_json(status: &Status) -> Value {
             "log_bytes": status.stability.log_bytes,
             "contested_bytes": status.stability.contested_bytes,
         },
+        "clock": {
+            "wall_ms": status.clock.wall.0,
+            "corrected_ms": status.clock.corrected.0,
+            "error_ms": status.clock.error.map(millis),
+            "age_ms": status.clock.age.map(millis),
+            "stamps_ahead_ms": millis(status.clock.stamps_ahead),
+        },
         "counts": {
             "jobs_committed": status.counts.jobs_committed,
             "jobs_failed": status.counts.jobs_failed,
@@ -111,6 +123,10 @@ fn to_json(status: &Status) -> Value {
         "storage_error": status.storage_error,
         "halted": status.halted,
     })
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn vector(vector: &VersionVector) -> BTreeMap<String, u64> {

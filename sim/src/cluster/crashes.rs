@@ -8,7 +8,7 @@ use littoral::VersionVector;
 use super::{Cluster, Event, PATIENCE};
 use crate::{
     chance::Stream,
-    clock::{MS, Nanos},
+    clock::{MS, Nanos, WallClock},
     disk::vfs,
     fault::{Fault, Stop},
     machine::{StopPlan, genesis, node},
@@ -59,7 +59,7 @@ impl Cluster {
             }
             Fault::ClockJump { machine, clock } => {
                 self.note(machine, "clock", || format!("{clock:?}"));
-                self.machines[machine].clock = clock;
+                self.set_clock(machine, clock);
             }
             Fault::DiskFull { machine, length } => {
                 self.note(machine, "full", String::new);
@@ -146,18 +146,25 @@ impl Cluster {
         machine.sync_fails = false;
         machine.may_halt = false;
         machine.snapshot_work.clear();
-        if let Some(clock) = plan.clock {
-            machine.clock = clock;
-        }
         // Until it has started, this plan says how it stops the next time.
         machine.stopping = plan.again_after.map(|_| StopPlan { clock: None, ..plan });
         let life = machine.life;
+        if let Some(clock) = plan.clock {
+            self.set_clock(number, clock);
+        }
         let changes = vfs::with(|store| store.changes(&name));
         self.trace.event(now, number, "stop", &[changes, u64::from(lost)], &[], || {
             format!("{:?}, down for {} ms, lost {lost}", plan.stop, plan.down / MS)
         });
         self.schedule(now + plan.down, Event::Start { machine: number, life });
         Ok(())
+    }
+
+    pub(super) fn set_clock(&mut self, number: usize, clock: WallClock) {
+        self.machines[number].clock = clock;
+        if number == 0 {
+            self.oracle.clocks.set(self.now, clock);
+        }
     }
 
     pub(super) fn start(&mut self, number: usize) -> Check {
@@ -221,6 +228,8 @@ impl Cluster {
                 );
             }
             self.oracle.restarted(number, power_cut, reader)?;
+            // What is read again was judged when it was new.
+            self.oracle.logs.take_news();
             let logs = &self.oracle.logs;
             let mut told = self.machines[number].acknowledged.iter();
             if let Some(dot) = told.find(|dot| !logs.holds(number, *dot)) {

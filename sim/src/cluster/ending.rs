@@ -1,11 +1,12 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
-use littoral::{Entry, Segment};
+use littoral::{Entry, Segment, limits::OWN_STAMPS_AHEAD_MAX};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
 use crate::{
     application::Moment,
+    clock::WallClock,
     disk::vfs,
     oracle::{Check, Failure, Promise, broken, convergence, spools, unreadable},
 };
@@ -18,6 +19,10 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let name = self.machines[number].name.clone();
             vfs::with(|store| store.set_full(&name, false));
+            let machine = &mut self.machines[number];
+            if machine.clock.is_wrong() {
+                self.set_clock(number, WallClock::RIGHT);
+            }
             let machine = &mut self.machines[number];
             machine.slow = (0, 0);
             machine.sync_fails = false;
@@ -135,7 +140,9 @@ impl Cluster {
             let Some(engine) = &machine.engine else { return false };
             let status = engine.replica.status();
             let belongs = status.author.is_some() || machine.plan.read_only;
-            if status.applied != status.durable || !belongs {
+            // Writes go on when the time has caught up with stamps of clocks that were wrong.
+            let writes = status.clock.stamps_ahead <= OWN_STAMPS_AHEAD_MAX;
+            if status.applied != status.durable || !belongs || !writes {
                 return false;
             }
             if !machine.tickets.is_empty() {

@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use littoral::{AuthorId, Digest, Dot, Entry, Membership, Segment, Seq, VersionVector};
+use littoral::{
+    AuthorId, Digest, Dot, Entry, EntryHeader, Membership, Segment, Seq, VersionVector,
+};
 use rusqlite::Connection;
 
 use super::{
@@ -44,6 +46,9 @@ pub(crate) struct Logs {
     /// The logs that snapshots hold, by their digests.
     copies: BTreeMap<[u8; 32], Book>,
     shapes: Shapes,
+    /// Headers of entries that were taken since somebody looked: by which machine, and whether it wrote
+    /// them.
+    news: Vec<(usize, bool, EntryHeader)>,
     /// The time of what is taken.
     pub(crate) at: Nanos,
     /// What happened to which row, if that was asked for.
@@ -58,7 +63,7 @@ impl Logs {
         let bases = (0..machines).map(|_| Book::default()).collect();
         let recording = recording.then(|| Recording::new(machines));
         let (entries, copies) = (BTreeMap::new(), BTreeMap::new());
-        Self { books, bases, entries, authors, copies, shapes, at: 0, recording }
+        Self { books, bases, entries, authors, copies, shapes, news: Vec::new(), at: 0, recording }
     }
 
     /// What the machine's log leads to.
@@ -99,6 +104,11 @@ impl Logs {
         self.bases[machine] = book.clone();
         self.books[machine] = book;
         Ok(())
+    }
+
+    /// What was taken since this was asked last.
+    pub(crate) fn take_news(&mut self) -> Vec<(usize, bool, EntryHeader)> {
+        std::mem::take(&mut self.news)
     }
 
     /// Takes what is new in a machine's log.
@@ -184,6 +194,7 @@ impl Logs {
             return broken(Promise::DurableFirst, what);
         };
         book.entries.push(dot);
+        self.news.push((machine, own, entry.header));
         let taken = match &mut self.recording {
             Some(recording) => {
                 let take = |shadow: &mut Shadow| shadow.apply(entry, own, seen);

@@ -9,9 +9,11 @@
 //! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
+//! - [`clocks`]: nothing from the future is taken, and nobody writes it for long;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
 
+pub(crate) mod clocks;
 pub(crate) mod convergence;
 pub(crate) mod jobs;
 pub(crate) mod keys;
@@ -27,7 +29,7 @@ use std::fmt;
 
 use rusqlite::Connection;
 
-use self::{jobs::Jobs, logs::Logs, shapes::Shapes};
+use self::{clocks::Clocks, jobs::Jobs, logs::Logs, shapes::Shapes};
 use crate::scenario::Violation;
 
 /// How a run can fail.
@@ -77,6 +79,8 @@ pub(crate) enum Promise {
     Availability,
     /// What is kept stays within its bounds.
     Bounds,
+    /// Nothing from the future is applied, and what nodes believe of the origin's clock is true.
+    Clocks,
 }
 
 impl fmt::Display for Promise {
@@ -95,6 +99,7 @@ impl fmt::Display for Promise {
             Self::Silence => "silence",
             Self::Availability => "availability",
             Self::Bounds => "bounds",
+            Self::Clocks => "clocks",
         })
     }
 }
@@ -131,6 +136,8 @@ pub(crate) fn unreadable(machine: usize) -> impl Fn(rusqlite::Error) -> Failure 
 pub(crate) struct Oracle {
     /// What stands in the logs.
     pub(crate) logs: Logs,
+    /// What time it was at the origin.
+    pub(crate) clocks: Clocks,
     /// What was asked and answered.
     pub(crate) jobs: Jobs,
     /// Who knows how tables are read.
@@ -140,7 +147,12 @@ pub(crate) struct Oracle {
 impl Oracle {
     /// Begins to watch.
     pub(crate) fn new(machines: usize, shapes: Shapes, recording: bool) -> Self {
-        Self { logs: Logs::new(machines, shapes, recording), jobs: Jobs::default(), shapes }
+        Self {
+            logs: Logs::new(machines, shapes, recording),
+            clocks: Clocks::default(),
+            jobs: Jobs::default(),
+            shapes,
+        }
     }
 
     /// Takes what is new in a machine's log.

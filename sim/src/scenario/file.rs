@@ -573,7 +573,7 @@ const TOPOLOGIES: [(&str, Topology); 5] = [
 const WHENS: [(&str, When); 3] =
     [("always", When::Always), ("converged", When::Converged), ("final", When::Final)];
 
-const KINDS: [(&str, Kind); 10] = [
+const KINDS: [(&str, Kind); 11] = [
     ("stop", Kind::Clean),
     ("kill", Kind::Kill),
     ("power-cut", Kind::PowerCut),
@@ -584,4 +584,5 @@ const KINDS: [(&str, Kind); 10] = [
     ("disk-full", Kind::DiskFull),
     ("slow-disk", Kind::SlowDisk),
     ("sync-fails", Kind::SyncFails),
+    ("wrong-clock", Kind::WrongClock),
 ];

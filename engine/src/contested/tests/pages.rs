@@ -72,3 +72,54 @@ fn rows_put_in_any_order_are_found() {
     let opened = Contested::open(&replica.disk, Stable::default()).unwrap();
     assert_eq!(exact(&opened), all);
 }
+
+#[test]
+fn a_table_is_forgotten_wherever_its_clocks_lie_and_that_can_be_undone() {
+    let mut replica = Replica::default();
+    let rows = u32::try_from(CLOCK_MEMORY_BYTES / 60).unwrap();
+    replica.write(author(0), 1, &insert((0..rows).map(|row| row * 2)));
+    let Replica { contested, disk, .. } = &mut replica;
+    contested.save(disk).unwrap();
+    contested.saved();
+    assert!(contested.shrink());
+    let paged = contested.bytes();
+    replica.write(author(0), 2, &[(key(4), Change::Delete), (key(5), insert(0..1)[0].1)]);
+    let covered = VersionVector::from_iter([Dot { author: author(0), seq: 2 }]);
+    let stamp = replica.header(author(1), 1).stamp();
+    let Replica { contested, disk, .. } = &mut replica;
+
+    contested.mark();
+    contested.forget_dropped(disk, &[TableChange::Dropped(TABLE)]).unwrap();
+    assert_eq!((contested.rows(), contested.bytes()), (0, 0));
+    contested.undo();
+    assert_eq!(contested.rows(), u64::from(rows) + 1);
+    assert!(contested.bytes() >= paged);
+    let found = |contested: &Contested, disk: &Connection, row| {
+        contested.cursor(disk).row(TABLE, &key(row)).unwrap()
+    };
+    assert!(found(contested, disk, 4).unwrap().dead);
+    assert_eq!(found(contested, disk, 6).unwrap().cell(NAME).map(|stamp| stamp.seq), Some(1));
+
+    // What is written after it in the same transaction goes with it when that is undone.
+    contested.mark();
+    contested.forget_dropped(disk, &[TableChange::Dropped(TABLE)]).unwrap();
+    replica.write(author(0), 3, &[(key(9), insert(0..1)[0].1)]);
+    let Replica { contested, disk, .. } = &mut replica;
+    assert_eq!(contested.rows(), 1);
+    contested.undo();
+    assert_eq!(contested.rows(), u64::from(rows) + 1);
+    assert!(found(contested, disk, 9).is_none());
+
+    // Shifts are forgotten too: frontiers about frontiers would never end.
+    contested.frontier(disk, 1, &covered, stamp).unwrap();
+    assert_eq!(contested.rows(), 1);
+    contested.mark();
+    contested.forget_dropped(disk, &[TableChange::Dropped(TABLE)]).unwrap();
+    contested.keep();
+    assert_eq!((contested.rows(), contested.bytes(), contested.shelf.shifts()), (0, 0, 0));
+    contested.save(disk).unwrap();
+    contested.saved();
+    let left: i64 =
+        disk.query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0);
+}
