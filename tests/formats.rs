@@ -1,24 +1,26 @@
-//! The golden file of entries: bytes that were written once, and that every later version must read.
+//! The golden files of entries: bytes that were written once, and that every later version must read.
 //!
-//! The file was made from `docs/format.md`, not by the engine. When the format changes, a file is
-//! added for the new version; this one stays.
+//! The files were made from `docs/format.md`, not by the engine. When the format changes, or something
+//! is added to it, a file is added; those that are there stay.
 
 use std::collections::BTreeMap;
 
 use littoral::{
-    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Entry, EntryHeader,
-    Hlc, Incarnation, Member, Membership, NodeId, RowOp, RowOpKind, RowsReader, SchemaVersion,
-    Segment, TableChange, TableDeclaration, TableId, TablePolicy, ValueRef, Writers,
+    AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Element, Entry,
+    EntryHeader, Hlc, Incarnation, Member, Membership, NodeId, Removal, RowOp, RowOpKind,
+    RowsReader, SchemaVersion, Segment, TableChange, TableDeclaration, TableId, TablePolicy,
+    ValueRef, Writers,
 };
 
 const GOLDEN: &str = include_str!("fixtures/entry-v1.hex");
+const GOLDEN_SETS: &str = include_str!("fixtures/entry-v1-sets.hex");
 const MS: u64 = 1_700_000_000_000;
 
-/// The bytes and the digest of each entry in the file, by name.
-fn golden() -> BTreeMap<&'static str, (Vec<u8>, String)> {
+/// The bytes and the digest of each entry in a file, by name.
+fn golden(file: &'static str) -> BTreeMap<&'static str, (Vec<u8>, String)> {
     let mut entries: BTreeMap<&str, (Vec<u8>, String)> = BTreeMap::new();
     let mut name = "";
-    for line in GOLDEN.lines() {
+    for line in file.lines() {
         let line = line.split('#').next().unwrap().trim();
         if let Some(begun) = line.strip_prefix('[') {
             name = begun.strip_suffix(']').unwrap();
@@ -36,7 +38,11 @@ fn golden() -> BTreeMap<&'static str, (Vec<u8>, String)> {
 }
 
 fn entry(name: &str) -> Entry {
-    let (bytes, digest) = golden().remove(name).unwrap();
+    entry_of(GOLDEN, name)
+}
+
+fn entry_of(file: &'static str, name: &str) -> Entry {
+    let (bytes, digest) = golden(file).remove(name).unwrap();
     let entry = Entry::decode(&bytes).unwrap();
     assert_eq!(entry.bytes[..], bytes);
     assert_eq!(entry.digest, Digest::of(&bytes));
@@ -70,7 +76,7 @@ fn header(seq: u64, hlc: u64, schema: u32) -> EntryHeader {
 
 #[test]
 fn the_file_has_an_entry_for_each_kind_of_segment() {
-    let names: Vec<&str> = golden().into_keys().collect();
+    let names: Vec<&str> = golden(GOLDEN).into_keys().collect();
     assert_eq!(names, ["ddl", "membership", "mixed", "policy", "rows", "sequence"]);
 }
 
@@ -223,8 +229,67 @@ fn sequences_are_read() {
 }
 
 #[test]
+fn a_policy_with_a_set_is_read() {
+    let entry = entry_of(GOLDEN_SETS, "policy");
+    assert_eq!(entry.header, header(6, (MS + 3) << 16, 1));
+    let policy = TablePolicy {
+        consistency: Consistency::Eventual,
+        writers: Writers::Any,
+        columns: [("tags".to_owned(), ColumnType::Set)].into(),
+        ..TablePolicy::default()
+    };
+    let columns = [(1, "id"), (2, "tags")].map(|(id, name)| (ColumnId(id), name.to_owned()));
+    let table = TableDeclaration {
+        id: TableId(4),
+        name: "bag".to_owned(),
+        policy,
+        columns: columns.into(),
+    };
+    assert_eq!(segments(&entry), [Segment::Policy(vec![TableChange::Declared(table)])]);
+}
+
+#[test]
+fn changes_of_sets_are_read() {
+    let entry = entry_of(GOLDEN_SETS, "rows");
+    assert_eq!(entry.header, header(7, (MS + 4) << 16, 2));
+    let segments = segments(&entry);
+    let [Segment::Rows(rows)] = segments[..] else { panic!("{segments:?}") };
+    let mut reader = RowsReader::new(rows);
+    let mut expect = |kind, key: &[u8], epoch, added: &[Element<'_>], removed: &[Removal<'_>]| {
+        let op = reader.next().unwrap().unwrap();
+        assert_eq!((op.table, op.kind, op.key, op.epoch), (TableId(4), kind, key, epoch));
+        let [Cell { column: ColumnId(2), write: CellWrite::Set(change) }] = op.cells else {
+            panic!("{op:?}")
+        };
+        assert_eq!(change.added().collect::<Vec<_>>(), added);
+        assert_eq!(change.removed().collect::<Vec<_>>(), removed);
+    };
+    let text = |text: &'static str| Element::Text(text.into());
+    let added = [
+        Element::Bool(false),
+        Element::Bool(true),
+        Element::Integer(-2),
+        Element::Real(0.5),
+        Element::Integer(1),
+        Element::Real(9_223_372_036_854_775_808.0),
+        text(""),
+        text("é"),
+    ];
+    expect(RowOpKind::Insert, b"\x30a\0", 0, &added, &[]);
+    expect(RowOpKind::Insert, b"\x30b\0", 0, &[], &[]);
+    let removal = |element, dots, stable| Removal { element, dots, stable };
+    let removed = [
+        removal(Element::Bool(true), vec![dot(1, 1, 6)], false),
+        removal(Element::Integer(1), vec![dot(1, 1, 4), dot(2, 300, 128)], true),
+        removal(text("é"), Vec::new(), true),
+    ];
+    expect(RowOpKind::Update, b"\x30a\0", 1, &[text("x")], &removed);
+    assert_eq!(reader.next().unwrap(), None);
+}
+
+#[test]
 fn an_entry_cut_short_is_refused_or_another() {
-    for (name, (bytes, digest)) in golden() {
+    for (name, (bytes, digest)) in golden(GOLDEN).into_iter().chain(golden(GOLDEN_SETS)) {
         for cut in 0..bytes.len() {
             if let Ok(shorter) = Entry::decode(&bytes[..cut]) {
                 assert_ne!(shorter.digest.to_string(), digest, "{name} cut at {cut}");

@@ -57,6 +57,7 @@ mod policy;
 mod protocol;
 mod replica;
 mod schema;
+mod set;
 mod sqlite;
 mod status;
 #[cfg_attr(not(feature = "testing"), doc(hidden))]
@@ -68,8 +69,8 @@ mod version;
 pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
-    Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, RowOp, RowOpKind,
-    Segment, TableChange, TableDeclaration, rows::RowsReader,
+    Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, Removal, RowOp,
+    RowOpKind, Segment, SetChange, TableChange, TableDeclaration, rows::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
 pub use genesis::Genesis;
@@ -83,6 +84,7 @@ pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
+pub use set::Element;
 pub use status::{
     ClockStatus, Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status,
 };

@@ -62,6 +62,9 @@ pub enum ColumnType {
     Max,
     /// The least value; NULL is no value.
     Min,
+    /// A JSON array of numbers, strings, `true` and `false`; an element stays as long as an add of it is not
+    /// removed by somebody who knew that add.
+    Set,
 }
 
 impl ColumnType {
@@ -75,7 +78,7 @@ impl ColumnType {
         let beyond = match self {
             Self::Max => Ordering::Greater,
             Self::Min => Ordering::Less,
-            Self::Lww | Self::Counter => return false,
+            Self::Lww | Self::Counter | Self::Set => return false,
         };
         match (held, value) {
             (_, ValueRef::Null) => false,
@@ -96,6 +99,7 @@ impl ColumnType {
             Self::Counter => "counter",
             Self::Max => "max",
             Self::Min => "min",
+            Self::Set => "set",
         }
     }
 }
@@ -199,4 +203,9 @@ words!(
     [Eventual, ReadAfterWrite, OriginStrong, Local]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
-words!(ColumnType, "column type", "lww, counter, max, min, group=NAME", [Lww, Counter, Max, Min]);
+words!(
+    ColumnType,
+    "column type",
+    "lww, counter, max, min, set, group=NAME",
+    [Lww, Counter, Max, Min, Set]
+);

@@ -93,11 +93,15 @@ pub enum Bug {
     WritesAhead,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
+    /// A removal from a set leaves adds that a frontier covers.
+    StableFlagIgnored,
+    /// A removal from a set does not name the adds that its author had clocks of.
+    RemovalWithoutDots,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 42] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -138,6 +142,8 @@ impl Bug {
         Self::FuturePassedOver,
         Self::WritesAhead,
         Self::ClocksOutliveChange,
+        Self::StableFlagIgnored,
+        Self::RemovalWithoutDots,
     ];
 }
 

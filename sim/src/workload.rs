@@ -9,7 +9,8 @@
 //! - every `tally` equals the sum of its rows in `ledger`; a job writes its own number there;
 //! - rows of `badge` have keys of `littoral_id()`, and no two jobs insert the same;
 //! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted;
-//! - no two rows of `ticket` ever had the same key, which `stub` remembers.
+//! - no two rows of `ticket` ever had the same key, which `stub` remembers;
+//! - the sets of `bag` are JSON arrays.
 
 mod author;
 
@@ -51,6 +52,9 @@ CREATE TABLE badge (id INTEGER PRIMARY KEY, holder TEXT);
 CREATE TABLE gauge (
   id INTEGER PRIMARY KEY, high, low, peak REAL NOT NULL DEFAULT 0, turns INTEGER NOT NULL DEFAULT 0,
   street TEXT, town, note TEXT, CHECK (note IS NULL OR street IS NOT note));
+CREATE TABLE bag (
+  id INTEGER PRIMARY KEY, tags TEXT, marks NOT NULL DEFAULT '[]', label,
+  n INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE holder (id INTEGER PRIMARY KEY, email TEXT NOT NULL UNIQUE, grade INTEGER);
 CREATE TABLE purchase (
   id INTEGER PRIMARY KEY, total INTEGER CHECK (total >= 0),
@@ -126,7 +130,7 @@ impl TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 20] = [
+pub(crate) const TABLES: [TableShape; 21] = [
     any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
     any("cart", &["owner", "sku"], &[("quantity", "counter")]),
     any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
@@ -152,6 +156,7 @@ pub(crate) const TABLES: [TableShape; 20] = [
             ("town", "group=address"),
         ],
     ),
+    any("bag", &["id"], &[("tags", "set"), ("marks", "set"), ("n", "counter")]),
     origin("holder"),
     origin("purchase"),
     origin("refund"),
@@ -179,7 +184,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 9] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 10] = [
     (
         "an id that two nodes have given",
         "SELECT count(*) FROM littoral_conflicts WHERE \"table\" = 'badge'",
@@ -211,6 +216,12 @@ pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 9] = [
     (
         "words of a memo that is gone",
         "SELECT (SELECT count(*) FROM memo_words_docsize) <> (SELECT count(*) FROM memo)",
+    ),
+    (
+        "a set that is none",
+        "SELECT count(*) FROM bag
+         WHERE iif(json_valid(tags) AND json_valid(marks),
+                   json_type(tags) <> 'array' OR json_type(marks) <> 'array', TRUE)",
     ),
     (
         "a ticket without its stub",
@@ -273,9 +284,10 @@ enum Act {
     Savepoint,
     Origin,
     Abort,
+    Bag,
 }
 
-const ACTS: [Act; 27] = [
+const ACTS: [Act; 28] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -303,6 +315,7 @@ const ACTS: [Act; 27] = [
     Act::Savepoint,
     Act::Origin,
     Act::Abort,
+    Act::Bag,
 ];
 
 /// One statement of a job.

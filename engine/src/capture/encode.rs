@@ -1,16 +1,20 @@
 //! The net changes of a transaction as the rows of an entry: assignments with the entry they
 //! overwrite, increments, epochs.
 
+use std::cmp::Ordering;
+
 use rusqlite::Connection;
 
 use crate::{
     capture::{
         fold::{NetChange, NetRow, changes, split},
+        normalize::elements,
         recorder::{Captured, Page},
     },
-    contested::{ClockChanges, Contested, LocalWrites},
+    contested::{ClockChanges, Contested, Known, LocalWrites, RowClock},
     entry::{
-        RowOpKind, TableChange,
+        Removal, RowOpKind, TableChange,
+        change::put_change,
         codec::Body,
         rows::{CellKind, RowsWriter, put_previous},
     },
@@ -21,6 +25,7 @@ use crate::{
     merge::{Parked, key_text},
     policy::ColumnType,
     schema::{Column, Table},
+    set::Element,
     testing::{Bug, planted},
     value::{ByteReader, ValueRef, integral, put_zigzag},
     version::Dot,
@@ -167,7 +172,8 @@ impl Encoder<'_> {
         }
         let epoch = if table.is_multi_writer() {
             let upto = table.cells.last().map(|column| column.id);
-            self.clocks.insert(table.id, key, upto)?
+            let added = if table.has_sets { added(table, cells)? } else { Vec::new() };
+            self.clocks.insert(table.id, key, upto, added)?
         } else {
             0
         };
@@ -178,7 +184,7 @@ impl Encoder<'_> {
             let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
             self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
         }
-        if !table.counted {
+        if !table.counted && !table.has_sets {
             self.writer.encoded(cells);
             return Ok(());
         }
@@ -186,6 +192,11 @@ impl Encoder<'_> {
             match cell_kind(column) {
                 CellKind::Assign | CellKind::Extreme => self.writer.encoded(cell),
                 CellKind::Add => self.writer.delta(count(table, column, cell)?),
+                CellKind::Set => {
+                    self.cells.clear();
+                    put_change(&mut self.cells, &elements(table, column, cell)?, &[]);
+                    self.writer.encoded(&self.cells);
+                }
             }
         }
         Ok(())
@@ -193,12 +204,10 @@ impl Encoder<'_> {
 
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
-        let (epoch, mut clock) = if table.is_multi_writer() {
-            let clock = self.clocks.update(table.id, key)?;
-            (clock.epoch_for(RowOpKind::Update), Some(clock))
-        } else {
-            (0, None)
-        };
+        let held = if table.is_multi_writer() { self.clocks.update(table.id, key)? } else { None };
+        let had = held.is_some();
+        let mut clock = table.is_multi_writer().then(|| held.unwrap_or_default());
+        let epoch = clock.as_ref().map_or(0, |clock| clock.epoch_for(RowOpKind::Update));
         self.columns.clear();
         self.cells.clear();
         for (place, old, new) in changes(cells) {
@@ -218,12 +227,18 @@ impl Encoder<'_> {
                         if planted(Bug::CounterAbsolute) { 0 } else { count(table, column, old)? };
                     put_zigzag(&mut self.cells, after.wrapping_sub(before));
                 }
+                CellKind::Set => {
+                    let (old, new) = (elements(table, column, old)?, elements(table, column, new)?);
+                    // Only multi-writer tables have columns that merge.
+                    let clock = clock.get_or_insert_default();
+                    put_set(&mut self.cells, clock, column.id, stamp, &old, &new);
+                }
             }
         }
         self.writer.row(table.id, RowOpKind::Update, self.columns.iter().copied(), key, epoch);
         self.writer.encoded(&self.cells);
         if let Some(clock) = &clock {
-            self.clocks.updated(table.id, key, clock);
+            self.clocks.updated(table.id, key, clock, had);
         }
         Ok(())
     }
@@ -234,7 +249,59 @@ fn cell_kind(column: &Column) -> CellKind {
         ColumnType::Lww => CellKind::Assign,
         ColumnType::Counter => CellKind::Add,
         ColumnType::Max | ColumnType::Min => CellKind::Extreme,
+        ColumnType::Set => CellKind::Set,
     }
+}
+
+/// The elements of the sets of a row that is inserted, by column, as bytes.
+fn added(table: &Table, cells: &[u8]) -> Result<Vec<(ColumnId, Vec<u8>)>, WriteError> {
+    let mut added = Vec::new();
+    for (column, cell) in table.cells.iter().zip(split(cells)) {
+        if column.merge == ColumnType::Set {
+            let elements = elements(table, column, cell)?;
+            added.extend(elements.iter().map(|element| (column.id, element.to_bytes())));
+        }
+    }
+    Ok(added)
+}
+
+/// Writes down how a set came from `old` to `new`: what was in both is not mentioned.
+fn put_set(
+    out: &mut Vec<u8>,
+    clock: &mut RowClock,
+    column: ColumnId,
+    stamp: Stamp,
+    old: &[Element<'_>],
+    new: &[Element<'_>],
+) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(gone), Some(come)) => gone.cmp(come),
+        };
+        let gone = old.next_if(|_| order.is_le());
+        let come = new.next_if(|_| order.is_ge());
+        match (gone, come) {
+            (Some(element), None) => {
+                let mut known = clock.remove(column, element.to_bytes());
+                if planted(Bug::RemovalWithoutDots) {
+                    known = Known { dots: Vec::new(), stable: true };
+                }
+                let Known { dots, stable } = known;
+                removed.push(Removal { element: element.clone(), dots, stable });
+            }
+            (None, Some(element)) => {
+                clock.add(column, element.to_bytes(), stamp);
+                added.push(element);
+            }
+            _ => {}
+        }
+    }
+    put_change(out, added, &removed);
 }
 
 fn count(table: &Table, column: &Column, cell: &[u8]) -> Result<i64, WriteError> {

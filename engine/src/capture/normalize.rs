@@ -4,18 +4,23 @@
 //! and a merge never takes a `max` column back. So where the net effect of a transaction would, the
 //! value from before is put back before the transaction commits, and the entry does not mention it.
 //! A row that is inserted begins anew: there is nothing to keep.
+//!
+//! A set has one spelling, so where a transaction leaves another one, that is written before it commits.
+//! A value that is no set refuses it.
 
 use rusqlite::Connection;
 
 use crate::{
     capture::{
         Captured,
-        fold::{NetChange, changes},
+        fold::{NetChange, changes, split},
     },
     error::WriteError,
-    schema::Table,
+    policy::ColumnType,
+    schema::{Column, Table},
+    set::{self, Element},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef},
+    value::{ByteReader, ValueRef, put_cell},
 };
 
 /// A row that does not hold what merge would store.
@@ -35,11 +40,24 @@ pub(crate) fn repairs(captured: &Captured, before: &Connection) -> Result<Vec<Re
         return Ok(found);
     }
     captured.page().net(before, |table, row| {
-        let NetChange::Update(cells) = row.change else { return Ok(()) };
-        let cells: Vec<(usize, Vec<u8>)> = changes(cells)
-            .filter(|(place, old, new)| takes_back(table, *place, old, new))
-            .map(|(place, old, _)| (place, old.to_vec()))
-            .collect();
+        let mut cells = Vec::new();
+        match row.change {
+            NetChange::Delete => {}
+            NetChange::Insert(inserted) if table.has_sets => {
+                for (place, cell) in split(inserted).enumerate() {
+                    cells.extend(respelled(table, place, cell)?.map(|cell| (place, cell)));
+                }
+            }
+            NetChange::Insert(_) => {}
+            NetChange::Update(updated) => {
+                for (place, old, new) in changes(updated) {
+                    let kept = takes_back(table, place, old, new).then(|| old.to_vec());
+                    let repaired =
+                        kept.map_or_else(|| respelled(table, place, new), |old| Ok(Some(old)));
+                    cells.extend(repaired?.map(|cell| (place, cell)));
+                }
+            }
+        }
         if !cells.is_empty()
             && let Some(table) = captured.registry().position(table.name.as_bytes())
         {
@@ -50,8 +68,40 @@ pub(crate) fn repairs(captured: &Captured, before: &Connection) -> Result<Vec<Re
     Ok(found)
 }
 
+fn value(cell: &[u8]) -> ValueRef<'_> {
+    ByteReader::new(cell).cell().unwrap_or(ValueRef::Null)
+}
+
 fn takes_back(table: &Table, place: usize, old: &[u8], new: &[u8]) -> bool {
     let merge = table.cells[place].merge;
-    let value = |cell| ByteReader::new(cell).cell().unwrap_or(ValueRef::Null);
     merge.is_extreme() && !merge.takes(value(old), value(new))
+}
+
+/// What a set should be in place of what it is, if that is spelled in another way.
+fn respelled(table: &Table, place: usize, cell: &[u8]) -> Result<Option<Vec<u8>>, WriteError> {
+    let column = &table.cells[place];
+    if column.merge != ColumnType::Set {
+        return Ok(None);
+    }
+    let spelling = set::spell(&elements(table, column, cell)?);
+    let spelling = ValueRef::Text(spelling.as_bytes());
+    if value(cell) == spelling {
+        return Ok(None);
+    }
+    let mut respelled = Vec::new();
+    put_cell(&mut respelled, spelling);
+    Ok(Some(respelled))
+}
+
+/// The elements of a set in an encoded cell.
+pub(super) fn elements<'c>(
+    table: &Table,
+    column: &Column,
+    cell: &'c [u8],
+) -> Result<Vec<Element<'c>>, WriteError> {
+    set::read(value(cell)).map_err(|no_set| WriteError::Value {
+        table: table.name.clone(),
+        column: column.name.clone(),
+        what: no_set.to_string(),
+    })
 }

@@ -3,7 +3,7 @@
 //! A stamp stands once in a block, rows refer to it by number: the rows that one transaction inserted
 //! cost little more than their keys.
 
-use std::{cmp::Ordering, mem, ops::Range};
+use std::{cmp::Ordering, collections::BTreeMap, mem, ops::Range};
 
 use crate::{
     contested::row::RowClock,
@@ -120,8 +120,7 @@ impl Block {
     pub(super) fn push(&mut self, key: &[u8], clock: &RowClock) {
         self.starts.push(offset(self.bytes.len()));
         put_prefixed(&mut self.bytes, key);
-        let stamps = &mut self.stamps;
-        clock.pack(&mut self.bytes, |stamp| intern(stamps, stamp));
+        pack(clock, &mut self.bytes, &mut self.stamps);
     }
 
     /// Puts rows of another block behind all others, as long as it does not become full; gives the
@@ -144,8 +143,9 @@ impl Block {
         row
     }
 
-    /// These rows and some of another block, of which a row takes the place of one with the same key, in
-    /// as many blocks as that takes.
+    /// These rows and some of another block, of which a row takes the place of one with the same key, or
+    /// takes it away if it has no clocks, in as many blocks as that takes; one that is empty if no row is
+    /// left.
     pub(super) fn merged(&self, other: &Self, others: Range<usize>) -> Vec<Self> {
         let mut blocks = Vec::new();
         let mut block = Self::default();
@@ -166,12 +166,20 @@ impl Block {
                 }
                 row += 1;
             }
-            push(other, newer);
+            if !other.has_no_clocks(newer) {
+                push(other, newer);
+            }
         }
         (row..self.len()).for_each(|row| push(self, row));
         blocks.push(block);
         blocks.iter_mut().for_each(Self::tidy);
         blocks
+    }
+
+    fn has_no_clocks(&self, row: usize) -> bool {
+        let mut reader = ByteReader::new(self.row_bytes(row));
+        // Mostly told by the length.
+        reader.prefixed().is_ok() && reader.remaining() == 1 && self.clock(row).is_empty()
     }
 
     /// Puts a row of another block behind all others.
@@ -194,8 +202,7 @@ impl Block {
         }
         let mut packed = Vec::with_capacity(key.len() + 16);
         put_prefixed(&mut packed, key);
-        let stamps = &mut self.stamps;
-        clock.pack(&mut packed, |stamp| intern(stamps, stamp));
+        pack(clock, &mut packed, &mut self.stamps);
         let (row, start, end) = match place {
             Ok(row) => (row, self.starts[row] as usize, self.end(row)),
             Err(row) => (row, self.starts[row] as usize, self.starts[row] as usize),
@@ -311,6 +318,22 @@ impl Block {
 
 fn offset(place: usize) -> u32 {
     u32::try_from(place).expect("a block's rows are bounded by the size of an entry")
+}
+
+/// Appends the clocks of a row.
+fn pack(clock: &RowClock, out: &mut Vec<u8>, stamps: &mut Vec<Stamp>) {
+    /// For more stamps than this, looking each up one by one takes long: a set may have thousands.
+    const FEW: usize = 32;
+    if clock.stamps() <= FEW {
+        return clock.pack(out, |stamp| intern(stamps, stamp));
+    }
+    let mut numbers: BTreeMap<Stamp, u64> = stamps.iter().copied().zip(0..).collect();
+    clock.pack(out, |stamp| {
+        *numbers.entry(stamp).or_insert_with(|| {
+            stamps.push(stamp);
+            stamps.len() as u64 - 1
+        })
+    });
 }
 
 /// The number of a stamp: mostly one of the last.

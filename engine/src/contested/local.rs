@@ -52,30 +52,42 @@ impl<'c> LocalWrites<'c> {
         Ok(epoch)
     }
 
-    /// The epoch to name for an inserted row, whose last cell is `upto`.
+    /// The epoch to name for an inserted row, whose last cell is `upto`, and to whose sets these elements
+    /// belong.
     pub(crate) fn insert(
         &mut self,
         table: TableId,
         key: &[u8],
         upto: Option<ColumnId>,
+        elements: impl IntoIterator<Item = (ColumnId, Vec<u8>)>,
     ) -> rusqlite::Result<u32> {
         let mut clock = self.clocks.row(table, key)?.unwrap_or_default();
         let epoch = clock.epoch_for(RowOpKind::Insert);
         clock.begin(epoch);
         clock.base = upto.map(|column| (self.stamp, column));
+        for (column, element) in elements {
+            clock.add(column, element, self.stamp);
+        }
         self.changes.push(table, key, &clock);
         Ok(epoch)
     }
 
-    /// The clocks of a row that is updated, to [`RowClock::overwrite`] cell by cell and to give to
+    /// The clocks of a row that is updated, if it has any, to be changed cell by cell and given to
     /// [`LocalWrites::updated`].
-    pub(crate) fn update(&mut self, table: TableId, key: &[u8]) -> rusqlite::Result<RowClock> {
-        Ok(self.clocks.row(table, key)?.unwrap_or_default())
+    pub(crate) fn update(
+        &mut self,
+        table: TableId,
+        key: &[u8],
+    ) -> rusqlite::Result<Option<RowClock>> {
+        self.clocks.row(table, key)
     }
 
-    /// Takes in the clocks of a row that is updated.
-    pub(crate) fn updated(&mut self, table: TableId, key: &[u8], clock: &RowClock) {
-        self.changes.push(table, key, clock);
+    /// Takes in the clocks of a row that is updated; `had` says whether it had any.
+    pub(crate) fn updated(&mut self, table: TableId, key: &[u8], clock: &RowClock, had: bool) {
+        // Increments alone leave none where none was; a removal from a set may take the last one.
+        if had || !clock.is_empty() {
+            self.changes.push(table, key, clock);
+        }
     }
 
     /// What every assignment is stamped with.
@@ -94,10 +106,6 @@ impl ClockChanges {
     }
 
     fn push(&mut self, table: TableId, key: &[u8], clock: &RowClock) {
-        if clock.is_empty() {
-            // Increments alone: it had no clocks before either.
-            return;
-        }
         /// More would make it slow to find a stamp's number.
         const STAMPS: usize = 64;
         let another =

@@ -26,21 +26,24 @@ mod cursor;
 mod frontier;
 mod local;
 mod row;
+mod sets;
 mod shelf;
 
 pub(crate) use cursor::ClockCursor;
 pub(crate) use frontier::Stable;
 pub(crate) use local::{ClockChanges, LocalWrites};
-use row::RowClock;
+pub(crate) use row::RowClock;
+pub(crate) use sets::Known;
 use shelf::Shelf;
 
 use rusqlite::Connection;
 
 use crate::{
-    entry::{Cell, CellWrite, EntryHeader, RowOp, RowOpKind, TableChange},
+    entry::{Cell, CellWrite, EntryHeader, RowOp, RowOpKind, SetChange, TableChange},
     hlc::Stamp,
     id::ColumnId,
     testing::{Bug, planted},
+    version::VersionVector,
 };
 
 /// All contested clocks of one replica.
@@ -70,6 +73,9 @@ pub(crate) enum Verdict {
 pub(crate) struct Effects {
     /// For [`Verdict::Merge`]: per cell of the operation whether it is written.
     pub(crate) wins: Vec<bool>,
+    /// Elements that the operation removes and that stay, because of adds its author did not know: their
+    /// columns and bytes.
+    pub(crate) outlived: Vec<(ColumnId, Vec<u8>)>,
     /// Concurrent values that this operation discards, or that discard parts of it.
     pub(crate) conflicts: Vec<Conflict>,
 }
@@ -172,115 +178,159 @@ impl Contested {
         effects: &mut Effects,
     ) -> Result<Verdict, ClockError> {
         effects.wins.clear();
+        effects.outlived.clear();
         effects.conflicts.clear();
         let stamp = header.stamp();
         let mut verdict = Err(ClockError::PassedEpoch);
+        let mut ruling = Ruling { stamp, covered: &self.stable.covered, effects };
         self.shelf.change(disk, op.table, op.key, |clock| {
             if let Some(epoch) = clock.epoch_now(op.epoch, header.under) {
-                verdict = Ok(decide(clock, op, epoch, stamp, assigned, effects));
+                verdict = Ok(ruling.decide(clock, op, epoch, assigned));
             }
         })?;
         verdict
     }
 }
 
-fn decide(
-    clock: &mut RowClock,
-    op: &RowOp<'_>,
-    epoch: u32,
+/// What is needed to decide on an operation, and what comes of it.
+struct Ruling<'r> {
     stamp: Stamp,
-    assigned: &[ColumnId],
-    effects: &mut Effects,
-) -> Verdict {
-    match op.kind {
-        RowOpKind::Delete => delete(clock, op, epoch, stamp, assigned, effects),
-        RowOpKind::Insert if epoch > clock.epoch => {
-            clock.begin(epoch);
-            insert_all(clock, op, stamp, effects);
-            Verdict::Begin
+    /// What the newest frontier covers.
+    covered: &'r VersionVector,
+    effects: &'r mut Effects,
+}
+
+impl Ruling<'_> {
+    fn decide(
+        &mut self,
+        clock: &mut RowClock,
+        op: &RowOp<'_>,
+        epoch: u32,
+        assigned: &[ColumnId],
+    ) -> Verdict {
+        match op.kind {
+            RowOpKind::Delete => self.delete(clock, op, epoch, assigned),
+            RowOpKind::Insert if epoch > clock.epoch => {
+                clock.begin(epoch);
+                self.insert_all(clock, op);
+                Verdict::Begin
+            }
+            RowOpKind::Insert | RowOpKind::Update => {
+                let gone = epoch != clock.epoch || clock.dead;
+                if gone && !planted(Bug::UpdateRevives) {
+                    self.effects.conflicts.extend(op.cells.iter().filter_map(
+                        |cell| match cell.write {
+                            CellWrite::Assign { .. } => Some(Conflict {
+                                column: cell.column,
+                                kind: ConflictKind::RowGone,
+                                held: None,
+                            }),
+                            CellWrite::Add(_) | CellWrite::Extreme(_) | CellWrite::Set(_) => None,
+                        },
+                    ));
+                    return Verdict::Nothing;
+                }
+                if op.kind == RowOpKind::Insert && clock.has_no_cells() {
+                    self.insert_all(clock, op);
+                } else {
+                    self.merge_cells(clock, op.cells);
+                }
+                Verdict::Merge
+            }
         }
-        RowOpKind::Insert | RowOpKind::Update => {
-            let gone = epoch != clock.epoch || clock.dead;
-            if gone && !planted(Bug::UpdateRevives) {
-                effects.conflicts.extend(op.cells.iter().filter_map(|cell| match cell.write {
-                    CellWrite::Assign { .. } => Some(Conflict {
+    }
+
+    /// The common case: nobody has written the row before, one clock serves all its columns but sets.
+    fn insert_all(&mut self, clock: &mut RowClock, op: &RowOp<'_>) {
+        clock.base = op.cells.last().map(|cell| (self.stamp, cell.column));
+        for cell in op.cells {
+            if let CellWrite::Set(change) = cell.write {
+                self.merge_set(clock, cell.column, change);
+            }
+        }
+        self.effects.wins.resize(op.cells.len(), true);
+    }
+
+    fn delete(
+        &mut self,
+        clock: &mut RowClock,
+        op: &RowOp<'_>,
+        epoch: u32,
+        assigned: &[ColumnId],
+    ) -> Verdict {
+        clock.deleted(epoch, self.stamp);
+        if epoch != clock.epoch || clock.dead {
+            // Dead already, or deleted and begun anew by somebody who had not seen this delete.
+            return Verdict::Nothing;
+        }
+        for &column in assigned {
+            let unseen = clock
+                .cell(column)
+                .filter(|stamp| !op.saw.contains(&stamp.dot()) && !planted(Bug::SawIgnored));
+            if unseen.is_some() {
+                let kind = ConflictKind::StoredDeleted;
+                self.effects.conflicts.push(Conflict { column, kind, held: unseen });
+            }
+        }
+        clock.die();
+        Verdict::Delete
+    }
+
+    fn merge_cells(&mut self, clock: &mut RowClock, cells: &[Cell<'_>]) {
+        for cell in cells {
+            let previous = match cell.write {
+                CellWrite::Assign { previous, .. } => previous,
+                CellWrite::Set(change) => {
+                    self.merge_set(clock, cell.column, change);
+                    self.effects.wins.push(true);
+                    continue;
+                }
+                CellWrite::Add(_) | CellWrite::Extreme(_) => {
+                    self.effects.wins.push(true);
+                    continue;
+                }
+            };
+            let held = clock.cell(cell.column);
+            // An equal stamp is the same entry's: what stands later in it wins.
+            let wins = held.is_none_or(|held| self.stamp >= held || planted(Bug::TiesByArrival));
+            if let Some(held) = held {
+                let concurrent =
+                    !wins || (previous != Some(held.dot()) && !planted(Bug::PrevIgnored));
+                if concurrent {
+                    self.effects.conflicts.push(Conflict {
                         column: cell.column,
-                        kind: ConflictKind::RowGone,
-                        held: None,
-                    }),
-                    CellWrite::Add(_) | CellWrite::Extreme(_) => None,
-                }));
-                return Verdict::Nothing;
+                        kind: if wins {
+                            ConflictKind::StoredLoses
+                        } else {
+                            ConflictKind::IncomingLoses
+                        },
+                        held: Some(held),
+                    });
+                }
             }
-            if op.kind == RowOpKind::Insert && clock.has_no_cells() {
-                insert_all(clock, op, stamp, effects);
-            } else {
-                merge_cells(clock, op.cells, stamp, effects);
+            if wins {
+                clock.cells.set(cell.column, self.stamp);
             }
-            Verdict::Merge
+            self.effects.wins.push(wins);
         }
     }
-}
 
-/// The common case: nobody has written the row before, one clock serves all its columns.
-fn insert_all(clock: &mut RowClock, op: &RowOp<'_>, stamp: Stamp, effects: &mut Effects) {
-    clock.base = op.cells.last().map(|cell| (stamp, cell.column));
-    effects.wins.resize(op.cells.len(), true);
-}
-
-fn delete(
-    clock: &mut RowClock,
-    op: &RowOp<'_>,
-    epoch: u32,
-    stamp: Stamp,
-    assigned: &[ColumnId],
-    effects: &mut Effects,
-) -> Verdict {
-    clock.deleted(epoch, stamp);
-    if epoch != clock.epoch || clock.dead {
-        // Dead already, or deleted and begun anew by somebody who had not seen this delete.
-        return Verdict::Nothing;
-    }
-    for &column in assigned {
-        let unseen = clock
-            .cell(column)
-            .filter(|stamp| !op.saw.contains(&stamp.dot()) && !planted(Bug::SawIgnored));
-        if unseen.is_some() {
-            let kind = ConflictKind::StoredDeleted;
-            effects.conflicts.push(Conflict { column, kind, held: unseen });
+    /// Adds always count; a removal counts where it leaves no add of its element. A set never conflicts:
+    /// nothing that somebody wrote and nobody saw is lost.
+    fn merge_set(&mut self, clock: &mut RowClock, column: ColumnId, change: SetChange<'_>) {
+        for element in change.added() {
+            clock.sets.add(column, element.to_bytes(), self.stamp);
         }
-    }
-    clock.die();
-    Verdict::Delete
-}
-
-fn merge_cells(clock: &mut RowClock, cells: &[Cell<'_>], stamp: Stamp, effects: &mut Effects) {
-    for cell in cells {
-        let CellWrite::Assign { previous, .. } = cell.write else {
-            effects.wins.push(true);
-            continue;
-        };
-        let held = clock.cell(cell.column);
-        // An equal stamp is the same entry's: what stands later in it wins.
-        let wins = held.is_none_or(|held| stamp >= held || planted(Bug::TiesByArrival));
-        if let Some(held) = held {
-            let concurrent = !wins || (previous != Some(held.dot()) && !planted(Bug::PrevIgnored));
-            if concurrent {
-                effects.conflicts.push(Conflict {
-                    column: cell.column,
-                    kind: if wins {
-                        ConflictKind::StoredLoses
-                    } else {
-                        ConflictKind::IncomingLoses
-                    },
-                    held: Some(held),
-                });
+        for removal in change.removed() {
+            // An add that is covered here is part of the stable one, which whoever names it has known.
+            let stable = removal.stable || removal.dots.iter().any(|dot| self.covered.covers(*dot));
+            let stable = stable && !planted(Bug::StableFlagIgnored);
+            let element = removal.element.to_bytes();
+            let known = Known { dots: removal.dots, stable };
+            if !clock.sets.remove(column, element.clone(), &known) {
+                self.effects.outlived.push((column, element));
             }
         }
-        if wins {
-            clock.cells.set(cell.column, stamp);
-        }
-        effects.wins.push(wins);
     }
 }
 

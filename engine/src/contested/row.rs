@@ -1,6 +1,7 @@
 //! [`RowClock`]: the clocks of one row, and how a block packs them.
 
 use crate::{
+    contested::sets::{Known, SetClocks},
     entry::RowOpKind,
     hlc::{Hlc, Stamp},
     id::{AuthorId, ColumnId},
@@ -18,6 +19,7 @@ pub(crate) struct RowClock {
     /// The insert that wrote every column up to an id; single cells may be newer.
     pub(super) base: Option<(Stamp, ColumnId)>,
     pub(super) cells: CellClocks,
+    pub(super) sets: SetClocks,
     /// Every delete that was applied and that no frontier covers yet, with the epoch it named.
     pub(super) deletes: Vec<(u32, Stamp)>,
     /// By how much frontiers have shifted the row's epochs.
@@ -96,6 +98,7 @@ impl RowClock {
         self.dead = false;
         self.base = None;
         self.cells = CellClocks::default();
+        self.sets = SetClocks::default();
     }
 
     /// Whether no cell was assigned in the present epoch, as far as a concurrent write may ask.
@@ -138,6 +141,16 @@ impl RowClock {
         previous
     }
 
+    /// Takes in that a local write adds an element to a set.
+    pub(crate) fn add(&mut self, column: ColumnId, element: Vec<u8>, stamp: Stamp) {
+        self.sets.add(column, element, stamp);
+    }
+
+    /// Takes in that a local write removes an element from a set; gives the adds it takes away.
+    pub(crate) fn remove(&mut self, column: ColumnId, element: Vec<u8>) -> Known {
+        self.sets.take(column, element)
+    }
+
     /// The entries whose values a local delete of the row discards.
     pub(super) fn seen(&self, dots: &mut Vec<Dot>) {
         dots.clear();
@@ -170,6 +183,7 @@ impl RowClock {
             if self.epoch < by { self.begin(0) } else { self.epoch -= by }
         }
         self.base = self.base.filter(|(stamp, _)| !gone(*stamp));
+        self.sets.forget(gone);
         let gone = |stamp: Stamp| stamp == FORGOTTEN || gone(stamp);
         self.cells.forget(gone, self.base.is_some());
     }
@@ -181,6 +195,11 @@ impl RowClock {
 
     // --- Packing
 
+    /// How many stamps stand in it, about.
+    pub(super) fn stamps(&self) -> usize {
+        self.cells.len() + self.deletes.len() + self.sets.len()
+    }
+
     /// Appends the clocks; `intern` gives each stamp a number.
     pub(super) fn pack(&self, out: &mut Vec<u8>, mut intern: impl FnMut(Stamp) -> u64) {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
@@ -190,7 +209,8 @@ impl RowClock {
                 | flag(self.base.is_some(), BASE)
                 | flag(self.cells.first.is_some(), CELLS)
                 | flag(!self.deletes.is_empty(), DELETES)
-                | flag(!self.shifts.is_empty(), SHIFTS),
+                | flag(!self.shifts.is_empty(), SHIFTS)
+                | flag(!self.sets.is_empty(), SETS),
         );
         if self.epoch > 0 {
             put_varint(out, u64::from(self.epoch));
@@ -220,6 +240,9 @@ impl RowClock {
                 put_varint(out, u64::from(shift.by));
                 put_varint(out, intern(shift.at));
             }
+        }
+        if !self.sets.is_empty() {
+            self.sets.pack(out, intern);
         }
     }
 
@@ -262,6 +285,9 @@ impl RowClock {
                 clock.shifts.push(Shift { frontier, by, at: stamp(reader)? });
             }
         }
+        if has(SETS) {
+            clock.sets = SetClocks::unpack(reader, stamp)?;
+        }
         Ok(clock)
     }
 }
@@ -272,3 +298,4 @@ const BASE: u8 = 4;
 const CELLS: u8 = 8;
 const DELETES: u8 = 16;
 const SHIFTS: u8 = 32;
+const SETS: u8 = 64;

@@ -354,6 +354,9 @@ impl Shelf {
         *block = blocks.next().unwrap_or_default();
         self.loaded = self.loaded - size + block.size();
         self.rows = self.rows - len as u64 + block.len() as u64;
+        if block.is_empty() {
+            self.remove_empty(table, key);
+        }
         for block in blocks {
             self.rows += block.len() as u64;
             self.insert(table, block.key(0).into(), block);

@@ -240,7 +240,7 @@ impl Writer {
             }
         }
         Err(WriteError::Aborted(
-            "triggers change a max or min column again and again, away from the value that stays"
+            "triggers change a max, min or set column again and again, away from the value that stays"
                 .to_owned(),
         ))
     }

@@ -29,6 +29,7 @@ use crate::{
     driver::DatabaseDigest,
     entry::Digest,
     ids::{self, Ids},
+    merge::functions::make_spell,
     schema::{Registry, Table},
     sqlite,
     value::put_cell,
@@ -107,6 +108,7 @@ impl Db {
         connection.busy_timeout(READ_BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         ids::prepare_connection(&connection, &self.file.ids)?;
+        make_spell(&connection)?;
         connection.authorizer(Some(|context: AuthContext<'_>| authorizer::reader(&context)))?;
         Ok(Reader { connection })
     }

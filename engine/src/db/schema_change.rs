@@ -9,7 +9,7 @@ use rusqlite::{Connection, Row, Statement};
 
 use crate::{
     db::{
-        tx::{Course, step_all, transaction_gone},
+        tx::{Course, WriteTx, step_all, transaction_gone},
         writer::Writer,
     },
     error::WriteError,
@@ -52,8 +52,7 @@ pub(super) fn run(
         }
         let scope = scope(writer, course);
         let changed = writer.as_engine(|conn| scope.after(conn, action, &text))?;
-        adopt(writer, vec![text], changed);
-        Ok(())
+        adopt(writer, course, vec![text], changed)
     })
 }
 
@@ -97,10 +96,7 @@ fn declare_one(
             "the types of columns of {table:?} must be declared before the transaction writes its rows"
         )));
     }
-    if !changed.changes.is_empty() {
-        adopt(writer, Vec::new(), changed);
-    }
-    Ok(())
+    if changed.changes.is_empty() { Ok(()) } else { adopt(writer, course, Vec::new(), changed) }
 }
 
 fn scope(writer: &Writer, course: &Course) -> Scope {
@@ -114,10 +110,18 @@ fn scope(writer: &Writer, course: &Course) -> Scope {
     }
 }
 
-fn adopt(writer: &Writer, statements: Vec<String>, changed: Changed) {
-    let Changed { changes, registry } = changed;
+fn adopt(
+    writer: &Writer,
+    course: &Course,
+    statements: Vec<String>,
+    changed: Changed,
+) -> Result<(), WriteError> {
+    let Changed { changes, registry, respelling } = changed;
     writer.user().sink().end_chapter(statements, changes, Arc::clone(&registry));
     writer.adopt(registry);
+    // Behind the change, so that other nodes carry it out alike.
+    let mut tx = WriteTx::new(writer, course.alike());
+    respelling.iter().try_for_each(|statement| tx.execute(statement, []).map(drop))
 }
 
 fn within_savepoint(

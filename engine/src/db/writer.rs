@@ -105,6 +105,7 @@ impl Writer {
         )?;
         user.pragma_update(None, "foreign_keys", !migrating)?;
         ids::prepare_connection(&user, &file.ids)?;
+        merge::functions::make_spell(&user)?;
         let page_bytes = user.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
         let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), origin)));
         let judge = Arc::clone(&gate);

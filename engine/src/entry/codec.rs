@@ -242,6 +242,7 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
             ColumnType::Counter => 2,
             ColumnType::Max => 3,
             ColumnType::Min => 4,
+            ColumnType::Set => 5,
         });
     }
 }
@@ -491,6 +492,7 @@ fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclarati
             2 => ColumnType::Counter,
             3 => ColumnType::Max,
             4 => ColumnType::Min,
+            5 => ColumnType::Set,
             LWW_OF_A_GROUP => {
                 policy.groups.insert(name.clone(), reader.string()?.to_owned());
                 ColumnType::Lww

@@ -8,11 +8,13 @@
 //!   author's entry before it: corruption and forks show, they are not merged;
 //! - a `Rows` segment holds one operation per key, ordered by table and key.
 
+pub(crate) mod change;
 pub(crate) mod codec;
 mod digest;
 mod large;
 pub(crate) mod rows;
 
+pub use change::{Removal, SetChange};
 pub use digest::Digest;
 pub(crate) use large::{ChunksId, LargeEntry, LargeName, Logged};
 
@@ -205,6 +207,8 @@ pub enum CellWrite<'r> {
     Add(i64),
     /// A value of a `max` or `min` column: stored where it is beyond the one that stands there.
     Extreme(ValueRef<'r>),
+    /// Elements of a set that were added and removed.
+    Set(SetChange<'r>),
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use crate::{
     entry::{
-        Cell, CellWrite, RowOp, RowOpKind,
+        Cell, CellWrite, RowOp, RowOpKind, SetChange,
         codec::{put_dot, read_dot},
     },
     id::{AuthorId, ColumnId, TableId},
@@ -32,11 +32,12 @@ pub(crate) enum CellKind {
     Assign = 0,
     Add = 1,
     Extreme = 2,
+    Set = 3,
 }
 
 impl CellKind {
     fn from_bits(bits: u64) -> Result<Self, DecodeError> {
-        [Self::Assign, Self::Add, Self::Extreme]
+        [Self::Assign, Self::Add, Self::Extreme, Self::Set]
             .into_iter()
             .find(|kind| *kind as u64 == bits)
             .ok_or(DecodeError::Unknown("cell kind"))
@@ -240,6 +241,13 @@ impl<'a> RowsReader<'a> {
                     CellWrite::Assign { value: self.reader.cell()?, previous }
                 }
                 CellKind::Extreme => CellWrite::Extreme(self.reader.cell()?),
+                CellKind::Set => {
+                    let change = SetChange::read(&mut self.reader)?;
+                    if kind == RowOpKind::Insert && change.removed().next().is_some() {
+                        return Err(DecodeError::Invalid("an insert that removes elements"));
+                    }
+                    CellWrite::Set(change)
+                }
             };
             self.cells.push(Cell { column, write });
         }

@@ -5,13 +5,15 @@
 use proptest::prelude::*;
 
 use super::{
+    change::put_change,
     codec::Body,
     rows::{CellKind, RowsReader, RowsWriter, put_previous},
     *,
 };
 use crate::{
     policy::{Consistency, Writers},
-    value::{DecodeError, put_cell, put_prefixed, put_varint, tests::Owned},
+    set::{Element, tests::element},
+    value::{ByteReader, DecodeError, put_cell, put_prefixed, put_varint, tests::Owned},
 };
 
 // --- Bodies to encode
@@ -41,6 +43,8 @@ enum Write {
     Assign(Owned, Option<Dot>),
     Add(i64),
     Extreme(Owned),
+    /// A change of a set, and what it says.
+    Set(Vec<u8>, Vec<Element<'static>>, Vec<Removal<'static>>),
 }
 
 impl Row {
@@ -50,6 +54,7 @@ impl Row {
                 Write::Assign(..) => CellKind::Assign,
                 Write::Add(_) => CellKind::Add,
                 Write::Extreme(_) => CellKind::Extreme,
+                Write::Set(..) => CellKind::Set,
             };
             (*column, kind)
         });
@@ -67,6 +72,7 @@ impl Row {
                     out.encoded(&cell);
                 }
                 Write::Add(delta) => out.delta(*delta),
+                Write::Set(change, ..) => out.encoded(change),
                 Write::Extreme(value) => {
                     let mut cell = Vec::new();
                     put_cell(&mut cell, value.as_value());
@@ -91,6 +97,12 @@ impl Row {
                     }
                     Write::Add(delta) => CellWrite::Add(*delta),
                     Write::Extreme(value) => CellWrite::Extreme(value.as_value()),
+                    Write::Set(bytes, added, removed) => {
+                        let change = SetChange::read(&mut ByteReader::new(bytes)).unwrap();
+                        assert!(change.added().eq(added.iter().cloned()));
+                        assert!(change.removed().eq(removed.iter().cloned()));
+                        CellWrite::Set(change)
+                    }
                 },
             })
             .collect();
@@ -215,11 +227,36 @@ fn value() -> impl Strategy<Value = Owned> {
     ]
 }
 
+fn set_change() -> impl Strategy<Value = Write> {
+    let known = (prop::collection::vec(dot(), 0..3), any::<bool>());
+    let elements = prop::collection::btree_map(element(), prop::option::of(known), 0..5);
+    elements.prop_map(|elements| {
+        let (mut added, mut removed) = (Vec::new(), Vec::new());
+        for (element, known) in elements {
+            match known {
+                None => added.push(element),
+                Some((dots, stable)) => {
+                    let stable = stable || dots.is_empty();
+                    removed.push(Removal { element, dots, stable });
+                }
+            }
+        }
+        set_write(added, removed)
+    })
+}
+
+fn set_write(added: Vec<Element<'static>>, removed: Vec<Removal<'static>>) -> Write {
+    let mut bytes = Vec::new();
+    put_change(&mut bytes, &added, &removed);
+    Write::Set(bytes, added, removed)
+}
+
 fn row() -> impl Strategy<Value = Row> {
     let write = prop_oneof![
         3 => (value(), prop::option::of(dot())).prop_map(|(v, previous)| Write::Assign(v, previous)),
         1 => any::<i64>().prop_map(Write::Add),
         1 => value().prop_map(Write::Extreme),
+        1 => set_change(),
     ];
     let column = prop_oneof![0u32..6, any::<u32>()].prop_map(ColumnId);
     let cells = prop::collection::btree_map(column, write, 0..4);
@@ -236,6 +273,7 @@ fn row() -> impl Strategy<Value = Row> {
                 RowOpKind::Insert => row.cells.extend(cells.into_iter().map(|(id, write)| {
                     let write = match write {
                         Write::Assign(value, _) => Write::Assign(value, None),
+                        Write::Set(_, added, _) => set_write(added, Vec::new()),
                         other => other,
                     };
                     (id, write)
@@ -254,7 +292,8 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
         Consistency::Local,
     ]);
     let writers = prop::sample::select(vec![Writers::Any, Writers::Origin]);
-    let word = prop::sample::select(vec!["lww", "counter", "max", "min", "group=a", "group=ü"]);
+    let word =
+        prop::sample::select(vec!["lww", "counter", "max", "min", "set", "group=a", "group=ü"]);
     let columns = prop::collection::btree_map(any::<u32>(), word, 0..5);
     (any::<u32>(), "\\PC{0,12}", consistency, writers, any::<bool>(), columns).prop_map(
         |(id, name, consistency, writers, explicit_key, columns)| {
@@ -503,4 +542,34 @@ fn a_timestamp_always_has_a_later_one() {
     let latest = (Hlc::LATEST.0 << 16) | 0xffff;
     assert!(Entry::decode(&at(latest).bytes).is_ok());
     assert!(matches!(Entry::decode(&at(latest + 1).bytes), Err(DecodeError::Invalid(_))));
+}
+
+#[test]
+fn a_change_of_a_set_has_one_encoding_only() {
+    // An update of column 1, the key "k", in epoch 0; then the change.
+    let read = |change: &[u8]| {
+        let rows = [&[2, 1, 1, 1 << 2 | 3, 2, b'k', 0], change].concat();
+        let mut reader = RowsReader::new(&rows);
+        reader.next().map(|op| format!("{:?}", op.unwrap().cells[0].write))
+    };
+    let read_error = |change: &[u8]| read(change).unwrap_err();
+    let added = read(&[4, 0, 3, 1, 2, 0]).unwrap();
+    assert!(added.contains("[Bool(false), Bool(true), Integer(1)], removed: []"), "{added}");
+    let removed = read(&[0, 8, 6, b'a', 3, 1, 1, 9, 0, 1]).unwrap_err();
+    assert_eq!(removed, DecodeError::Invalid("elements do not ascend"), "false behind \"a\"");
+    let removed = read(&[0, 6, 6, b'a', 3, 1, 1, 9]).unwrap();
+    assert!(removed.contains("stable: true"), "{removed}");
+    for twice in [&[2, 3, 3, 0][..], &[2, 3, 0, 0], &[4, 1, 2, 1, 0, 0]] {
+        assert_eq!(read_error(twice), DecodeError::Invalid("elements do not ascend"));
+    }
+    let no_element = DecodeError::Invalid("not an element of a set");
+    assert_eq!(read_error(&[9, 2, 0x3f, 0xf0, 0, 0, 0, 0, 0, 0, 0]), no_element, "1.0 is 1");
+    assert_eq!(read_error(&[9, 2, 0x7f, 0xf0, 0, 0, 0, 0, 0, 0, 0]), no_element, "infinity");
+    assert_eq!(read_error(&[2, 7, b'a', 0]), no_element, "a blob");
+    assert_eq!(read_error(&[2, 6, 0xff, 0]), DecodeError::Invalid("text is not UTF-8"));
+    let nothing = DecodeError::Invalid("a removal that names no add");
+    assert_eq!(read_error(&[0, 2, 3, 0]), nothing);
+    let insert = [1, 1, 1, 1 << 2 | 3, 2, b'k', 0, 0, 2, 3, 1];
+    let error = RowsReader::new(&insert).next().unwrap_err();
+    assert_eq!(error, DecodeError::Invalid("an insert that removes elements"));
 }

@@ -6,11 +6,12 @@
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
     entry::{
-        Cell, CellWrite, EntryHeader, Logged, Member, RowOp, RowOpKind, Segment, rows::RowsReader,
+        Cell, CellWrite, EntryHeader, Logged, Member, Removal, RowOp, RowOpKind, Segment,
+        SetChange, change::put_change, rows::RowsReader,
     },
     error::ApplyError,
     hlc::Stamp,
-    id::AuthorId,
+    id::{AuthorId, ColumnId},
     merge::{
         Aside,
         conflict::Conflicts,
@@ -24,6 +25,7 @@ use crate::{
         row::read_row,
         spelling::{check_spelling, split_spelling},
     },
+    set::Element,
     sqlite::Keeping,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, put_cell},
@@ -274,6 +276,10 @@ impl<'a> Applier<'a> {
             .contested
             .apply(self.conn, op, header, &table.assigned, &mut effects)
             .map_err(|error| ApplyError::clocks(header.dot, error))?;
+        // Removals that do not count are left out from here on.
+        let changes = counting(op, &effects.outlived);
+        let cells = with_changes(op, &changes);
+        let op = &RowOp { cells: if changes.is_empty() { op.cells } else { &cells }, ..*op };
         let conflicts = &effects.conflicts;
         self.tally.conflicts += conflicts.len() as u64;
         // What an update overwrites, it can tell by itself.
@@ -458,6 +464,41 @@ enum Stored<'t> {
     Collides,
 }
 
+/// The changes of sets without those removals that do not count, if there are any: of each its place
+/// among the operation's cells.
+fn counting(op: &RowOp<'_>, outlived: &[(ColumnId, Vec<u8>)]) -> Vec<(usize, Vec<u8>)> {
+    let mut changes = Vec::new();
+    for (place, cell) in op.cells.iter().enumerate() {
+        let CellWrite::Set(change) = cell.write else { continue };
+        let stays = |element: &Element<'_>| {
+            let bytes = element.to_bytes();
+            outlived.iter().any(|(column, stays)| *column == cell.column && *stays == bytes)
+        };
+        if outlived.iter().any(|(column, _)| *column == cell.column) {
+            let added: Vec<Element<'_>> = change.added().collect();
+            let removed: Vec<Removal<'_>> =
+                change.removed().filter(|removal| !stays(&removal.element)).collect();
+            let mut bytes = Vec::new();
+            put_change(&mut bytes, &added, &removed);
+            changes.push((place, bytes));
+        }
+    }
+    changes
+}
+
+/// The cells of an operation with other changes of sets.
+fn with_changes<'r>(op: &RowOp<'r>, changes: &'r [(usize, Vec<u8>)]) -> Vec<Cell<'r>> {
+    if changes.is_empty() {
+        return Vec::new();
+    }
+    let mut cells = op.cells.to_vec();
+    for (place, bytes) in changes {
+        let change = SetChange::read(&mut ByteReader::new(bytes));
+        cells[*place].write = CellWrite::Set(change.expect("it was just encoded"));
+    }
+    cells
+}
+
 /// Every operation names columns that its table has or had, in the manner in which they merge. One that
 /// was written under an `older` schema may lack columns.
 fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), DecodeError> {
@@ -465,6 +506,7 @@ fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), Decod
         ColumnType::Lww => matches!(write, CellWrite::Assign { .. }),
         ColumnType::Counter => matches!(write, CellWrite::Add(_)),
         ColumnType::Max | ColumnType::Min => matches!(write, CellWrite::Extreme(_)),
+        ColumnType::Set => matches!(write, CellWrite::Set(_)),
     };
     let mut known = 0;
     for cell in op.cells {

@@ -352,7 +352,9 @@ fn incoming<'v>(op: &RowOp<'v>, conflict: &Conflict) -> ValueRef<'v> {
     let cell = op.cells.iter().find(|cell| cell.column == conflict.column);
     match cell.map(|cell| cell.write) {
         Some(CellWrite::Assign { value, .. }) => value,
-        Some(CellWrite::Add(_) | CellWrite::Extreme(_)) | None => ValueRef::Null,
+        Some(CellWrite::Add(_) | CellWrite::Extreme(_) | CellWrite::Set(_)) | None => {
+            ValueRef::Null
+        }
     }
 }
 

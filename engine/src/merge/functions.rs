@@ -3,13 +3,16 @@
 use rusqlite::{
     Connection, ffi,
     functions::{Context, FunctionFlags},
-    types::{ToSqlOutput, ValueRef as Sql},
+    types::{ToSqlOutput, Type, ValueRef as Sql},
 };
 
 use crate::{
+    entry::SetChange,
+    merge::row::unite,
     policy::ColumnType,
+    set,
     testing::{Bug, planted},
-    value::ValueRef,
+    value::{ByteReader, ValueRef},
 };
 
 /// Makes the functions on the apply connection.
@@ -26,7 +29,27 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
             Ok(ToSqlOutput::Arg(usize::from(takes || planted(Bug::ExtremeByArrival))))
         })?;
     }
-    Ok(())
+    conn.create_scalar_function("littoral_unite", 2, flags, |context| {
+        let ValueRef::Blob(change) = argument(context, 1) else {
+            return Err(rusqlite::Error::InvalidParameterType(1, Type::Blob));
+        };
+        let change = SetChange::read(&mut ByteReader::new(change))
+            .map_err(|error| rusqlite::Error::UserFunctionError(error.into()))?;
+        Ok(unite(argument(context, 0), change))
+    })
+}
+
+/// Makes the function `littoral_set(value)`, which spells a set as a column holds it, on a connection of
+/// the application.
+pub(crate) fn make_spell(conn: &Connection) -> rusqlite::Result<()> {
+    let flags = FunctionFlags::SQLITE_DETERMINISTIC
+        | FunctionFlags::SQLITE_UTF8
+        | FunctionFlags::SQLITE_DIRECTONLY;
+    conn.create_scalar_function("littoral_set", 1, flags, |context| {
+        set::spelled(argument(context, 0)).map_err(|no_set| {
+            rusqlite::Error::UserFunctionError(format!("littoral_set(): {no_set}").into())
+        })
+    })
 }
 
 /// The function that gives what stands in a column after a write has met it; `None` if it is the value
@@ -37,6 +60,7 @@ pub(super) const fn combining(merge: ColumnType) -> Option<&'static str> {
         ColumnType::Counter => Some("littoral_add"),
         ColumnType::Max => Some("littoral_max"),
         ColumnType::Min => Some("littoral_min"),
+        ColumnType::Set => Some("littoral_unite"),
     }
 }
 

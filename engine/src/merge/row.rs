@@ -1,11 +1,13 @@
 //! Merging into a row in memory, for what one statement cannot do.
 
+use std::collections::BTreeSet;
+
 use rusqlite::Connection;
 
 use crate::{
-    entry::{CellWrite, RowOp},
+    entry::{CellWrite, RowOp, SetChange},
     schema::{Column, Table, shape::TableShape},
-    sqlite,
+    set, sqlite,
     value::{ByteReader, ValueRef, put_cell},
 };
 
@@ -85,10 +87,15 @@ pub(super) fn merge(
     let mut overflows = Vec::new();
     for (index, cell) in op.cells.iter().enumerate() {
         let Some(place) = table.cell(cell.column) else { continue };
+        let united;
         let merged = match cell.write {
             CellWrite::Assign { value, .. } => wins(index).then_some(value),
             CellWrite::Extreme(new) => {
                 table.cells[place].merge.takes(value(&cells[place]), new).then_some(new)
+            }
+            CellWrite::Set(change) => {
+                united = unite(value(&cells[place]), change);
+                Some(ValueRef::Text(united.as_bytes()))
             }
             CellWrite::Add(delta) => {
                 let count = match value(&cells[place]) {
@@ -104,11 +111,21 @@ pub(super) fn merge(
             }
         };
         if let Some(merged) = merged {
-            // What is merged may borrow from the operation only, not from the cell.
             let mut encoded = Vec::new();
             put_cell(&mut encoded, merged);
             cells[place] = encoded;
         }
     }
     overflows
+}
+
+/// What becomes of a set by a change of it. What is no set counts as an empty one: nothing but littoral may
+/// have written it.
+pub(super) fn unite(held: ValueRef<'_>, change: SetChange<'_>) -> String {
+    let mut elements: BTreeSet<_> = set::read(held).unwrap_or_default().into_iter().collect();
+    elements.extend(change.added());
+    for removal in change.removed() {
+        elements.remove(&removal.element);
+    }
+    set::spell(&elements)
 }

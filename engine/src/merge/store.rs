@@ -93,7 +93,7 @@ pub(super) fn insert(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite:
             let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
             lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(cells).try_for_each(|(place, cell)| lend(parameters, place, cell))
+            places.zip(cells).try_for_each(|(place, cell)| lend_new(parameters, place, cell))
         },
     )
 }
@@ -110,7 +110,7 @@ fn insert_some(conn: &Keeping, table: &Table, op: &RowOp<'_>) -> rusqlite::Resul
             let spelling = spelling.map_or(ValueRef::Null, |cell| written(cell.write));
             lend_spelled(parameters, 0, table, op.key, spelling)?;
             let places = table.key.len() + 1..;
-            places.zip(known()).try_for_each(|(place, (cell, _))| lend(parameters, place, cell))
+            places.zip(known()).try_for_each(|(place, (cell, _))| lend_new(parameters, place, cell))
         },
     )
 }
@@ -295,11 +295,48 @@ fn lend<'v>(
     parameters.lend(place, written(cell.write))
 }
 
-/// What a write binds: the value, or the increment.
+/// As [`lend`], where no value is there to combine it with.
+fn lend_new<'v>(
+    parameters: &mut Parameters<'v>,
+    place: usize,
+    cell: &Cell<'v>,
+) -> rusqlite::Result<()> {
+    match given(cell.write) {
+        Given::Value(value) => parameters.lend(place, value),
+        Given::Set(set) => parameters.copy(place, ValueRef::Text(set.as_bytes())),
+    }
+}
+
+/// What stands in a cell of a new row.
+#[derive(Debug)]
+enum Given<'v> {
+    Value(ValueRef<'v>),
+    /// A set is spelled from its elements.
+    Set(String),
+}
+
+impl Given<'_> {
+    fn as_value(&self) -> ValueRef<'_> {
+        match self {
+            Self::Value(value) => *value,
+            Self::Set(set) => ValueRef::Text(set.as_bytes()),
+        }
+    }
+}
+
+fn given(write: CellWrite<'_>) -> Given<'_> {
+    match write {
+        CellWrite::Set(change) => Given::Set(row::unite(ValueRef::Null, change)),
+        write => Given::Value(written(write)),
+    }
+}
+
+/// What a write binds: the value, the increment, or the change of a set.
 fn written(write: CellWrite<'_>) -> ValueRef<'_> {
     match write {
         CellWrite::Assign { value, .. } | CellWrite::Extreme(value) => value,
         CellWrite::Add(delta) => ValueRef::Integer(delta),
+        CellWrite::Set(change) => ValueRef::Blob(change.as_bytes()),
     }
 }
 
@@ -311,7 +348,7 @@ pub(super) struct Inserts<'c, 'r> {
     conn: &'c Keeping,
     table: Option<&'c Table>,
     /// Of every row its key, then its cells.
-    values: Vec<ValueRef<'r>>,
+    values: Vec<Given<'r>>,
     /// Of every row the place of its operation in the entry.
     places: Vec<u64>,
 }
@@ -352,8 +389,8 @@ impl<'c, 'r> Inserts<'c, 'r> {
         self.table = Some(table);
         let mut reader = ByteReader::new(key);
         let parts = table.key.iter().map_while(|_| reader.key_part().ok());
-        self.values.extend(parts.filter_map(|part| part.lent()));
-        self.values.extend(cells.iter().map(|cell| written(cell.write)));
+        self.values.extend(parts.filter_map(|part| part.lent()).map(Given::Value));
+        self.values.extend(cells.iter().map(|cell| given(cell.write)));
         self.places.push(at);
         if self.places.len() == Self::ROWS[0] { self.flush(collided) } else { Ok(()) }
     }
@@ -400,10 +437,12 @@ impl<'c, 'r> Inserts<'c, 'r> {
         &self,
         name: &[u64],
         sql: impl FnOnce() -> String,
-        values: &[ValueRef<'r>],
+        values: &[Given<'r>],
     ) -> rusqlite::Result<()> {
         self.conn.run(name, sql, |parameters| {
-            (1..).zip(values).try_for_each(|(place, value)| parameters.lend(place, *value))
+            (1..)
+                .zip(values)
+                .try_for_each(|(place, value)| parameters.lend(place, value.as_value()))
         })
     }
 }

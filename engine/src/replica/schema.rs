@@ -112,7 +112,11 @@ impl Replica {
                 self.storage_fails(error.to_string());
             }
             Err(error) => {
-                tracing::error!(%error, "a change of the schema that waited for other nodes failed");
+                // The reason may name a key, which is no business of a log.
+                tracing::error!(
+                    "a change of the schema that waited for other nodes failed; last_freeze in \
+                     littoral_meta says why"
+                );
                 self.unfreeze(frozen.dot, &error.to_string());
             }
         }

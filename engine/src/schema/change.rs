@@ -65,6 +65,8 @@ pub(crate) struct Scope {
 pub(crate) struct Changed {
     pub(crate) changes: Vec<TableChange>,
     pub(crate) registry: Arc<Registry>,
+    /// Statements that make sets of what columns declared so hold already.
+    pub(crate) respelling: Vec<String>,
 }
 
 impl Scope {
@@ -134,7 +136,7 @@ impl Scope {
         declaration.policy = enroll::with_names_of(policy, &declaration.columns);
         if declaration.policy == known.policy {
             let registry = Arc::clone(&self.before);
-            return Ok(Changed { changes: Vec::new(), registry });
+            return Ok(Changed { changes: Vec::new(), registry, respelling: Vec::new() });
         }
         let mut changes = Vec::new();
         if self.merges_otherwise(known, &declaration.policy) {
@@ -182,12 +184,18 @@ impl Scope {
         let tables: Vec<TableDeclaration> = registry.tables().iter().map(as_declared).collect();
         let mut refusals = enroll::check_some(conn, &tables, &concerned)?;
         refusals.extend(trigger::check(conn, &tables)?);
+        let mut respelling = Vec::new();
+        for table in registry.tables().iter().filter(|table| table.has_sets) {
+            if concerned.contains(&table.id) && indexed != Some(table.id) {
+                respelling.append(&mut enroll::check_sets(conn, table, &mut refusals)?);
+            }
+        }
         if !refusals.is_empty() {
             return Err(WriteError::Refused(refusals));
         }
         self.judge(conn, &registry)?;
         self.check_counters(conn, &changes, &registry)?;
-        Ok(Changed { changes, registry })
+        Ok(Changed { changes, registry, respelling })
     }
 
     /// Refuses a counter over values that nobody can count up.
@@ -341,6 +349,7 @@ fn unquiet(
             ColumnType::Lww => is_null || is_constant(default),
             ColumnType::Counter => default == "0",
             ColumnType::Max | ColumnType::Min => is_null,
+            ColumnType::Set => is_null || default == "'[]'",
         };
         let fits = || match declared.filter(|_| shape.strict) {
             Some(column) => column.takes_default(conn),

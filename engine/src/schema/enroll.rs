@@ -11,10 +11,13 @@ use crate::{
     id::{ColumnId, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
     schema::{
-        catalog,
+        Table,
+        catalog::{self, MARK},
         shape::{Affinity, ColumnShape, KeyColumn, KeyShape, TableShape},
     },
-    value::Collation,
+    set,
+    sqlite::{self, quoted},
+    value::{Collation, ValueRef},
 };
 
 /// Why a table cannot replicate as declared: one constraint and its remedy.
@@ -290,7 +293,58 @@ fn typed_column(
             format!("its column {name:?} is a counter but not INTEGER NOT NULL"),
             "declare the column INTEGER NOT NULL DEFAULT 0",
         );
+    } else if merge == ColumnType::Set && !matches!(column.affinity, Affinity::Text | Affinity::Any)
+    {
+        reasons.refuse(
+            format!("its column {name:?} is a set but not TEXT, so it may not keep JSON as it is"),
+            "declare the column TEXT NOT NULL DEFAULT '[]'",
+        );
     }
+}
+
+/// Looks at what the set columns of a table hold already: a value that is no set is refused. Gives the
+/// statements that spell the others as sets are spelled. NULL, which counts as empty, may stay.
+pub(super) fn check_sets(
+    conn: &Connection,
+    table: &Table,
+    refusals: &mut Vec<Refusal>,
+) -> rusqlite::Result<Vec<String>> {
+    let mut respelling = Vec::new();
+    let key: Vec<String> =
+        table.key.iter().map(|k| format!("quote({})", quoted(&k.name))).collect();
+    let (key, name) = (key.join(" || ', ' || "), quoted(&table.name));
+    for column in table.cells.iter().filter(|column| column.merge == ColumnType::Set) {
+        let set = quoted(&column.name);
+        let mut statement = conn
+            .prepare(&format!("{MARK} SELECT {set}, {key} FROM {name} WHERE {set} IS NOT NULL"))?;
+        let mut rows = statement.raw_query();
+        let mut respelled = false;
+        while let Some(row) = rows.next()? {
+            let value = sqlite::column(row, 0)?;
+            match set::spelled(value) {
+                Ok(spelling) => respelled |= value != ValueRef::Text(spelling.as_bytes()),
+                Err(no_set) => {
+                    let row: String = row.get(1)?;
+                    refusals.push(Refusal {
+                        table: table.name.clone(),
+                        reason: format!(
+                            "its column {:?} is declared set, and the row {row} holds none: {no_set}",
+                            column.name
+                        ),
+                        remedy: "correct the value first",
+                    });
+                    break;
+                }
+            }
+        }
+        if respelled {
+            respelling.push(format!(
+                "UPDATE {name} SET {set} = littoral_set({set})
+                 WHERE {set} IS NOT NULL AND {set} IS NOT littoral_set({set})"
+            ));
+        }
+    }
+    Ok(respelling)
 }
 
 fn multi_writer_table(

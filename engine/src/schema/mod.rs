@@ -88,6 +88,8 @@ pub(crate) struct Table {
     pub(crate) groups: Vec<Vec<usize>>,
     /// Whether there is a counter among the cells.
     pub(crate) counted: bool,
+    /// Whether there is a set among the cells.
+    pub(crate) has_sets: bool,
     /// Whether a transaction's rows are looked at before it commits: the author stores what a merge
     /// would store.
     pub(crate) normalized: bool,
@@ -147,7 +149,8 @@ impl Table {
         let has = |merges: &[ColumnType]| cells.iter().any(|cell| merges.contains(&cell.merge));
         Self {
             counted: has(&[ColumnType::Counter]),
-            normalized: has(&[ColumnType::Max, ColumnType::Min]),
+            has_sets: has(&[ColumnType::Set]),
+            normalized: has(&[ColumnType::Max, ColumnType::Min, ColumnType::Set]),
             may_check: false,
             width: key.len() + cells.len(),
             next_column: ColumnId(1),

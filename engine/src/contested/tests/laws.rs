@@ -23,7 +23,7 @@ proptest! {
     ) {
         let mut cluster = Cluster::with_row();
         for (index, count) in &increments {
-            cluster.write(*index, Change::Update { name: None, note: None, count: *count });
+            cluster.write(*index, put(None, None, *count));
         }
         let sum = increments.iter().map(|(_, count)| count).sum::<i64>();
         let row = in_order(&cluster.history, &order).rows.remove(&Cluster::key()).unwrap();
@@ -43,15 +43,22 @@ proptest! {
     }
 
     #[test]
-    fn entries_that_come_again_change_no_clock(history in history(), order in picks()) {
+    fn entries_that_come_again_change_no_clock_but_of_sets(history in history(), order in picks()) {
+        // An add that comes again comes after its removal: that entries come once is the log's business.
+        let clocks_of = |replica: &Replica| {
+            let mut clocks = replica.clocks();
+            clocks.values_mut().for_each(|clock| clock.3.clear());
+            clocks.retain(|_, clock| *clock != PlainClock::default());
+            clocks
+        };
         let mut replica = in_order(&history, &order);
-        let clocks = replica.clocks();
+        let clocks = clocks_of(&replica);
         for entry in &history {
             for op in &entry.ops {
                 replica.apply(op, &entry.header);
             }
         }
-        prop_assert_eq!(replica.clocks(), clocks);
+        prop_assert_eq!(clocks_of(&replica), clocks);
     }
 
     #[test]
@@ -75,7 +82,7 @@ proptest! {
             for op in &entry.ops {
                 let mut effects = Effects::default();
                 let Replica { contested, disk, .. } = &mut replica;
-                let taken = with_op(op, op.epoch, |op| {
+                let taken = with_op(op, false, |op| {
                     contested.apply(disk, op, &entry.header, &ASSIGNED, &mut effects)
                 });
                 taken.unwrap();
@@ -113,7 +120,7 @@ proptest! {
                 .map(|key| bytes(*key))
                 .map(|key| {
                     let present = replica.rows.contains_key(&key);
-                    (key, if present { name(1) } else { Change::Insert { name: 0, note: 0, count: 0 } })
+                    (key, if present { name(1) } else { insert(0, 0, 0) })
                 })
                 .collect();
             replica.write(author(0), 0, &changes);

@@ -3,17 +3,20 @@
 //! Three authors write as `capture/encode.rs` does and as `merge/apply.rs` stores, to rows that are
 //! maps. What must come of it is said twice more, without clocks: [`specified`] gives the rows from
 //! the set of entries alone, [`Replica::concurrent`] the conflicts from what each author had applied.
+//! What sets hold is said a third time, by the `Orswot` of the `crdts` crate, which forgets no clock.
 
 use std::{collections::BTreeMap, rc::Rc};
 
+use crdts::{CmRDT, Orswot, orswot};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    entry::Digest,
+    entry::{Digest, Removal, change::put_change},
     hlc::Hlc,
     id::{AuthorId, SchemaVersion, TableId},
-    value::ValueRef,
+    set::Element,
+    value::{ByteReader, ValueRef},
     version::{Dot, VersionVector},
 };
 
@@ -26,6 +29,10 @@ const TABLE: TableId = TableId(1);
 const NAME: ColumnId = ColumnId(2);
 const NOTE: ColumnId = ColumnId(3);
 const COUNT: ColumnId = ColumnId(4);
+/// A set of small numbers. In a row it is a mask: the bit of an element is set if it is in the set.
+const TAGS: ColumnId = ColumnId(5);
+/// Elements there are at most.
+const TAGS_MAX: i64 = 3;
 const ASSIGNED: [ColumnId; 2] = [NAME, NOTE];
 const AUTHORS: usize = 3;
 
@@ -37,15 +44,38 @@ type Rows = BTreeMap<Vec<u8>, Row>;
 /// What a statement does to one row.
 #[derive(Debug, Clone, Copy)]
 enum Change {
-    Insert { name: i64, note: i64, count: i64 },
-    Update { name: Option<i64>, note: Option<i64>, count: i64 },
+    Insert {
+        name: i64,
+        note: i64,
+        count: i64,
+        tags: i64,
+    },
+    /// The elements added were not there, those removed were.
+    Update {
+        name: Option<i64>,
+        note: Option<i64>,
+        count: i64,
+        added: i64,
+        removed: i64,
+    },
     Delete,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Write {
-    Assign { value: i64, previous: Option<Dot> },
+    Assign {
+        value: i64,
+        previous: Option<Dot>,
+    },
     Add(i64),
+    Set {
+        added: i64,
+        removed: i64,
+        /// As it stands in an entry.
+        change: Vec<u8>,
+        /// The same, had no frontier ever dropped a clock.
+        every: Vec<u8>,
+    },
 }
 
 #[derive(Debug)]
@@ -66,7 +96,11 @@ struct Written {
     context: VersionVector,
     ops: Vec<Op>,
     frontier: Option<VersionVector>,
+    /// What the set of a row, by key and epoch, goes through.
+    set_ops: Vec<((Vec<u8>, u32), SetOp)>,
 }
+
+type SetOp = orswot::Op<i64, AuthorId>;
 
 impl Written {
     fn stamp(&self) -> Stamp {
@@ -81,6 +115,8 @@ struct Replica {
     contested: Contested,
     shadow: Contested,
     rows: Rows,
+    /// What the rows of each epoch hold in their sets, if they live.
+    sets: BTreeMap<(Vec<u8>, u32), Orswot<i64, AuthorId>>,
     vector: VersionVector,
     log: Vec<Rc<Written>>,
     hlc: u64,
@@ -95,6 +131,7 @@ impl Default for Replica {
             contested: Contested::default(),
             shadow: Contested::default(),
             rows: Rows::new(),
+            sets: BTreeMap::new(),
             vector: VersionVector::new(),
             log: Vec::new(),
             hlc: 0,
@@ -125,13 +162,25 @@ impl Replica {
         let mut ops = Vec::new();
         for (key, change) in changes {
             store(&mut self.rows, key, *change);
-            let absolute = captured(&mut shadow, key, *change).epoch;
-            ops.push(Op { absolute, ..captured(&mut local, key, *change) });
+            let every = captured(&mut shadow, key, *change);
+            let mut op = captured(&mut local, key, *change);
+            op.absolute = every.epoch;
+            for ((_, write), (_, all)) in op.writes.iter_mut().zip(every.writes) {
+                if let (Write::Set { every, .. }, Write::Set { change, .. }) = (write, all) {
+                    *every = change;
+                }
+            }
+            ops.push(op);
         }
         let (local, shadow) = (local.finish(), shadow.finish());
         self.contested.install(&self.disk, &local).unwrap();
         self.shadow.install(&self.disk, &shadow).unwrap();
-        self.written(Written { header, context: self.vector.clone(), ops, frontier: None })
+        let set_ops = ops.iter().flat_map(|op| self.set_ops(op, header.dot)).collect();
+        let written =
+            Written { header, context: self.vector.clone(), ops, frontier: None, set_ops };
+        self.apply_to_sets(&written);
+        self.check_sets(&written);
+        self.written(written)
     }
 
     /// Writes the next frontier, if there is news.
@@ -145,7 +194,8 @@ impl Replica {
         let number = self.contested.stable().number + 1;
         self.contested.frontier(&self.disk, number, &covered, header.stamp()).unwrap();
         let (context, frontier) = (self.vector.clone(), Some(covered));
-        Some(self.written(Written { header, context, ops: Vec::new(), frontier }))
+        let (ops, set_ops) = (Vec::new(), Vec::new());
+        Some(self.written(Written { header, context, ops, frontier, set_ops }))
     }
 
     fn written(&mut self, entry: Written) -> Rc<Written> {
@@ -165,6 +215,8 @@ impl Replica {
             assert_eq!(lost, expected, "{op:?} of {:?}", entry.header);
             all.extend(lost);
         }
+        self.apply_to_sets(entry);
+        self.check_sets(entry);
         if let Some(covered) = &entry.frontier {
             let number = self.contested.stable().number + 1;
             self.contested.frontier(&self.disk, number, covered, entry.stamp()).unwrap();
@@ -177,11 +229,11 @@ impl Replica {
 
     fn apply(&mut self, op: &Op, header: &EntryHeader) -> Lost {
         let mut effects = Effects::default();
-        let verdict = with_op(op, op.epoch, |op| {
+        let verdict = with_op(op, false, |op| {
             self.contested.apply(&self.disk, op, header, &ASSIGNED, &mut effects).unwrap()
         });
         let mut shadow = Effects::default();
-        let shadow_verdict = with_op(op, op.absolute, |op| {
+        let shadow_verdict = with_op(op, true, |op| {
             self.shadow.apply(&self.disk, op, header, &ASSIGNED, &mut shadow).unwrap()
         });
         // A row begins anew or for the first time: that is one thing where there is no row.
@@ -198,14 +250,14 @@ impl Replica {
             Verdict::Delete => drop(self.rows.remove(&op.key)),
             Verdict::Begin => {
                 self.rows.remove(&op.key);
-                merge(self.rows.entry(op.key.clone()).or_default(), &op.writes, |_| true);
+                merge(self.rows.entry(op.key.clone()).or_default(), op, |_| true, &effects);
             }
             Verdict::Merge => {
                 let insert = op.kind == RowOpKind::Insert;
                 let found = self.rows.contains_key(&op.key);
                 assert!(found || insert, "an update without its row");
                 let row = self.rows.entry(op.key.clone()).or_default();
-                merge(row, &op.writes, |cell| !found || effects.wins[cell]);
+                merge(row, op, |cell| !found || effects.wins[cell], &effects);
             }
         }
         effects.conflicts.iter().map(|lost| (lost.column, lost.kind)).collect()
@@ -246,18 +298,61 @@ impl Replica {
         }
     }
 
+    /// What an operation of this replica does to the set of its row.
+    fn set_ops(&self, op: &Op, dot: Dot) -> Vec<((Vec<u8>, u32), SetOp)> {
+        let place = (op.key.clone(), op.absolute);
+        let none = Orswot::new();
+        let set = self.sets.get(&place).unwrap_or(&none);
+        let mut ops = Vec::new();
+        for (_, write) in &op.writes {
+            if let Write::Set { added, removed, .. } = write {
+                for element in bits(*removed) {
+                    ops.push(set.rm(element, set.contains(&element).derive_rm_ctx()));
+                }
+                let dot = crdts::Dot::new(dot.author, dot.seq);
+                ops.push(SetOp::Add { dot, members: bits(*added).collect() });
+            }
+        }
+        ops.into_iter().map(|op| (place.clone(), op)).collect()
+    }
+
+    fn apply_to_sets(&mut self, entry: &Written) {
+        for (place, op) in &entry.set_ops {
+            self.sets.entry(place.clone()).or_default().apply(op.clone());
+        }
+    }
+
+    /// A living row that an entry names holds what the shadow has clocks of, and what the oracle says.
+    fn check_sets(&self, entry: &Written) {
+        let mut cursor = self.shadow.cursor(&self.disk);
+        for key in entry.ops.iter().map(|op| &op.key) {
+            let Some(row) = self.rows.get(key) else { continue };
+            let clock = cursor.row(TABLE, key).unwrap().expect("the shadow forgets nothing");
+            let column = |(column, element): (ColumnId, Vec<u8>)| {
+                assert_eq!(column, TAGS);
+                bit(&crate::set::read_element(&mut ByteReader::new(&element)).unwrap())
+            };
+            assert_eq!(row[&TAGS], clock.sets.all().into_keys().map(column).sum::<i64>());
+            let set = self.sets.get(&(key.clone(), clock.epoch));
+            let held = bits(i64::MAX).filter(|bit| set.is_some_and(|s| s.contains(bit).val));
+            assert_eq!(row[&TAGS], held.map(|bit| 1 << bit).sum::<i64>(), "{key:?}");
+        }
+    }
+
     fn clocks(&self) -> BTreeMap<Vec<u8>, PlainClock> {
         clocks_of(&self.contested)
     }
 }
 
 /// A row's clocks in the one form that does not tell how they came to be.
-type PlainClock = (u32, bool, Vec<Option<Stamp>>);
+type PlainClock = (u32, bool, Vec<Option<Stamp>>, PlainSets);
+
+type PlainSets = BTreeMap<(ColumnId, Vec<u8>), (Vec<Stamp>, bool)>;
 
 fn clocks_of(contested: &Contested) -> BTreeMap<Vec<u8>, PlainClock> {
     let plain = |(key, clock): (Vec<u8>, RowClock)| {
         let cells = ASSIGNED.into_iter().map(|column| clock.cell(column)).collect();
-        (key, (clock.epoch, clock.dead, cells))
+        (key, (clock.epoch, clock.dead, cells, clock.sets.all()))
     };
     exact(contested).into_iter().map(plain).collect()
 }
@@ -273,14 +368,17 @@ fn exact(contested: &Contested) -> Vec<(Vec<u8>, RowClock)> {
 /// What SQLite does for a statement.
 fn store(rows: &mut Rows, key: &[u8], change: Change) {
     match change {
-        Change::Insert { name, note, count } => {
-            let row = Row::from([(NAME, name), (NOTE, note), (COUNT, count)]);
+        Change::Insert { name, note, count, tags } => {
+            let row = Row::from([(NAME, name), (NOTE, note), (COUNT, count), (TAGS, tags)]);
             assert!(rows.insert(key.to_vec(), row).is_none(), "inserted twice");
         }
-        Change::Update { name, note, count } => {
+        Change::Update { name, note, count, added, removed } => {
             let row = rows.get_mut(key).expect("an update finds its row");
             row.extend([(NAME, name), (NOTE, note)].into_iter().filter_map(|(c, v)| Some((c, v?))));
             *row.entry(COUNT).or_default() += count;
+            let tags = row.entry(TAGS).or_default();
+            assert_eq!((*tags & added, *tags & removed), (0, removed));
+            *tags = (*tags | added) & !removed;
         }
         Change::Delete => assert!(rows.remove(key).is_some(), "a delete finds its row"),
     }
@@ -290,16 +388,23 @@ fn store(rows: &mut Rows, key: &[u8], change: Change) {
 fn captured(local: &mut LocalWrites<'_>, key: &[u8], change: Change) -> Op {
     let key = key.to_vec();
     match change {
-        Change::Insert { name, note, count } => {
+        Change::Insert { name, note, count, tags } => {
             let assign = |value| Write::Assign { value, previous: None };
-            let writes =
-                vec![(NAME, assign(name)), (NOTE, assign(note)), (COUNT, Write::Add(count))];
-            let epoch = local.insert(TABLE, &key, Some(COUNT)).unwrap();
+            let writes = vec![
+                (NAME, assign(name)),
+                (NOTE, assign(note)),
+                (COUNT, Write::Add(count)),
+                (TAGS, set_write(tags, &[])),
+            ];
+            let elements = elements(tags).map(|element| (TAGS, element.to_bytes()));
+            let epoch = local.insert(TABLE, &key, Some(TAGS), elements).unwrap();
             op(RowOpKind::Insert, key, epoch, writes, Vec::new())
         }
-        Change::Update { name, note, count } => {
+        Change::Update { name, note, count, added, removed } => {
             let stamp = local.stamp();
-            let mut clock = local.update(TABLE, &key).unwrap();
+            let held = local.update(TABLE, &key).unwrap();
+            let had = held.is_some();
+            let mut clock = held.unwrap_or_default();
             let epoch = clock.epoch_for(RowOpKind::Update);
             let mut writes = Vec::new();
             for (column, value) in [(NAME, name), (NOTE, note)] {
@@ -311,7 +416,18 @@ fn captured(local: &mut LocalWrites<'_>, key: &[u8], change: Change) -> Op {
             if count != 0 {
                 writes.push((COUNT, Write::Add(count)));
             }
-            local.updated(TABLE, &key, &clock);
+            if added | removed != 0 {
+                let known = |element: Element<'static>| {
+                    let Known { dots, stable } = clock.remove(TAGS, element.to_bytes());
+                    Removal { element, dots, stable }
+                };
+                let removed: Vec<_> = elements(removed).map(known).collect();
+                for element in elements(added) {
+                    clock.add(TAGS, element.to_bytes(), stamp);
+                }
+                writes.push((TAGS, set_write(added, &removed)));
+            }
+            local.updated(TABLE, &key, &clock, had);
             op(RowOpKind::Update, key, epoch, writes, Vec::new())
         }
         Change::Delete => {
@@ -332,31 +448,79 @@ fn op(
     Op { kind, key, epoch, absolute: epoch, writes, saw }
 }
 
-fn with_op<T>(op: &Op, epoch: u32, take: impl FnOnce(&RowOp<'_>) -> T) -> T {
+fn elements(mask: i64) -> impl Iterator<Item = Element<'static>> {
+    bits(mask).map(Element::Integer)
+}
+
+/// The numbers of the bits that are set.
+fn bits(mask: i64) -> impl Iterator<Item = i64> {
+    (0..TAGS_MAX).filter(move |bit| mask & 1 << bit != 0)
+}
+
+fn bit(element: &Element<'_>) -> i64 {
+    let Element::Integer(bit) = element else { panic!("{element:?}") };
+    1 << bit
+}
+
+fn set_write(added: i64, removals: &[Removal<'_>]) -> Write {
+    let mut change = Vec::new();
+    put_change(&mut change, &elements(added).collect::<Vec<_>>(), removals);
+    let removed = removals.iter().map(|removal| bit(&removal.element)).sum();
+    Write::Set { added, removed, every: change.clone(), change }
+}
+
+/// Lends an operation as it stands in its entry, or, `absolute`, as it would had there been no frontier.
+fn with_op<T>(op: &Op, absolute: bool, take: impl FnOnce(&RowOp<'_>) -> T) -> T {
+    let epoch = if absolute { op.absolute } else { op.epoch };
     let cells: Vec<Cell<'_>> = op
         .writes
         .iter()
-        .map(|&(column, write)| Cell {
-            column,
+        .map(|(column, write)| Cell {
+            column: *column,
             write: match write {
                 Write::Assign { value, previous } => {
-                    CellWrite::Assign { value: ValueRef::Integer(value), previous }
+                    CellWrite::Assign { value: ValueRef::Integer(*value), previous: *previous }
                 }
-                Write::Add(delta) => CellWrite::Add(delta),
+                Write::Add(delta) => CellWrite::Add(*delta),
+                Write::Set { change, every, .. } => {
+                    let bytes = if absolute { every } else { change };
+                    CellWrite::Set(SetChange::read(&mut ByteReader::new(bytes)).unwrap())
+                }
             },
         })
         .collect();
     take(&RowOp { table: TABLE, kind: op.kind, key: &op.key, epoch, cells: &cells, saw: &op.saw })
 }
 
-fn merge(row: &mut Row, writes: &[(ColumnId, Write)], wins: impl Fn(usize) -> bool) {
-    for (cell, (column, write)) in writes.iter().enumerate() {
+fn merge(row: &mut Row, op: &Op, wins: impl Fn(usize) -> bool, effects: &Effects) {
+    for (cell, (column, write)) in op.writes.iter().enumerate() {
         match *write {
             Write::Assign { value, .. } if wins(cell) => drop(row.insert(*column, value)),
             Write::Assign { .. } => {}
             Write::Add(delta) => *row.entry(*column).or_default() += delta,
+            Write::Set { added, removed, .. } => {
+                let gone = elements(removed)
+                    .filter(|element| !effects.outlived.contains(&(*column, element.to_bytes())));
+                let tags = row.entry(*column).or_default();
+                *tags = (*tags | added) & !gone.map(|element| bit(&element)).sum::<i64>();
+            }
         }
     }
+}
+
+/// Which elements that an operation adds nobody removes who knew of it.
+fn added_to_stay(history: &[Rc<Written>], op: &Op, stamp: Stamp, added: i64) -> i64 {
+    let mut stay = added;
+    for entry in history.iter().filter(|entry| entry.context.covers(stamp.dot())) {
+        for later in entry.ops.iter().filter(|o| o.key == op.key && o.absolute == op.absolute) {
+            for (_, write) in &later.writes {
+                if let Write::Set { removed, .. } = write {
+                    stay &= !removed;
+                }
+            }
+        }
+    }
+    stay
 }
 
 /// The rows that a set of entries means: no order, no clocks. The newest epoch of a key counts, its
@@ -380,6 +544,7 @@ fn specified(history: &[Rc<Written>]) -> Rows {
                 }
                 Write::Assign { .. } => {}
                 Write::Add(delta) => *held += delta,
+                Write::Set { added, .. } => *held |= added_to_stay(history, op, stamp, added),
             }
         }
     }
@@ -414,7 +579,7 @@ enum Step {
 /// What an author would like to do to a row, as far as the row is there.
 #[derive(Debug, Clone)]
 enum Wish {
-    Put { name: Option<i64>, note: Option<i64>, count: i64 },
+    Put { name: Option<i64>, note: Option<i64>, count: i64, toggle: i64 },
     Delete,
 }
 
@@ -430,8 +595,8 @@ fn author(index: usize) -> AuthorId {
 fn wish() -> impl Strategy<Value = Wish> {
     let value = || prop::option::of(0i64..100);
     prop_oneof![
-        3 => (value(), value(), -5i64..=5)
-            .prop_map(|(name, note, count)| Wish::Put { name, note, count }),
+        3 => (value(), value(), -5i64..=5, 0i64..1 << TAGS_MAX)
+            .prop_map(|(name, note, count, toggle)| Wish::Put { name, note, count, toggle }),
         1 => Just(Wish::Delete),
     ]
 }
@@ -492,18 +657,22 @@ fn possible(rows: &Rows, wishes: &[(usize, Wish)]) -> Vec<(Vec<u8>, Change)> {
         wishes.iter().map(|(key, wish)| (keys()[*key].clone(), wish)).collect();
     let change = |(key, wish): (Vec<u8>, &Wish)| {
         let change = match (*wish).clone() {
-            Wish::Put { name, note, count } if rows.contains_key(&key) => {
-                Change::Update { name, note, count }
+            Wish::Put { name, note, count, toggle } if rows.contains_key(&key) => {
+                let tags = rows[&key][&TAGS];
+                let (added, removed) = (toggle & !tags, toggle & tags);
+                Change::Update { name, note, count, added, removed }
             }
-            Wish::Put { name, note, count } => {
+            Wish::Put { name, note, count, toggle } => {
                 let (name, note) = (name.unwrap_or_default(), note.unwrap_or_default());
-                Change::Insert { name, note, count }
+                Change::Insert { name, note, count, tags: toggle }
             }
             Wish::Delete => Change::Delete,
         };
         let nothing = match change {
             Change::Delete => !rows.contains_key(&key),
-            Change::Update { name, note, count } => name.or(note).is_none() && count == 0,
+            Change::Update { name, note, count, added, removed } => {
+                name.or(note).is_none() && count == 0 && added | removed == 0
+            }
             Change::Insert { .. } => false,
         };
         (!nothing).then_some((key, change))
@@ -556,7 +725,7 @@ impl Cluster {
 
     fn with_row() -> Self {
         let mut cluster = Self::empty();
-        cluster.write(0, Change::Insert { name: 1, note: 1, count: 0 });
+        cluster.write(0, insert(1, 1, 0));
         cluster.spread();
         cluster
     }
@@ -589,6 +758,12 @@ impl Cluster {
         }
     }
 
+    /// The set of the row that all have in the end.
+    fn tags(&mut self) -> i64 {
+        self.row();
+        self.replicas[0].rows[&Self::key()][&TAGS]
+    }
+
     /// The row that all have in the end: name, note, count.
     fn row(&mut self) -> Option<[i64; 3]> {
         self.spread();
@@ -601,14 +776,26 @@ impl Cluster {
     }
 }
 
+const fn insert(name: i64, note: i64, count: i64) -> Change {
+    Change::Insert { name, note, count, tags: 0 }
+}
+
+const fn put(name: Option<i64>, note: Option<i64>, count: i64) -> Change {
+    Change::Update { name, note, count, added: 0, removed: 0 }
+}
+
+const fn tag(added: i64, removed: i64) -> Change {
+    Change::Update { name: None, note: None, count: 0, added, removed }
+}
+
 const fn name(value: i64) -> Change {
-    Change::Update { name: Some(value), note: None, count: 0 }
+    put(Some(value), None, 0)
 }
 
 const fn note(value: i64) -> Change {
-    Change::Update { name: None, note: Some(value), count: 0 }
+    put(None, Some(value), 0)
 }
 
 const fn count(delta: i64) -> Change {
-    Change::Update { name: None, note: None, count: delta }
+    put(None, None, delta)
 }

@@ -8,11 +8,13 @@
 //! Rules, from section 3 of the design: a cell is won by the greatest stamp; increments add up; a
 //! delete wins over everything concurrent; an insert over a deleted row begins a new epoch;
 //! operations of another epoch than the row's are ignored; of two values of a `max` or `min` column
-//! the further one stays; the columns of a group are assigned together. What is discarded is a
-//! conflict, unless its author had seen it; so is a sum that overflows.
+//! the further one stays; an element stays in a set as long as an add of it is left that nobody who
+//! knew it removed; the columns of a group are assigned together. What is discarded is a conflict,
+//! unless its author had seen it; so is a sum that overflows.
 
 mod held;
 mod row;
+mod set;
 #[cfg(test)]
 mod tests;
 

@@ -6,7 +6,7 @@ use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, Dot, RowOp, RowOpKind, Seq, Stamp, VersionVector,
 };
 
-use super::{Held, ShadowTable};
+use super::{Held, ShadowTable, set::Set};
 
 /// The rules by which values are discarded, as `littoral_conflicts` names them.
 const LAST_WINS: &str = "last writer wins";
@@ -23,6 +23,8 @@ pub(super) struct Row {
     /// Counted from the beginning of time, whatever frontiers have done to the numbers in entries.
     pub(super) epoch: u32,
     pub(super) clocks: BTreeMap<ColumnId, Stamp>,
+    /// The sets among the cells.
+    pub(super) sets: BTreeMap<ColumnId, Set>,
     /// Every delete that was ever applied, and the epoch it named.
     pub(super) deletes: Vec<(u32, Dot)>,
     /// By how much each frontier has made the epochs that entries name smaller.
@@ -97,6 +99,14 @@ impl Row {
                 return Err(format!("it overwrote {previous:?}, its author held {held:?}"));
             }
         }
+        let none = Set::default();
+        for cell in op.cells {
+            if let CellWrite::Set(change) = cell.write {
+                let set = self.sets.get(&cell.column).unwrap_or(&none);
+                set.check_own(change, covered)
+                    .map_err(|what| format!("column {}: {what}", cell.column.0))?;
+            }
+        }
         if op.kind == RowOpKind::Delete {
             let mut clocks = self.clocks.values().filter(|stamp| !covered.covers(stamp.dot()));
             let unseen = clocks.find(|stamp| !op.saw.contains(&stamp.dot()));
@@ -152,6 +162,7 @@ impl Row {
                 return Ok(());
             }
             let cells = self.cells.take().unwrap_or_default();
+            self.sets.clear();
             for (column, held) in std::mem::take(&mut self.clocks) {
                 if !seen.covers(held.dot()) {
                     conflicts.push(ShadowConflict {
@@ -183,6 +194,7 @@ impl Row {
             self.epoch = op.epoch;
             self.cells = None;
             self.clocks.clear();
+            self.sets.clear();
         }
         if self.cells.is_none() && op.kind == RowOpKind::Update {
             return Err("an update of a row that was never inserted".to_owned());
@@ -214,6 +226,11 @@ impl Row {
                     if cells.get(&cell.column).is_none_or(|held| !held.beats(&value, merge)) {
                         cells.insert(cell.column, value);
                     }
+                }
+                CellWrite::Set(change) => {
+                    let set = self.sets.entry(cell.column).or_default();
+                    set.apply(change, stamp.dot(), seen);
+                    cells.insert(cell.column, set.held());
                 }
                 CellWrite::Assign { value, .. } => {
                     let value = Held::from(value);
@@ -250,7 +267,7 @@ impl Row {
 fn assigned(cells: &[Cell<'_>]) -> Vec<(ColumnId, Held)> {
     let assigned = cells.iter().filter_map(|cell| match cell.write {
         CellWrite::Assign { value, .. } => Some((cell.column, value.into())),
-        CellWrite::Add(_) | CellWrite::Extreme(_) => None,
+        CellWrite::Add(_) | CellWrite::Extreme(_) | CellWrite::Set(_) => None,
     });
     assigned.collect()
 }

@@ -77,7 +77,7 @@ impl Case {
         let op = RowOp { table: TableId(1), kind, key: b"k", epoch, cells, saw };
         let previous = cells.iter().filter_map(|cell| match cell.write {
             CellWrite::Assign { previous, .. } => previous,
-            CellWrite::Add(_) | CellWrite::Extreme(_) => None,
+            CellWrite::Add(_) | CellWrite::Extreme(_) | CellWrite::Set(_) => None,
         });
         let seen = saw.iter().copied().chain(previous).collect();
         self.row.merge(&op, stamp, &table(), &seen, &mut self.conflicts).unwrap();
