@@ -142,7 +142,11 @@ impl Builder {
         drop(note);
 
         mirror::repair(&conn)?;
-        let registry = Arc::new(Registry::load(&conn)?);
+        let mut registry = Registry::load(&conn)?;
+        if planted(Bug::FreezeForgotten) {
+            registry.frozen = None;
+        }
+        let registry = Arc::new(registry);
         let register = catalog::meta::<Vec<u8>>(&conn, "register")?
             .map(|bytes| {
                 let what = "the control register does not decode".to_owned();

@@ -93,6 +93,12 @@ pub enum Bug {
     WritesAhead,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
+    /// Who has applied a freeze goes on writing to its tables.
+    NoTableFreeze,
+    /// A change that needs a freeze happens as soon as the tables are frozen.
+    ThawedEarly,
+    /// A freeze is forgotten when the file is opened.
+    FreezeForgotten,
     /// A removal from a set leaves adds that a frontier covers.
     StableFlagIgnored,
     /// A removal from a set does not name the adds that its author had clocks of.
@@ -101,7 +107,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 45] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -142,6 +148,9 @@ impl Bug {
         Self::FuturePassedOver,
         Self::WritesAhead,
         Self::ClocksOutliveChange,
+        Self::NoTableFreeze,
+        Self::ThawedEarly,
+        Self::FreezeForgotten,
         Self::StableFlagIgnored,
         Self::RemovalWithoutDots,
     ];

@@ -304,3 +304,26 @@ fn a_waiting_change_is_given_up_by_command_or_because_it_fails() {
     cluster.write(0, "UPDATE cart SET qty = 9");
     assert_alike(&mut cluster);
 }
+
+#[test]
+fn a_freeze_ends_with_a_change_of_several_statements() {
+    let mut cluster = linked(2);
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 1)");
+    // Two changes of the schema, which are told in one segment.
+    migrate(
+        &mut cluster,
+        0,
+        "ALTER TABLE cart ADD COLUMN peak INTEGER DEFAULT 1;
+         SELECT littoral_policy('cart', 'eventual',
+           json('{\"writers\": \"any\", \"columns\": {\"qty\": \"counter\", \"peak\": \"max\"}}'))",
+    )
+    .unwrap_err();
+    wait(&mut cluster);
+    assert_alike(&mut cluster);
+    assert_eq!(cluster.replica(0).status().freeze, None);
+    let why = "SELECT value FROM littoral_meta WHERE name = 'last_freeze'";
+    assert_eq!(cluster.rows(0, why), [""], "it happened once");
+    cluster.write(0, "UPDATE cart SET peak = 7");
+    assert_alike(&mut cluster);
+    assert_eq!(cluster.rows(1, "SELECT * FROM cart"), ["a|apple|x|1|7"]);
+}

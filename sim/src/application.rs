@@ -122,6 +122,9 @@ struct Arrival {
     count: u64,
 }
 
+/// The numbers of changes of the schema begin here.
+const CHANGES: JobId = 800_000;
+
 /// The numbers of the last jobs begin here.
 const MARKS: JobId = 900_000;
 
@@ -131,6 +134,8 @@ pub(crate) struct BuiltIn {
     chance: Chance,
     habits: Habits,
     arrivals: Vec<Arrival>,
+    /// When the origin changes the schema.
+    changes: Vec<Nanos>,
 }
 
 impl BuiltIn {
@@ -140,6 +145,7 @@ impl BuiltIn {
             chance: chance.clone(),
             habits: Habits::draw(&mut chance.draw(Stream::World, 1, 0)),
             arrivals: arrivals(chance, options),
+            changes: workload::schema_change_times(chance, options.chaos),
         }
     }
 }
@@ -150,11 +156,17 @@ impl Application for BuiltIn {
     }
 
     fn begin(&mut self, _now: Nanos) -> Vec<Nanos> {
-        self.arrivals.iter().map(|arrival| arrival.at).collect()
+        let arrivals = self.arrivals.iter().map(|arrival| arrival.at);
+        arrivals.chain(self.changes.iter().copied()).collect()
     }
 
     fn visit(&mut self, client: usize, is_up: &dyn Fn(usize) -> bool) -> Visit {
-        let arrival = self.arrivals[client];
+        let Some(arrival) = self.arrivals.get(client) else {
+            let number = (client - self.arrivals.len()) as u64;
+            let job =
+                is_up(0).then(|| (CHANGES + number, PlannedJob::change(&self.chance, number)));
+            return Visit { machine: 0, jobs: job.into_iter().collect(), again: None };
+        };
         let machine = arrival.machine;
         let ids = arrival.first..arrival.first + arrival.count;
         let jobs = ids
@@ -182,7 +194,7 @@ impl Application for BuiltIn {
     }
 
     fn describe(&self) -> String {
-        format!("{} arrivals", self.arrivals.len())
+        format!("{} arrivals, {} changes of the schema", self.arrivals.len(), self.changes.len())
     }
 }
 

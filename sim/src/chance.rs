@@ -46,6 +46,8 @@ pub(crate) enum Stream {
     Call,
     /// How long it waits from call to call.
     Think,
+    /// When the origin changes the schema, and how.
+    Schema,
 }
 
 /// The source of every decision in one run.

@@ -52,9 +52,6 @@ const EVENTS_PER_RUN: u64 = 4_000_000;
 /// have megabytes of large entries to carry.
 const SETTLE_WITHIN: Nanos = 900 * SECOND;
 
-/// How long a cluster without writes is watched.
-const SILENT_FOR: Nanos = 5 * SECOND;
-
 /// How often it is looked whether everything has settled.
 const CHECK_EVERY: Nanos = 250 * MS;
 
@@ -116,6 +113,10 @@ pub(crate) struct Tally {
     pub(crate) stops: u64,
     /// Power cuts that took something.
     pub(crate) losses: u64,
+    /// Changes of the schema and of policies.
+    pub(crate) changes: u64,
+    /// Freezes, and those that ended with the change that they waited for.
+    pub(crate) freezes: [u64; 2],
     /// Connections made.
     pub(crate) connections: u64,
     /// Snapshots that became a machine's file.
@@ -140,8 +141,8 @@ pub(crate) struct Cluster {
     stage: Stage,
     /// When clients and faults began.
     begun: Nanos,
-    /// What everybody had applied when everything had become quiet.
-    silence: Vec<u64>,
+    /// What everybody had applied, and how long logs were, when everything had become quiet.
+    silence: Vec<(u64, i64)>,
     next_peer: u64,
     tally: Tally,
     _session: vfs::Session,
@@ -272,6 +273,8 @@ impl Cluster {
         Tally {
             jobs: self.oracle.jobs.counts(),
             conflicts: self.oracle.logs.shadow(0).conflicts.len() as u64,
+            changes: self.oracle.logs.shadow(0).changes,
+            freezes: self.oracle.logs.shadow(0).freezes(),
             ..self.tally
         }
     }
@@ -403,7 +406,7 @@ impl Cluster {
             self.oracle.jobs.queued(id, number, machine.plan.full, &job);
             self.trace
                 .event(self.now, number, "job", &[id], &[], || format!("{id}: {}", job.describe()));
-            let ticket = engine.replica.write(now, job.into_job());
+            let ticket = job.queue(&mut engine.replica, now);
             machine.tickets.insert(ticket, id);
         }
         self.drain(number)
@@ -460,6 +463,10 @@ impl Cluster {
     }
 
     fn probe(&mut self, number: usize, count: u64) -> Check {
+        if matches!(self.stage, Stage::Silent { .. }) {
+            // Whatever there is to see then, is seen in the end.
+            return Ok(());
+        }
         let mut draw = self.chance.draw(Stream::Probe, number as u64, count + 1);
         let next =
             self.now + draw.between(self.world.probe_every / 2, self.world.probe_every * 3 / 2);
@@ -625,9 +632,10 @@ impl Cluster {
                 self.application.answered(id, &result)?;
                 let Some(engine) = &self.machines[number].engine else { return Ok(false) };
                 let reader = engine.reader.connection();
-                self.oracle.jobs.answered(id, &result, reader)?;
                 // A frontier of a node that is the only member may trim it at once.
                 self.oracle.refresh(number, reader)?;
+                let shadow = self.oracle.logs.shadow(number);
+                self.oracle.jobs.answered(id, &result, reader, shadow)?;
             }
             Output::Event(news) => {
                 let text = format!("{news:?}");

@@ -197,6 +197,34 @@ pub(crate) fn schedule(
     faults
 }
 
+/// Machines that stop while the schema changes: the origin in the middle of it, or any of them at some
+/// time until what waited for others has come to pass.
+pub(crate) fn around_changes(
+    chance: &Chance,
+    nodes: usize,
+    changes: &[Nanos],
+) -> Vec<(Nanos, Fault)> {
+    let mut faults = Vec::new();
+    for (number, at) in (0..).zip(changes) {
+        let mut draw = chance.draw(Stream::Fault, 2, number);
+        let (at, machine) = match draw.below(100) {
+            0..8 => (at - 1, 0),
+            8..16 => (at + draw.spread(10 * MS, 3 * SECOND), draw.index(nodes)),
+            _ => continue,
+        };
+        let fault = Fault::Crash {
+            machine,
+            stop: if draw.percent(50) { Stop::Kill } else { Stop::PowerCut },
+            after_changes: Some(draw.spread(1, 200) - 1),
+            down: draw.spread(MS, 3 * SECOND),
+            again_after: draw.percent(10).then(|| draw.spread(1, 30) - 1),
+            clock: None,
+        };
+        faults.push((at, fault));
+    }
+    faults
+}
+
 fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
     let machine = draw.index(nodes);
     let crash = |stop, draw: &mut Draw| Fault::Crash {

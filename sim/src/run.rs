@@ -128,6 +128,15 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_without_writes_is_silent_for_ten_hours() {
+        let hour = 3600 * SECOND;
+        let options = Options { chaos: SECOND, silence: 10 * hour, ..options() };
+        let report = run_seed(1, &options);
+        assert!(report.failure.is_none(), "{:?}", report.failure);
+        assert!(report.simulated > 10 * hour);
+    }
+
+    #[test]
     fn every_promise_is_kept() {
         for seed in 0..10 {
             let report = run_seed(seed, &options());

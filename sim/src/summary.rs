@@ -36,6 +36,9 @@ pub(crate) struct RunSummary {
     power_cuts_with_loss: u64,
     connections: u64,
     snapshots: u64,
+    schema_changes: u64,
+    freezes: u64,
+    freezes_ended_by_change: u64,
     /// Of all runs together.
     hash: String,
     /// Of each run, in the order of the seeds.
@@ -194,6 +197,9 @@ impl RunSummary {
         self.power_cuts_with_loss += report.tally.losses;
         self.connections += report.tally.connections;
         self.snapshots += report.tally.snapshots;
+        self.schema_changes += report.tally.changes;
+        self.freezes += report.tally.freezes[0];
+        self.freezes_ended_by_change += report.tally.freezes[1];
         self.hashes.push(report.hash.clone());
         lines
     }
@@ -224,6 +230,9 @@ impl RunSummary {
         self.power_cuts_with_loss += other.power_cuts_with_loss;
         self.connections += other.connections;
         self.snapshots += other.snapshots;
+        self.schema_changes += other.schema_changes;
+        self.freezes += other.freezes;
+        self.freezes_ended_by_change += other.freezes_ended_by_change;
         self.hashes.extend(other.hashes);
     }
 
@@ -354,6 +363,12 @@ impl RunSummary {
             self.connections,
             self.snapshots
         ));
+        if self.schema_changes > 0 {
+            lines.push(format!(
+                "{} changes of the schema; {} freezes, {} ended by their change",
+                self.schema_changes, self.freezes, self.freezes_ended_by_change
+            ));
+        }
         lines.push(format!(
             "{:.1} simulated seconds in {:.2} CPU seconds: {:.0} per CPU second, {} events",
             self.simulated_seconds,

@@ -13,6 +13,7 @@
 //! - the sets of `bag` are JSON arrays.
 
 mod author;
+mod schema;
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +24,7 @@ use littoral::{Job, TablePolicy, WriteError, WriteTx, Writers};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
+pub(crate) use self::schema::{Errand, times as schema_change_times};
 use crate::chance::{Chance, Draw, Stream};
 
 /// Numbers jobs across the cluster; it is the job's key in `ledger`.
@@ -67,6 +69,10 @@ CREATE TABLE handle (
 CREATE TABLE jotting (line TEXT UNIQUE, at);
 CREATE TABLE ticket (id INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT UNIQUE);
 CREATE TABLE stub (id INTEGER PRIMARY KEY);
+CREATE TABLE stall (
+  id INTEGER PRIMARY KEY, label TEXT, amount INTEGER NOT NULL DEFAULT 0, rank INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE plot (id INTEGER PRIMARY KEY, crop TEXT, seeds INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE ware (id INTEGER PRIMARY KEY, title TEXT UNIQUE, weight REAL DEFAULT 1);
 CREATE TABLE memo (id INTEGER PRIMARY KEY, line TEXT, body, n INTEGER NOT NULL DEFAULT 0);
 CREATE VIRTUAL TABLE memo_words USING fts5(line, body, content = 'memo', content_rowid = 'id');
 CREATE TRIGGER memo_in AFTER INSERT ON memo
@@ -129,8 +135,8 @@ impl TableShape {
     }
 }
 
-/// Every replicated table of [`SCHEMA`].
-pub(crate) const TABLES: [TableShape; 21] = [
+/// Every replicated table of [`SCHEMA`], as a run begins.
+pub(crate) const TABLES: [TableShape; 24] = [
     any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
     any("cart", &["owner", "sku"], &[("quantity", "counter")]),
     any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
@@ -156,6 +162,9 @@ pub(crate) const TABLES: [TableShape; 21] = [
             ("town", "group=address"),
         ],
     ),
+    any("stall", &["id"], &[("amount", "counter")]),
+    origin("plot"),
+    origin("ware"),
     any("bag", &["id"], &[("tags", "set"), ("marks", "set"), ("n", "counter")]),
     origin("holder"),
     origin("purchase"),
@@ -281,13 +290,14 @@ enum Act {
     Transfer,
     Ghost,
     Gauge,
+    Stall,
     Savepoint,
     Origin,
     Abort,
     Bag,
 }
 
-const ACTS: [Act; 28] = [
+const ACTS: [Act; 29] = [
     Act::Insert,
     Act::InsertMany,
     Act::InsertCrowd,
@@ -312,6 +322,7 @@ const ACTS: [Act; 28] = [
     Act::Transfer,
     Act::Ghost,
     Act::Gauge,
+    Act::Stall,
     Act::Savepoint,
     Act::Origin,
     Act::Abort,
@@ -334,11 +345,14 @@ struct Step {
 pub(crate) struct Effects {
     /// Rows of `ghost` that it deleted.
     pub(crate) ghosts_deleted: Vec<i64>,
+    /// Tables to which it may not write now, as statements said whose failure it put up with.
+    pub(crate) frozen: Vec<String>,
 }
 
 /// A job before it is queued.
 #[derive(Debug)]
 pub(crate) struct PlannedJob {
+    errand: Errand,
     steps: Vec<Step>,
     aborts: bool,
     /// Whether it inserts its number into `ledger`.
@@ -371,14 +385,14 @@ impl PlannedJob {
             author.ledger();
         }
         let steps = author.steps;
-        Self { steps, aborts, in_ledger, effects: Arc::default() }
+        Self { errand: Errand::Write, steps, aborts, in_ledger, effects: Arc::default() }
     }
 
     /// A job of these statements with their parameters, all of which must succeed.
     pub(crate) fn of(statements: Vec<(String, Vec<Value>)>) -> Self {
         let step = |(sql, values)| Step { sql, values, tolerant: false, ghost: None };
         let steps = statements.into_iter().map(step).collect();
-        Self { steps, aborts: false, in_ledger: false, effects: Arc::default() }
+        Self::errand(Errand::Write, steps)
     }
 
     /// A job that only writes its number, and must succeed on any healthy member.
@@ -387,11 +401,16 @@ impl PlannedJob {
         let mut author = Author { draw: &mut draw, habits, id, machine, steps: Vec::new() };
         author.ledger();
         let steps = author.steps;
-        Self { steps, aborts: false, in_ledger: true, effects: Arc::default() }
+        Self { in_ledger: true, ..Self::errand(Errand::Write, steps) }
     }
 
     /// What the job does, for people.
     pub(crate) fn describe(&self) -> String {
+        match &self.errand {
+            Errand::Write => {}
+            Errand::Migrate(script) => return format!("migration: {script}"),
+            Errand::GiveUp => return "give the waiting change up".to_owned(),
+        }
         let steps: Vec<String> = self
             .steps
             .iter()
@@ -421,6 +440,9 @@ impl PlannedJob {
         for step in &self.steps {
             match tx.execute(&step.sql, params_from_iter(&step.values)) {
                 Ok(changed) => effects.ghosts_deleted.extend(step.ghost.filter(|_| changed > 0)),
+                Err(WriteError::SchemaChanging { table, .. }) if step.tolerant => {
+                    effects.frozen.push(table);
+                }
                 Err(_) if step.tolerant => {}
                 Err(error) => return Err(error),
             }

@@ -10,6 +10,7 @@ use crate::{
     fault::{self, Fault},
     network::LinkPlan,
     scenario::Scenario,
+    workload,
 };
 
 /// A seed has from so many machines, if it may choose.
@@ -25,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) nodes: Option<usize>,
     /// How long clients write and faults happen.
     pub(crate) chaos: Nanos,
+    /// How long the cluster is watched once it has nothing to do any more.
+    pub(crate) silence: Nanos,
     /// Whether every event is printed.
     pub(crate) trace: bool,
     /// Whether everything is kept that an explanation of a violated invariant needs.
@@ -35,7 +38,14 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: None, chaos: 20 * SECOND, trace: false, recording: false, scenario: None }
+        Self {
+            nodes: None,
+            chaos: 20 * SECOND,
+            silence: 5 * SECOND,
+            trace: false,
+            recording: false,
+            scenario: None,
+        }
     }
 }
 
@@ -155,7 +165,12 @@ impl World {
                 }
             })
             .collect();
-        let faults = fault::schedule(chance, nodes, options.chaos, links.len(), &fault::Kind::ALL);
+        let mut faults =
+            fault::schedule(chance, nodes, options.chaos, links.len(), &fault::Kind::ALL);
+        if !faults.is_empty() {
+            let changes = workload::schema_change_times(chance, options.chaos);
+            faults.extend(fault::around_changes(chance, nodes, &changes));
+        }
         Self {
             topology,
             links,

@@ -353,7 +353,7 @@ impl Writer {
         let Some(entry) = draft.finish()? else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
         local.contested.load(self.apply(), &clocks)?;
-        let registry = Self::settle_schema(conn, local.registry, captured, schema_changes)?;
+        let registry = Self::settle_schema(conn, local, captured, schema_changes)?;
         local.log.append(conn, entry)?;
         local.contested.install(self.apply(), &clocks).expect("its blocks were loaded");
         Ok(Some(Written { dot: header.dot, registry }))
@@ -363,16 +363,18 @@ impl Writer {
     /// every other node.
     fn settle_schema(
         conn: &Connection,
-        before: &Arc<Registry>,
+        local: &Local<'_>,
         captured: &Captured,
         schema_changes: u32,
     ) -> rusqlite::Result<Option<Arc<Registry>>> {
+        let before = &*local.registry;
         let now = Arc::clone(captured.registry());
         if Arc::ptr_eq(before, &now) && schema_changes == 0 {
             return Ok(None);
         }
         let version = SchemaVersion(before.version.0 + schema_changes);
-        if now.version == version {
+        // What was read before a freeze ended has the freeze.
+        if now.version == version && local.ends.is_none() {
             return Ok(Some(now));
         }
         catalog::set_version(conn, version)?;

@@ -3,12 +3,12 @@
 use littoral::{Entry, Segment, limits::OWN_STAMPS_AHEAD_MAX};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, SILENT_FOR, Stage};
+use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, Stage};
 use crate::{
     application::Moment,
     clock::WallClock,
     disk::vfs,
-    oracle::{Check, Failure, Promise, broken, convergence, spools, unreadable},
+    oracle::{Check, Failure, Promise, broken, convergence, schema, sights, spools, unreadable},
 };
 
 impl Cluster {
@@ -85,8 +85,8 @@ impl Cluster {
                 self.stage = Stage::Forgetting { deadline: self.now + SETTLE_WITHIN };
             }
             Stage::Forgetting { .. } => {
-                self.silence = self.applied();
-                let until = self.now + SILENT_FOR;
+                self.silence = self.lengths()?;
+                let until = self.now + self.options.silence;
                 self.stage = Stage::Silent { until };
                 self.schedule(until, Event::CheckSettled);
                 return Ok(());
@@ -97,9 +97,16 @@ impl Cluster {
         Ok(())
     }
 
-    fn applied(&self) -> Vec<u64> {
-        let engines = self.machines.iter().filter_map(|machine| machine.engine.as_ref());
-        engines.map(|engine| engine.replica.status().applied.0).collect()
+    /// How far every log goes, and how many entries it keeps.
+    fn lengths(&self) -> Check<Vec<(u64, i64)>> {
+        let mut lengths = Vec::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            if let Some(engine) = &machine.engine {
+                let kept = sights::log_length(number, engine.reader.connection())?;
+                lengths.push((engine.replica.status().applied.0, kept));
+            }
+        }
+        Ok(lengths)
     }
 
     /// After quiet no clock is left, and of the log only frontiers that no later one covers.
@@ -125,9 +132,9 @@ impl Cluster {
         if self.now < until {
             return Ok(());
         }
-        let applied = self.applied();
-        if applied != self.silence {
-            let what = format!("entries without end: {:?}, then {applied:?}", self.silence);
+        let lengths = self.lengths()?;
+        if lengths != self.silence {
+            let what = format!("entries without end: {:?}, then {lengths:?}", self.silence);
             return broken(Promise::Silence, what);
         }
         self.stage = Stage::Over;
@@ -142,7 +149,8 @@ impl Cluster {
             let belongs = status.author.is_some() || machine.plan.read_only;
             // Writes go on when the time has caught up with stamps of clocks that were wrong.
             let writes = status.clock.stamps_ahead <= OWN_STAMPS_AHEAD_MAX;
-            if status.applied != status.durable || !belongs || !writes {
+            let settled = status.applied == status.durable && status.freeze.is_none();
+            if !settled || !belongs || !writes {
                 return false;
             }
             if !machine.tickets.is_empty() {
@@ -217,6 +225,7 @@ impl Cluster {
             let Some(engine) = &machine.engine else { continue };
             let reader = engine.reader.connection();
             let logs = &self.oracle.logs;
+            schema::same([0, number], [first.reader.connection(), reader])?;
             convergence::same_rows(
                 [0, number],
                 [first.reader.connection(), reader],

@@ -12,7 +12,7 @@ use std::{
 use littoral::{Committed, Dot, WriteError};
 use rusqlite::{Connection, OptionalExtension};
 
-use super::{Check, Promise, broken, sights::has_schema, unreadable};
+use super::{Check, Promise, broken, shadow::Shadow, sights::has_schema, unreadable};
 use crate::workload::{Effects, JobId, PlannedJob};
 
 /// What became of a job.
@@ -68,12 +68,14 @@ impl Jobs {
         self.records.insert(id, record);
     }
 
-    /// A job was answered: what the answer says must be visible already.
+    /// A job was answered: what the answer says must be visible already. `shadow` is what the machine's
+    /// log leads to.
     pub(crate) fn answered(
         &mut self,
         id: JobId,
         result: &Result<Committed, WriteError>,
         reader: &Connection,
+        shadow: &Shadow,
     ) -> Check {
         let Some(record) = self.records.get_mut(&id) else {
             return broken(Promise::Answers, format!("an answer to job {id}, which nobody queued"));
@@ -81,6 +83,20 @@ impl Jobs {
         if record.fate != Fate::Unknown {
             return broken(Promise::Answers, format!("a second answer to job {id}"));
         }
+        let refused = match result {
+            Err(WriteError::SchemaChanging { table, .. }) => Some(table.clone()),
+            _ => None,
+        };
+        let effects = record.effects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = effects.frozen.iter().chain(&refused);
+        if let Some(table) = changing.find(|table| !shadow.is_frozen(table)) {
+            let what = format!(
+                "job {id} was told on m{} that {table} is changing, and it is not",
+                record.machine
+            );
+            return broken(Promise::Answers, what);
+        }
+        drop(effects);
         record.fate = match result {
             Ok(committed) => Fate::Done(committed.dot),
             Err(_) => Fate::Refused,

@@ -9,6 +9,7 @@
 //! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
+//! - [`schema`]: tables, policies and freezes are what the log says;
 //! - [`clocks`]: nothing from the future is taken, and nobody writes it for long;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
@@ -20,6 +21,7 @@ pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod recording;
 pub(crate) mod references;
+pub(crate) mod schema;
 pub(crate) mod shadow;
 pub(crate) mod shapes;
 pub(crate) mod sights;
@@ -163,6 +165,7 @@ impl Oracle {
     /// Compares a machine's rows with the shadow's.
     pub(crate) fn compare(&mut self, machine: usize, reader: &Connection) -> Check {
         self.refresh(machine, reader)?;
+        schema::follows_log(machine, reader, self.logs.shadow(machine))?;
         convergence::rows_follow_log(machine, reader, self.logs.shadow(machine), self.shapes)?;
         convergence::conflicts_follow_log(machine, reader, self.logs.shadow(machine))
     }

@@ -30,20 +30,15 @@ impl Shapes {
         if self == Self::Asked {
             return ask(table, reader);
         }
-        let known = TABLES.iter().find(|shape| shape.name == table);
-        Ok(known.map(|shape| Shape {
-            key: shape.key.iter().map(|name| (*name).to_owned()).collect(),
-            nocase: shape.nocase,
-            spelled: shape.spelled.map(<[bool]>::to_vec),
+        // SQLite is asked about tables that are made later.
+        let Some(known) = TABLES.iter().find(|shape| shape.name == table) else {
+            return ask(table, reader);
+        };
+        Ok(Some(Shape {
+            key: known.key.iter().map(|name| (*name).to_owned()).collect(),
+            nocase: known.nocase,
+            spelled: known.spelled.map(<[bool]>::to_vec),
         }))
-    }
-
-    /// How many tables must be declared, if that is known.
-    pub(crate) const fn count(self) -> Option<usize> {
-        match self {
-            Self::BuiltIn => Some(TABLES.len()),
-            Self::Asked => None,
-        }
     }
 }
 

@@ -21,22 +21,22 @@ fn int(n: u64) -> Value {
 }
 
 impl Author<'_> {
-    fn step(&mut self, sql: &str, values: Vec<Value>) {
+    pub(super) fn step(&mut self, sql: &str, values: Vec<Value>) {
         self.steps.push(Step { sql: sql.to_owned(), values, tolerant: false, ghost: None });
     }
 
     /// A step that may fail; the job often goes on after it.
-    fn try_step(&mut self, sql: &str, values: Vec<Value>) {
+    pub(super) fn try_step(&mut self, sql: &str, values: Vec<Value>) {
         let tolerant = self.draw.percent(85);
         self.steps.push(Step { sql: sql.to_owned(), values, tolerant, ghost: None });
     }
 
-    fn key(&mut self) -> Value {
+    pub(super) fn key(&mut self) -> Value {
         int(self.draw.below(self.habits.keys))
     }
 
     /// A value that nobody else writes.
-    fn token(&mut self) -> Value {
+    pub(super) fn token(&mut self) -> Value {
         Value::Text(format!("j{}.{}", self.id, self.steps.len()))
     }
 
@@ -59,16 +59,19 @@ impl Author<'_> {
         }
     }
 
-    fn number(&mut self) -> Value {
+    pub(super) fn number(&mut self) -> Value {
         Value::Integer(self.draw.below(41).cast_signed() - 20)
     }
 
     pub(super) fn ledger(&mut self) {
         let (tally, amount) = (int(self.draw.below(3)), self.number());
         let id = int(self.id);
-        self.step("INSERT INTO ledger VALUES (?, ?, ?)", vec![id, tally.clone(), amount.clone()]);
         self.step(
-            "INSERT INTO tally VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET total = total + excluded.total",
+            "INSERT INTO ledger (id, tally, amount) VALUES (?, ?, ?)",
+            vec![id, tally.clone(), amount.clone()],
+        );
+        self.step(
+            "INSERT INTO tally (id, total) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET total = total + excluded.total",
             vec![tally, amount],
         );
     }
@@ -99,6 +102,7 @@ impl Author<'_> {
             Act::Transfer => self.transfer(),
             Act::Ghost => self.ghost(depth),
             Act::Gauge => self.gauge(),
+            Act::Stall => self.stall(),
             Act::Bag => self.bag(),
             Act::Savepoint if depth < 2 => self.savepoint(depth),
             Act::Origin if self.machine == 0 || self.draw.percent(10) => self.origin_act(),
@@ -132,9 +136,10 @@ impl Author<'_> {
 
     fn origin_act(&mut self) {
         let (key, other) = (self.key(), self.key());
-        match self.draw.below(18) {
+        match self.draw.below(22) {
             9..12 => return self.jotting(),
             12..18 => return self.ticket(),
+            18..22 => return self.ware(),
             _ => {}
         }
         match self.draw.below(9) {
@@ -174,7 +179,10 @@ impl Author<'_> {
             self.number(),
             self.number(),
         ];
-        self.try_step("INSERT INTO item VALUES (?, ?, ?, ?, ?, ?)", values);
+        self.try_step(
+            "INSERT INTO item (id, name, note, price, stock, sold) VALUES (?, ?, ?, ?, ?, ?)",
+            values,
+        );
     }
 
     /// Several rows at once, which may fail in the middle.
@@ -369,7 +377,7 @@ impl Author<'_> {
             2 => {
                 let values = vec![self.sku(), self.sku()];
                 self.try_step(
-                        "INSERT OR REPLACE INTO cart SELECT owner, ?, quantity, label FROM cart WHERE sku = ?",
+                        "INSERT OR REPLACE INTO cart (owner, sku, quantity, label) SELECT owner, ?, quantity, label FROM cart WHERE sku = ?",
                         values,
                     );
             }

@@ -14,6 +14,7 @@
 
 mod held;
 mod row;
+mod schema;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -21,14 +22,17 @@ mod tests;
 use std::collections::BTreeMap;
 
 use littoral::{
-    AuthorId, ColumnId, ColumnType, Consistency, Digest, Dot, Entry, Hlc, Membership, RowOp,
-    RowsReader, Segment, Seq, TableChange, TableDeclaration, TableId, VersionVector,
+    AuthorId, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp, RowsReader,
+    Segment, Seq, TableId, VersionVector,
 };
 
-use self::row::{OVERFLOW, Row, name};
 pub(crate) use self::{
     held::Held,
     row::{CHECK, ShadowConflict},
+};
+use self::{
+    row::{OVERFLOW, Row, name},
+    schema::ShadowFreeze,
 };
 
 /// A table as the schema entry declares it.
@@ -44,6 +48,8 @@ pub(crate) struct ShadowTable {
     pub(crate) columns: BTreeMap<ColumnId, (String, ColumnType)>,
     /// Columns that are assigned together.
     groups: Vec<Vec<ColumnId>>,
+    /// What a row has in columns that are younger than the table, if its author did not know them.
+    defaults: BTreeMap<ColumnId, Held>,
 }
 
 /// What the log says of one author so far.
@@ -67,6 +73,9 @@ pub(crate) struct Shadow {
     /// The newest frontier, and what it covers.
     frontier: (u64, VersionVector),
     newest: Hlc,
+    freezes: Vec<ShadowFreeze>,
+    /// How often the schema or a policy has changed.
+    pub(crate) changes: u64,
     /// In the order in which they arose.
     pub(crate) conflicts: Vec<ShadowConflict>,
 }
@@ -128,23 +137,26 @@ impl Shadow {
         seen: &VersionVector,
     ) -> Result<(), String> {
         self.check_order(entry, own)?;
+        self.check_end(entry)?;
+        let mut statements = Vec::new();
         for segment in entry.segments() {
             match segment.map_err(|error| format!("segment does not decode: {error}"))? {
                 Segment::Rows(bytes) => self.apply_rows(bytes, entry, own, seen)?,
+                Segment::Ddl(ran) => {
+                    self.only_origin(entry, "schema changes")?;
+                    statements = ran;
+                }
                 Segment::Policy(changes) => {
                     self.only_origin(entry, "policies")?;
-                    for change in changes {
-                        match change {
-                            TableChange::Declared(table) => self.declare(table),
-                            TableChange::Dropped(id) => {
-                                self.tables.remove(&id);
-                                self.rows.retain(|(table, _), _| *table != id);
-                            }
-                        }
-                    }
+                    self.change_tables(&std::mem::take(&mut statements), changes)?;
                 }
-                Segment::Ddl(_) | Segment::Freeze(_) | Segment::Unfreeze { .. } => {
-                    self.only_origin(entry, "schema changes")?;
+                Segment::Freeze(freeze) => {
+                    self.only_origin(entry, "freezes")?;
+                    self.freeze(entry, freeze)?;
+                }
+                Segment::Unfreeze { freeze, failure } => {
+                    self.only_origin(entry, "freezes")?;
+                    self.unfreeze(entry, freeze, failure.is_none())?;
                 }
                 Segment::Sequence(sequences) => {
                     self.only_origin(entry, "sequences")?;
@@ -158,24 +170,6 @@ impl Shadow {
             }
         }
         Ok(())
-    }
-
-    fn declare(&mut self, table: TableDeclaration) {
-        let column = |(id, name): (ColumnId, String)| {
-            let merge = table.policy.columns.get(&name).copied().unwrap_or_default();
-            (id, (name, merge))
-        };
-        let mut groups: BTreeMap<&str, Vec<ColumnId>> = BTreeMap::new();
-        for (id, name) in &table.columns {
-            if let Some(group) = table.policy.groups.get(name) {
-                groups.entry(group).or_default().push(*id);
-            }
-        }
-        let groups = groups.into_values().collect();
-        let columns = table.columns.into_iter().map(column).collect();
-        let any = table.policy.is_multi_writer();
-        let local = table.policy.consistency == Consistency::Local;
-        self.tables.insert(table.id, ShadowTable { name: table.name, any, local, columns, groups });
     }
 
     /// Nothing is forgotten; but from here on authors name smaller epochs.
@@ -270,7 +264,11 @@ impl Shadow {
         own: bool,
         seen: &VersionVector,
     ) -> Result<(), String> {
-        let table = self.tables.get(&op.table).ok_or("the table was never declared")?;
+        self.check_frozen(op.table, entry, seen)?;
+        let table = self.tables.get(&op.table).ok_or("there is no such table")?;
+        if let Some(cell) = op.cells.iter().find(|cell| !table.has(cell.column)) {
+            return Err(format!("there is no column {}", cell.column.0));
+        }
         let stamp = entry.header.stamp();
         let row = self.rows.entry((op.table, op.key.to_vec())).or_default();
         let under = entry.header.under;

@@ -156,6 +156,8 @@ impl Row {
             lost: None,
             lost_value: Held::Null,
         };
+        // What the author had applied, or written earlier in the same entry.
+        let knew = |held: Stamp| seen.covers(held.dot()) || held.dot() == stamp.dot();
         if op.kind == RowOpKind::Delete {
             self.deletes.push((op.epoch, stamp.dot()));
             if op.epoch != self.epoch {
@@ -164,7 +166,7 @@ impl Row {
             let cells = self.cells.take().unwrap_or_default();
             self.sets.clear();
             for (column, held) in std::mem::take(&mut self.clocks) {
-                if !seen.covers(held.dot()) {
+                if !knew(held) {
                     conflicts.push(ShadowConflict {
                         kept: Some(name(stamp.dot())),
                         lost: Some(name(held.dot())),
@@ -199,7 +201,7 @@ impl Row {
         if self.cells.is_none() && op.kind == RowOpKind::Update {
             return Err("an update of a row that was never inserted".to_owned());
         }
-        let cells = self.cells.get_or_insert_default();
+        let cells = self.cells.get_or_insert_with(|| table.defaults.clone());
         for cell in op.cells {
             match cell.write {
                 CellWrite::Add(delta) => {
@@ -236,10 +238,10 @@ impl Row {
                     let value = Held::from(value);
                     let held = self.clocks.get(&cell.column).copied();
                     let stored = cells.get(&cell.column).cloned().unwrap_or_default();
-                    let wins =
-                        held.is_none_or(|held| (stamp.hlc, stamp.author) > (held.hlc, held.author));
+                    let wins = held
+                        .is_none_or(|held| (stamp.hlc, stamp.author) >= (held.hlc, held.author));
                     if let Some(held) = held
-                        && (!wins || !seen.covers(held.dot()))
+                        && (!wins || !knew(held))
                     {
                         let (new, old) = (Some(name(stamp.dot())), Some(name(held.dot())));
                         let (kept, lost) = if wins { (new, old) } else { (old, new) };

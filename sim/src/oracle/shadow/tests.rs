@@ -1,5 +1,7 @@
 //! The merge rules on single rows.
 
+use std::collections::BTreeMap;
+
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Dot, Hlc, RowOp, RowOpKind, Seq, Stamp,
     TableId, ValueRef,
@@ -40,6 +42,7 @@ fn table() -> ShadowTable {
         local: false,
         columns: columns.into(),
         groups: vec![],
+        defaults: BTreeMap::new(),
     }
 }
 
