@@ -7,6 +7,7 @@ pub(crate) mod mask;
 mod schema_change;
 mod snapshot;
 mod tx;
+pub(crate) mod watch;
 pub(crate) mod writer;
 
 pub(crate) use group_commit::{Answer, Local, Queued, remember};

@@ -182,7 +182,7 @@ pub struct RowsReader<'a> {
 }
 
 impl<'a> RowsReader<'a> {
-    /// Reads the bytes of [`Segment::Rows`].
+    /// Reads the bytes of [`Segment::Rows`](crate::Segment::Rows).
     pub const fn new(rows: &'a [u8]) -> Self {
         Self {
             reader: ByteReader::new(rows),
