@@ -187,6 +187,9 @@ pub enum Event {
     },
     /// Storage fails: local writes fail as long as it does, and applying is tried again.
     StorageFailed(String),
+    /// Another program has written the file. What it wrote replicates nowhere, and nodes may differ from
+    /// here on. Told once until the file is opened again.
+    ForeignWrites,
     /// Storage works again.
     StorageRecovered,
     /// The replica has stopped its links, and after a loss of state or a failed sync all writing too.

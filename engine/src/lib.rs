@@ -86,7 +86,8 @@ pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
 pub use set::Element;
 pub use status::{
-    ClockStatus, Counts, FreezeStatus, Held, Hold, HoldReason, PeerStatus, Stability, Status,
+    ClockStatus, Counts, ForeignWrites, FreezeStatus, Held, Hold, HoldReason, PeerStatus,
+    Stability, Status,
 };
 pub use time::{Instant, Now, WallTime};
 pub use value::{DecodeError, ValueRef};

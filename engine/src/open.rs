@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use crate::{
     contested::{Contested, Stable},
     db::{
-        File, INCOMING, TAKEN,
+        File, INCOMING, TAKEN, watch,
         writer::{Synchronous, Writer, configure},
     },
     driver::Identity,
@@ -113,8 +113,7 @@ impl Builder {
     /// # Errors
     /// Why the file could not be opened as this node's.
     pub fn open(self, path: &Path, now: Now, seed: u64) -> Result<Replica, OpenError> {
-        let file =
-            Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone(), ids: Arc::default() });
+        let file = Arc::new(File::new(path.to_owned(), self.vfs.clone()));
         let mut conn =
             file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         let ours = catalog::exists(&conn)?;
@@ -127,6 +126,8 @@ impl Builder {
             Some(_) => catalog::meta::<Vec<u8>>(&conn, "file")?.as_deref().and_then(Mark::decode),
             None => None,
         };
+        let opened_before = stored.map_or(0, |mark| mark.opened);
+        let changed_closed = stored.is_some() && watch::was_changed_closed(&conn, opened_before)?;
         let mut note = Note::check(&file, stored, ours.is_none())?;
         // Nothing was changed up to here.
         configure(&conn)?;
@@ -216,6 +217,8 @@ impl Builder {
             progress,
             spools,
             max_entry: self.max_entry,
+            opened: mark.opened,
+            changed_closed,
             now,
         }))
     }

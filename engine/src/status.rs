@@ -58,10 +58,24 @@ pub struct Status {
     pub clock: ClockStatus,
     /// Counts since the file was opened.
     pub counts: Counts,
+    /// What another program has written into the file, if that was noticed since it was opened.
+    pub foreign: Option<ForeignWrites>,
     /// Why storage is failing, if it is.
     pub storage_error: Option<String>,
     /// Why the replica has stopped its links or its writes, if it has.
     pub halted: Option<String>,
+}
+
+/// Another program has written the replica's file. What it wrote is in no entry: other nodes do not get
+/// it, and later entries may not fit what they meet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ForeignWrites {
+    /// When that was noticed for the first time.
+    pub since: WallTime,
+    /// How often it was noticed while the file was open; each time may stand for several commits.
+    pub noticed: u64,
+    /// Whether the file had been changed when it was opened.
+    pub while_closed: bool,
 }
 
 /// What a replica makes of the time.

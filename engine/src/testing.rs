@@ -91,6 +91,8 @@ pub enum Bug {
     FuturePassedOver,
     /// A node whose stamps are far ahead goes on writing.
     WritesAhead,
+    /// Nobody looks whether another program writes the file.
+    ForeignUnseen,
     /// Clocks outlive a change of their table, except where the log is replayed.
     ClocksOutliveChange,
     /// Who has applied a freeze goes on writing to its tables.
@@ -107,7 +109,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -147,6 +149,7 @@ impl Bug {
         Self::FutureApplied,
         Self::FuturePassedOver,
         Self::WritesAhead,
+        Self::ForeignUnseen,
         Self::ClocksOutliveChange,
         Self::NoTableFreeze,
         Self::ThawedEarly,

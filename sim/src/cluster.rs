@@ -646,6 +646,10 @@ impl Cluster {
                     // A frontier that covers them may be near, and trims them.
                     self.oracle.refresh(number, engine.reader.connection())?;
                 }
+                if matches!(news, News::ForeignWrites) && !self.machines[number].foreign {
+                    let what = format!("m{number} takes its own writes for another program's");
+                    return broken(Promise::Answers, what);
+                }
                 if let News::Halted(why) = news
                     && !self.machines[number].may_halt
                 {

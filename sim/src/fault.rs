@@ -90,6 +90,12 @@ pub(crate) enum Fault {
         /// Whose.
         machine: usize,
     },
+    /// Another program writes the file of a machine that runs: a table of its own, so that nothing else
+    /// follows from it.
+    ForeignWrite {
+        /// Whose.
+        machine: usize,
+    },
 }
 
 impl Fault {
@@ -124,11 +130,13 @@ pub(crate) enum Kind {
     SyncFails,
     /// A wall clock jumps by minutes, or a machine comes back with such a clock.
     WrongClock,
+    /// Another program writes a file.
+    ForeignWrite,
 }
 
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Clean,
         Self::Kill,
         Self::PowerCut,
@@ -140,13 +148,14 @@ impl Kind {
         Self::SlowDisk,
         Self::SyncFails,
         Self::WrongClock,
+        Self::ForeignWrite,
     ];
 
     /// How many of a hundred runs may have it. Wrong clocks make nodes wait for minutes, and what happens
     /// meanwhile is hidden.
     const fn runs(self) -> u64 {
         match self {
-            Self::WrongClock => 20,
+            Self::WrongClock | Self::ForeignWrite => 20,
             _ => 65,
         }
     }
@@ -155,7 +164,8 @@ impl Kind {
     const fn weight(self) -> u64 {
         match self {
             Self::PowerCut | Self::Cut => 4,
-            Self::Kill | Self::WrongClock => 3,
+            Self::Kill | Self::ForeignWrite => 3,
+            Self::WrongClock => 12,
             Self::Block | Self::Partition | Self::ClockJump => 2,
             Self::Clean | Self::DiskFull | Self::SlowDisk | Self::SyncFails => 1,
         }
@@ -257,6 +267,8 @@ fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
         Kind::ClockJump => Fault::ClockJump { machine, clock: WallClock::draw(draw) },
         Kind::WrongClock => {
             let wrong = WallClock::draw_wrong(draw);
+            // All others follow the origin's clock.
+            let machine = if draw.percent(25) { 0 } else { machine };
             match *draw.pick(&[None, Some(Stop::Clean), Some(Stop::Kill), Some(Stop::PowerCut)]) {
                 None => Fault::ClockJump { machine, clock: wrong },
                 Some(stop) => match crash(stop, draw) {
@@ -279,5 +291,6 @@ fn one(kind: Kind, nodes: usize, links: usize, draw: &mut Draw) -> Fault {
             length: draw.between(SECOND, 5 * SECOND),
         },
         Kind::SyncFails => Fault::SyncFails { machine },
+        Kind::ForeignWrite => Fault::ForeignWrite { machine },
     }
 }

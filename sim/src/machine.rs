@@ -91,6 +91,8 @@ pub(crate) struct Machine {
     pub(crate) acknowledged: VersionVector,
     /// The next sync fails.
     pub(crate) sync_fails: bool,
+    /// Another program has written its file in this life, which its replica must say, or some time ago.
+    pub(crate) foreign: bool,
     /// The replica was told of a failed sync and may halt.
     pub(crate) may_halt: bool,
     /// What its replica waits for to be done with snapshots, in that order.
@@ -149,6 +151,7 @@ impl Machine {
             durable_told: Lsn(0),
             acknowledged: VersionVector::new(),
             sync_fails: false,
+            foreign: false,
             may_halt: false,
             snapshot_work: VecDeque::new(),
             adopted: None,

@@ -13,6 +13,7 @@ use crate::{
     contested::{ClockError, Contested, Effects},
     db::{
         tx::{Course, WriteTx, transaction_gone},
+        watch::Who,
         writer::Writer,
     },
     entry::{EntryHeader, Logged, Segment, rows::RowsReader},
@@ -118,7 +119,8 @@ impl Writer {
         local.contested.mark();
         let parked = local.parked.clone();
         self.user().sink().set_alone();
-        let result = self.run_job(queued, local, true).and_then(|written| {
+        let watched = self.writes(Who::User).map_err(WriteError::from);
+        let result = watched.and_then(|()| self.run_job(queued, local, true)).and_then(|written| {
             if !local.only_tries {
                 self.command("/*littoral*/ COMMIT")?;
             }
@@ -197,6 +199,7 @@ impl Writer {
     ) -> Result<Vec<Answer>, GroupLost> {
         let lost = |_| GroupLost;
         self.command("/*littoral*/ BEGIN IMMEDIATE").map_err(lost)?;
+        self.writes(Who::User).map_err(lost)?;
         let mut answers = Vec::with_capacity(jobs.len());
         for queued in jobs {
             self.command("/*littoral*/ SAVEPOINT littoral_job").map_err(lost)?;

@@ -15,11 +15,12 @@ use crate::{
         File,
         authorizer::{Gate, Origin},
         mask::{ChangeMask, Masks},
+        watch::{Watch, Who, data_version},
     },
     error::WriteError,
     id::TableId,
     ids::{self, Ids},
-    limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
+    limits::{APPLY_CACHE_KIB, STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::{Registry, declaring::Calls},
     sqlite::{self, Hooked, Keeping},
@@ -47,6 +48,7 @@ pub(crate) struct Writer {
     calls: Calls,
     apply: Keeping,
     verify_capture: bool,
+    watch: Mutex<Watch>,
     /// Written to the WAL since a checkpoint was asked for.
     wal_pages: u64,
     page_bytes: u64,
@@ -116,6 +118,7 @@ impl Writer {
 
         let apply = connect(file)?;
         apply.pragma_update(None, "synchronous", "NORMAL")?;
+        apply.pragma_update(None, "cache_size", -APPLY_CACHE_KIB)?;
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
@@ -142,6 +145,7 @@ impl Writer {
             calls,
             apply,
             verify_capture,
+            watch: Mutex::default(),
             wal_pages: 0,
             page_bytes: u64::from(page_bytes),
         })
@@ -153,6 +157,34 @@ impl Writer {
 
     pub(crate) fn apply(&self) -> &Keeping {
         &self.apply
+    }
+
+    /// One of the connections is about to write. Without this, the other one takes what it commits for
+    /// another program's.
+    pub(crate) fn writes(&self, next: Who) -> rusqlite::Result<()> {
+        self.watch.lock().writes(next, |who| self.version(who))
+    }
+
+    /// How often other programs were noticed to write.
+    pub(crate) fn noticed(&self) -> rusqlite::Result<u64> {
+        let mut watch = self.watch.lock();
+        watch.look(|who| self.version(who))?;
+        Ok(watch.noticed)
+    }
+
+    /// Others of the engine's connections have written, or these have failed.
+    pub(crate) fn forget_versions(&self) {
+        self.watch.lock().forget();
+    }
+
+    fn version(&self, who: Who) -> rusqlite::Result<u32> {
+        if planted(Bug::ForeignUnseen) {
+            return Ok(0);
+        }
+        match who {
+            Who::User => self.as_engine(data_version),
+            Who::Apply => data_version(&self.apply),
+        }
     }
 
     pub(crate) fn ids(&self) -> &Ids {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, mem, sync::Arc};
 
 use crate::{
+    db::watch::Who,
     driver::{Event, Output},
     entry::{EntryHeader, LargeName, Logged, Member, Membership, Segment},
     error::{ApplyError, ProtocolError},
@@ -102,7 +103,8 @@ impl Replica {
         }
         let before = self.aside.parked.clone();
         let conn = self.writer.apply();
-        if let Err(error) = self.aside.parked.retry(conn, &self.registry) {
+        let announced = self.writer.writes(Who::Apply);
+        if let Err(error) = announced.and_then(|()| self.aside.parked.retry(conn, &self.registry)) {
             self.roll_back();
             self.aside.parked = before;
             self.storage_fails(error.to_string());
@@ -206,6 +208,7 @@ impl Replica {
         refused: &mut BTreeMap<PeerId, ProtocolError>,
     ) -> Result<Tally, ApplyError> {
         self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        self.writer.writes(Who::Apply)?;
         let mut total = Tally::default();
         for (peer, entry) in batch {
             if refused.contains_key(peer) {

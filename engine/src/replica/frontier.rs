@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    db::watch::Who,
     entry::{EntryHeader, Logged, codec::Body},
     error::ApplyError,
     id::{AuthorId, PeerId},
@@ -164,6 +165,7 @@ impl Replica {
 
     fn apply_own(&mut self, entry: &Logged) -> Result<(), ApplyError> {
         self.writer.apply().prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        self.writer.writes(Who::Apply)?;
         self.apply(entry)?;
         self.writer.apply().prepare_cached("COMMIT")?.raw_execute()?;
         Ok(())
@@ -200,6 +202,7 @@ impl Replica {
 
     /// Writes the clocks to the file, and deletes of the log what every member has.
     pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        self.writer.writes(Who::Apply)?;
         let conn = self.writer.apply();
         conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
         if !planted(Bug::TrimPastCheckpoint) {

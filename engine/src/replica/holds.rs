@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use rusqlite::Connection;
 
 use crate::{
+    db::watch::Who,
     entry::{ChunksId, Entry, LargeEntry, LargeName, Logged},
     error::ProtocolError,
     id::PeerId,
@@ -219,6 +220,7 @@ impl Replica {
                 Ok(())
             }
             None if has_room => {
+                self.writer.writes(Who::Apply)?;
                 let conn = self.writer.apply();
                 let chunks = ChunksId::unused(conn)?;
                 name.put(conn, chunks)?;
@@ -241,6 +243,7 @@ impl Replica {
         peer: PeerId,
         name: LargeName,
     ) -> Result<(), ProtocolError> {
+        self.writer.writes(Who::Apply)?;
         let conn = self.writer.apply();
         let chunks = ChunksId::unused(conn)?;
         let mut bytes = Vec::new();
@@ -276,6 +279,7 @@ impl Replica {
         let Some(spool) = spool.filter(|spool| spool.received == offset) else {
             return Err(ProtocolError::Malformed(format!("a chunk of {dot} nobody asked for")));
         };
+        self.writer.writes(Who::Apply)?;
         spool.chunks.put(self.writer.apply(), offset, bytes)?;
         spool.received += bytes.len() as u64;
         let complete = spool.received == spool.name.length;
@@ -305,6 +309,7 @@ impl Replica {
     }
 
     fn remove_spool(&mut self, dot: Dot) -> rusqlite::Result<()> {
+        self.writer.writes(Who::Apply)?;
         let conn = self.writer.apply();
         conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
         let removed = LargeName::remove(conn, dot);

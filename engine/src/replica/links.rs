@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use crate::{
-    db::authorizer::Origin,
+    db::{authorizer::Origin, watch::Who},
     driver::{CloseCode, Event, Identity, Output},
     entry::{Digest, Entry, codec::Head},
     error::ProtocolError,
@@ -164,6 +164,7 @@ impl Replica {
                 register.version
             )));
         }
+        self.writer.writes(Who::Apply)?;
         catalog::set_meta(self.writer.apply(), "register", register.encode())?;
         self.register = Some(register.clone());
         self.writer.learn_origin(origin_seen_by(self.register.as_ref(), &self.identity));

@@ -18,6 +18,7 @@
 
 mod applying;
 mod clock;
+mod foreign;
 mod frontier;
 mod holds;
 mod joining;
@@ -42,6 +43,7 @@ use crate::{
     corrected::CorrectedClock,
     db::{
         Answer, Db, File, Job, Local, Queued,
+        watch::{self, Who},
         writer::{Synchronous, Writer},
     },
     driver::{CloseCode, Event, Identity, Input, Output},
@@ -55,6 +57,7 @@ use crate::{
     open::Builder,
     protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
+        foreign::Foreign,
         frontier::{Checkpointing, Counting},
         holds::Incoming,
         joining::Joining,
@@ -111,6 +114,9 @@ pub struct Replica {
     /// What halted the replica stops local writes too.
     writes_stopped: bool,
     counts: Counts,
+    /// How often the file was opened.
+    opened: u64,
+    foreign: Foreign,
     /// What members have acknowledged.
     acks: Acks,
     counting: Counting,
@@ -139,6 +145,10 @@ pub(crate) struct Parts {
     pub(crate) progress: Option<Progress>,
     pub(crate) spools: Spools,
     pub(crate) max_entry: u64,
+    /// How often the file was opened, this time included.
+    pub(crate) opened: u64,
+    /// Another program has written the file while it was closed.
+    pub(crate) changed_closed: bool,
     pub(crate) now: Now,
 }
 
@@ -228,6 +238,8 @@ impl Replica {
             halted: None,
             writes_stopped: false,
             counts: Counts::default(),
+            opened: parts.opened,
+            foreign: Foreign::at_open(parts.changed_closed, parts.now),
             acks: Acks::default(),
             counting: Counting { news: true, ..Counting::default() },
             checkpointing: Checkpointing { frontier: true, ..Checkpointing::default() },
@@ -351,6 +363,7 @@ impl Replica {
             parked_rows: self.aside.parked.count(),
             clock: self.clock(),
             counts: self.counts,
+            foreign: self.foreign(),
             storage_error: self.storage.error.clone(),
             halted: self.halted.clone(),
         }
@@ -372,8 +385,13 @@ impl Replica {
         let outputs = mem::take(&mut self.outputs).into();
         let unsaved = self.checkpointing.entries && !self.writes_stopped;
         let saved = if unsaved { self.checkpoint() } else { Ok(()) };
+        let noted = if self.writes_stopped {
+            Ok(())
+        } else {
+            watch::note_closed(self.writer.apply(), self.opened)
+        };
         let closed = self.writer.close();
-        (outputs, saved.and(closed))
+        (outputs, saved.and(noted).and(closed))
     }
 
     // --- Writing
@@ -482,6 +500,7 @@ impl Replica {
         if self.serve_checkpoint() {
             return true;
         }
+        self.look_for_foreign();
         if self.writer.wants_checkpoint() {
             self.outputs.push_back(Output::WalCheckpoint);
         }
@@ -490,7 +509,10 @@ impl Replica {
 
     /// Tries whether storage works again, by a write that changes nothing that matters.
     fn probe(&mut self) {
-        match catalog::set_meta(self.writer.apply(), "probed", self.now.wall.0.cast_signed()) {
+        let probed = self.writer.writes(Who::Apply).and_then(|()| {
+            catalog::set_meta(self.writer.apply(), "probed", self.now.wall.0.cast_signed())
+        });
+        match probed {
             Ok(()) => self.storage_works(),
             Err(error) => self.storage_fails(error.to_string()),
         }
@@ -498,6 +520,8 @@ impl Replica {
 
     fn storage_fails(&mut self, error: String) {
         self.storage.retry_at = Some(self.now.mono + STORAGE_RETRY);
+        // A connection that has failed reads the file anew.
+        self.writer.forget_versions();
         if self.storage.error.is_none() {
             self.outputs.push_back(Output::Event(Event::StorageFailed(error.clone())));
         }

@@ -194,6 +194,7 @@ impl Replica {
     /// Runs a script on connections of its own. What it did is committed, unless it is only tried.
     fn attempt(&mut self, attempt: &Attempt<'_>) -> Result<Committed, WriteError> {
         let Some(author) = self.author else { return Err(WriteError::NotAMember) };
+        self.writer.noticed()?;
         let migrating = Writer::open_migrating(
             self.db.file(),
             &self.registry,
@@ -211,6 +212,7 @@ impl Replica {
         let answers = self.commit(author, &mut [job]);
         (self.ending, self.only_tries) = (None, false);
         let migrating = mem::replace(&mut self.writer, usual);
+        self.writer.forget_versions();
         if let Err(error) = migrating.close() {
             tracing::warn!(%error, "the connections of a migration did not close");
         }

@@ -10,7 +10,7 @@
 use std::mem;
 
 use crate::{
-    db::Snapshot,
+    db::{Snapshot, watch::Who},
     driver::{CloseCode, Output},
     entry::Digest,
     error::ProtocolError,
@@ -382,7 +382,9 @@ impl Replica {
             if synced {
                 let progress = Progress { snapshot, upto };
                 let conn = self.writer.apply();
-                catalog::set_meta(conn, catalog::INCOMING, progress.encode())
+                self.writer
+                    .writes(Who::Apply)
+                    .and_then(|()| catalog::set_meta(conn, catalog::INCOMING, progress.encode()))
                     .map_err(|error| error.to_string())?;
                 self.fetching.progress = Some(progress);
             }

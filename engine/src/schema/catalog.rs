@@ -26,8 +26,8 @@ pub(crate) const FILE_FORMAT: i64 = 1;
 pub(crate) const MARK: &str = "/*littoral*/";
 
 /// Rows of `littoral_meta` that are about this file of this node: no snapshot has them.
-pub(crate) const OWN_ROWS: [&str; 6] =
-    ["node", "incarnation", "file", "last_id", "probed", INCOMING];
+pub(crate) const OWN_ROWS: [&str; 7] =
+    ["node", "incarnation", "file", "last_id", "probed", "closed", INCOMING];
 
 /// The row of `littoral_meta` that marks a snapshot which nobody has opened yet: its cluster.
 pub(crate) const SNAPSHOT_OF: &str = "snapshot_of";

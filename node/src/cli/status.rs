@@ -36,6 +36,9 @@ impl Show {
             "ready",
             if ready.is_null() { "yes".to_owned() } else { format!("no, {}", shown(ready)) }
         ))?;
+        if !status["degraded"].is_null() {
+            line("degraded", &status["degraded"])?;
+        }
         line("applied", &status["applied"])?;
         line("durable", &status["durable"])?;
         line("contested", &status["contested_rows"])?;

@@ -32,12 +32,23 @@ pub(super) async fn ready(State(state): State<ServerState>) -> Response {
 
 /// Why the node does its work only in part, if that is so: writes are accepted.
 pub(super) fn degraded(status: &Status) -> Option<String> {
+    let mut reasons = Vec::new();
+    if status.foreign.is_some() {
+        reasons.push(
+            "another program has written this node's file; what it wrote replicates nowhere, and the \
+             node may differ from the others"
+                .to_owned(),
+        );
+    }
     let rows = match status.parked_rows {
-        0 => return None,
-        1 => "1 row".to_owned(),
-        rows => format!("{rows} rows"),
+        0 => None,
+        1 => Some("1 row".to_owned()),
+        rows => Some(format!("{rows} rows")),
     };
-    Some(format!("{rows} could not be stored and cannot be read here; see littoral_conflicts"))
+    reasons.extend(rows.map(|rows| {
+        format!("{rows} could not be stored and cannot be read here; see littoral_conflicts")
+    }));
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 /// Why the node cannot do its work, if it cannot.

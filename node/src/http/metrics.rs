@@ -76,6 +76,11 @@ fn page(status: &Status) -> String {
         "Links that wait at an entry from the future",
         count(status.peers.iter().filter(future).count()),
     );
+    page.gauge(
+        "littoral_foreign_writes",
+        "Whether another program has written the file since the node was started",
+        u64::from(status.foreign.is_some()),
+    );
     let stability = &status.stability;
     page.gauge("littoral_frontier", "Number of the newest frontier", stability.frontier);
     page.gauge("littoral_log_bytes", "Bytes of entries in the log", stability.log_bytes);

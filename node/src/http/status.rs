@@ -120,6 +120,11 @@ fn to_json(status: &Status) -> Value {
             "conflicts": status.counts.conflicts,
             "links_refused": status.counts.links_refused,
         },
+        "foreign_writes": status.foreign.map(|foreign| json!({
+            "since_ms": foreign.since.0,
+            "noticed": foreign.noticed,
+            "while_closed": foreign.while_closed,
+        })),
         "storage_error": status.storage_error,
         "halted": status.halted,
     })

@@ -411,6 +411,10 @@ fn log(news: &News) {
         News::Applied { lsn, entries } => debug!(%lsn, entries, "applied"),
         News::StorageFailed(why) => error!(why, "storage fails: local writes are refused"),
         News::StorageRecovered => warn!("storage works again"),
+        News::ForeignWrites => error!(
+            "another program has written this node's file; what it wrote replicates nowhere, see \
+             foreign_writes in the status"
+        ),
         News::Halted(why) => error!(why, "halted: an operator is needed"),
     }
 }

@@ -4,6 +4,7 @@
 //! still do on the way out is void.
 
 use littoral::VersionVector;
+use rusqlite::{Connection, OpenFlags};
 
 use super::{Cluster, Event, PATIENCE};
 use crate::{
@@ -69,12 +70,41 @@ impl Cluster {
             Fault::SlowDisk { machine, sync, length } => {
                 self.machines[machine].slow = (self.now + length, sync);
             }
+            Fault::ForeignWrite { machine } => self.write_foreign(machine)?,
             Fault::SyncFails { machine } => {
                 let machine = &mut self.machines[machine];
                 machine.sync_fails = machine.engine.is_some() && machine.stopping.is_none();
             }
         }
         Ok(())
+    }
+
+    /// Another program writes a machine's file, and the replica must notice.
+    fn write_foreign(&mut self, number: usize) -> Check {
+        let machine = &mut self.machines[number];
+        let Some(engine) = machine.engine.as_ref().filter(|_| machine.stopping.is_none()) else {
+            return Ok(());
+        };
+        if vfs::with(|store| store.is_full(&machine.name)) {
+            return Ok(());
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+        let written = Connection::open_with_flags_and_vfs(machine.database(), flags, vfs::NAME)
+            .and_then(|conn| {
+                conn.execute_batch(
+                    "PRAGMA wal_autocheckpoint = 0; PRAGMA busy_timeout = 0;
+                     INSERT OR REPLACE INTO littoral_meta VALUES('foreign', random())",
+                )
+            });
+        written.map_err(unreadable(number))?;
+        machine.foreign = true;
+        let noticed = engine.replica.status().foreign.is_some();
+        self.note(number, "foreign", || format!("noticed {noticed}"));
+        if noticed {
+            return Ok(());
+        }
+        let what = format!("another program wrote the file of m{number}, and it did not notice");
+        broken(Promise::Answers, what)
     }
 
     pub(super) fn cut(&mut self, link: usize, down: Nanos) {
@@ -145,6 +175,7 @@ impl Cluster {
         machine.wake_at = None;
         machine.sync_fails = false;
         machine.may_halt = false;
+        machine.foreign = false;
         machine.snapshot_work.clear();
         // Until it has started, this plan says how it stops the next time.
         machine.stopping = plan.again_after.map(|_| StopPlan { clock: None, ..plan });

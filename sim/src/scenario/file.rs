@@ -573,7 +573,7 @@ const TOPOLOGIES: [(&str, Topology); 5] = [
 const WHENS: [(&str, When); 3] =
     [("always", When::Always), ("converged", When::Converged), ("final", When::Final)];
 
-const KINDS: [(&str, Kind); 11] = [
+const KINDS: [(&str, Kind); 12] = [
     ("stop", Kind::Clean),
     ("kill", Kind::Kill),
     ("power-cut", Kind::PowerCut),
@@ -585,4 +585,5 @@ const KINDS: [(&str, Kind); 11] = [
     ("slow-disk", Kind::SlowDisk),
     ("sync-fails", Kind::SyncFails),
     ("wrong-clock", Kind::WrongClock),
+    ("foreign-write", Kind::ForeignWrite),
 ];

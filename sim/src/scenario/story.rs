@@ -282,6 +282,9 @@ impl<'s> Story<'s> {
             Fault::SlowDisk { machine, length, .. } => {
                 format!("the disk of {} is slow {}", name(*machine), long(*length))
             }
+            Fault::ForeignWrite { machine } => {
+                format!("another program writes the file of {}", name(*machine))
+            }
             Fault::SyncFails { machine } => format!("a sync fails on {}", name(*machine)),
         };
         format!("   {:>12}  {text}", self.time(at + self.tenant.begun()))
