@@ -13,6 +13,7 @@
 //! - the sets of `bag` are JSON arrays.
 
 mod author;
+mod bag;
 mod schema;
 
 use std::{

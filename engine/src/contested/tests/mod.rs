@@ -22,8 +22,13 @@ use crate::{
 
 mod cases;
 mod frontiers;
+mod histories;
 mod laws;
 mod pages;
+mod sets;
+
+use histories::*;
+use sets::*;
 
 const TABLE: TableId = TableId(1);
 const NAME: ColumnId = ColumnId(2);
@@ -298,47 +303,6 @@ impl Replica {
         }
     }
 
-    /// What an operation of this replica does to the set of its row.
-    fn set_ops(&self, op: &Op, dot: Dot) -> Vec<((Vec<u8>, u32), SetOp)> {
-        let place = (op.key.clone(), op.absolute);
-        let none = Orswot::new();
-        let set = self.sets.get(&place).unwrap_or(&none);
-        let mut ops = Vec::new();
-        for (_, write) in &op.writes {
-            if let Write::Set { added, removed, .. } = write {
-                for element in bits(*removed) {
-                    ops.push(set.rm(element, set.contains(&element).derive_rm_ctx()));
-                }
-                let dot = crdts::Dot::new(dot.author, dot.seq);
-                ops.push(SetOp::Add { dot, members: bits(*added).collect() });
-            }
-        }
-        ops.into_iter().map(|op| (place.clone(), op)).collect()
-    }
-
-    fn apply_to_sets(&mut self, entry: &Written) {
-        for (place, op) in &entry.set_ops {
-            self.sets.entry(place.clone()).or_default().apply(op.clone());
-        }
-    }
-
-    /// A living row that an entry names holds what the shadow has clocks of, and what the oracle says.
-    fn check_sets(&self, entry: &Written) {
-        let mut cursor = self.shadow.cursor(&self.disk);
-        for key in entry.ops.iter().map(|op| &op.key) {
-            let Some(row) = self.rows.get(key) else { continue };
-            let clock = cursor.row(TABLE, key).unwrap().expect("the shadow forgets nothing");
-            let column = |(column, element): (ColumnId, Vec<u8>)| {
-                assert_eq!(column, TAGS);
-                bit(&crate::set::read_element(&mut ByteReader::new(&element)).unwrap())
-            };
-            assert_eq!(row[&TAGS], clock.sets.all().into_keys().map(column).sum::<i64>());
-            let set = self.sets.get(&(key.clone(), clock.epoch));
-            let held = bits(i64::MAX).filter(|bit| set.is_some_and(|s| s.contains(bit).val));
-            assert_eq!(row[&TAGS], held.map(|bit| 1 << bit).sum::<i64>(), "{key:?}");
-        }
-    }
-
     fn clocks(&self) -> BTreeMap<Vec<u8>, PlainClock> {
         clocks_of(&self.contested)
     }
@@ -448,27 +412,6 @@ fn op(
     Op { kind, key, epoch, absolute: epoch, writes, saw }
 }
 
-fn elements(mask: i64) -> impl Iterator<Item = Element<'static>> {
-    bits(mask).map(Element::Integer)
-}
-
-/// The numbers of the bits that are set.
-fn bits(mask: i64) -> impl Iterator<Item = i64> {
-    (0..TAGS_MAX).filter(move |bit| mask & 1 << bit != 0)
-}
-
-fn bit(element: &Element<'_>) -> i64 {
-    let Element::Integer(bit) = element else { panic!("{element:?}") };
-    1 << bit
-}
-
-fn set_write(added: i64, removals: &[Removal<'_>]) -> Write {
-    let mut change = Vec::new();
-    put_change(&mut change, &elements(added).collect::<Vec<_>>(), removals);
-    let removed = removals.iter().map(|removal| bit(&removal.element)).sum();
-    Write::Set { added, removed, every: change.clone(), change }
-}
-
 /// Lends an operation as it stands in its entry, or, `absolute`, as it would had there been no frontier.
 fn with_op<T>(op: &Op, absolute: bool, take: impl FnOnce(&RowOp<'_>) -> T) -> T {
     let epoch = if absolute { op.absolute } else { op.epoch };
@@ -508,21 +451,6 @@ fn merge(row: &mut Row, op: &Op, wins: impl Fn(usize) -> bool, effects: &Effects
     }
 }
 
-/// Which elements that an operation adds nobody removes who knew of it.
-fn added_to_stay(history: &[Rc<Written>], op: &Op, stamp: Stamp, added: i64) -> i64 {
-    let mut stay = added;
-    for entry in history.iter().filter(|entry| entry.context.covers(stamp.dot())) {
-        for later in entry.ops.iter().filter(|o| o.key == op.key && o.absolute == op.absolute) {
-            for (_, write) in &later.writes {
-                if let Write::Set { removed, .. } = write {
-                    stay &= !removed;
-                }
-            }
-        }
-    }
-    stay
-}
-
 /// The rows that a set of entries means: no order, no clocks. The newest epoch of a key counts, its
 /// row lives unless some delete names that epoch, and of it the greatest stamp and the sum.
 fn specified(history: &[Rc<Written>]) -> Rows {
@@ -557,150 +485,6 @@ fn specified(history: &[Rc<Written>]) -> Rows {
         .filter(|(key, _)| !dead(key))
         .map(|(key, row)| (key.to_vec(), row.into_iter().map(|(c, (_, v))| (c, v)).collect()))
         .collect()
-}
-
-// --- Random histories
-
-#[derive(Debug, Clone)]
-enum Step {
-    Write {
-        author: usize,
-        wall: u64,
-        rows: Vec<(usize, Wish)>,
-    },
-    /// The next entries of one replica's log go to another.
-    Send {
-        from: usize,
-        to: usize,
-        entries: usize,
-    },
-}
-
-/// What an author would like to do to a row, as far as the row is there.
-#[derive(Debug, Clone)]
-enum Wish {
-    Put { name: Option<i64>, note: Option<i64>, count: i64, toggle: i64 },
-    Delete,
-}
-
-/// Two that are kept in place, and one that is not.
-fn keys() -> [Vec<u8>; 3] {
-    [vec![1], vec![1, 0], vec![2; 60]]
-}
-
-fn author(index: usize) -> AuthorId {
-    AuthorId { term: 1, counter: u32::try_from(index).unwrap() + 1 }
-}
-
-fn wish() -> impl Strategy<Value = Wish> {
-    let value = || prop::option::of(0i64..100);
-    prop_oneof![
-        3 => (value(), value(), -5i64..=5, 0i64..1 << TAGS_MAX)
-            .prop_map(|(name, note, count, toggle)| Wish::Put { name, note, count, toggle }),
-        1 => Just(Wish::Delete),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let rows = prop::collection::vec((0..keys().len(), wish()), 1..4);
-    prop_oneof![
-        (0..AUTHORS, 0u64..40, rows).prop_map(|(author, wall, rows)| Step::Write {
-            author,
-            wall,
-            rows
-        }),
-        (0..AUTHORS, 0..AUTHORS, 1usize..8).prop_map(|(from, to, entries)| Step::Send {
-            from,
-            to,
-            entries
-        }),
-    ]
-}
-
-fn history() -> impl Strategy<Value = Vec<Rc<Written>>> {
-    prop::collection::vec(step(), 1..60).prop_map(|steps| play(&steps).1)
-}
-
-/// Carries steps out; gives the replicas and every entry, in an order that is causal.
-fn play(steps: &[Step]) -> (Vec<Replica>, Vec<Rc<Written>>) {
-    let mut replicas: Vec<Replica> = (0..AUTHORS).map(|_| Replica::default()).collect();
-    let mut history = Vec::new();
-    for step in steps {
-        match step {
-            Step::Write { author: index, wall, rows } => {
-                let replica = &mut replicas[*index];
-                let changes = possible(&replica.rows, rows);
-                if !changes.is_empty() {
-                    history.push(replica.write(author(*index), *wall, &changes));
-                }
-            }
-            Step::Send { from, to, entries } => {
-                let lacking: Vec<_> = replicas[*from]
-                    .log
-                    .iter()
-                    .filter(|entry| !replicas[*to].vector.covers(entry.header.dot))
-                    .take(*entries)
-                    .cloned()
-                    .collect();
-                for entry in &lacking {
-                    replicas[*to].take(entry);
-                }
-            }
-        }
-    }
-    (replicas, history)
-}
-
-/// One change per key, in key order, as an entry has them.
-fn possible(rows: &Rows, wishes: &[(usize, Wish)]) -> Vec<(Vec<u8>, Change)> {
-    let wishes: BTreeMap<_, _> =
-        wishes.iter().map(|(key, wish)| (keys()[*key].clone(), wish)).collect();
-    let change = |(key, wish): (Vec<u8>, &Wish)| {
-        let change = match (*wish).clone() {
-            Wish::Put { name, note, count, toggle } if rows.contains_key(&key) => {
-                let tags = rows[&key][&TAGS];
-                let (added, removed) = (toggle & !tags, toggle & tags);
-                Change::Update { name, note, count, added, removed }
-            }
-            Wish::Put { name, note, count, toggle } => {
-                let (name, note) = (name.unwrap_or_default(), note.unwrap_or_default());
-                Change::Insert { name, note, count, tags: toggle }
-            }
-            Wish::Delete => Change::Delete,
-        };
-        let nothing = match change {
-            Change::Delete => !rows.contains_key(&key),
-            Change::Update { name, note, count, added, removed } => {
-                name.or(note).is_none() && count == 0 && added | removed == 0
-            }
-            Change::Insert { .. } => false,
-        };
-        (!nothing).then_some((key, change))
-    };
-    wishes.into_iter().filter_map(change).collect()
-}
-
-/// Applies all entries to an empty replica, in the causal order that `picks` chooses.
-fn in_order(history: &[Rc<Written>], picks: &[usize]) -> Replica {
-    let mut replica = Replica::default();
-    let mut waiting: Vec<_> = history.to_vec();
-    for pick in picks.iter().cycle() {
-        let ready: Vec<usize> = (0..waiting.len())
-            .filter(|&i| {
-                let (stamp, context) = (waiting[i].stamp(), &waiting[i].context);
-                replica.vector.covers_all(context)
-                    && replica.vector.seq(stamp.author) + 1 == stamp.seq
-            })
-            .collect();
-        let Some(&next) = ready.get(pick % ready.len().max(1)) else { break };
-        replica.take(&waiting.remove(next));
-    }
-    assert!(waiting.is_empty());
-    replica
-}
-
-fn picks() -> impl Strategy<Value = Vec<usize>> {
-    prop::collection::vec(0usize..16, 1..32)
 }
 
 // --- Named cases
