@@ -16,6 +16,39 @@ fn main() {
     for key in [Key::Integer, Key::Text] {
         conflicts(Setup::new(key));
     }
+    linear("100k", 100_000, repeats().min(3));
+    linear("1000k", 1_000_000, 1);
+}
+
+/// As many rows as there are already, between them, in one entry.
+fn linear(name: &str, count: usize, repeats: usize) {
+    let key = Key::Text;
+    let count = row_count(count);
+    let rows = rows(2 * count);
+    let (there, more) = rows.split_at(count);
+    let mut pairs = Vec::new();
+    for _ in 0..repeats {
+        let mut pair = Pair::new(Setup::new(key));
+        let plain = plain(key);
+        pair.origin.insert(key, there);
+        pair.settle();
+        plain.insert(key, there);
+        pair.edge.checkpoint();
+        plain.checkpoint();
+        pair.origin.insert(key, more);
+        let ours = pair.exchange().edge;
+        pairs.push((ours, plain.insert(key, more)));
+        assert_eq!(usize::try_from(count_of(&pair.edge)), Ok(rows.len()));
+    }
+    figure(&format!("merge-into-{name}"), &pairs, 2.5);
+}
+
+/// With as large a page cache as the connection has that applies entries.
+fn plain(key: Key) -> Plain {
+    const CACHE_KIB: i64 = 16 << 10;
+    let plain = Plain::new(key);
+    plain.conn.pragma_update(None, "cache_size", -CACHE_KIB).expect("a page cache");
+    plain
 }
 
 fn inserts(setup: Setup) {
@@ -25,13 +58,13 @@ fn inserts(setup: Setup) {
     let mut sizes = (0.0, 0.0);
     for _ in 0..repeats() {
         let mut pair = Pair::new(setup);
-        let plain = Plain::new(key);
+        let plain = plain(key);
         pair.origin.insert(key, &rows);
         // Before both have it: then it may be trimmed.
         let entry_bytes = largest_entry(&pair.origin);
         let exchanged = pair.exchange();
         merges.push((exchanged.edge, plain.insert(key, &rows)));
-        assert_eq!(usize::try_from(count(&pair.edge)), Ok(rows.len()));
+        assert_eq!(usize::try_from(count_of(&pair.edge)), Ok(rows.len()));
         #[expect(clippy::cast_precision_loss, reason = "bytes of one entry")]
         let per_row = |bytes: u64| bytes as f64 / rows.len() as f64 / key.row_bytes();
         sizes = (per_row(entry_bytes), per_row(exchanged.wire_bytes));
@@ -52,7 +85,7 @@ fn conflicts(setup: Setup) {
     for _ in 0..repeats() {
         for (pairs, edge_is_later) in [(&mut incoming_wins, false), (&mut incoming_loses, true)] {
             let mut pair = Pair::new(setup);
-            let plain = Plain::new(key);
+            let plain = plain(key);
             pair.origin.insert(key, &rows);
             plain.insert(key, &rows);
             pair.exchange();
@@ -82,7 +115,7 @@ fn conflicts(setup: Setup) {
     figure(&format!("merge-conflict-lost-{}", key.name()), &incoming_loses, 3.0);
 }
 
-fn count(node: &Node) -> i64 {
+fn count_of(node: &Node) -> i64 {
     let reader = node.replica.db().reader().expect("a reader");
     let count = reader.connection().query_row("SELECT count(*) FROM item", [], |row| row.get(0));
     count.expect("a count")

@@ -14,7 +14,7 @@ pub const MAX_ENTRY_RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 30;
 pub const LARGE_ENTRY_BYTES: usize = 1 << 20;
 
 /// Large entries are kept and sent in chunks of this many bytes, the last one excepted.
-pub const CHUNK_BYTES: usize = 256 << 10;
+pub const CHUNK_BYTES: usize = 64 << 10;
 
 /// Row events of one transaction are kept in memory up to this many bytes; more go to the scratch
 /// file in sorted runs of this size.
@@ -126,6 +126,10 @@ pub const VERIFY_FIRST: Duration = Duration::from_secs(600);
 
 /// And then this long after it was done the last time.
 pub const VERIFY_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// The page cache of the connection that applies, in KiB: a large entry that was just received is read
+/// from there when it is checked, applied and trimmed, and not from the disk.
+pub const APPLY_CACHE_KIB: i64 = 16 << 10;
 
 /// Prepared statements kept per connection.
 pub const STATEMENT_CACHE: usize = 256;

@@ -113,8 +113,7 @@ impl Builder {
     /// # Errors
     /// Why the file could not be opened as this node's.
     pub fn open(self, path: &Path, now: Now, seed: u64) -> Result<Replica, OpenError> {
-        let file =
-            Arc::new(File { path: path.to_owned(), vfs: self.vfs.clone(), ids: Arc::default() });
+        let file = Arc::new(File::new(path.to_owned(), self.vfs.clone()));
         let mut conn =
             file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
         let ours = catalog::exists(&conn)?;

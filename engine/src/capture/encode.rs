@@ -177,8 +177,13 @@ impl Encoder<'_> {
         } else {
             0
         };
-        let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
-        self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
+        if self.writer.is_in_run(table.id, RowOpKind::Insert) {
+            // Every insert names all columns.
+            self.writer.alike(key, epoch);
+        } else {
+            let columns = table.cells.iter().map(|column| (column.id, cell_kind(column)));
+            self.writer.row(table.id, RowOpKind::Insert, columns, key, epoch);
+        }
         if !table.counted && !table.has_sets {
             self.writer.encoded(cells);
             return Ok(());

@@ -3,7 +3,7 @@
 //! A stamp stands once in a block, rows refer to it by number: the rows that one transaction inserted
 //! cost little more than their keys.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{cmp::Ordering, collections::BTreeMap, mem, ops::Range};
 
 use crate::{
     contested::row::RowClock,
@@ -101,6 +101,21 @@ impl Block {
         Err(low)
     }
 
+    /// The place of the first row from `from` on whose key is not before this one.
+    pub(super) fn behind(&self, key: &[u8], from: usize) -> usize {
+        // Found in strides that grow: what is looked for is mostly near.
+        let mut step = 1;
+        while from + step < self.len() && self.key(from + step) < key {
+            step *= 2;
+        }
+        let (mut low, mut high) = (from + step / 2, (from + step).min(self.len()));
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.key(middle) < key { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+
     /// Puts a row behind all others.
     pub(super) fn push(&mut self, key: &[u8], clock: &RowClock) {
         self.starts.push(offset(self.bytes.len()));
@@ -126,6 +141,58 @@ impl Block {
             row += 1;
         }
         row
+    }
+
+    /// These rows and some of another block, of which a row takes the place of one with the same key, or
+    /// takes it away if it has no clocks, in as many blocks as that takes; one that is empty if no row is
+    /// left.
+    pub(super) fn merged(&self, other: &Self, others: Range<usize>) -> Vec<Self> {
+        let mut blocks = Vec::new();
+        let mut block = Self::default();
+        let mut push = |from: &Self, row: usize| {
+            if block.is_nearly_full() {
+                blocks.push(mem::take(&mut block));
+            }
+            block.push_row(from, row);
+        };
+        let mut row = 0;
+        for newer in others {
+            let key = other.key(newer);
+            while row < self.len() {
+                match self.key(row).cmp(key) {
+                    Ordering::Less => push(self, row),
+                    Ordering::Equal => {}
+                    Ordering::Greater => break,
+                }
+                row += 1;
+            }
+            if !other.has_no_clocks(newer) {
+                push(other, newer);
+            }
+        }
+        (row..self.len()).for_each(|row| push(self, row));
+        blocks.push(block);
+        blocks.iter_mut().for_each(Self::tidy);
+        blocks
+    }
+
+    fn has_no_clocks(&self, row: usize) -> bool {
+        let mut reader = ByteReader::new(self.row_bytes(row));
+        // Mostly told by the length.
+        reader.prefixed().is_ok() && reader.remaining() == 1 && self.clock(row).is_empty()
+    }
+
+    /// Puts a row of another block behind all others.
+    fn push_row(&mut self, other: &Self, row: usize) {
+        if self.is_empty() {
+            self.stamps.clone_from(&other.stamps);
+        }
+        if self.stamps.starts_with(&other.stamps) {
+            self.starts.push(offset(self.bytes.len()));
+            self.bytes.extend_from_slice(other.row_bytes(row));
+        } else {
+            self.push(other.key(row), &other.clock(row));
+        }
     }
 
     /// Replaces the clocks of the row at `place`, or puts a row there.
@@ -184,7 +251,14 @@ impl Block {
     pub(super) fn split(&mut self, ascending: bool) -> Self {
         let at = if ascending { self.len() - 1 } else { self.len() / 2 };
         let right = self.rows(at, self.len());
-        *self = self.rows(0, at);
+        if ascending {
+            // Nearly all of it stays, and where it is.
+            self.bytes.truncate(self.starts[at] as usize);
+            self.starts.truncate(at);
+            self.tidy();
+        } else {
+            *self = self.rows(0, at);
+        }
         right
     }
 

@@ -285,6 +285,11 @@ impl Shelf {
                     row = behind;
                     continue;
                 }
+                let behind = self.merge(disk, *table, rows, row)?;
+                if behind > row {
+                    row = behind;
+                    continue;
+                }
                 let clock = rows.clock(row);
                 self.change(disk, *table, rows.key(row), |held| *held = clock)?;
                 row += 1;
@@ -317,6 +322,46 @@ impl Shelf {
             row = next;
         }
         row
+    }
+
+    /// Takes in the rows that fall into the same block as the first, if they are not few: the block is
+    /// written anew once, not row by row. Gives the place behind the last.
+    fn merge(
+        &mut self,
+        disk: &Connection,
+        table: TableId,
+        rows: &Block,
+        from: usize,
+    ) -> rusqlite::Result<usize> {
+        const FEW: usize = 4;
+        let Some(directory) = self.tables.get_mut(&table) else { return Ok(from) };
+        let key = rows.key(from);
+        let behind = directory.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded)).next();
+        let upto = behind.map_or(rows.len(), |(bound, _)| rows.behind(bound, from));
+        if upto - from < FEW {
+            return Ok(from);
+        }
+        let upto_key = (Bound::Unbounded, Bound::Included(key));
+        let Some((bound, slot)) = directory.range_mut::<[u8], _>(upto_key).next_back() else {
+            return Ok(from);
+        };
+        slot.load(disk, &mut self.loaded)?;
+        save(&mut self.undo, self.marks, table, bound, slot);
+        let block = slot.edit(disk, &mut self.loaded)?;
+        let (size, len) = (block.size(), block.len());
+        let mut blocks = block.merged(rows, from..upto).into_iter();
+        // A local write keeps what is remembered of shifts, so their number stays.
+        *block = blocks.next().unwrap_or_default();
+        self.loaded = self.loaded - size + block.size();
+        self.rows = self.rows - len as u64 + block.len() as u64;
+        if block.is_empty() {
+            self.remove_empty(table, key);
+        }
+        for block in blocks {
+            self.rows += block.len() as u64;
+            self.insert(table, block.key(0).into(), block);
+        }
+        Ok(upto)
     }
 
     /// Changes the rows of every block that has a stamp which `concerned` names.

@@ -115,7 +115,7 @@ impl Writer {
         queued: &mut Queued,
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
-        self.command("/*littoral*/ BEGIN IMMEDIATE")?;
+        self.begin()?;
         local.contested.mark();
         let parked = local.parked.clone();
         self.user().sink().set_alone();
@@ -163,12 +163,24 @@ impl Writer {
         local.log.undo();
         local.contested.undo();
         *local.parked = parked;
-        if !self.user().is_autocommit() {
-            self.command("/*littoral*/ ROLLBACK")?;
-        }
+        let rolled_back = self.roll_back();
         self.adopt_recorders();
         self.mirror_again(local.registry);
-        Ok(())
+        Ok(rolled_back?)
+    }
+
+    fn roll_back(&self) -> rusqlite::Result<()> {
+        if self.user().is_autocommit() {
+            return Ok(());
+        }
+        self.command("/*littoral*/ ROLLBACK")
+    }
+
+    /// Begins a transaction. One that could not be rolled back before would stand in the way of every
+    /// job for good.
+    fn begin(&self) -> rusqlite::Result<()> {
+        self.roll_back()?;
+        self.command("/*littoral*/ BEGIN IMMEDIATE")
     }
 
     fn commit_group(
@@ -185,8 +197,8 @@ impl Writer {
         } else {
             local.contested.undo();
             local.log.undo();
-            if !self.user().is_autocommit() && self.command("/*littoral*/ ROLLBACK").is_err() {
-                tracing::error!("the transaction of a group could not be rolled back");
+            if let Err(error) = self.roll_back() {
+                tracing::error!(%error, "the transaction of a group could not be rolled back");
             }
         }
         result
@@ -198,7 +210,7 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Vec<Answer>, GroupLost> {
         let lost = |_| GroupLost;
-        self.command("/*littoral*/ BEGIN IMMEDIATE").map_err(lost)?;
+        self.begin().map_err(lost)?;
         self.writes(Who::User).map_err(lost)?;
         let mut answers = Vec::with_capacity(jobs.len());
         for queued in jobs {

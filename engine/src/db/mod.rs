@@ -12,6 +12,7 @@ pub(crate) mod writer;
 
 pub(crate) use group_commit::{Answer, Local, Queued, remember};
 pub use group_commit::{Committed, Job};
+use snapshot::Arriving;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{INCOMING, TAKEN};
 pub use tx::{TxStatement, WriteTx};
@@ -22,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, hooks::AuthContext};
 
 use crate::{
@@ -50,9 +52,14 @@ pub(crate) struct File {
     pub(crate) vfs: Option<String>,
     /// What `littoral_id()` gives on every connection.
     pub(crate) ids: Arc<Ids>,
+    arriving: Mutex<Option<Arriving>>,
 }
 
 impl File {
+    pub(crate) fn new(path: PathBuf, vfs: Option<String>) -> Self {
+        Self { path, vfs, ids: Arc::default(), arriving: Mutex::default() }
+    }
+
     pub(crate) fn connect(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
         let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         match &self.vfs {

@@ -13,7 +13,7 @@
 //!   no page, free or not; what was deleted from such a table before may stand in a free page;
 //! - memory is bounded by SQLite's page caches and one piece of [`SNAPSHOT_CHUNK_BYTES`].
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, backup::Backup, config::DbConfig};
 
@@ -41,6 +41,13 @@ pub struct Snapshot {
     pub digest: Digest,
     /// How many there are.
     pub bytes: u64,
+}
+
+/// The hash of a snapshot as far as it has arrived, so that it need not be read again at its end.
+#[derive(Debug, Default)]
+pub(crate) struct Arriving {
+    upto: u64,
+    hasher: blake3::Hasher,
 }
 
 impl File {
@@ -91,8 +98,7 @@ impl Db {
         let held = source.unchecked_transaction()?;
         // Without a read the transaction has not begun.
         catalog::meta::<i64>(&source, "format")?;
-        let copy =
-            File { path: self.file.beside(TAKEN), vfs: self.file.vfs.clone(), ids: Arc::default() };
+        let copy = File::new(self.file.beside(TAKEN), self.file.vfs.clone());
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         let mut conn = copy.connect(flags)?;
         // A copy that a crash leaves half made is thrown away, so nothing is synced before its end.
@@ -103,9 +109,8 @@ impl Db {
         conn.query_row("PRAGMA journal_mode = MEMORY", [], |_| Ok(()))?;
         strip(&conn)?;
         conn.close().map_err(|(_, error)| error)?;
-        let mut file = self.taken()?;
-        let (bytes, digest) = hash(&mut file)?;
-        file.sync()?;
+        // Not synced: a crash leaves nothing that anybody would ask for again.
+        let (bytes, digest) = hash(&mut self.taken()?)?;
         Ok(Snapshot { digest, bytes })
     }
 
@@ -140,11 +145,23 @@ impl Db {
     pub fn write_incoming(&self, offset: u64, bytes: &[u8], sync: bool) -> rusqlite::Result<()> {
         let path = self.file.beside(INCOMING);
         let mut file = self.file.open_beside(INCOMING, true)?.ok_or_else(|| missing(&path))?;
+        let mut arriving = self.file.arriving.lock();
         if offset == 0 {
             file.truncate(0)?;
+            *arriving = Some(Arriving::default());
         }
+        // Of what came before a restart it knows nothing.
+        let mut before = arriving.take().filter(|arriving| arriving.upto == offset);
         file.write(offset, bytes)?;
-        if sync { file.sync() } else { Ok(()) }
+        if sync {
+            file.sync()?;
+        }
+        if let Some(arriving) = &mut before {
+            arriving.hasher.update(bytes);
+            arriving.upto += bytes.len() as u64;
+        }
+        *arriving = before;
+        Ok(())
     }
 
     /// Whether the snapshot that was received is the one that was offered. If it is not, it is removed.
@@ -154,7 +171,11 @@ impl Db {
     pub fn verify_incoming(&self, offered: &Snapshot) -> rusqlite::Result<bool> {
         let Some(mut file) = self.file.open_beside(INCOMING, false)? else { return Ok(false) };
         file.truncate(offered.bytes)?;
-        let found = hash(&mut file)?;
+        let arrived = self.file.arriving.lock().take().filter(|it| it.upto == offered.bytes);
+        let found = match arrived {
+            Some(arrived) => (file.size()?, Digest(*arrived.hasher.finalize().as_bytes())),
+            None => hash(&mut file)?,
+        };
         if found == (offered.bytes, offered.digest) {
             file.sync()?;
             return Ok(true);

@@ -20,7 +20,7 @@ use crate::{
     error::WriteError,
     id::TableId,
     ids::{self, Ids},
-    limits::{STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
+    limits::{APPLY_CACHE_KIB, STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
     merge,
     schema::{Registry, declaring::Calls},
     sqlite::{self, Hooked, Keeping},
@@ -118,6 +118,7 @@ impl Writer {
 
         let apply = connect(file)?;
         apply.pragma_update(None, "synchronous", "NORMAL")?;
+        apply.pragma_update(None, "cache_size", -APPLY_CACHE_KIB)?;
         apply.pragma_update(None, "foreign_keys", false)?;
         apply.pragma_update(None, "ignore_check_constraints", true)?;
         apply.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;

@@ -83,6 +83,17 @@ impl RowsWriter {
             self.end_run();
             self.begin_run(table, kind);
         }
+        self.alike(key, epoch);
+    }
+
+    /// Whether rows of that kind stand last.
+    pub(crate) fn is_in_run(&self, table: TableId, kind: RowOpKind) -> bool {
+        self.run == Some((table, kind))
+    }
+
+    /// Begins a row of the same shape as the row before.
+    pub(crate) fn alike(&mut self, key: &[u8], epoch: u32) {
+        debug_assert!(self.run.is_some(), "there is a row before it in the segment");
         put_varint(&mut self.out, key.len() as u64 + 1);
         self.out.extend_from_slice(key);
         put_varint(&mut self.out, u64::from(epoch));

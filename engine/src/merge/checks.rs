@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension, ffi};
+use rusqlite::{Connection, ffi};
 
 use crate::{
     id::{SchemaVersion, TableId},
@@ -50,15 +50,15 @@ impl Checks {
                 none.insert(Keeping::new(scratch))
             }
         };
-        if self.tables.insert(table.id) {
-            let create: Option<String> = conn
-                .query_row(
-                    "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?",
-                    [&table.name],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            scratch.execute_batch(&create.unwrap_or_default())?;
+        if !self.tables.contains(&table.id) {
+            let create: String = conn.query_row(
+                "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?",
+                [&table.name],
+                |row| row.get(0),
+            )?;
+            scratch.execute_batch(&create)?;
+            // Only now: a table that could not be made is made the next time.
+            self.tables.insert(table.id);
         }
         match insert_row(scratch, table, key, cells) {
             Ok(()) => {

@@ -20,6 +20,7 @@ use crate::{
 
 /// What the second word of a statement's name says; the first is the table's id.
 const INSERT: u64 = 1;
+/// How many follows.
 const INSERTS: u64 = 2;
 const DELETE: u64 = 3;
 /// The places of the updated cells follow, one bit each, and of those swapped.
@@ -345,7 +346,8 @@ fn written(write: CellWrite<'_>) -> ValueRef<'_> {
 }
 
 /// Collects inserts of one table and writes many of them with one statement, which costs SQLite half
-/// as much as a statement each.
+/// as much as a statement each. Once per statement SQLite notes what a page held before, in case it has
+/// to abort: so the more rows the better.
 #[derive(Debug)]
 pub(super) struct Inserts<'c, 'r> {
     conn: &'c Keeping,
@@ -357,11 +359,11 @@ pub(super) struct Inserts<'c, 'r> {
 }
 
 impl<'c, 'r> Inserts<'c, 'r> {
-    /// Rows of one statement at most.
-    const ROWS: usize = 32;
+    /// Rows of one statement: as many as are there.
+    const ROWS: [usize; 3] = [128, 16, 1];
 
     /// Parameters of one statement at most, beside those of a single row.
-    const PARAMETERS: usize = 512;
+    const PARAMETERS: usize = 1024;
 
     pub(super) fn new(conn: &'c Keeping) -> Self {
         Self { conn, table: None, values: Vec::new(), places: Vec::new() }
@@ -395,11 +397,13 @@ impl<'c, 'r> Inserts<'c, 'r> {
         self.values.extend(parts.filter_map(|part| part.lent()).map(Given::Value));
         self.values.extend(cells.iter().map(|cell| given(cell.write)));
         self.places.push(at);
-        if self.places.len() == Self::rows_at_once(table) { self.flush(collided) } else { Ok(()) }
+        if self.places.len() == Self::ROWS[0] { self.flush(collided) } else { Ok(()) }
     }
 
-    fn rows_at_once(table: &Table) -> usize {
-        (Self::PARAMETERS / (table.key.len() + table.cells.len())).clamp(1, Self::ROWS)
+    /// How many of so many rows go into one statement.
+    fn rows_at_once(width: usize, left: usize) -> usize {
+        let fits = |rows: &usize| *rows <= left && *rows * width <= Self::PARAMETERS;
+        Self::ROWS.into_iter().find(fits).unwrap_or(1)
     }
 
     /// Writes what was collected.
@@ -407,23 +411,26 @@ impl<'c, 'r> Inserts<'c, 'r> {
         let Some(table) = self.table.take() else { return Ok(()) };
         let width = table.key.len() + table.cells.len();
         let mut done = 0;
-        if self.places.len() == Self::rows_at_once(table) {
-            let sql = || insert_many_sql(table, self.places.len());
-            match self.write(&name(table.id, INSERTS), sql, &self.values) {
-                Ok(()) => done = self.places.len(),
-                // OR FAIL: the rows before the one that collided are in, and counted.
+        while done < self.places.len() {
+            let rows = Self::rows_at_once(width, self.places.len() - done);
+            let values = &self.values[done * width..][..rows * width];
+            let stored = if rows == 1 {
+                self.write(&name(table.id, INSERT), || table.sql.insert.clone(), values)
+            } else {
+                let name = [table.id.0.into(), INSERTS, rows as u64];
+                self.write(&name, || insert_many_sql(table, rows), values)
+            };
+            match stored {
+                Ok(()) => done += rows,
                 Err(error) if is_rejection(&error) => {
-                    done = usize::try_from(self.conn.changes()).unwrap_or(0);
+                    // OR FAIL: the rows before the one that collided are in, and counted.
+                    if rows > 1 {
+                        done += usize::try_from(self.conn.changes()).unwrap_or(0);
+                    }
                     collided.extend(self.places.get(done));
                     done += 1;
                 }
                 Err(error) => return Err(error),
-            }
-        }
-        for (values, at) in self.values.chunks(width).zip(&self.places).skip(done) {
-            match self.write(&name(table.id, INSERT), || table.sql.insert.clone(), values) {
-                Err(error) if is_rejection(&error) => collided.push(*at),
-                result => result?,
             }
         }
         self.values.clear();

@@ -175,7 +175,8 @@ impl Replica {
 
     /// Writes the clocks to the file and trims the log, when it is time.
     pub(super) fn serve_checkpoint(&mut self) -> bool {
-        if self.storage.error.is_some() || self.halted.is_some() {
+        // A replica that has only lost its links goes on writing.
+        if self.storage.error.is_some() || self.writes_stopped {
             return false;
         }
         let todo = &self.checkpointing;

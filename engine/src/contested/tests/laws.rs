@@ -111,11 +111,13 @@ proptest! {
         batches in prop::collection::vec(prop::collection::btree_set(0u16..200, 0..80), 1..4),
         asked in prop::collection::vec(0u16..200, 0..40),
     ) {
+        // Long enough for rows to fill several blocks.
+        let bytes = |key: u16| [&key.to_be_bytes()[..], &[7; 60]].concat();
         let mut replica = Replica::default();
         for batch in &batches {
             let changes: Vec<(Vec<u8>, Change)> = batch
                 .iter()
-                .map(|key| key.to_be_bytes().to_vec())
+                .map(|key| bytes(*key))
                 .map(|key| {
                     let present = replica.rows.contains_key(&key);
                     (key, if present { name(1) } else { insert(0, 0, 0) })
@@ -129,10 +131,10 @@ proptest! {
         };
         let mut cursor = replica.contested.cursor(&replica.disk);
         for key in asked {
-            let found = cursor.row(TABLE, &key.to_be_bytes()).unwrap();
+            let found = cursor.row(TABLE, &bytes(key)).unwrap();
             let seq = found.as_ref().and_then(|clock| clock.cell(NAME)).map(|stamp| stamp.seq);
             prop_assert_eq!(seq, last(key));
-            prop_assert_eq!(found.is_some(), clocks.contains_key(&key.to_be_bytes()[..]));
+            prop_assert_eq!(found.is_some(), clocks.contains_key(&bytes(key)[..]));
         }
     }
 }

@@ -123,3 +123,19 @@ fn a_table_is_forgotten_wherever_its_clocks_lie_and_that_can_be_undone() {
         disk.query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
+
+#[test]
+fn clocks_that_a_transaction_takes_away_are_gone() {
+    let mut replica = Replica::default();
+    replica.write(author(0), 1, &inserts(0..10));
+    let stamp = replica.header(author(0), 2).stamp();
+    // A part of the block, then all that is left.
+    for gone in [5, 10] {
+        let mut writes = LocalWrites::new(&replica.contested, &replica.disk, stamp);
+        (0..gone).for_each(|row| writes.updated(TABLE, &key(row), &RowClock::default(), true));
+        let changes = writes.finish();
+        replica.contested.install(&replica.disk, &changes).unwrap();
+        assert_eq!(replica.contested.rows(), 10 - u64::from(gone));
+    }
+    assert_eq!(replica.contested.bytes(), 0);
+}
