@@ -43,7 +43,7 @@ use crate::{
     contested::Contested,
     corrected::CorrectedClock,
     db::{
-        Answer, Db, File, Job, Local, Queued,
+        Answer, Committed, Db, File, Job, Local, Queued,
         watch::{self, Who},
         writer::{Synchronous, Writer},
     },
@@ -95,6 +95,8 @@ pub struct Replica {
     now: Now,
     jobs: Vec<Queued>,
     schema_jobs: VecDeque<(Ticket, SchemaJob)>,
+    /// Answers to those that wait until the log is on stable storage up to there.
+    schema_answers: VecDeque<(Lsn, Ticket, Result<Committed, WriteError>)>,
     next_ticket: u64,
     /// Never a member: it applies and relays only.
     read_only: bool,
@@ -225,6 +227,7 @@ impl Replica {
             now: parts.now,
             jobs: Vec::new(),
             schema_jobs: VecDeque::new(),
+            schema_answers: VecDeque::new(),
             next_ticket: 1,
             read_only: parts.read_only,
             joining: Joining::default(),
@@ -287,6 +290,7 @@ impl Replica {
             }
             Input::Synced(lsn) => {
                 self.durable.reached(lsn);
+                self.answer_durable();
                 self.counting.news = true;
             }
             Input::SyncFailed(error) => self.sync_failed(&error),
@@ -388,6 +392,7 @@ impl Replica {
             let result = Err(WriteError::Unavailable("the node is shutting down".to_owned()));
             self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
         }
+        self.give_up_answers("the node is shutting down");
         let outputs = mem::take(&mut self.outputs).into();
         let unsaved = self.checkpointing.entries && !self.writes_stopped;
         let saved = if unsaved { self.checkpoint() } else { Ok(()) };
@@ -560,6 +565,7 @@ impl Replica {
     /// Stops all links and all writing, for good: only an operator helps.
     fn halt(&mut self, why: String) {
         self.writes_stopped = true;
+        self.give_up_answers(&why);
         self.stop_links(why);
     }
 

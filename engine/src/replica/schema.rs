@@ -17,11 +17,15 @@
 use std::{collections::BTreeSet, mem, sync::Arc};
 
 use crate::{
-    db::{Committed, Queued, authorizer::Origin, writer::Writer},
+    db::{
+        Committed, Queued,
+        authorizer::Origin,
+        writer::{Synchronous, Writer},
+    },
     driver::Output,
     entry::{Freeze, codec::Body},
     error::WriteError,
-    id::{NodeId, TableId, Ticket},
+    id::{Lsn, NodeId, TableId, Ticket},
     replica::{Replica, is_storage_failure, origin_seen_by},
     schema::Frozen,
     status::FreezeStatus,
@@ -85,7 +89,14 @@ impl Replica {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
             }
-            self.outputs.push_back(Output::Done { ticket, result });
+            // A decree is committed like what other nodes write, and synced behind that.
+            let decreed = matches!(result, Ok(_) | Err(WriteError::SchemaChanging { .. }));
+            let upto = match self.synchronous {
+                Synchronous::Full if decreed => self.log.last(),
+                Synchronous::Full | Synchronous::Normal => Lsn(0),
+            };
+            self.schema_answers.push_back((upto, ticket, result));
+            self.answer_durable();
             return true;
         }
         let Some(frozen) = self.registry.frozen.clone() else { return false };
@@ -97,6 +108,24 @@ impl Replica {
         }
         self.carry_out(&frozen);
         true
+    }
+
+    /// Gives the answers that are as durable as this replica promises.
+    pub(super) fn answer_durable(&mut self) {
+        let durable = self.durable.lsn;
+        while let Some((_, ticket, result)) =
+            self.schema_answers.pop_front_if(|(upto, ..)| *upto <= durable)
+        {
+            self.outputs.push_back(Output::Done { ticket, result });
+        }
+    }
+
+    /// Nobody will learn whether what these answers tell reaches the disk.
+    pub(super) fn give_up_answers(&mut self, why: &str) {
+        for (_, ticket, _) in mem::take(&mut self.schema_answers) {
+            let result = Err(WriteError::Unavailable(why.to_owned()));
+            self.outputs.push_back(Output::Done { ticket, result });
+        }
     }
 
     /// Runs what a freeze has waited for; if it fails, the freeze ends with the reason.
