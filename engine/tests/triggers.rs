@@ -104,6 +104,22 @@ fn an_effect_happens_once() {
     cluster.assert_rows("SELECT * FROM log", &["1|a", "2|b"]);
 }
 
+/// The first statement after another connection has changed the schema is prepared twice by SQLite.
+#[test]
+fn replace_is_refused_also_right_after_a_change_of_the_schema() {
+    let mut cluster = linked(2, NOTES, &[("note", explicit())]);
+    cluster.write(1, "INSERT INTO note VALUES(1, 'apple', 'red', 0)");
+    cluster.settle();
+    cluster.write(0, "CREATE TABLE other(id INTEGER PRIMARY KEY)");
+    cluster.settle();
+    let message = cluster.refused(1, "REPLACE INTO note VALUES(1, 'pear', 'red', 0)");
+    assert!(message.contains("REPLACE, which deletes a row"), "{message}");
+    cluster.write(0, "CREATE TABLE third(id INTEGER PRIMARY KEY)");
+    cluster.settle();
+    cluster.write(1, "DELETE FROM note WHERE id = 1");
+    cluster.assert_found("apple", &[]);
+}
+
 /// REPLACE fires no delete trigger, so the index would keep the words of a row that is gone.
 #[test]
 fn a_replace_that_would_leave_words_in_an_index_is_refused() {

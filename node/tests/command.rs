@@ -170,7 +170,7 @@ fn nodes_are_served_asked_and_stopped() {
 
     edge.stop();
     // A change that must not meet writes under way waits for the edge that is away.
-    let sql = "DROP TABLE stock";
+    let sql = "PRAGMA foreign_keys = off; DROP TABLE stock; PRAGMA foreign_keys = on";
     let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
     assert!(message.contains("LITTORAL_SCHEMA_CHANGING"), "{message}");
     let waits = succeed(home.path(), &["schema", "status", "--url", &origin.http]);

@@ -179,7 +179,12 @@ impl Gate {
                 | AuthAction::Update { table_name, .. }
                 | AuthAction::Delete { table_name },
                 Some(running),
-            ) if known(table_name) => running.set_all(),
+            ) if known(table_name) => {
+                running.set_all();
+                if let AuthAction::Delete { .. } = context.action {
+                    running.add_delete(&self.registry, table_name);
+                }
+            }
             (AuthAction::Update { table_name, column_name }, None) => {
                 self.mask.add(&self.registry, table_name, column_name);
             }

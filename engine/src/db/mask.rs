@@ -13,6 +13,8 @@ use std::{
     },
 };
 
+use parking_lot::Mutex;
+
 use crate::schema::{Column, Registry};
 
 /// The cells of each table that a statement can change, whether the key, and whether it can insert
@@ -21,8 +23,9 @@ use crate::schema::{Column, Registry};
 pub(crate) struct ChangeMask {
     tables: BTreeMap<u32, u64>,
     /// The tables of which it can delete rows other than by REPLACE, which asks nobody.
-    deletes: BTreeSet<u32>,
-    /// Prepared again while it runs: what it can change now is not known here.
+    deletes: Mutex<BTreeSet<u32>>,
+    /// Prepared again while it runs, since the schema has changed: what it can change now is not known
+    /// here.
     all: AtomicBool,
 }
 
@@ -61,19 +64,21 @@ impl ChangeMask {
     }
 
     /// Adds a table of which rows may be deleted, as the authorizer names it.
-    pub(crate) fn add_delete(&mut self, registry: &Registry, table: &str) {
+    pub(crate) fn add_delete(&self, registry: &Registry, table: &str) {
         let place = registry.position(table.as_bytes());
-        self.deletes.extend(place.and_then(|place| u32::try_from(place).ok()));
+        self.deletes.lock().extend(place.and_then(|place| u32::try_from(place).ok()));
     }
 
     /// Whether a row of the table at that place in the registry can go only because another replaces it.
     pub(crate) fn only_replaces(&self, table: u32) -> bool {
-        !self.all.load(Ordering::Relaxed) && !self.deletes.contains(&table)
+        !self.deletes.lock().contains(&table)
     }
 
-    /// Forgets what cannot change.
+    /// The statement is prepared again: forgets what cannot change, and, once, of what it can delete.
     pub(crate) fn set_all(&self) {
-        self.all.store(true, Ordering::Relaxed);
+        if !self.all.swap(true, Ordering::Relaxed) {
+            self.deletes.lock().clear();
+        }
     }
 
     /// The cells of the table at that place in the registry that can change.
