@@ -61,9 +61,7 @@ pub(crate) fn encode(
             // What follows in the same entry overwrites what it has written itself.
             contested.install(disk, &clocks)?;
         }
-        if !planted(Bug::ClocksOutliveChange) {
-            contested.forget_dropped(disk, &chapter.changes)?;
-        }
+        contested.forget_dropped(disk, &chapter.changes)?;
         parked.forget_dropped(&chapter.changes);
         if let (Some(TableChange::Dropped(_)), Some(TableChange::Declared(_))) =
             (change.changes.last(), chapter.changes.first())

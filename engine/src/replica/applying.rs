@@ -364,9 +364,7 @@ impl Replica {
                 conn.forget();
             }
             Segment::Policy(changes) => {
-                if !planted(Bug::ClocksOutliveChange) {
-                    self.contested.forget_dropped(conn, &changes)?;
-                }
+                self.contested.forget_dropped(conn, &changes)?;
                 self.aside.parked.forget_dropped(&changes);
                 catalog::carry_out(conn, &changes, self.log.last().next())?;
                 catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
