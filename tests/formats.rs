@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Element, Entry,
-    EntryHeader, Hlc, Incarnation, Member, Membership, NodeId, Removal, RowOp, RowOpKind,
+    EntryHeader, Freeze, Hlc, Incarnation, Member, Membership, NodeId, Removal, RowOp, RowOpKind,
     RowsReader, SchemaVersion, Segment, TableChange, TableDeclaration, TableId, TablePolicy,
     ValueRef, Writers,
 };
 
 const GOLDEN: &str = include_str!("fixtures/entry-v1.hex");
 const GOLDEN_SETS: &str = include_str!("fixtures/entry-v1-sets.hex");
+const GOLDEN_SCHEMA: &str = include_str!("fixtures/entry-v1-schema.hex");
 const MS: u64 = 1_700_000_000_000;
 
 /// The bytes and the digest of each entry in a file, by name.
@@ -98,6 +99,31 @@ fn ddl_is_read() {
     assert_eq!(entry.header, header(2, (MS << 16) + 1, 0));
     let statements = vec!["CREATE TABLE t(a)".to_owned(), "-- é".to_owned()];
     assert_eq!(segments(&entry), [Segment::Ddl(statements)]);
+}
+
+#[test]
+fn frontiers_are_read() {
+    let entry = entry_of(GOLDEN_SCHEMA, "frontier");
+    assert_eq!(entry.header, EntryHeader { under: 299, ..header(8, (MS + 5) << 16, 2) });
+    let covered = [dot(1, 1, 8), dot(1, 2, 5)].into_iter().collect();
+    assert_eq!(segments(&entry), [Segment::Frontier { number: 300, covered }]);
+}
+
+#[test]
+fn freezes_and_their_ends_are_read() {
+    let frozen = entry_of(GOLDEN_SCHEMA, "freeze");
+    assert_eq!(frozen.header, EntryHeader { under: 300, ..header(9, (MS + 6) << 16, 2) });
+    let script = "DROP TABLE bag".to_owned();
+    let freeze = Freeze { tables: vec![TableId(4), TableId(300)], script: script.clone() };
+    assert_eq!(segments(&frozen), [Segment::Freeze(freeze)]);
+
+    let freeze = dot(1, 1, 9);
+    let happened = Segment::Unfreeze { freeze, failure: None };
+    let expected = [Segment::Ddl(vec![script]), happened];
+    assert_eq!(segments(&entry_of(GOLDEN_SCHEMA, "unfreeze")), expected);
+    let failure = Some("given up".to_owned());
+    let expected = [Segment::Unfreeze { freeze, failure }];
+    assert_eq!(segments(&entry_of(GOLDEN_SCHEMA, "given-up")), expected);
 }
 
 #[test]
@@ -289,7 +315,9 @@ fn changes_of_sets_are_read() {
 
 #[test]
 fn an_entry_cut_short_is_refused_or_another() {
-    for (name, (bytes, digest)) in golden(GOLDEN).into_iter().chain(golden(GOLDEN_SETS)) {
+    for (name, (bytes, digest)) in
+        golden(GOLDEN).into_iter().chain(golden(GOLDEN_SETS)).chain(golden(GOLDEN_SCHEMA))
+    {
         for cut in 0..bytes.len() {
             if let Ok(shorter) = Entry::decode(&bytes[..cut]) {
                 assert_ne!(shorter.digest.to_string(), digest, "{name} cut at {cut}");
