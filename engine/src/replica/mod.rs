@@ -16,6 +16,7 @@
 //! - only entries on stable storage are sent or acknowledged: `durable` never runs ahead of the disk;
 //! - what a transaction changed in memory is undone when the transaction is.
 
+mod answering;
 mod applying;
 mod clock;
 mod foreign;
