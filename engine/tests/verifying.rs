@@ -151,6 +151,29 @@ fn a_row_that_is_in_the_way_of_another_goes_first() {
 }
 
 #[test]
+fn a_row_that_cannot_be_put_back_keeps_no_other_one_wrong() {
+    let schema = "CREATE TABLE user(id INTEGER PRIMARY KEY, mail TEXT UNIQUE)";
+    let mut cluster = linked(2, schema, &[]);
+    cluster.write(
+        0,
+        "WITH RECURSIVE i(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM i WHERE n < 2000)
+         INSERT INTO user SELECT n, 'mail ' || n FROM i",
+    );
+    cluster.settle();
+    // Two rows far apart are in each other's way.
+    tamper(
+        &cluster,
+        1,
+        "UPDATE user SET mail = NULL WHERE id IN (1, 2, 2000);
+         UPDATE user SET mail = 'mail 2000' WHERE id = 1; UPDATE user SET mail = 'mail 1' WHERE id = 2000;",
+    );
+    let report = verify(&mut cluster, 1);
+    assert_eq!((report.differing, report.repaired), (3, 1), "{report:?}");
+    assert!(report.problem.unwrap().contains("UNIQUE"));
+    assert_eq!(cluster.rows(1, "SELECT mail FROM user WHERE id = 2"), ["mail 2"]);
+}
+
+#[test]
 fn full_text_search_learns_of_mended_rows() {
     let mut cluster = linked(2, NOTES, &[]);
     cluster.write(0, "INSERT INTO note VALUES(1, 'tide', 'low', 0), (2, 'wave', 'high', 0)");

@@ -7,7 +7,7 @@ use crate::{
     id::{PeerId, TableId},
     limits::{COMPARE_BYTES, COMPARE_IMAGE_BYTES, COMPARE_IMAGES, COMPARE_KEY_BYTES, COMPARE_ROWS},
     protocol::message::{Answer, Image, Message, Question, Wanted, wire_vector},
-    replica::Replica,
+    replica::{Replica, is_storage_failure},
     schema::{
         Table,
         range::{self, KeyRange, sum_of},
@@ -23,7 +23,19 @@ impl Replica {
         token: u64,
         question: &Question,
     ) -> Result<(), ProtocolError> {
-        let answer = self.answer_to(question)?;
+        let answer = match self.answer_to(question) {
+            Ok(answer) => answer,
+            Err(error @ rusqlite::Error::ToSqlConversionFailure(_)) => {
+                return Err(ProtocolError::Malformed(format!("a question about no key: {error}")));
+            }
+            Err(error) if is_storage_failure(&error) => return Err(ProtocolError::Storage(error)),
+            // A damaged page, say: it must not end links that work.
+            Err(error) => {
+                let node = &self.identity.node;
+                tracing::error!(%node, %error, "rows that a peer compares cannot be read");
+                Answer::NotNow
+            }
+        };
         if let Some(session) = self.sessions.get_mut(&peer) {
             session.say(&Message::Answer(token, answer));
         }
@@ -80,7 +92,7 @@ impl Replica {
     ) -> rusqlite::Result<Vec<(Sum, Image)>> {
         let mut missing: BTreeSet<Sum> = keys.iter().take(COMPARE_IMAGES).copied().collect();
         let mut images = Vec::new();
-        let (mut bytes, mut full) = (0, false);
+        let (mut bytes, mut visited, mut full) = (0, 0, false);
         range::visit(self.writer.apply(), table, range, |row| {
             let key = sum_of(row.key);
             if missing.remove(&key) {
@@ -92,8 +104,13 @@ impl Replica {
                 };
                 images.push((key, image));
             }
-            full = bytes > COMPARE_IMAGE_BYTES;
-            if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            visited += 1;
+            full = bytes > COMPARE_IMAGE_BYTES || visited == 4 * COMPARE_ROWS;
+            if full || missing.is_empty() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         if !full {
             let parked = self.aside.parked.sums(table.id);

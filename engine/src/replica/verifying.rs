@@ -281,7 +281,10 @@ impl Replica {
             if let Some(table) = table.and_then(|id| registry.by_id(id))
                 && let Err(error) = self.take_answer(&mut round, table, peer, answer)
             {
-                self.storage_fails(error.to_string());
+                self.try_again(&mut round, &error.to_string());
+                if is_storage_failure(&error) {
+                    self.storage_fails(error.to_string());
+                }
             }
         }
         self.verifying.round = Some(round);
@@ -499,15 +502,32 @@ impl Replica {
             self.verifying.report.problem = Some(why.to_owned());
             return;
         }
-        let repaired = self
-            .writer
-            .writes(Who::Apply)
-            .and_then(|()| repair(self.writer.apply(), &self.members, table, wrong));
+        match self.repair(table, wrong) {
+            // One of them is in the way: the others need not stay wrong for it.
+            Ok(Some(_)) if wrong.len() > 1 => {
+                for row in wrong.chunks(1) {
+                    let repaired = self.repair(table, row);
+                    self.count_repaired(row.len(), repaired);
+                }
+            }
+            repaired => self.count_repaired(wrong.len(), repaired),
+        }
+    }
+
+    fn repair(&self, table: &Table, wrong: &[Mended]) -> rusqlite::Result<Option<rusqlite::Error>> {
+        self.writer.writes(Who::Apply)?;
+        let repaired = repair(self.writer.apply(), &self.members, table, wrong);
+        if repaired.is_err() {
+            self.roll_back();
+        }
+        repaired
+    }
+
+    fn count_repaired(&mut self, rows: usize, repaired: rusqlite::Result<Option<rusqlite::Error>>) {
         match repaired {
-            Ok(None) => self.verifying.report.repaired += wrong.len() as u64,
+            Ok(None) => self.verifying.report.repaired += rows as u64,
             Ok(Some(rejected)) => self.verifying.report.problem = Some(rejected.to_string()),
             Err(error) => {
-                self.roll_back();
                 self.verifying.report.problem = Some(error.to_string());
                 if is_storage_failure(&error) {
                     self.storage_fails(error.to_string());

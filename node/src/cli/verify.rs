@@ -1,16 +1,20 @@
 //! `littoral verify`: compares a node's rows with those of a peer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use clap::Args;
 use hyper::Method;
+use serde_json::Value;
 use tokio::time::sleep;
 
 use super::{client::Target, say, status::shown};
 
 /// How often the node is asked how far it is.
 const POLL: Duration = Duration::from_millis(100);
+
+/// A comparison that gets no further for this long is not waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Compares all rows of a node with those of a peer, the origin if it is linked, while both go on
 /// working. Rows that differ from the origin's are mended; what was there before is listed in
@@ -28,10 +32,20 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         self.target.ask_for(Method::POST, "/verify").await?;
+        let (mut last, mut since) = (Value::Null, Instant::now());
         let report = loop {
             let report = self.target.status().await?["verification"].take();
             if report["running"] == false {
                 break report;
+            }
+            if report != last {
+                (last, since) = (report, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                bail!(
+                    "the comparison has stood still for {} s: is the node linked to another one? It goes \
+                     on as soon as it can",
+                    PATIENCE.as_secs()
+                );
             }
             sleep(POLL).await;
         };
