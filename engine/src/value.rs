@@ -238,6 +238,11 @@ pub(crate) fn put_cell(out: &mut Vec<u8>, value: ValueRef<'_>) {
     }
 }
 
+/// The value of an encoded cell of our own.
+pub(crate) fn value(cell: &[u8]) -> ValueRef<'_> {
+    ByteReader::new(cell).cell().unwrap_or(ValueRef::Null)
+}
+
 impl<'a> ByteReader<'a> {
     /// Reads a cell.
     pub(crate) fn cell(&mut self) -> Result<ValueRef<'a>, DecodeError> {

@@ -20,7 +20,7 @@ use crate::{
     schema::{Column, Table},
     set::{self, Element},
     testing::{Bug, planted},
-    value::{ByteReader, ValueRef, put_cell},
+    value::{ValueRef, put_cell, value},
 };
 
 /// A row that does not hold what merge would store.
@@ -66,10 +66,6 @@ pub(crate) fn repairs(captured: &Captured, before: &Connection) -> Result<Vec<Re
         Ok(())
     })?;
     Ok(found)
-}
-
-fn value(cell: &[u8]) -> ValueRef<'_> {
-    ByteReader::new(cell).cell().unwrap_or(ValueRef::Null)
 }
 
 fn takes_back(table: &Table, place: usize, old: &[u8], new: &[u8]) -> bool {

@@ -9,14 +9,11 @@ use crate::{
     hlc::Stamp,
     id::AuthorId,
     limits::MAX_CONFLICTS,
-    merge::{
-        row::{self, Overflow},
-        store,
-    },
+    merge::{row::Overflow, store},
     schema::{Table, spelling::KEY_SPELLING},
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, ValueRef},
+    value::{ByteReader, DecodeError, ValueRef, value},
 };
 
 impl Conflict {
@@ -407,9 +404,7 @@ pub(crate) fn key_text(key: &[u8]) -> String {
 pub(super) fn row_text(table: &Table, cells: &[Vec<u8>]) -> String {
     let cells = table.cells.iter().zip(cells);
     let members: Vec<String> = cells
-        .map(|(column, cell)| {
-            format!("{}:{}", json_string(&column.name), value_text(row::value(cell)))
-        })
+        .map(|(column, cell)| format!("{}:{}", json_string(&column.name), value_text(value(cell))))
         .collect();
     format!("{{{}}}", members.join(","))
 }

@@ -8,7 +8,7 @@ use crate::{
     entry::{CellWrite, RowOp, SetChange},
     schema::{Column, Table, shape::TableShape},
     set, sqlite,
-    value::{ByteReader, ValueRef, put_cell},
+    value::{ValueRef, put_cell, value},
 };
 
 /// A counter that wrapped around.
@@ -20,11 +20,6 @@ pub(super) struct Overflow {
     pub(super) wrapped: i64,
     /// The sum itself.
     pub(super) exact: i128,
-}
-
-/// The value of an encoded cell.
-pub(super) fn value(cell: &[u8]) -> ValueRef<'_> {
-    ByteReader::new(cell).cell().unwrap_or(ValueRef::Null)
 }
 
 /// A cell that holds NULL.

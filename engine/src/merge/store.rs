@@ -15,7 +15,7 @@ use crate::{
         spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
     },
     sqlite::{Columns, Keeping, Parameters, quoted},
-    value::{ByteReader, ValueRef},
+    value::{ByteReader, ValueRef, value},
 };
 
 /// What the second word of a statement's name says; the first is the table's id.
@@ -128,7 +128,7 @@ pub(super) fn insert_row(
         &name(table.id, INSERT),
         || table.sql.insert.clone(),
         |parameters| {
-            let mut values = cells.iter().map(|cell| row::value(cell));
+            let mut values = cells.iter().map(|cell| value(cell));
             let spelling = if table.has_spelling() { values.next() } else { None };
             lend_spelled(parameters, 0, table, key, spelling.unwrap_or(ValueRef::Null))?;
             let mut places = table.key.len() + 1..;
@@ -264,7 +264,7 @@ impl StoredRow<'_> {
     pub(super) fn cell(&self, place: usize) -> ValueRef<'_> {
         match place.checked_sub(usize::from(!self.spelling.is_empty())) {
             Some(column) => self.columns.value(column),
-            None => row::value(&self.spelling),
+            None => value(&self.spelling),
         }
     }
 }

@@ -16,8 +16,8 @@
 //! nothing else to that row: then no write under way can be the reason. It is mended with the origin's row
 //! only: another peer may be the one that is wrong.
 //!
-//! One range of at most [`COMPARE_ROWS`] rows is looked at in a drain, and the next one
-//! [`COMPARE_PAUSE`] later.
+//! One range of about [`COMPARE_ROWS`] rows is looked at at a time, and the next one [`COMPARE_PAUSE`]
+//! later.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
