@@ -68,6 +68,32 @@ fn reopen(cluster: &mut Cluster, node: usize) {
     cluster.open(node);
 }
 
+/// SQLite prepares the statement against the schema that the connection knew before the migration.
+#[test]
+fn what_a_migration_made_is_dropped_everywhere_right_after_it() {
+    let mut cluster = linked(2);
+    let made = "SELECT count(*) FROM sqlite_schema WHERE name IN ('made', 'made_at', 'made_again')";
+    for drop in [
+        "DROP TRIGGER IF EXISTS made_again",
+        "DROP INDEX IF EXISTS made_at",
+        "DROP TABLE IF EXISTS made",
+    ] {
+        let script = "CREATE TABLE IF NOT EXISTS made(id INTEGER PRIMARY KEY, at TEXT);
+             CREATE INDEX IF NOT EXISTS made_at ON made(at);
+             CREATE TRIGGER IF NOT EXISTS made_again AFTER INSERT ON made BEGIN
+               UPDATE made SET at = 'now' WHERE id = new.id; END;";
+        migrate(&mut cluster, 0, script).unwrap();
+        cluster.settle();
+        assert_eq!(cluster.rows(1, made), ["3"]);
+        cluster.write(0, drop);
+        cluster.settle();
+        let left = cluster.rows(0, made);
+        assert_ne!(left, ["3"], "{drop}");
+        assert_eq!(cluster.rows(1, made), left, "{drop}");
+    }
+    assert_alike(&mut cluster);
+}
+
 #[test]
 fn prisma_rebuilds_a_parent_and_its_children_stay() {
     let mut cluster = linked(2);

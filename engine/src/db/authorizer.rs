@@ -25,6 +25,8 @@ pub(crate) struct Gate {
     pub(crate) changing: bool,
     /// The apply connection is without the triggers that are mirrored there, because the schema changes.
     pub(crate) unmirrored: bool,
+    /// Another connection has changed the schema, and the user's has not read it since.
+    pub(crate) stale: bool,
     /// It judges a migration: tables may be rebuilt by way of temporary ones, and the words for
     /// transactions and foreign keys, which the migration has anyway, do nothing.
     pub(crate) migrating: bool,
@@ -82,6 +84,7 @@ impl Gate {
             engine: false,
             changing: false,
             unmirrored: false,
+            stale: true,
             migrating: false,
             thawed: BTreeSet::new(),
             transaction: None,

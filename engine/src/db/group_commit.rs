@@ -180,6 +180,13 @@ impl Writer {
     /// job for good.
     fn begin(&self) -> rusqlite::Result<()> {
         self.roll_back()?;
+        if self.gate().stale {
+            // SQLite prepares a statement against the schema that the connection knows, and prepares it
+            // again when it begins to run and the file's is another one. By then it is classified: a
+            // DROP of something unknown was nothing. So the connection looks first.
+            self.command("/*littoral*/ SELECT 1 FROM sqlite_schema WHERE rootpage < 0")?;
+            self.gate().stale = false;
+        }
         self.command("/*littoral*/ BEGIN IMMEDIATE")
     }
 

@@ -225,6 +225,7 @@ impl Writer {
     /// The schema changed, and no transaction is open.
     pub(crate) fn learn(&self, registry: &Arc<Registry>) {
         self.user.sink().set_registry(Arc::clone(registry));
+        self.gate().stale = true;
         self.adopt(Arc::clone(registry));
         self.apply.flush_prepared_statement_cache();
         self.apply.forget();
