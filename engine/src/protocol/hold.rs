@@ -83,16 +83,30 @@ impl PeerSession {
         self.end_if_sent();
     }
 
-    /// What is offered may be trimmed: the peer has it, or is too old.
-    pub(super) fn stop_sending_trimmed(&mut self, trimmed: &VersionVector) {
-        self.outgoing.take_if(|outgoing| trimmed.covers(outgoing.entry.header.dot));
+    /// What is offered may be trimmed meanwhile: whether to wait until the peer says that it has it by
+    /// another link. If the peer has asked for the bytes, they are gone; one that has the entry is
+    /// told so by its next hello. A node that is joining may have it nowhere, though it counts as a
+    /// member. Nothing that comes behind may be sent before the peer has spoken.
+    pub(super) fn offers_trimmed(&mut self, trimmed: &VersionVector) -> Option<bool> {
+        let outgoing = self.outgoing.as_ref().filter(|o| trimmed.covers(o.entry.header.dot))?;
+        if self.acknowledged.covers(outgoing.entry.header.dot) {
+            // Its answer to the offer will say the same, and finds nothing offered.
+            self.end_of_offer();
+            return None;
+        }
+        Some(outgoing.from.is_none())
+    }
+
+    fn end_of_offer(&mut self) {
+        if let Some(outgoing) = self.outgoing.take() {
+            self.known.advance(outgoing.entry.header.dot);
+            self.cursor = outgoing.lsn.next();
+        }
     }
 
     fn end_if_sent(&mut self) {
-        let sent = self.outgoing.take_if(|outgoing| outgoing.from == Some(outgoing.entry.length));
-        if let Some(outgoing) = sent {
-            self.known.advance(outgoing.entry.header.dot);
-            self.cursor = outgoing.lsn.next();
+        if self.outgoing.as_ref().is_some_and(|o| o.from == Some(o.entry.length)) {
+            self.end_of_offer();
         }
     }
 

@@ -362,7 +362,11 @@ impl PeerSession {
         if self.cursor > start.upto {
             return true;
         }
-        self.stop_sending_trimmed(&start.vector);
+        match self.offers_trimmed(&start.vector) {
+            Some(true) => return true,
+            Some(false) => return false,
+            None => {}
+        }
         self.cursor = self.cursor.max(start.lsn.next());
         if self.author.is_some() {
             self.known.advance_all(&start.vector);
