@@ -99,6 +99,10 @@ impl Replica {
             self.answer_durable();
             return true;
         }
+        // Who asked for a change hears that it waits before it waits no more.
+        if !self.schema_answers.is_empty() {
+            return false;
+        }
         let Some(frozen) = self.registry.frozen.clone() else { return false };
         let is_origin = origin_seen_by(self.register.as_ref(), &self.identity) == Origin::Here;
         let covered =
