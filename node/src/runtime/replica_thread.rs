@@ -394,7 +394,7 @@ impl Effects {
                 self.storage.snapshot(SnapshotRequest::Write { peer, offset, bytes, sync });
             }
             // The replica thread's own business.
-            Output::InstallSnapshot(_) | Output::WakeAt(_) => {}
+            Output::InstallSnapshot(_) | Output::WakeAt(_) | Output::Begun { .. } => {}
         }
     }
 
