@@ -1,6 +1,7 @@
 //! Bookmarks: a session that moves to another node sees there what it wrote and read before.
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![expect(clippy::disallowed_methods, reason = "readers run on threads of their own")]
 
 mod support;
 
