@@ -531,7 +531,8 @@ impl Replica {
             }
             self.storage_works();
         }
-        if let Some(failure) = failures.iter().find(|failure| failure.of_sync).or(failures.first())
+        if let Some(failure) =
+            failures.iter().find(|failure| failure.of_sync).or_else(|| failures.first())
         {
             self.failed(failure);
         }
