@@ -266,13 +266,13 @@ fn nothing_is_told_before_it_is_on_stable_storage() {
 fn a_link_carries_so_many_requests_at_a_time_and_the_others_wait() {
     let mut cluster = cluster(3);
     cluster.held_runs = Some(Vec::new());
-    let count = REQUESTS_PER_LINK as u128 + 5;
+    let count = REQUESTS_PER_LINK as u64 + 5;
     let tickets: Vec<_> = (1..=count)
-        .map(|id| cluster.forward(2, id, "UPDATE stock SET n = n + 1=>SELECT 'done'"))
+        .map(|id| cluster.forward(2, id.into(), "UPDATE stock SET n = n + 1=>SELECT 'done'"))
         .collect();
     cluster.settle();
     assert_eq!(cluster.held_runs.as_ref().unwrap().len(), REQUESTS_PER_LINK);
-    assert_eq!(cluster.replica(2).status().requests_waiting, count as u64);
+    assert_eq!(cluster.replica(2).status().requests_waiting, count);
     assert_eq!(cluster.replica(0).status().requests_here, REQUESTS_PER_LINK as u64);
     cluster.run_held(0);
     cluster.settle();

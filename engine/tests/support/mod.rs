@@ -183,12 +183,12 @@ impl Cluster {
                 Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
                 Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
                 Output::Done { ticket, result } => {
-                    if let Some(request) = self.runs.remove(&(node, ticket)) {
-                        if let Err(error) = &result {
-                            let now = self.now_at(node);
-                            let answer = error.to_string().into_bytes();
-                            self.replica(node).run_failed(now, request, answer);
-                        }
+                    if let Some(request) = self.runs.remove(&(node, ticket))
+                        && let Err(error) = &result
+                    {
+                        let now = self.now_at(node);
+                        let answer = error.to_string().into_bytes();
+                        self.replica(node).run_failed(now, request, answer);
                     }
                     self.done.insert((node, ticket), result);
                 }
