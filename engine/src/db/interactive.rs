@@ -58,7 +58,7 @@ impl Writer {
         open: &Interactive,
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
-        self.end_alone(&open.course, Ok(()), local)
+        self.end_alone(&open.course, Ok(()), None, local)
     }
 
     /// Undoes all of it; gives `why`, or what stood in the way.
@@ -69,7 +69,7 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> WriteError {
         let kept = planted(Bug::AbandonedKept).then(|| self.user().sink().take());
-        let ended = self.end_alone(&open.course, Err(why), local);
+        let ended = self.end_alone(&open.course, Err(why), None, local);
         if let Some(Ok(kept)) = kept {
             self.user().sink().put_back(kept);
         }

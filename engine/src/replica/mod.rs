@@ -21,11 +21,13 @@ mod answering;
 mod applying;
 mod clock;
 mod foreign;
+mod forwarding;
 mod frontier;
 mod holds;
 mod interactive;
 mod joining;
 mod links;
+mod requests;
 mod schema;
 mod snapshot;
 mod verifying;
@@ -63,10 +65,12 @@ use crate::{
     protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
         foreign::Foreign,
+        forwarding::Forwarding,
         frontier::{Checkpointing, Counting},
         holds::Incoming,
         interactive::InteractiveJobs,
         joining::Joining,
+        requests::Requests,
         snapshot::{Fetching, Sponsor},
         verifying::Verifying,
     },
@@ -107,6 +111,8 @@ pub struct Replica {
     /// Never a member: it applies and relays only.
     read_only: bool,
     joining: Joining,
+    forwarding: Forwarding,
+    requests: Requests,
     sponsor: Sponsor,
     fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
@@ -241,6 +247,8 @@ impl Replica {
             next_ticket: 1,
             read_only: parts.read_only,
             joining: Joining::default(),
+            forwarding: Forwarding::default(),
+            requests: Requests::default(),
             sponsor: Sponsor::default(),
             fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
@@ -270,7 +278,7 @@ impl Replica {
     pub fn write(&mut self, now: Now, job: Job) -> Ticket {
         self.tell_time(now);
         let ticket = self.next_ticket();
-        self.jobs.push(Queued { ticket, job });
+        self.jobs.push(Queued { ticket, job, run_for: None });
         ticket
     }
 
@@ -322,6 +330,7 @@ impl Replica {
             }
             self.let_others_in();
             if (!self.is_open() && self.write_something())
+                || self.serve_forwarding()
                 || self.serve_snapshots()
                 || self.serve_verifying()
                 || self.serve_links()
@@ -379,6 +388,9 @@ impl Replica {
             author: self.author,
             read_only: self.read_only,
             receiving: self.receiving(),
+            distance: self.distance(),
+            requests_waiting: self.forwarded() as u64,
+            requests_here: self.requests_here() as u64,
             origin: self.register.as_ref().and_then(|r| NodeId::new(&r.origin.0).ok()),
             applied: self.log.last(),
             durable: self.durable.lsn,
@@ -425,6 +437,7 @@ impl Replica {
         }
         self.give_up_interactive("the node is shutting down");
         self.give_up_answers("the node is shutting down");
+        self.give_up_requests();
         let outputs = mem::take(&mut self.outputs).into();
         let unsaved = self.checkpointing.entries && !self.writes_stopped;
         let saved = if unsaved { self.checkpoint() } else { Ok(()) };
@@ -476,6 +489,7 @@ impl Replica {
         if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
             *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
         }
+        self.note_run(ticket, &result);
         match &result {
             Ok(_) => self.counts.jobs_committed += 1,
             Err(_) => self.counts.jobs_failed += 1,
@@ -523,6 +537,7 @@ impl Replica {
             self.counting.news = true;
             self.checkpointing.entries = true;
         }
+        self.entries_came();
         if self.log.last() > before {
             match self.synchronous {
                 // The commit has synced the WAL, and all that stood in it before.
@@ -592,6 +607,7 @@ impl Replica {
     fn storage_works(&mut self) {
         if self.storage.error.take().is_some() {
             self.storage.retry_at = None;
+            self.entries_came();
             self.outputs.push_back(Output::Event(Event::StorageRecovered));
         }
     }
@@ -636,7 +652,11 @@ impl Replica {
     fn deadline(&self) -> Option<Instant> {
         let told = self.acknowledged();
         let links = self.sessions.values().map(|session| session.deadline(&told, &self.acks));
-        let others = links.chain(self.snapshot_deadline()).chain(self.verifying_deadline()).min();
+        let others = links
+            .chain(self.snapshot_deadline())
+            .chain(self.verifying_deadline())
+            .chain(self.forwarding_deadline())
+            .min();
         // Whoever has the writer is to end first: the driver sees to that.
         if self.is_open() { others } else { others.into_iter().chain(self.write_deadline()).min() }
     }
