@@ -168,6 +168,22 @@ fn nodes_are_served_asked_and_stopped() {
     let explained = succeed(home.path(), &["gc", "explain", "--url", &origin.http]);
     assert!(explained.contains("frontier"), "{explained}");
 
+    // A backup is whole although the node goes on, and overwrites nothing.
+    let backup = ["backup", "--config", "cluster/edge1/littoral.toml", "copy.sqlite"];
+    let made: Value =
+        serde_json::from_str(&succeed(home.path(), &[&backup[..], &["--json"][..]].concat()))
+            .unwrap();
+    assert_eq!(made["tables"], 2, "{made}");
+    assert!(fail(home.path(), &backup).contains("exists already"));
+    let copy = rusqlite::Connection::open(home.path().join("copy.sqlite")).unwrap();
+    let n: i64 = copy.query_row("SELECT n FROM stock", (), |row| row.get(0)).unwrap();
+    assert_eq!(n, 2);
+    drop(copy);
+    let conflicts = succeed(home.path(), &["conflicts", "--url", &edge.http, "--table", "stock"]);
+    assert!(conflicts.contains("there are none"), "{conflicts}");
+    let conflicts = succeed(home.path(), &["conflicts", "--url", &edge.http, "--json"]);
+    assert_eq!(conflicts.trim(), "[]");
+
     edge.stop();
     // A change that must not meet writes under way waits for the edge that is away.
     let sql = "PRAGMA foreign_keys = off; DROP TABLE stock; PRAGMA foreign_keys = on";
@@ -192,6 +208,27 @@ fn a_wrong_configuration_is_explained() {
     let message = fail(home.path(), &["serve", "--config", "missing.toml"]);
     assert!(message.contains("missing.toml") && message.contains("hint:"), "{message}");
     init(home.path());
+    let check = ["check-config", "--config", "cluster/edge1/littoral.toml"];
+    let shown = succeed(home.path(), &check);
+    assert!(shown.contains("edge1") && shown.contains("whoever reaches it"), "{shown}");
+    let shown = succeed(home.path(), &[&check[..], &["--json"][..]].concat());
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!((&shown["node"], &shown["tokens"]), (&"edge1".into(), &false.into()));
+    // Another node's certificate would let it start, and then no peer would let it in.
+    for file in ["node.pem", "node.key"] {
+        fs::rename(
+            home.path().join("cluster/edge1").join(file),
+            home.path().join("cluster/edge1").join(format!("{file}.own")),
+        )
+        .unwrap();
+        fs::copy(
+            home.path().join("cluster/origin").join(file),
+            home.path().join("cluster/edge1").join(file),
+        )
+        .unwrap();
+    }
+    let message = fail(home.path(), &check);
+    assert!(message.contains("does not name the node edge1"), "{message}");
     let path = home.path().join("cluster/edge1/littoral.toml");
     let text = fs::read_to_string(&path).unwrap().replace("[storage]", "[storage]\nreader = 3");
     fs::write(&path, text).unwrap();

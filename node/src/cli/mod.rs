@@ -1,8 +1,11 @@
 //! The commands and their shared rules: data goes to stdout, logs to stderr; an error ends with a line
 //! `hint:` where something can be done about it; whatever a script may read has `--json`.
 
+mod backup;
 mod ca;
+mod check_config;
 mod client;
+mod conflicts;
 mod demo;
 mod gc;
 mod init;
@@ -57,6 +60,12 @@ enum Command {
     Sql(sql::Sql),
     /// Show what a node knows of itself and its peers.
     Status(status::Show),
+    /// Show what merging has discarded at a node, and rows that could not be stored.
+    Conflicts(conflicts::Conflicts),
+    /// Copy a node's database into a file while the node runs, and check the copy.
+    Backup(backup::Backup),
+    /// Check a node's configuration, certificates and keys without starting it.
+    CheckConfig(check_config::CheckConfig),
     /// Compare a node's rows with those of a peer, and mend what differs.
     Verify(verify::Verify),
     /// Watch a change of the schema that waits for other nodes, or give it up.
@@ -86,6 +95,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Init(init) => return init.run(),
         Command::Ca(ca) => return ca.run(),
         Command::Token(token) => return token.run(),
+        Command::Backup(backup) => return backup.run(),
+        Command::CheckConfig(check) => return check.run(),
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -97,6 +108,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Init(init) => init.run(),
             Command::Ca(ca) => ca.run(),
             Command::Token(token) => token.run(),
+            Command::Backup(backup) => backup.run(),
+            Command::CheckConfig(check) => check.run(),
+            Command::Conflicts(conflicts) => conflicts.run().await,
             Command::Join(join) => join.run().await,
             Command::Serve(serve) => serve.run().await,
             Command::Sql(sql) => sql.run().await,

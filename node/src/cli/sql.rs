@@ -77,8 +77,7 @@ impl Sql {
     }
 
     fn print(&self, result: &Value) -> anyhow::Result<()> {
-        let columns: Vec<String> = list(&result["cols"]).map(|col| text(&col["name"])).collect();
-        if columns.is_empty() {
+        if list(&result["cols"]).next().is_none() {
             let changed = result["affected_row_count"].as_u64().unwrap_or_default();
             if changed > 0 && !self.json {
                 say(format_args!("{changed} row{} changed", if changed == 1 { "" } else { "s" }))?;
@@ -86,21 +85,32 @@ impl Sql {
             return Ok(());
         }
         if self.json {
-            let rows: Vec<Value> = list(&result["rows"])
-                .map(|row| {
-                    let values = list(row).map(plain);
-                    Value::Object(columns.iter().cloned().zip(values).collect())
-                })
-                .collect();
-            return say(Value::Array(rows));
+            return say(Value::Array(objects(result)));
         }
-        let rows: Vec<Vec<String>> =
-            list(&result["rows"]).map(|row| list(row).map(shown).collect()).collect();
+        let (columns, rows) = shown_rows(result);
         for line in table::lines(&columns, &rows) {
             say(line)?;
         }
         Ok(())
     }
+}
+
+/// The rows of a result, each as a JSON object.
+pub(super) fn objects(result: &Value) -> Vec<Value> {
+    let columns = columns(result);
+    list(&result["rows"])
+        .map(|row| Value::Object(columns.iter().cloned().zip(list(row).map(plain)).collect()))
+        .collect()
+}
+
+/// The columns and rows of a result, as they are printed.
+pub(super) fn shown_rows(result: &Value) -> (Vec<String>, Vec<Vec<String>>) {
+    let rows = list(&result["rows"]).map(|row| list(row).map(shown).collect()).collect();
+    (columns(result), rows)
+}
+
+fn columns(result: &Value) -> Vec<String> {
+    list(&result["cols"]).map(|col| text(&col["name"])).collect()
 }
 
 /// Whether a script begins a transaction that it does not end.

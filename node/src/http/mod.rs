@@ -85,6 +85,18 @@ struct ServerState {
     access: Arc<Access>,
 }
 
+/// Whether keys, certificate and seal of a server would do.
+pub(crate) fn check(config: &Http) -> Result<(), HttpError> {
+    Access::new(config).map_err(|error| HttpError::Keys(error.to_string()))?;
+    if let Some(files) = &config.tls {
+        server::acceptor(files).map_err(|error| HttpError::Keys(error.to_string()))?;
+    }
+    if let Some(key) = &config.bookmark_key {
+        session::check(key)?;
+    }
+    Ok(())
+}
+
 impl HttpServer {
     pub(crate) async fn start(config: &Http, node: NodeHandle) -> Result<Self, HttpError> {
         let sessions = Sessions::new(node.clone(), config.bookmark_key.as_deref())?;

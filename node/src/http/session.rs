@@ -64,6 +64,11 @@ struct Seal {
 #[derive(Debug, PartialEq, Eq)]
 struct Broken;
 
+/// Whether a file holds a key that bookmarks can be sealed with.
+pub(super) fn check(path: &Path) -> Result<(), SealError> {
+    Seal::load(path).map(drop)
+}
+
 impl Seal {
     const MAC_BYTES: usize = 16;
 

@@ -31,6 +31,7 @@ use tracing::{Instrument as _, debug, info_span, warn};
 
 use self::link::{Role, run_link};
 pub use self::tls::TlsError;
+pub(crate) use self::tls::check;
 use crate::{
     config::{Dial, Links, Tls},
     pki,

@@ -3,6 +3,7 @@
 
 use std::{fs, io, path::PathBuf, sync::Arc};
 
+use littoral::{ClusterId, NodeId};
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls::{
     RootCertStore,
@@ -40,6 +41,14 @@ pub enum TlsError {
     /// Others than its owner may read the private key.
     #[error("{} can be read by others than its owner; make it private (mode 0600)", .0.display())]
     KeyNotPrivate(PathBuf),
+    /// The certificate is another node's, or another cluster's.
+    #[error("{}: the certificate does not name the node {node} of this cluster", path.display())]
+    WrongNode {
+        /// The certificate.
+        path: PathBuf,
+        /// Whom it should name.
+        node: NodeId,
+    },
     /// Certificate and key do not fit, or rustls refuses them.
     #[error("certificate or key: {0}")]
     Rustls(#[from] rustls::Error),
@@ -85,6 +94,17 @@ pub(crate) fn load(files: &Tls) -> Result<TlsConfigs, TlsError> {
     server.send_tls13_tickets = 0;
 
     Ok(TlsConfigs { client: Arc::new(client.try_into()?), server: Arc::new(server.try_into()?) })
+}
+
+/// Whether the files would do for a node of that name.
+pub(crate) fn check(files: &Tls, cluster: ClusterId, node: &NodeId) -> Result<(), TlsError> {
+    load(files)?;
+    let certificate = &certificates(&files.certificate)?[0];
+    let named = pki::certified_node(certificate, cluster);
+    if named.as_ref().ok() == Some(node) {
+        return Ok(());
+    }
+    Err(TlsError::WrongNode { path: files.certificate.clone(), node: node.clone() })
 }
 
 fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -1,0 +1,56 @@
+//! `littoral check-config`: everything that can be wrong with a configuration, told before a start.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::say;
+use crate::{config::Config, http, transport};
+
+/// Checks a node's configuration, and the certificates and keys that it names, as `littoral serve` would.
+/// Nothing is started, and no file is written. The exit code is 0 if `serve` would take it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  littoral check-config --config edge1/littoral.toml")]
+pub(super) struct CheckConfig {
+    /// The configuration.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+impl CheckConfig {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = Config::load(&self.config)?;
+        transport::check(&config.tls, config.identity.cluster, &config.identity.node)?;
+        if let Some(server) = &config.http {
+            http::check(server)?;
+        }
+        let clients = config.http.as_ref().map(|http| http.listen);
+        let tokens = config.http.as_ref().is_some_and(|http| http.auth.is_some());
+        if self.json {
+            return say(json!({
+                "node": config.identity.node.as_str(),
+                "database": config.database,
+                "links": config.links.listen,
+                "dials": config.links.dial.iter().map(|dial| dial.node.as_str()).collect::<Vec<_>>(),
+                "http": clients,
+                "tokens": tokens,
+                "begins_cluster": config.genesis.is_some(),
+            }));
+        }
+        say(format_args!("node        {}", config.identity.node))?;
+        say(format_args!("database    {}", config.database.display()))?;
+        say(format_args!("links       {}", config.links.listen))?;
+        for dial in &config.links.dial {
+            say(format_args!("dials       {} at {}", dial.node, dial.address))?;
+        }
+        match clients {
+            None => say(format_args!("clients     none")),
+            Some(listen) if tokens => say(format_args!("clients     {listen}, with a token")),
+            Some(listen) => say(format_args!("clients     {listen}, whoever reaches it")),
+        }
+    }
+}
