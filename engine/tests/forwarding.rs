@@ -366,3 +366,19 @@ fn a_node_that_stops_says_so() {
             if *answered == ticket
     )));
 }
+
+#[test]
+fn what_a_program_has_seen_is_here_when_its_answer_is() {
+    let mut cluster = cluster(2);
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(0, "UPDATE stock SET n = 77");
+    let reading = cluster.forward(1, 1, "SELECT 1=>SELECT CAST(n AS TEXT) FROM stock");
+    cluster.settle();
+    assert_eq!(cluster.ran.len(), 1);
+    assert!(!cluster.answered.contains_key(&reading));
+    cluster.deliver_held();
+    cluster.settle();
+    let result = b"77".to_vec();
+    assert_eq!(cluster.answered[&reading], Ok(Outcome::Unchanged { result }));
+    assert_eq!(cluster.rows(1, "SELECT n FROM stock"), ["77"]);
+}

@@ -36,8 +36,8 @@ pub(crate) struct Carried {
 pub(crate) enum Reply {
     /// It is committed, in this entry; what it gave, if that was kept.
     Committed(u64, Seq, Option<Vec<u8>>),
-    /// It ran and changed nothing.
-    Unchanged(Vec<u8>),
+    /// It ran and changed nothing; what it gave, and what the origin had applied then.
+    Unchanged(Vec<u8>, Vec<(u64, Seq)>),
     /// It ran and failed.
     Failed(Vec<u8>),
     /// It never runs.
