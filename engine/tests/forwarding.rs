@@ -353,6 +353,19 @@ fn the_way_to_the_origin_follows_the_links() {
 }
 
 #[test]
+fn a_request_does_not_wait_for_a_link_that_has_died_unnoticed() {
+    let mut cluster = cluster(2);
+    // Nothing of this link arrives any more, and nobody says so.
+    cluster.links.clear();
+    let ticket = cluster.forward(1, 1, TAKE);
+    cluster.settle();
+    assert!(!cluster.answered.contains_key(&ticket));
+    cluster.link(1, 0);
+    cluster.settle();
+    assert_eq!(committed(&mut cluster, ticket).as_deref(), Some("left: 9"));
+}
+
+#[test]
 fn a_node_that_stops_says_so() {
     let mut cluster = cluster(2);
     cluster.held_runs = Some(Vec::new());

@@ -13,7 +13,7 @@
 //! - a client hears [`ForwardError::OriginUnreachable`] only if no attempt can have begun at the origin;
 //! - it hears what its request has done, or seen, only when that is applied here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use crate::{
     driver::Output,
@@ -263,8 +263,9 @@ impl Replica {
         reply: Reply,
     ) -> Result<(), ProtocolError> {
         if let Some(session) = self.sessions.get_mut(&peer) {
-            let waiter = session.replied(token)?;
-            self.reply_to(waiter, reply);
+            if let Some(waiter) = session.replied(token)? {
+                self.reply_to(waiter, reply);
+            }
         }
         Ok(())
     }
@@ -313,6 +314,15 @@ impl Replica {
         }
     }
 
+    /// There is a newer link to the same node, so an older one may be dead: what was sent on it is sent again.
+    pub(super) fn requests_move_to(&mut self, newest: PeerId, node: &NodeId) {
+        let older = self.sessions.values_mut().filter(|s| s.peer != newest && s.node == *node);
+        let waiters: Vec<Waiter> = older.flat_map(|s| s.requests.give_up()).collect();
+        for waiter in waiters {
+            self.reply_to(waiter, Reply::Lost);
+        }
+    }
+
     /// Clients hear that this node stops.
     pub(super) fn give_up_requests(&mut self) {
         for (ticket, own) in std::mem::take(&mut self.forwarding.own) {
@@ -338,10 +348,11 @@ impl Replica {
         self.sessions
             .values()
             .filter(|session| session.is_streaming())
-            .map(|session| (behind(session), session.peer))
+            // Of two to the same node the newer one is surely alive.
+            .map(|session| (behind(session), Reverse(session.peer)))
             .min()
             .filter(|(distance, _)| *distance < HOPS_MAX)
-            .map(|(distance, peer)| (peer, distance))
+            .map(|(distance, Reverse(peer))| (peer, distance))
     }
 
     /// How many links away the origin is, as far as this node is told.

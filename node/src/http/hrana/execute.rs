@@ -7,6 +7,7 @@
 //!                            a script's writes ──── one write job, up to the first error
 //!   BEGIN                    everything up to COMMIT or ROLLBACK is one write job,
 //!                            or one read transaction if nothing in it writes
+//!   a table of the origin's  the whole job runs there; with a key, every job
 //! ```
 //!
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
@@ -18,20 +19,26 @@ use littoral::WriteError;
 use parking_lot::Mutex;
 
 use super::{
+    forward::{Key, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
-    region::{End, Ran, Region, SomethingWrites, run_region},
-    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, WriteSession, perform},
+    region::{End, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
+    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     sql::{self, Verb},
     wire::HranaError,
 };
 use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT};
 
 /// Runs a whole program; there is one outcome for each step.
-pub(crate) async fn execute(node: &NodeHandle, program: &Arc<Program>) -> Vec<Outcome> {
+pub(crate) async fn execute(
+    node: &NodeHandle,
+    program: &Arc<Program>,
+    key: Option<&Key>,
+) -> Vec<Outcome> {
     let mut run = Run {
         node,
         program,
+        key,
         outcomes: Vec::new(),
         fates: Vec::new(),
         lost: Lost::No,
@@ -56,6 +63,8 @@ enum Lost {
 struct Run<'a> {
     node: &'a NodeHandle,
     program: &'a Arc<Program>,
+    /// The name of the client's request.
+    key: Option<&'a Key>,
     outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
     lost: Lost,
@@ -308,43 +317,32 @@ impl Run<'_> {
 
     /// Runs a region as one write job. What ran is `None` if the engine refused before it began.
     async fn job(&self, region: Region) -> (Option<Ran>, Result<(), HranaError>) {
-        let program = Arc::clone(self.program);
-        let prior = self.fates.clone();
-        let budget = self.budget;
+        // With a key it is run once, whichever nodes it is sent to.
+        if self.key.is_some() {
+            return self.at_origin(&region).await;
+        }
+        let job = RegionJob {
+            program: Arc::clone(self.program),
+            region: region.clone(),
+            prior: self.fates.clone(),
+            budget: self.budget,
+        };
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
-        let result = self
-            .node
-            .write_within(WRITE_TIME_LIMIT, move |tx| {
-                *last_run.lock() = None;
-                let mut session = WriteSession { tx, failure: None };
-                let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
-                let Ok(ran) = ran else {
-                    return Err(WriteError::Aborted(never_ran().message));
-                };
-                let failure = session.failure.take();
-                let stands = match ran.end {
-                    End::Commit => true,
-                    End::Rollback | End::Interrupted => false,
-                    // Without BEGIN, what ran before the first error stands.
-                    End::Open => {
-                        !region.explicit && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
-                    }
-                };
-                *last_run.lock() = Some(ran);
-                if stands {
-                    return Ok(());
-                }
-                Err(failure.unwrap_or_else(|| WriteError::Aborted("rolled back".to_owned())))
-            })
-            .await;
+        let result =
+            self.node.write_within(WRITE_TIME_LIMIT, move |tx| job.run(tx, &last_run)).await;
+        // Nothing of it was written here.
+        if let Err(WriteError::OriginOnly { .. }) = &result {
+            return self.at_origin(&region).await;
+        }
         let ran = slot.lock().take();
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
     }
-}
 
-fn never_ran() -> HranaError {
-    HranaError::new("LITTORAL_UNAVAILABLE", "the write did not run")
+    async fn at_origin(&self, region: &Region) -> (Option<Ran>, Result<(), HranaError>) {
+        let (program, fates) = (self.program, &self.fates);
+        run_at_origin(self.node, program, region, fates, self.key, self.budget).await
+    }
 }
 
 fn interactive() -> HranaError {
