@@ -457,7 +457,10 @@ impl Effects {
                 self.storage.snapshot(SnapshotRequest::Write { peer, offset, bytes, sync });
             }
             // The replica thread's own business.
-            Output::InstallSnapshot(_) | Output::WakeAt(_) | Output::Run { .. } => {}
+            Output::InstallSnapshot(_)
+            | Output::WakeAt(_)
+            | Output::Begun { .. }
+            | Output::Run { .. } => {}
         }
     }
 
