@@ -261,10 +261,10 @@ impl Replica {
         token: u64,
         reply: Reply,
     ) -> Result<(), ProtocolError> {
-        if let Some(session) = self.sessions.get_mut(&peer) {
-            if let Some(waiter) = session.replied(token)? {
-                self.reply_to(waiter, reply);
-            }
+        if let Some(session) = self.sessions.get_mut(&peer)
+            && let Some(waiter) = session.replied(token)?
+        {
+            self.reply_to(waiter, reply);
         }
         Ok(())
     }

@@ -24,12 +24,15 @@ pub(crate) enum Ask {
 /// Who waits for an answer.
 pub(crate) type Asker = oneshot::Sender<Result<Outcome, ForwardError>>;
 
+/// What who sent a program is told if it fails.
+type Failed = Box<dyn FnMut(&WriteError) -> Vec<u8> + Send>;
+
 /// A program, ready to run.
 pub(crate) struct Prepared {
     /// Runs it, possibly twice.
     pub(crate) run: ProgramJob,
     /// What who sent it is told if it fails.
-    pub(crate) failed: Box<dyn FnMut(&WriteError) -> Vec<u8> + Send>,
+    pub(crate) failed: Failed,
 }
 
 /// Makes programs of bytes; an error is what who sent them is told.
@@ -38,7 +41,7 @@ pub(crate) type Prepare = fn(&[u8]) -> Result<Prepared, Vec<u8>>;
 /// A program before the replica.
 pub(super) struct Errand {
     pub(super) request: RequestId,
-    pub(super) failed: Box<dyn FnMut(&WriteError) -> Vec<u8> + Send>,
+    pub(super) failed: Failed,
     /// What its last run has given.
     pub(super) result: Arc<Mutex<Vec<u8>>>,
 }

@@ -40,7 +40,7 @@ use self::{
     files::Files,
     forwards::Prepare,
     readers::ReaderPool,
-    replica_thread::ReplicaThread,
+    replica_thread::{ReplicaThread, Runner},
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
@@ -307,6 +307,7 @@ impl Runtime {
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let readers = Arc::new(ReaderPool::new(db, config.storage.readers));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
+        let runner = Runner { watchdog: dog, prepare };
         let thread = ReplicaThread::new(
             replica,
             files,
@@ -314,8 +315,7 @@ impl Runtime {
             inbox,
             storage.requests(),
             news.clone(),
-            dog,
-            prepare,
+            runner,
         );
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())

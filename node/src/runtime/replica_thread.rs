@@ -99,6 +99,12 @@ pub(crate) fn frame_cost(frame: &Bytes) -> usize {
     frame.len() + FRAME_COST
 }
 
+/// What runs jobs, and makes them of programs.
+pub(crate) struct Runner {
+    pub(crate) watchdog: Watchdog,
+    pub(crate) prepare: Prepare,
+}
+
 pub(crate) struct ReplicaThread {
     /// `None` only after a snapshot could not become its file.
     replica: Option<Replica>,
@@ -121,8 +127,7 @@ impl ReplicaThread {
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
-        watchdog: Watchdog,
-        prepare: Prepare,
+        Runner { watchdog, prepare }: Runner,
     ) -> Self {
         let effects = Effects {
             waiting: HashMap::new(),
