@@ -64,14 +64,12 @@ fn increment(
             }),
         ];
         let result = loop {
-            let sent =
-                match client.take().map_or_else(|| Client::connect(address(addresses, edge)), Ok) {
-                    Ok(mut open) => open.transaction_with_key(&key, &statements).map(|result| {
-                        client = Some(open);
-                        result
-                    }),
-                    Err(error) => Err(error),
-                };
+            let open = client.take().map_or_else(|| Client::connect(address(addresses, edge)), Ok);
+            let sent = open.and_then(|mut open| {
+                let result = open.transaction_with_key(&key, &statements)?;
+                client = Some(open);
+                Ok(result)
+            });
             match sent {
                 Ok(Ok(())) => break Known::Answered,
                 // The node before it was killed may have had it.

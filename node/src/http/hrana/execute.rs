@@ -15,11 +15,11 @@
 
 use std::{ops::Range, sync::Arc};
 
-use littoral::WriteError;
+use littoral::{Grants, TableSet, WriteError};
 use parking_lot::Mutex;
 
 use super::{
-    forward::{Key, run_at_origin},
+    forward::{Key, Parcel, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
     region::{End, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
@@ -30,13 +30,16 @@ use super::{
 use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT};
 
 /// Runs a whole program; there is one outcome for each step.
+/// `grants` is what the engine is to allow, if not everything.
 pub(crate) async fn execute(
     node: &NodeHandle,
+    grants: Option<&Arc<Grants>>,
     program: &Arc<Program>,
     key: Option<&Key>,
 ) -> Vec<Outcome> {
     let mut run = Run {
         node,
+        grants,
         program,
         key,
         outcomes: Vec::new(),
@@ -62,6 +65,7 @@ enum Lost {
 
 struct Run<'a> {
     node: &'a NodeHandle,
+    grants: Option<&'a Arc<Grants>>,
     program: &'a Arc<Program>,
     /// The name of the client's request.
     key: Option<&'a Key>,
@@ -135,7 +139,10 @@ impl Run<'_> {
             .find(|step| self.switches_foreign_keys(*step, "on"))
             .unwrap_or(self.program.steps.len() - 1);
         let mut script = String::new();
-        let mut refused = None;
+        let mut refused = self
+            .grants
+            .filter(|grants| !may_migrate(grants))
+            .map(|_| HranaError::from(&WriteError::NotGranted { what: "a migration".to_owned() }));
         let mut told_at = first;
         for step in first..=last {
             match &self.program.steps[step].action {
@@ -183,8 +190,8 @@ impl Run<'_> {
         let mut budget = self.budget;
         let answer = self
             .node
-            .read(move |reader| {
-                let mut session = ReadSession(reader.connection());
+            .read_as(self.grants.cloned(), move |reader| {
+                let mut session = ReadSession(reader);
                 let outcome = perform(&mut session, &program.steps[step].action, &mut budget);
                 (outcome, budget)
             })
@@ -299,10 +306,10 @@ impl Run<'_> {
         let read_only = program.verb(region.begin) == Some(Verb::BeginReadOnly);
         let answer = self
             .node
-            .read(move |reader| {
+            .read_as(self.grants.cloned(), move |reader| {
                 let connection = reader.connection();
                 let transaction = connection.unchecked_transaction()?;
-                let mut session = ReadSession(connection);
+                let mut session = ReadSession(reader);
                 let ran = run_region(&mut session, &program, &region, prior, budget, read_only);
                 transaction.finish()?;
                 Ok::<_, rusqlite::Error>(ran)
@@ -323,6 +330,7 @@ impl Run<'_> {
         }
         let job = RegionJob {
             program: Arc::clone(self.program),
+            grants: self.grants.cloned(),
             region: region.clone(),
             prior: self.fates.clone(),
             budget: self.budget,
@@ -341,8 +349,15 @@ impl Run<'_> {
 
     async fn at_origin(&self, region: &Region) -> (Option<Ran>, Result<(), HranaError>) {
         let (program, fates) = (self.program, &self.fates);
-        run_at_origin(self.node, program, region, fates, self.key, self.budget).await
+        let parcel = Parcel::of(program, region, fates, self.grants.map(AsRef::as_ref));
+        run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await
     }
+}
+
+/// A migration runs as a whole, on a connection of its own, and may do anything.
+fn may_migrate(grants: &Grants) -> bool {
+    let rows = [&grants.read, &grants.insert, &grants.update, &grants.delete];
+    grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
 }
 
 fn interactive() -> HranaError {

@@ -7,11 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::{Query, State},
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use littoral::{ForwardError, Outcome as Became, RequestId, WallTime};
+use littoral::{ForwardError, Grants, Outcome as Became, RequestId, TableSet, WallTime};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -26,7 +27,7 @@ use super::{
     wire::{Condition, HranaError, Value},
 };
 use crate::{
-    http::ServerState,
+    http::{ServerState, access::Principal},
     runtime::{NodeHandle, Prepared},
 };
 
@@ -38,22 +39,27 @@ const KEY_BYTES_MAX: usize = 255;
 
 /// The name that a client gives its request, for itself to use again.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Key(String);
+pub(crate) struct Key {
+    text: String,
+    /// Another client may use the same key for something else.
+    subject: Option<Arc<str>>,
+}
 
 impl Key {
     /// The header `Idempotency-Key`.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, BadRequest> {
+    pub(super) fn of(headers: &HeaderMap, who: &Principal) -> Result<Option<Self>, BadRequest> {
         match headers.get("idempotency-key") {
             None => Ok(None),
-            Some(value) => Self::new(value.as_bytes()).map(Some),
+            Some(value) => Self::new(value.as_bytes(), who).map(Some),
         }
     }
 
-    fn new(bytes: &[u8]) -> Result<Self, BadRequest> {
+    fn new(bytes: &[u8], who: &Principal) -> Result<Self, BadRequest> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| {
             (1..=KEY_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
         });
-        text.map(|text| Self(text.to_owned())).ok_or_else(|| {
+        let subject = who.subject.clone();
+        text.map(|text| Self { text: text.to_owned(), subject }).ok_or_else(|| {
             let message = format!(
                 "Idempotency-Key is 1 to {KEY_BYTES_MAX} printable ASCII characters without spaces"
             );
@@ -64,7 +70,12 @@ impl Key {
     /// What the write that begins at a step of the request is called everywhere.
     fn request(&self, step: usize) -> RequestId {
         let mut hasher = blake3::Hasher::new_derive_key("littoral 2026 idempotency keys");
-        hasher.update(self.0.as_bytes()).update(&[0]).update(&(step as u64).to_be_bytes());
+        let named = [u8::from(self.subject.is_some())];
+        let subject = self.subject.as_deref().unwrap_or_default().as_bytes();
+        for part in [&named, subject, self.text.as_bytes()] {
+            hasher.update(&(part.len() as u64).to_be_bytes()).update(part);
+        }
+        hasher.update(&(step as u64).to_be_bytes());
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
         RequestId(u128::from_be_bytes(id))
@@ -73,9 +84,11 @@ impl Key {
 
 // --- There
 
-/// A region of a program, with what its conditions need to know of what ran before.
+/// A region of a program, with what its conditions need to know of what ran before, and what its client
+/// may do.
 #[derive(Debug, Serialize, Deserialize)]
-struct Parcel {
+pub(super) struct Parcel {
+    grants: Option<ParcelGrants>,
     explicit: bool,
     fates: Vec<Fate>,
     steps: Vec<ParcelStep>,
@@ -100,8 +113,56 @@ enum ParcelAction {
     Fail(HranaError),
 }
 
+/// Names of tables; all without a list.
+type Names = Option<Vec<String>>;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ParcelGrants {
+    read: Names,
+    insert: Names,
+    update: Names,
+    delete: Names,
+    schema: bool,
+    engine: bool,
+}
+
+impl ParcelGrants {
+    fn of(grants: &Grants) -> Self {
+        let names = |tables: &TableSet| match tables {
+            TableSet::All => None,
+            TableSet::None => Some(Vec::new()),
+            TableSet::Named(names) => Some(names.iter().cloned().collect()),
+        };
+        Self {
+            read: names(&grants.read),
+            insert: names(&grants.insert),
+            update: names(&grants.update),
+            delete: names(&grants.delete),
+            schema: grants.schema,
+            engine: grants.engine,
+        }
+    }
+
+    fn unpack(self) -> Grants {
+        let tables = |names: Names| names.map_or(TableSet::All, TableSet::named);
+        Grants {
+            read: tables(self.read),
+            insert: tables(self.insert),
+            update: tables(self.update),
+            delete: tables(self.delete),
+            schema: self.schema,
+            engine: self.engine,
+        }
+    }
+}
+
 impl Parcel {
-    fn of(program: &Program, region: &Region, fates: &[Fate]) -> Self {
+    pub(super) fn of(
+        program: &Program,
+        region: &Region,
+        fates: &[Fate],
+        grants: Option<&Grants>,
+    ) -> Self {
         let step = |step: &Step| ParcelStep {
             action: match &step.action {
                 Action::Run(statement) => ParcelAction::Run {
@@ -119,6 +180,7 @@ impl Parcel {
         };
         let steps = &program.steps[region.begin..region.steps.end];
         Self {
+            grants: grants.map(ParcelGrants::of),
             explicit: region.explicit,
             fates: fates.to_vec(),
             steps: steps.iter().map(step).collect(),
@@ -131,7 +193,7 @@ impl Parcel {
     }
 
     /// What it is of a program, or why it is none.
-    fn unpack(self) -> Result<(Program, Region, Vec<Fate>), String> {
+    fn unpack(self, budget: usize) -> Result<RegionJob, String> {
         let begin = self.fates.len();
         // Nothing of what ran before is here, but steps are told by their number.
         let before = || Step {
@@ -170,7 +232,13 @@ impl Parcel {
             return Err("there is nothing to run".to_owned());
         }
         let steps = begin + usize::from(self.explicit)..end;
-        Ok((program, Region { begin, steps, explicit: self.explicit }, self.fates))
+        Ok(RegionJob {
+            program: Arc::new(program),
+            region: Region { begin, steps, explicit: self.explicit },
+            prior: self.fates,
+            budget,
+            grants: self.grants.map(|grants| Arc::new(grants.unpack())),
+        })
     }
 }
 
@@ -178,12 +246,11 @@ impl Parcel {
 pub(crate) fn prepare(program: &[u8]) -> Result<Prepared, Vec<u8>> {
     let unpacked = serde_json::from_slice::<Parcel>(program)
         .map_err(|error| error.to_string())
-        .and_then(Parcel::unpack);
-    let (program, region, prior) = unpacked.map_err(|why| {
+        .and_then(|parcel| parcel.unpack(RESPONSE_BYTES_MAX));
+    let job = unpacked.map_err(|why| {
         let message = format!("the origin cannot read the request: {why}");
         pack(None, Some(HranaError::new("LITTORAL_UNAVAILABLE", message)))
     })?;
-    let job = RegionJob { program: Arc::new(program), region, prior, budget: RESPONSE_BYTES_MAX };
     let ran: Arc<Mutex<Option<Ran>>> = Arc::default();
     let last_run = Arc::clone(&ran);
     Ok(Prepared {
@@ -231,17 +298,16 @@ fn unpack(bytes: &[u8], budget: usize) -> Settled {
 /// Has the origin run a region. With a key, every retry with it gets the outcome of the first run.
 pub(super) async fn run_at_origin(
     node: &NodeHandle,
-    program: &Program,
-    region: &Region,
-    fates: &[Fate],
+    parcel: Parcel,
+    begin: usize,
     key: Option<&Key>,
     budget: usize,
 ) -> Settled {
-    let parcel = match Parcel::of(program, region, fates).encode() {
+    let parcel = match parcel.encode() {
         Ok(parcel) => parcel,
         Err(error) => return (None, Err(error)),
     };
-    let id = key.map(|key| key.request(region.begin));
+    let id = key.map(|key| key.request(begin));
     match node.forward(id, parcel, PATIENCE).await {
         Ok(
             Became::Committed { result: Some(bytes), .. }
@@ -291,7 +357,7 @@ pub(crate) struct Which {
 
 impl Which {
     /// Its id, and when it was issued, as far as the id says so.
-    fn request(&self) -> Result<(RequestId, Option<WallTime>), BadRequest> {
+    fn request(&self, who: &Principal) -> Result<(RequestId, Option<WallTime>), BadRequest> {
         match (&self.id, &self.key) {
             (Some(id), None) => {
                 let id = u128::from_str_radix(id, 16).map_err(|_| {
@@ -299,7 +365,7 @@ impl Which {
                 })?;
                 Ok((RequestId(id), Some(NodeHandle::issued(RequestId(id)))))
             }
-            (None, Some(key)) => Ok((Key::new(key.as_bytes())?.request(self.step), None)),
+            (None, Some(key)) => Ok((Key::new(key.as_bytes(), who)?.request(self.step), None)),
             _ => Err(BadRequest::new("BAD_REQUEST_ID", "exactly one of id and key must be given")),
         }
     }
@@ -308,9 +374,10 @@ impl Which {
 /// `POST /v1/outcome`: it may decide the outcome, so it is no GET.
 pub(crate) async fn outcome(
     State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
     Query(which): Query<Which>,
 ) -> Response {
-    let (id, issued) = match which.request() {
+    let (id, issued) = match which.request(&who) {
         Ok(request) => request,
         Err(error) => return failure(StatusCode::BAD_REQUEST, &error.0.code, &error.0.message),
     };

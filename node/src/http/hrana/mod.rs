@@ -18,6 +18,7 @@ mod wire;
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -35,7 +36,7 @@ use self::{
     },
 };
 pub(crate) use self::{forward::prepare, sql::statements};
-use super::ServerState;
+use super::{ServerState, access::Principal};
 use crate::runtime::NodeHandle;
 pub(super) use forward::outcome;
 
@@ -47,15 +48,17 @@ pub(super) async fn probe() -> &'static str {
 /// `POST /v2/pipeline` and `POST /v3/pipeline`.
 pub(super) async fn pipeline(
     State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let answer = async {
-        let key = Key::of(&headers)?;
+        let key = Key::of(&headers, &who)?;
         let request: PipelineRequest = parse(&body)?;
         refuse_baton(request.baton.as_deref())?;
         let program = Arc::new(Program::plan(request.requests)?);
-        let outcomes = execute::execute(&state.node, &program, key.as_ref()).await;
+        let outcomes =
+            execute::execute(&state.node, who.grants.as_ref(), &program, key.as_ref()).await;
         let results = outcome::answer(&program, outcomes);
         Ok(PipelineResponse { baton: None, base_url: None, results })
     };
@@ -68,10 +71,11 @@ pub(super) async fn pipeline(
 /// `POST /v3/cursor`: one batch, answered as a line for each row.
 pub(super) async fn cursor(
     State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match run_cursor(&state.node, &headers, &body).await {
+    match run_cursor(&state.node, &who, &headers, &body).await {
         Ok(lines) => ([(header::CONTENT_TYPE, "text/plain")], lines).into_response(),
         Err(error) => bad_request(error),
     }
@@ -80,6 +84,7 @@ pub(super) async fn cursor(
 /// `POST /v1/execute`: one statement, whose failure is the request's.
 pub(super) async fn execute_once(
     State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -89,12 +94,13 @@ pub(super) async fn execute_once(
     }
     let plan = parse(&body)
         .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
-    answer_once(&state.node, &headers, plan).await
+    answer_once(&state.node, &who, &headers, plan).await
 }
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
 pub(super) async fn batch_once(
     State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -104,11 +110,12 @@ pub(super) async fn batch_once(
     }
     let plan = parse(&body)
         .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
-    answer_once(&state.node, &headers, plan).await
+    answer_once(&state.node, &who, &headers, plan).await
 }
 
 async fn answer_once(
     node: &NodeHandle,
+    who: &Principal,
     headers: &HeaderMap,
     requests: Result<Vec<StreamRequest>, BadRequest>,
 ) -> Response {
@@ -117,11 +124,11 @@ async fn answer_once(
         result: T,
     }
     let planned = requests.and_then(Program::plan);
-    let (program, key) = match planned.and_then(|program| Ok((program, Key::of(headers)?))) {
+    let (program, key) = match planned.and_then(|program| Ok((program, Key::of(headers, who)?))) {
         Ok((program, key)) => (Arc::new(program), key),
         Err(error) => return bad_request(error),
     };
-    let outcomes = execute::execute(node, &program, key.as_ref()).await;
+    let outcomes = execute::execute(node, who.grants.as_ref(), &program, key.as_ref()).await;
     match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
@@ -136,14 +143,15 @@ async fn answer_once(
 
 async fn run_cursor(
     node: &NodeHandle,
+    who: &Principal,
     headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<String, BadRequest> {
-    let key = Key::of(headers)?;
+    let key = Key::of(headers, who)?;
     let request: CursorRequest = parse(body)?;
     refuse_baton(request.baton.as_deref())?;
     let program = Arc::new(Program::plan_batch(request.batch)?);
-    let outcomes = execute::execute(node, &program, key.as_ref()).await;
+    let outcomes = execute::execute(node, who.grants.as_ref(), &program, key.as_ref()).await;
     let mut lines = String::from("{\"baton\":null,\"base_url\":null}\n");
     for (step, outcome) in outcomes.iter().enumerate() {
         match outcome {

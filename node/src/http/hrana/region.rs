@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use littoral::{WriteError, WriteTx};
+use littoral::{Grants, WriteError, WriteTx};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,8 @@ pub(super) struct RegionJob {
     /// What became of the steps before.
     pub(super) prior: Vec<Fate>,
     pub(super) budget: usize,
+    /// What it may do, if not everything.
+    pub(super) grants: Option<Arc<Grants>>,
 }
 
 impl RegionJob {
@@ -65,6 +67,9 @@ impl RegionJob {
         last_run: &Mutex<Option<Ran>>,
     ) -> Result<(), WriteError> {
         *last_run.lock() = None;
+        if let Some(grants) = &self.grants {
+            tx.restrict(Arc::clone(grants))?;
+        }
         let mut session = WriteSession { tx, failure: None, elsewhere: None };
         let (prior, region) = (self.prior.clone(), &self.region);
         let ran = run_region(&mut session, &self.program, region, prior, self.budget, false);
