@@ -7,6 +7,7 @@ use crate::{
     driver::CloseCode,
     entry::Digest,
     id::{AuthorId, ClusterId, Incarnation, NodeId},
+    limits::RESULT_BYTES_MAX,
     log::chunks::ChunkError,
     schema::Refusal,
     value::DecodeError,
@@ -213,6 +214,21 @@ pub enum WriteError {
         /// What was asked for.
         what: String,
     },
+    /// The job may not do that; see [`WriteTx::restrict`](crate::WriteTx::restrict).
+    #[error("{what} is not granted")]
+    NotGranted {
+        /// What was asked for.
+        what: String,
+    },
+    /// A program that was carried here has given back more than can be carried.
+    #[error(
+        "the request gives back {bytes} bytes, and {RESULT_BYTES_MAX} can be carried from the origin; ask \
+         for less, or ask the origin itself"
+    )]
+    ResultTooLarge {
+        /// How much.
+        bytes: usize,
+    },
     /// A value that the column's declaration cannot replicate.
     #[error("table {table:?}, column {column:?}: {what}")]
     Value {
@@ -292,7 +308,9 @@ impl WriteError {
             | Self::Policy(_)
             | Self::NeedsFreeze { .. }
             | Self::Forbidden { .. }
+            | Self::NotGranted { .. }
             | Self::Value { .. }
+            | Self::ResultTooLarge { .. }
             | Self::Parked { .. }
             | Self::EntryTooLarge { .. }
             | Self::Aborted(_) => false,

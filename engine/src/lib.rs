@@ -37,6 +37,7 @@
 //! Reading order of the sources: `entry`, `contested`, `log`, `capture`, `merge`, `db`, `protocol`,
 //! `replica`. `docs/ARCHITECTURE.md` is the map.
 
+mod bookmark;
 mod capture;
 mod contested;
 mod corrected;
@@ -44,7 +45,9 @@ mod db;
 mod driver;
 mod entry;
 mod error;
+mod forward;
 mod genesis;
+mod grants;
 mod hlc;
 mod id;
 mod identity;
@@ -66,14 +69,19 @@ mod time;
 mod value;
 mod version;
 
-pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
+pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
+pub use db::{
+    Committed, Db, Job, ProgramJob, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous,
+};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
-    Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, Removal, RowOp,
+    Cell, CellWrite, Digest, Entry, EntryHeader, Fate, Freeze, Member, Membership, Removal, RowOp,
     RowOpKind, Segment, SetChange, TableChange, TableDeclaration, rows::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
+pub use forward::{ForwardError, Outcome, Request, RequestId};
 pub use genesis::Genesis;
+pub use grants::{Grants, TableSet};
 pub use hlc::{Hlc, Stamp};
 pub use id::{
     AuthorId, ClusterId, ColumnId, Incarnation, InvalidNodeId, Lsn, NodeId, PeerId, SchemaVersion,

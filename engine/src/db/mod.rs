@@ -3,6 +3,7 @@
 pub(crate) mod authorizer;
 mod explicit_key;
 mod group_commit;
+mod interactive;
 pub(crate) mod mask;
 mod schema_change;
 mod snapshot;
@@ -10,12 +11,16 @@ mod tx;
 pub(crate) mod watch;
 pub(crate) mod writer;
 
-pub(crate) use group_commit::{Answer, Local, Queued, remember};
-pub use group_commit::{Committed, Job};
+pub(crate) use group_commit::{Answer, Local, Queued, RunFor, remember};
+pub use group_commit::{Committed, Job, ProgramJob};
+pub(crate) use interactive::Interactive;
 use snapshot::Arriving;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{INCOMING, TAKEN};
+pub(crate) use tx::transaction_gone;
 pub use tx::{TxStatement, WriteTx};
+
+use self::authorizer::{ReadGate, Restriction};
 
 use std::{
     path::{Path, PathBuf},
@@ -27,9 +32,12 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, hooks::AuthContext};
 
 use crate::{
+    bookmark::{Bookmark, BookmarkNotReached},
     driver::DatabaseDigest,
     entry::Digest,
+    grants::Grants,
     ids::{self, Ids},
+    log::published::Published,
     merge::functions::make_spell,
     schema::{Registry, Table},
     sqlite,
@@ -52,12 +60,20 @@ pub(crate) struct File {
     pub(crate) vfs: Option<String>,
     /// What `littoral_id()` gives on every connection.
     pub(crate) ids: Arc<Ids>,
+    /// What is committed.
+    pub(crate) published: Arc<Published>,
     arriving: Mutex<Option<Arriving>>,
 }
 
 impl File {
     pub(crate) fn new(path: PathBuf, vfs: Option<String>) -> Self {
-        Self { path, vfs, ids: Arc::default(), arriving: Mutex::default() }
+        Self {
+            path,
+            vfs,
+            ids: Arc::default(),
+            published: Arc::default(),
+            arriving: Mutex::default(),
+        }
     }
 
     pub(crate) fn connect(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
@@ -91,6 +107,10 @@ impl Db {
         &self.file.ids
     }
 
+    pub(crate) fn published(&self) -> &Arc<Published> {
+        &self.file.published
+    }
+
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -109,9 +129,27 @@ impl Db {
         connection.busy_timeout(READ_BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         ids::prepare_connection(&connection, &self.file.ids)?;
+        self.file.published.install(&connection)?;
         make_spell(&connection)?;
-        connection.authorizer(Some(|context: AuthContext<'_>| authorizer::reader(&context)))?;
-        Ok(Reader { connection })
+        let gate = Arc::new(Mutex::new(ReadGate::default()));
+        let judge = Arc::clone(&gate);
+        connection
+            .authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
+        Ok(Reader { connection, gate, published: Arc::clone(&self.file.published) })
+    }
+
+    /// Whether all that a bookmark names is visible to whoever begins to read now.
+    ///
+    /// # Errors
+    /// What is missing. A driver looks again after a drain that has committed something.
+    pub fn reached(&self, bookmark: &Bookmark) -> Result<(), BookmarkNotReached> {
+        self.file.published.reached(bookmark)
+    }
+
+    /// The bookmark of all that is committed, if none is being committed at this moment; what any reader
+    /// saw before is covered then. Otherwise a [`Reader`] finds out.
+    pub fn bookmark(&self) -> Option<Bookmark> {
+        self.file.published.settled()
     }
 
     /// Copies the WAL into the file as far as present readers allow, and syncs both. Blocks for as
@@ -129,6 +167,8 @@ impl Db {
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
+    gate: Arc<Mutex<ReadGate>>,
+    published: Arc<Published>,
 }
 
 impl Reader {
@@ -136,6 +176,52 @@ impl Reader {
     /// started again and grows.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// From here on statements may read only what `grants` give, also by way of views; `None` for
+    /// everything. Statements prepared before are not judged again, and those in the cache are dropped.
+    ///
+    /// # Errors
+    /// SQLite's, if the schema cannot be read; then nothing may be read.
+    pub fn restrict(&self, grants: Option<Arc<Grants>>) -> rusqlite::Result<()> {
+        let mut gate = self.gate.lock();
+        let same = match (&gate.restriction, &grants) {
+            (None, None) => true,
+            (Some(old), Some(new)) => Arc::ptr_eq(&old.grants, new),
+            _ => false,
+        };
+        gate.missing = None;
+        if !same {
+            let nothing = || Restriction { grants: Arc::default(), shadows: Arc::default() };
+            gate.restriction = grants.is_some().then(nothing);
+        }
+        let Some(grants) = grants else { return Ok(()) };
+        gate.engine = true;
+        // The judge takes the lock.
+        drop(gate);
+        if !same {
+            self.connection.flush_prepared_statement_cache();
+        }
+        let shadows = authorizer::shadows(&self.connection);
+        let mut gate = self.gate.lock();
+        gate.engine = false;
+        gate.restriction = Some(Restriction { grants, shadows: Arc::new(shadows?) });
+        Ok(())
+    }
+
+    /// What the statement that was refused last would have needed, in words, since
+    /// [`Reader::restrict`].
+    pub fn missing(&self) -> Option<String> {
+        self.gate.lock().missing.take()
+    }
+
+    /// A bookmark that covers all that this connection has seen. Whoever requires it elsewhere reads
+    /// nothing older there. The SQL function `littoral_bookmark()` gives the same as text.
+    ///
+    /// # Errors
+    /// SQLite's, if the file cannot be read.
+    pub fn bookmark(&self) -> rusqlite::Result<Bookmark> {
+        self.published.bookmark(&self.connection)
     }
 
     /// Hashes the rows of every replicated table in key order, all of one snapshot. Two replicas that

@@ -67,6 +67,10 @@ CREATE TABLE littoral_frozen(
   table_id INTEGER PRIMARY KEY NOT NULL, author INTEGER NOT NULL, seq INTEGER NOT NULL,
   since INTEGER NOT NULL, script TEXT NOT NULL
 ) STRICT;
+CREATE TABLE littoral_outcomes(
+  n INTEGER PRIMARY KEY NOT NULL, request BLOB NOT NULL UNIQUE, at INTEGER NOT NULL,
+  author INTEGER NOT NULL, seq INTEGER NOT NULL, program BLOB, result BLOB
+) STRICT;
 CREATE TABLE littoral_conflicts(
   id INTEGER PRIMARY KEY NOT NULL,
   rule TEXT NOT NULL, \"table\" TEXT NOT NULL, \"column\" TEXT, \"row\" TEXT NOT NULL,
@@ -280,11 +284,12 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
     Ok(())
 }
 
-/// The columns of every table by ascending id: id, name, and how they merge.
-pub(super) fn columns(
-    conn: &Connection,
-) -> rusqlite::Result<BTreeMap<TableId, Vec<(ColumnId, String, String)>>> {
-    let mut columns: BTreeMap<TableId, Vec<_>> = BTreeMap::new();
+/// A column as the catalog has it: its id, its name, and how it merges.
+type ColumnRow = (ColumnId, String, String);
+
+/// The columns of every table by ascending id.
+pub(super) fn columns(conn: &Connection) -> rusqlite::Result<BTreeMap<TableId, Vec<ColumnRow>>> {
+    let mut columns: BTreeMap<TableId, Vec<ColumnRow>> = BTreeMap::new();
     let mut statement = conn
         .prepare("SELECT table_id, id, name, type FROM littoral_columns ORDER BY table_id, id")?;
     let mut rows = statement.raw_query();

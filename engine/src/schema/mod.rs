@@ -15,12 +15,13 @@ pub(crate) mod ddl;
 pub(crate) mod declaring;
 mod elsewhere;
 mod enroll;
+pub(crate) mod outcomes;
 pub(crate) mod range;
 pub(crate) mod row;
 pub(crate) mod shape;
 pub(crate) mod spelling;
 mod survey;
-mod trigger;
+pub(crate) mod trigger;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};

@@ -6,7 +6,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use littoral::{Db, Reader};
+use littoral::{BookmarkNotReached, Db, Grants, Reader};
 use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,13 +35,20 @@ pub enum ReadError {
     /// A snapshot took the place of the file while it ran. Read again.
     #[error("a snapshot has replaced the database while it was read; read again")]
     SnapshotReplaced,
+    /// SQLite could not read.
+    #[error("cannot read: {0}")]
+    Sqlite(rusqlite::Error),
+    /// The node did not receive in time what the bookmark names.
+    #[error(transparent)]
+    BookmarkNotReached(#[from] BookmarkNotReached),
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
 }
 
 pub(crate) struct ReaderPool {
-    db: Db,
+    /// Another one once a snapshot has taken the place of the file.
+    db: Mutex<Db>,
     idle: Arc<Mutex<Vec<Reader>>>,
     permits: Arc<Semaphore>,
     limit: u32,
@@ -59,7 +66,7 @@ impl fmt::Debug for ReaderPool {
 impl ReaderPool {
     pub(crate) fn new(db: Db, limit: usize) -> Self {
         Self {
-            db,
+            db: Mutex::new(db),
             idle: Arc::default(),
             permits: Arc::new(Semaphore::new(limit)),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
@@ -68,13 +75,19 @@ impl ReaderPool {
         }
     }
 
+    /// The file that is read.
+    pub(crate) fn db(&self) -> Db {
+        self.db.lock().clone()
+    }
+
     pub(crate) async fn read<T: Send + 'static>(
         &self,
+        grants: Option<Arc<Grants>>,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         let permit =
             Arc::clone(&self.permits).acquire_owned().await.map_err(|_| ReadError::Stopping)?;
-        let db = self.db.clone();
+        let db = self.db();
         let idle = Arc::clone(&self.idle);
         let running = Arc::new(Running::default());
         let all_running = Arc::clone(&self.running);
@@ -85,6 +98,8 @@ impl ReaderPool {
                 Some(reader) => reader,
                 None => db.reader().map_err(ReadError::Open)?,
             };
+            // Whoever had it before may have been allowed more, or less.
+            reader.restrict(grants).map_err(ReadError::Open)?;
             // A caller who left before this began gets no answer, so none is made.
             let wanted = running.begin(reader.connection().get_interrupt_handle());
             if wanted {
@@ -131,8 +146,12 @@ impl ReaderPool {
         *self.paused.lock() = all;
     }
 
-    /// Ends a pause.
-    pub(crate) fn resume(&self) {
+    /// Ends a pause; from here on the file is read that was opened in the place of the one before, if that
+    /// could be.
+    pub(crate) fn resume(&self, opened: Option<&Db>) {
+        if let Some(db) = opened {
+            *self.db.lock() = db.clone();
+        }
         *self.paused.lock() = None;
     }
 

@@ -45,6 +45,7 @@ impl From<&WriteError> for HranaError {
             WriteError::Refused(_) => "LITTORAL_TABLE_REFUSED",
             WriteError::Policy(_) | WriteError::NoSuchTable { .. } => "LITTORAL_POLICY",
             WriteError::Forbidden { .. } => "LITTORAL_FORBIDDEN",
+            WriteError::NotGranted { .. } => "LITTORAL_NOT_GRANTED",
             WriteError::Value { .. } => "LITTORAL_VALUE",
             WriteError::EntryTooLarge { .. } => "LITTORAL_ENTRY_TOO_LARGE",
             WriteError::Unavailable(_) => "LITTORAL_UNAVAILABLE",
@@ -57,7 +58,8 @@ impl From<&WriteError> for HranaError {
 impl From<&ReadError> for HranaError {
     fn from(error: &ReadError) -> Self {
         let code = match error {
-            ReadError::Open(error) => return Self::from(error),
+            ReadError::Open(error) | ReadError::Sqlite(error) => return Self::from(error),
+            ReadError::BookmarkNotReached(_) => "LITTORAL_BOOKMARK_NOT_REACHED",
             ReadError::TimedOut => "SQLITE_INTERRUPT",
             ReadError::SnapshotReplaced => "LITTORAL_SNAPSHOT_REPLACED",
             ReadError::Panicked | ReadError::Stopping => "LITTORAL_UNAVAILABLE",

@@ -12,57 +12,31 @@
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
 //! statement fails until the client says ROLLBACK or COMMIT: none may slip into autocommit.
 
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc};
 
-use littoral::{WriteError, WriteTx};
+use littoral::{Grants, TableSet, WriteError};
 use parking_lot::Mutex;
-use rusqlite::{Connection, ErrorCode, Row};
 
 use super::{
-    program::{Action, Answer, Fate, Program, Statement},
-    sql::{self, Parameters, Verb},
-    wire::{
-        BatchResult, Column, DescribeResult, HranaError, Parameter, StmtResult, StreamResponse,
-        StreamResult, Value,
-    },
+    outcome::{Outcome, no_transaction},
+    program::{Action, Fate, Program},
+    region::{End, Ran, Region, SomethingWrites, run_region},
+    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, WriteSession, perform},
+    sql::{self, Verb},
+    wire::HranaError,
 };
-use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT, out_of_time};
-
-/// What the rows of one pipeline, all its statements together, may take in the answer, roughly.
-const RESPONSE_BYTES_MAX: usize = 64 << 20;
-
-/// What became of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Outcome {
-    Skipped,
-    Rows(StmtResult),
-    Described(DescribeResult),
-    Autocommit(bool),
-    Error(HranaError),
-}
-
-impl Outcome {
-    const fn fate(&self) -> Fate {
-        match self {
-            Self::Skipped => Fate::Skipped,
-            Self::Rows(_) | Self::Described(_) | Self::Autocommit(_) => Fate::Ok,
-            Self::Error(_) => Fate::Error,
-        }
-    }
-
-    fn nothing() -> Self {
-        Self::Rows(StmtResult::default())
-    }
-}
+use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT};
 
 /// Runs a whole program; there is one outcome for each step.
-pub(crate) async fn execute(node: &NodeHandle, program: &Arc<Program>) -> Vec<Outcome> {
+/// `grants` is what the engine is to allow, if not everything.
+pub(crate) async fn execute(
+    node: &NodeHandle,
+    grants: Option<&Arc<Grants>>,
+    program: &Arc<Program>,
+) -> Vec<Outcome> {
     let mut run = Run {
         node,
+        grants,
         program,
         outcomes: Vec::new(),
         fates: Vec::new(),
@@ -87,6 +61,7 @@ enum Lost {
 
 struct Run<'a> {
     node: &'a NodeHandle,
+    grants: Option<&'a Arc<Grants>>,
     program: &'a Arc<Program>,
     outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
@@ -158,7 +133,10 @@ impl Run<'_> {
             .find(|step| self.switches_foreign_keys(*step, "on"))
             .unwrap_or(self.program.steps.len() - 1);
         let mut script = String::new();
-        let mut refused = None;
+        let mut refused = self
+            .grants
+            .filter(|grants| !may_migrate(grants))
+            .map(|_| HranaError::from(&WriteError::NotGranted { what: "a migration".to_owned() }));
         let mut told_at = first;
         for step in first..=last {
             match &self.program.steps[step].action {
@@ -206,8 +184,8 @@ impl Run<'_> {
         let mut budget = self.budget;
         let answer = self
             .node
-            .read(move |reader| {
-                let mut session = ReadSession(reader.connection());
+            .read_as(self.grants.cloned(), move |reader| {
+                let mut session = ReadSession(reader);
                 let outcome = perform(&mut session, &program.steps[step].action, &mut budget);
                 (outcome, budget)
             })
@@ -322,10 +300,10 @@ impl Run<'_> {
         let read_only = program.verb(region.begin) == Some(Verb::BeginReadOnly);
         let answer = self
             .node
-            .read(move |reader| {
+            .read_as(self.grants.cloned(), move |reader| {
                 let connection = reader.connection();
                 let transaction = connection.unchecked_transaction()?;
-                let mut session = ReadSession(connection);
+                let mut session = ReadSession(reader);
                 let ran = run_region(&mut session, &program, &region, prior, budget, read_only);
                 transaction.finish()?;
                 Ok::<_, rusqlite::Error>(ran)
@@ -343,12 +321,16 @@ impl Run<'_> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;
+        let grants = self.grants.cloned();
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
         let result = self
             .node
             .write_within(WRITE_TIME_LIMIT, move |tx| {
                 *last_run.lock() = None;
+                if let Some(grants) = &grants {
+                    tx.restrict(Arc::clone(grants))?;
+                }
                 let mut session = WriteSession { tx, failure: None };
                 let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
                 let Ok(ran) = ran else {
@@ -375,308 +357,10 @@ impl Run<'_> {
     }
 }
 
-/// Steps that run on one session.
-#[derive(Clone, Debug)]
-struct Region {
-    /// The BEGIN, or the first step where there is none.
-    begin: usize,
-    steps: Range<usize>,
-    /// Whether a BEGIN opened it; then COMMIT and ROLLBACK end it, and errors do not.
-    explicit: bool,
-}
-
-/// What became of a region, its COMMIT or ROLLBACK left out.
-#[derive(Debug)]
-struct Ran {
-    outcomes: Vec<Outcome>,
-    end: End,
-    /// What is left of the budget.
-    budget: usize,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum End {
-    Commit,
-    Rollback,
-    Open,
-    /// It took too long, as its last outcome says.
-    Interrupted,
-}
-
-/// A region that was taken for reading only is not.
-#[derive(Debug)]
-struct SomethingWrites;
-
-fn run_region(
-    session: &mut impl Session,
-    program: &Program,
-    region: &Region,
-    mut fates: Vec<Fate>,
-    mut budget: usize,
-    read_only: bool,
-) -> Result<Ran, SomethingWrites> {
-    let mut outcomes = Vec::new();
-    if region.explicit {
-        outcomes.push(Outcome::nothing());
-        fates.push(Fate::Ok);
-    }
-    for step in region.steps.clone() {
-        let outcome = if program.runs(step, &fates, region.explicit) {
-            match program.verb(step) {
-                Some(Verb::Commit) => return Ok(Ran { outcomes, end: End::Commit, budget }),
-                Some(Verb::Rollback) => return Ok(Ran { outcomes, end: End::Rollback, budget }),
-                Some(Verb::Begin | Verb::BeginReadOnly) => {
-                    no_transaction("cannot start a transaction within a transaction")
-                }
-                _ => match perform(session, &program.steps[step].action, &mut budget) {
-                    Ok(outcome) => outcome,
-                    Err(Fault::Step(error)) => Outcome::Error(error),
-                    Err(Fault::Writes) if read_only => Outcome::Error(HranaError::new(
-                        "SQLITE_READONLY",
-                        "attempt to write in a read-only transaction",
-                    )),
-                    Err(Fault::Writes) => return Err(SomethingWrites),
-                },
-            }
-        } else {
-            Outcome::Skipped
-        };
-        fates.push(outcome.fate());
-        let failed = matches!(outcome, Outcome::Error(_));
-        let interrupted = matches!(&outcome, Outcome::Error(error) if error.is_interrupt());
-        outcomes.push(outcome);
-        if interrupted {
-            return Ok(Ran { outcomes, end: End::Interrupted, budget });
-        }
-        if failed && !region.explicit {
-            break;
-        }
-    }
-    Ok(Ran { outcomes, end: End::Open, budget })
-}
-
-/// Why a step has no outcome.
-enum Fault {
-    /// It failed.
-    Step(HranaError),
-    /// It writes, and the session only reads.
-    Writes,
-}
-
-/// Where statements run: a reader, or the transaction of a write job.
-trait Session {
-    fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault>;
-    fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault>;
-}
-
-fn perform(
-    session: &mut impl Session,
-    action: &Action,
-    budget: &mut usize,
-) -> Result<Outcome, Fault> {
-    match action {
-        Action::Run(statement) => {
-            let started = Instant::now();
-            let mut rows =
-                Rows { rows: Vec::new(), wanted: statement.want_rows, budget, overflow: false };
-            let mut result = session.run(statement, &mut rows)?;
-            result.rows = rows.rows;
-            result.query_duration_ms = milliseconds(started.elapsed());
-            Ok(Outcome::Rows(result))
-        }
-        Action::Describe(text) => {
-            let (cols, is_readonly) = session.describe(text)?;
-            let params = Parameters::of(text)
-                .names()
-                .map(|name| Parameter { name: name.map(str::to_owned) })
-                .collect();
-            let is_explain = sql::is_explain(text);
-            Ok(Outcome::Described(DescribeResult { params, cols, is_explain, is_readonly }))
-        }
-        // Asked only within a transaction; outside of one nobody needs a session for it.
-        Action::Autocommit => Ok(Outcome::Autocommit(false)),
-        Action::Fail(error) => Err(Fault::Step(error.clone())),
-    }
-}
-
-fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-/// Collects the rows of a statement, as long as the answer does not get too large.
-struct Rows<'a> {
-    rows: Vec<Vec<Value>>,
-    wanted: bool,
-    budget: &'a mut usize,
-    overflow: bool,
-}
-
-impl Rows<'_> {
-    fn take(&mut self, row: &Row<'_>, columns: usize) -> Result<(), rusqlite::Error> {
-        if !self.wanted || self.overflow {
-            return Ok(());
-        }
-        let mut values = Vec::with_capacity(columns);
-        let mut size = 0;
-        for column in 0..columns {
-            let value = Value::from_sqlite(row.get_ref(column)?);
-            size += value.size();
-            values.push(value);
-        }
-        match self.budget.checked_sub(size) {
-            Some(left) => {
-                *self.budget = left;
-                self.rows.push(values);
-            }
-            None => self.overflow = true,
-        }
-        Ok(())
-    }
-}
-
-fn too_large() -> HranaError {
-    let message = format!(
-        "the rows of the answer, all statements together, take more than {} MiB; ask for fewer \
-         with LIMIT",
-        RESPONSE_BYTES_MAX >> 20
-    );
-    HranaError::new("RESPONSE_TOO_LARGE", message)
-}
-
-struct ReadSession<'a>(&'a Connection);
-
-impl ReadSession<'_> {
-    /// A statement that the reader is refused goes to the writer, which knows why, if it refuses too.
-    fn fault(error: &rusqlite::Error) -> Fault {
-        let refused = matches!(
-            error.sqlite_error_code(),
-            Some(ErrorCode::ReadOnly | ErrorCode::AuthorizationForStatementDenied)
-        );
-        // Functions of the engine's own exist on the writer only.
-        if refused || error.to_string().contains("no such function") {
-            Fault::Writes
-        } else {
-            Fault::Step(HranaError::from(error))
-        }
-    }
-}
-
-impl Session for ReadSession<'_> {
-    fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault> {
-        let mut prepared =
-            self.0.prepare_cached(&statement.sql).map_err(|error| Self::fault(&error))?;
-        if !prepared.readonly() {
-            return Err(Fault::Writes);
-        }
-        let cols: Vec<Column> = prepared.columns().map(|c| column(&c)).collect();
-        let mut query = || {
-            check_count(prepared.parameter_count(), statement)?;
-            for (index, value) in statement.arguments.iter().enumerate() {
-                prepared.raw_bind_parameter(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
-            }
-            let mut found = prepared.raw_query();
-            while let Some(row) = found.next()? {
-                rows.take(row, cols.len())?;
-                if rows.overflow {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        query().map_err(|error| Self::fault(&error))?;
-        if rows.overflow {
-            return Err(Fault::Step(too_large()));
-        }
-        Ok(StmtResult { cols, ..StmtResult::default() })
-    }
-
-    fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
-        let prepared = self.0.prepare(sql).map_err(|error| Self::fault(&error))?;
-        Ok((prepared.columns().map(|c| column(&c)).collect(), prepared.readonly()))
-    }
-}
-
-fn column(column: &rusqlite::Column<'_>) -> Column {
-    Column { name: column.name().to_owned(), decltype: column.decl_type().map(str::to_owned) }
-}
-
-/// Our own reading of the parameters must be SQLite's.
-fn check_count(expected: usize, statement: &Statement) -> Result<(), rusqlite::Error> {
-    if expected == statement.arguments.len() {
-        Ok(())
-    } else {
-        Err(rusqlite::Error::InvalidParameterCount(statement.arguments.len(), expected))
-    }
-}
-
-struct WriteSession<'a, 'tx> {
-    tx: &'a mut WriteTx<'tx>,
-    /// The last error, as the engine wants to hear it if the job fails for it.
-    failure: Option<WriteError>,
-}
-
-impl WriteSession<'_, '_> {
-    fn run_prepared(
-        &mut self,
-        statement: &Statement,
-        rows: &mut Rows<'_>,
-    ) -> Result<(Vec<Column>, bool), WriteError> {
-        let mut prepared = self.tx.prepare(&statement.sql)?;
-        check_count(prepared.parameter_count(), statement)?;
-        for (index, value) in statement.arguments.iter().enumerate() {
-            prepared.bind(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
-        }
-        let cols: Vec<Column> = prepared
-            .columns()
-            .into_iter()
-            .map(|(name, decltype)| Column { name, decltype })
-            .collect();
-        let reads = prepared.readonly();
-        prepared.run(|row| Ok(rows.take(row, cols.len())?))?;
-        Ok((cols, reads))
-    }
-
-    fn try_run(
-        &mut self,
-        statement: &Statement,
-        rows: &mut Rows<'_>,
-    ) -> Result<StmtResult, WriteError> {
-        let (cols, reads) = self.run_prepared(statement, rows)?;
-        let affected_row_count = if reads { 0 } else { self.tx.changes() };
-        // Other statements leave the last insert's rowid standing, which may be another client's.
-        let inserts = statement.verb == Verb::Insert && affected_row_count > 0;
-        let last_insert_rowid = inserts.then(|| self.tx.last_insert_rowid().to_string());
-        Ok(StmtResult { cols, affected_row_count, last_insert_rowid, ..StmtResult::default() })
-    }
-}
-
-impl Session for WriteSession<'_, '_> {
-    fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault> {
-        match self.try_run(statement, rows) {
-            Ok(_) if rows.overflow => Err(Fault::Step(too_large())),
-            Ok(result) => Ok(result),
-            Err(error) => {
-                let told = HranaError::from(&error);
-                // Only the time limit interrupts a write.
-                let told =
-                    if told.is_interrupt() { HranaError::from(&out_of_time()) } else { told };
-                self.failure = Some(error);
-                Err(Fault::Step(told))
-            }
-        }
-    }
-
-    fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
-        let prepared =
-            self.tx.prepare(sql).map_err(|error| Fault::Step(HranaError::from(&error)))?;
-        let columns = prepared.columns().into_iter();
-        let columns = columns.map(|(name, decltype)| Column { name, decltype }).collect();
-        Ok((columns, prepared.readonly()))
-    }
-}
-
-fn no_transaction(message: &str) -> Outcome {
-    Outcome::Error(HranaError::new("SQLITE_ERROR", message))
+/// A migration runs as a whole, on a connection of its own, and may do anything.
+fn may_migrate(grants: &Grants) -> bool {
+    let rows = [&grants.read, &grants.insert, &grants.update, &grants.delete];
+    grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
 }
 
 fn never_ran() -> HranaError {
@@ -689,66 +373,4 @@ fn interactive() -> HranaError {
         "interactive transactions are not available in this version: send the whole transaction, \
          from BEGIN to COMMIT, in one request, as batch() does",
     )
-}
-
-/// The outcomes as the answers to a pipeline's requests.
-pub(crate) fn answer(program: &Program, outcomes: Vec<Outcome>) -> Vec<StreamResult> {
-    let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
-    let mut take = |step: usize| outcomes.get_mut(step).and_then(Option::take);
-    program
-        .answers
-        .iter()
-        .map(|answer| {
-            let response = match answer {
-                Answer::Execute { step } => match take(*step) {
-                    Some(Outcome::Rows(result)) => Ok(StreamResponse::Execute { result }),
-                    other => Err(unanswered(other)),
-                },
-                Answer::Describe { step } => match take(*step) {
-                    Some(Outcome::Described(result)) => Ok(StreamResponse::Describe { result }),
-                    other => Err(unanswered(other)),
-                },
-                Answer::Autocommit { step } => match take(*step) {
-                    Some(Outcome::Autocommit(is_autocommit)) => {
-                        Ok(StreamResponse::GetAutocommit { is_autocommit })
-                    }
-                    other => Err(unanswered(other)),
-                },
-                Answer::Batch { steps } => {
-                    let mut result = BatchResult::default();
-                    for step in steps.clone() {
-                        let (rows, error) = match take(step) {
-                            Some(Outcome::Rows(rows)) => (Some(rows), None),
-                            None | Some(Outcome::Skipped) => (None, None),
-                            other => (None, Some(unanswered(other))),
-                        };
-                        result.step_results.push(rows);
-                        result.step_errors.push(error);
-                    }
-                    Ok(StreamResponse::Batch { result })
-                }
-                Answer::Sequence { steps } => {
-                    let failed = steps.clone().find_map(|step| match take(step) {
-                        Some(Outcome::Error(error)) => Some(error),
-                        _ => None,
-                    });
-                    failed.map_or(Ok(StreamResponse::Sequence), Err)
-                }
-                Answer::StoreSql => Ok(StreamResponse::StoreSql),
-                Answer::CloseSql => Ok(StreamResponse::CloseSql),
-                Answer::Close => Ok(StreamResponse::Close),
-            };
-            match response {
-                Ok(response) => StreamResult::Ok { response },
-                Err(error) => StreamResult::Error { error },
-            }
-        })
-        .collect()
-}
-
-fn unanswered(outcome: Option<Outcome>) -> HranaError {
-    match outcome {
-        Some(Outcome::Error(error)) => error,
-        _ => HranaError::new("LITTORAL_UNAVAILABLE", "the statement did not run"),
-    }
 }
