@@ -66,6 +66,7 @@ pub mod testing;
 mod time;
 mod value;
 mod version;
+mod watermarks;
 
 pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
 pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};

@@ -103,11 +103,19 @@ pub enum Bug {
     StableFlagIgnored,
     /// A removal from a set does not name the adds that its author had clocks of.
     RemovalWithoutDots,
+    /// The bookmark of a write is taken before its entry is published.
+    BookmarkBehind,
+    /// A read does not wait for what its bookmark names.
+    BookmarkUnwaited,
+    /// A watermark counts before all its entries are applied.
+    WatermarkUncovered,
+    /// A watermark counts as new when it arrives, whatever it took to come.
+    WatermarkAgeless,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 49] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -153,6 +161,10 @@ impl Bug {
         Self::FreezeForgotten,
         Self::StableFlagIgnored,
         Self::RemovalWithoutDots,
+        Self::BookmarkBehind,
+        Self::BookmarkUnwaited,
+        Self::WatermarkUncovered,
+        Self::WatermarkAgeless,
     ];
 }
 
