@@ -387,6 +387,9 @@ impl Node {
                 | Output::DiscardSnapshot
                 | Output::WriteSnapshot { .. }
                 | Output::InstallSnapshot(_)) => panic!("nobody joins here: {other:?}"),
+                other @ (Output::Run { .. } | Output::Answered { .. }) => {
+                    panic!("nothing is forwarded here: {other:?}")
+                }
                 Output::Close { code, reason, .. } => panic!("link closed ({code:?}): {reason}"),
             }
         }

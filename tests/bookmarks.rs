@@ -121,7 +121,8 @@ fn answers_say_how_old_they_are_and_a_request_may_ask_for_no_older() {
         let headers = [("x-littoral-max-lag", most)];
         node.client().send_with("POST", "/v2/pipeline", &headers, body).unwrap()
     };
-    let lag = |answer: &Answer| answer.header("x-littoral-lag").map(|ms| ms.parse::<u64>().unwrap());
+    let lag =
+        |answer: &Answer| answer.header("x-littoral-lag").map(|ms| ms.parse::<u64>().unwrap());
     let answer = ask(&nodes[0], "0");
     assert!(answer.status == 200 && lag(&answer) < Some(1000), "{answer:?}");
     let answer = ask(&nodes[1], "1000");
@@ -129,7 +130,9 @@ fn answers_say_how_old_they_are_and_a_request_may_ask_for_no_older() {
     assert!(nodes[1].status()["lag_ms"].is_u64());
 
     nodes[0].freeze();
-    until("the edge to know that it is behind", || nodes[1].status()["lag_ms"].as_u64() > Some(1200));
+    until("the edge to know that it is behind", || {
+        nodes[1].status()["lag_ms"].as_u64() > Some(1200)
+    });
     let answer = ask(&nodes[1], "100");
     nodes[0].thaw();
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");

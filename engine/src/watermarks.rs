@@ -81,7 +81,7 @@ impl Watermarks {
         self.settle(applied);
         if self.waiting.len() > WATERMARKS_MAX {
             // Every second one is enough for a node that is so far behind; the newest stays.
-            let mut keep = self.waiting.len() % 2 == 0;
+            let mut keep = self.waiting.len().is_multiple_of(2);
             self.waiting.retain(|_| {
                 keep = !keep;
                 keep

@@ -684,6 +684,8 @@ impl Cluster {
                 let work = SnapshotWork::Write { peer, offset, bytes, sync };
                 self.queue_snapshot_work(number, work);
             }
+            // No client sends anything to the origin yet.
+            Output::Answered { .. } | Output::Run { .. } => {}
             Output::InstallSnapshot(snapshot) => {
                 self.install_snapshot(number, &snapshot)?;
                 return Ok(false);

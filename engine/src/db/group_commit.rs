@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use crate::{
@@ -16,17 +17,18 @@ use crate::{
         watch::Who,
         writer::Writer,
     },
-    entry::{EntryHeader, Logged, Segment, rows::RowsReader},
+    entry::{Digest, EntryHeader, Fate, Logged, Segment, rows::RowsReader},
     error::WriteError,
+    forward::RequestId,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
-    limits::OWN_STAMPS_AHEAD_MAX,
+    limits::{OUTCOME_RESULT_BYTES, OWN_STAMPS_AHEAD_MAX},
     log::{
         Log,
         chunks::{ChunkError, Draft},
     },
     merge::Parked,
-    schema::{Registry, Table, catalog},
+    schema::{Registry, Table, catalog, outcomes},
     sqlite::{self, Param, quoted},
     testing::{Bug, planted},
     time::WallTime,
@@ -37,6 +39,9 @@ use crate::{
 /// A write: runs on the user connection, possibly twice, so it overwrites its results instead of
 /// adding to them. Returning an error rolls it back.
 pub type Job = Box<dyn FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send>;
+
+/// A write for a request that was carried here: as a [`Job`], and what it gives is kept with its outcome.
+pub type ProgramJob = Box<dyn FnMut(&mut WriteTx<'_>) -> Result<Vec<u8>, WriteError> + Send>;
 
 /// What a job's commit came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +56,26 @@ pub struct Committed {
 pub(crate) struct Queued {
     pub(crate) ticket: Ticket,
     pub(crate) job: Job,
+    pub(crate) run_for: Option<RunFor>,
+}
+
+/// The request that a job is run for.
+#[derive(Debug, Clone)]
+pub(crate) struct RunFor {
+    pub(crate) request: RequestId,
+    /// The digest of its program.
+    pub(crate) program: Digest,
+    /// What the last run has given.
+    pub(crate) result: Arc<Mutex<Vec<u8>>>,
+}
+
+impl RunFor {
+    /// What stands in the entry of it.
+    fn fate(&self) -> Fate {
+        let result = self.result.lock();
+        let kept = result.len() <= OUTCOME_RESULT_BYTES;
+        Fate::Committed { program: self.program, result: kept.then(|| result.clone()) }
+    }
 }
 
 impl std::fmt::Debug for Queued {
@@ -323,7 +348,9 @@ impl Writer {
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
         let sequences = self.sequences()?;
         let captured = self.user().sink().take()?;
-        let written = self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, local));
+        let run_for = queued.run_for.as_ref();
+        let written =
+            self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, run_for, local));
         self.user().sink().put_back(captured);
         written
     }
@@ -349,6 +376,7 @@ impl Writer {
         conn: &Connection,
         captured: &Captured,
         sequences: &[(TableId, i64)],
+        run_for: Option<&RunFor>,
         local: &mut Local<'_>,
     ) -> Result<Option<Written>, WriteError> {
         if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
@@ -371,6 +399,11 @@ impl Writer {
             draft.segment(|body| body.push_unfreeze(freeze, None))?;
             schema_changes += 1;
             catalog::unfreeze(conn, freeze, None)?;
+        }
+        if let Some(run_for) = run_for.filter(|_| !draft.is_empty()) {
+            let fate = run_for.fate();
+            draft.segment(|body| body.push_outcome(run_for.request, &fate))?;
+            outcomes::keep(conn, &header, run_for.request, &fate)?;
         }
         let Some(entry) = draft.finish()? else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
@@ -453,7 +486,8 @@ pub(crate) fn remember(
             | Segment::Membership(_)
             | Segment::Sequence(_)
             | Segment::Freeze(_)
-            | Segment::Unfreeze { .. } => {}
+            | Segment::Unfreeze { .. }
+            | Segment::Outcome { .. } => {}
         }
     }
     Ok(())

@@ -10,8 +10,8 @@ mod tx;
 pub(crate) mod watch;
 pub(crate) mod writer;
 
-pub(crate) use group_commit::{Answer, Local, Queued, remember};
-pub use group_commit::{Committed, Job};
+pub(crate) use group_commit::{Answer, Local, Queued, RunFor, remember};
+pub use group_commit::{Committed, Job, ProgramJob};
 use snapshot::Arriving;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{INCOMING, TAKEN};

@@ -16,6 +16,7 @@
 //! - no more than the credit window is under way, except for a single larger entry.
 
 pub(crate) mod acks;
+pub(crate) mod forward;
 pub(crate) mod frame;
 mod hold;
 pub(crate) mod message;
@@ -42,6 +43,7 @@ use crate::{
     log::Start,
     protocol::{
         acks::Acks,
+        forward::{Carried, Reply, Requests},
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         hold::{Offered, Outgoing},
         message::{Answer, FRAME_VERSION, Hello, Message, Question, read_vector, wire_vector},
@@ -113,6 +115,8 @@ pub(crate) struct PeerSession {
     pub(crate) asked: BTreeSet<Incarnation>,
     /// What its entries are signed with, once that is known.
     pub(crate) author: Option<AuthorId>,
+    /// Requests to the origin that go over this link.
+    pub(crate) requests: Requests,
 }
 
 #[derive(Debug)]
@@ -154,6 +158,12 @@ pub(crate) enum Received {
     Ping(u64),
     /// What the peer takes the origin's wall clock to say, so long after it was asked.
     Time(Duration, OriginTime),
+    /// The peer is so many links away from the origin.
+    Distance(u8),
+    /// A request to be carried to the origin.
+    Carry(u64, Carried),
+    /// What became of one.
+    Reply(u64, Reply),
     /// What the origin had applied so long before a moment of ours.
     Watermark(Instant, Duration, VersionVector),
     /// What members hold on stable storage; the peer itself is `None`.
@@ -199,6 +209,7 @@ impl PeerSession {
             sending: None,
             asked: BTreeSet::new(),
             author: None,
+            requests: Requests::default(),
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -324,6 +335,9 @@ impl PeerSession {
             }
             Message::Ask(token, question) => return Ok(Received::Ask(token, question)),
             Message::Answer(token, answer) => return Ok(Received::Answer(token, answer)),
+            Message::Distance(distance) => return Ok(Received::Distance(distance)),
+            Message::Carry(token, carried) => return Ok(Received::Carry(token, carried)),
+            Message::Reply(token, reply) => return Ok(Received::Reply(token, reply)),
             Message::Ping(token) => return Ok(Received::Ping(token)),
             Message::Pong(token, told) => {
                 let round_trip = now.since(Instant(token));

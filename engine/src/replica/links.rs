@@ -71,6 +71,12 @@ impl Replica {
                 self.answered(peer, token, answer);
                 Ok(())
             }
+            Received::Distance(distance) => {
+                self.hear_distance(peer, distance);
+                Ok(())
+            }
+            Received::Carry(token, carried) => self.asked_to_carry(peer, token, carried),
+            Received::Reply(token, reply) => self.reply_came(peer, token, reply),
             Received::Ping(token) => {
                 let origin = self.origin_time();
                 if let Some(session) = self.sessions.get_mut(&peer) {
@@ -209,6 +215,7 @@ impl Replica {
         self.serve_spools();
         self.serve_holds();
         self.push_entries();
+        self.tell_distances();
         let mut failed = Vec::new();
         let told = self.acknowledged();
         for (peer, session) in &mut self.sessions {
@@ -293,7 +300,9 @@ impl Replica {
     }
 
     pub(super) fn forget(&mut self, peer: PeerId) {
-        self.sessions.remove(&peer);
+        if let Some(session) = self.sessions.remove(&peer) {
+            self.requests_without(session);
+        }
         self.incoming.remove(&peer);
         self.stop_fetching_from(peer);
         self.stop_comparing_with(peer);

@@ -20,10 +20,12 @@ mod answering;
 mod applying;
 mod clock;
 mod foreign;
+mod forwarding;
 mod frontier;
 mod holds;
 mod joining;
 mod links;
+mod requests;
 mod schema;
 mod snapshot;
 mod staleness;
@@ -62,9 +64,11 @@ use crate::{
     protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
         foreign::Foreign,
+        forwarding::Forwarding,
         frontier::{Checkpointing, Counting},
         holds::Incoming,
         joining::Joining,
+        requests::Requests,
         snapshot::{Fetching, Sponsor},
         verifying::Verifying,
     },
@@ -106,6 +110,8 @@ pub struct Replica {
     /// Never a member: it applies and relays only.
     read_only: bool,
     joining: Joining,
+    forwarding: Forwarding,
+    requests: Requests,
     sponsor: Sponsor,
     fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
@@ -242,6 +248,8 @@ impl Replica {
             next_ticket: 1,
             read_only: parts.read_only,
             joining: Joining::default(),
+            forwarding: Forwarding::default(),
+            requests: Requests::default(),
             sponsor: Sponsor::default(),
             fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
@@ -272,7 +280,7 @@ impl Replica {
         self.tell_time(now);
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.jobs.push(Queued { ticket, job });
+        self.jobs.push(Queued { ticket, job, run_for: None });
         ticket
     }
 
@@ -321,6 +329,7 @@ impl Replica {
                 || self.serve_schema()
                 || self.apply_incoming()
                 || self.serve_joins()
+                || self.serve_forwarding()
                 || self.serve_snapshots()
                 || self.serve_frontier()
                 || self.serve_verifying()
@@ -366,6 +375,9 @@ impl Replica {
             author: self.author,
             read_only: self.read_only,
             receiving: self.receiving(),
+            distance: self.distance(),
+            requests_waiting: self.forwarded() as u64,
+            requests_here: self.requests_here() as u64,
             origin: self.register.as_ref().and_then(|r| NodeId::new(&r.origin.0).ok()),
             applied: self.log.last(),
             durable: self.durable.lsn,
@@ -412,6 +424,7 @@ impl Replica {
             self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
         }
         self.give_up_answers("the node is shutting down");
+        self.give_up_requests();
         let outputs = mem::take(&mut self.outputs).into();
         let unsaved = self.checkpointing.entries && !self.writes_stopped;
         let saved = if unsaved { self.checkpoint() } else { Ok(()) };
@@ -456,6 +469,7 @@ impl Replica {
             if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
                 *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
             }
+            self.note_run(ticket, &result);
             match &result {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
@@ -491,6 +505,7 @@ impl Replica {
             self.counting.news = true;
             self.checkpointing.entries = true;
         }
+        self.entries_came();
         if self.log.last() > before {
             match self.synchronous {
                 // The commit has synced the WAL, and all that stood in it before.
@@ -561,6 +576,7 @@ impl Replica {
     fn storage_works(&mut self) {
         if self.storage.error.take().is_some() {
             self.storage.retry_at = None;
+            self.entries_came();
             self.outputs.push_back(Output::Event(Event::StorageRecovered));
         }
     }
@@ -610,6 +626,7 @@ impl Replica {
             .values()
             .map(|session| session.deadline(&told, &self.acks))
             .chain(self.storage.retry_at)
+            .chain(self.forwarding_deadline())
             .chain(self.snapshot_deadline())
             .chain(self.spools.deadline())
             .chain(self.frontier_deadline())

@@ -238,7 +238,11 @@ impl Replica {
         )?;
         self.writer.unmirror()?;
         let script = attempt.script.to_owned();
-        let job = Queued { ticket: Ticket(0), job: Box::new(move |tx| tx.migrate(&script)) };
+        let job = Queued {
+            ticket: Ticket(0),
+            job: Box::new(move |tx| tx.migrate(&script)),
+            run_for: None,
+        };
         let before = Arc::clone(&self.registry);
         let usual = mem::replace(&mut self.writer, migrating);
         (self.ending, self.only_tries) = (attempt.ends, attempt.dry);

@@ -20,12 +20,13 @@ impl Cluster {
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let Some(dot) = committed.dot else { return Ok(()) };
         let bookmark = engine.replica.bookmark();
-        self.oracle.sessions.wrote(id % SESSIONS, dot, &bookmark)
+        let session = usize::try_from(id % SESSIONS as u64).expect("one of a few");
+        self.oracle.sessions.wrote(session, dot, &bookmark)
     }
 
     /// A session comes to a machine, whose log was just read, and reads if it may.
     pub(super) fn session_reads(&mut self, number: usize, draw: &mut Draw) -> Check {
-        let session = draw.below(SESSIONS);
+        let session = draw.index(SESSIONS);
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let carried = self.oracle.sessions.bookmark(session)?;
         if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {

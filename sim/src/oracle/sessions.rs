@@ -9,7 +9,7 @@ use littoral::{Bookmark, Dot, VersionVector};
 use super::{Check, Promise, broken};
 
 /// How many sessions there are.
-pub(crate) const SESSIONS: u64 = 8;
+pub(crate) const SESSIONS: usize = 8;
 
 /// What one session carries, and what it has seen.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ struct Session {
 /// All sessions.
 #[derive(Debug)]
 pub(crate) struct Sessions {
-    each: [Session; SESSIONS as usize],
+    each: [Session; SESSIONS],
 }
 
 impl Default for Sessions {
@@ -33,13 +33,13 @@ impl Default for Sessions {
 
 impl Sessions {
     /// The bookmark that a session carries.
-    pub(crate) fn bookmark(&self, session: u64) -> Check<Option<Bookmark>> {
-        self.each[place(session)].bookmark()
+    pub(crate) fn bookmark(&self, session: usize) -> Check<Option<Bookmark>> {
+        self.each[session].bookmark()
     }
 
     /// A write of the session's was answered with this bookmark.
-    pub(crate) fn wrote(&mut self, session: u64, dot: Dot, given: &Bookmark) -> Check {
-        let session = &mut self.each[place(session)];
+    pub(crate) fn wrote(&mut self, session: usize, dot: Dot, given: &Bookmark) -> Check {
+        let session = &mut self.each[session];
         session.seen.advance(dot);
         session.take(given)
     }
@@ -47,13 +47,13 @@ impl Sessions {
     /// The session has read on a machine that holds these entries, and was given this bookmark.
     pub(crate) fn read(
         &mut self,
-        session: u64,
+        session: usize,
         machine: usize,
         held: &VersionVector,
         given: &Bookmark,
     ) -> Check {
         let number = session;
-        let session = &mut self.each[place(session)];
+        let session = &mut self.each[session];
         if let Some(dot) = session.seen.iter().find(|dot| !held.covers(*dot)) {
             return broken(
                 Promise::Sessions,
@@ -97,8 +97,4 @@ impl Session {
         self.bookmark = Some(bookmark.to_string());
         Ok(())
     }
-}
-
-fn place(session: u64) -> usize {
-    usize::try_from(session % SESSIONS).expect("a few sessions")
 }
