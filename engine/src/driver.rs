@@ -147,7 +147,12 @@ pub enum Output {
     /// [`Db::path`](crate::Db::path) and sync the directory, and in any case open the replica again.
     /// If the process ends anywhere in between, opening the file as always goes on from there.
     InstallSnapshot(Snapshot),
-    /// A write job ended.
+    /// An interactive transaction is open: its statements may come.
+    Begun {
+        /// Which one.
+        ticket: Ticket,
+    },
+    /// A write job or an interactive transaction ended.
     Done {
         /// Which one.
         ticket: Ticket,

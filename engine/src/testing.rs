@@ -103,6 +103,10 @@ pub enum Bug {
     StableFlagIgnored,
     /// A removal from a set does not name the adds that its author had clocks of.
     RemovalWithoutDots,
+    /// Remote entries are applied in the middle of an interactive transaction.
+    AppliedInside,
+    /// An interactive transaction that was given up leaves its rows in the next entry.
+    AbandonedKept,
     /// The bookmark of a write is taken before its entry is published.
     BookmarkBehind,
     /// A read does not wait for what its bookmark names.
@@ -115,7 +119,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 51] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -161,6 +165,8 @@ impl Bug {
         Self::FreezeForgotten,
         Self::StableFlagIgnored,
         Self::RemovalWithoutDots,
+        Self::AppliedInside,
+        Self::AbandonedKept,
         Self::BookmarkBehind,
         Self::BookmarkUnwaited,
         Self::WatermarkUncovered,

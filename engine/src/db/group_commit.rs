@@ -140,17 +140,44 @@ impl Writer {
         queued: &mut Queued,
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
+        let course = self.begin_alone(local.registry, local.log.last().next())?;
+        let ran = (queued.job)(&mut WriteTx::new(self, course.alike()));
+        self.end_alone(&course, ran, queued.run_for.as_ref(), local)
+    }
+
+    /// Begins a transaction that no other job shares; its entry will stand at that place of the log.
+    pub(super) fn begin_alone(
+        &self,
+        registry: &Arc<Registry>,
+        lsn: Lsn,
+    ) -> Result<Course, WriteError> {
         self.begin()?;
+        self.user().sink().set_alone();
+        if let Err(error) = self.writes(Who::User) {
+            self.user().sink().clear();
+            self.roll_back()?;
+            return Err(error.into());
+        }
+        Ok(Course::new(registry, lsn, true))
+    }
+
+    /// Commits what was done in a transaction that no other job shares, or undoes it if it has failed.
+    pub(super) fn end_alone(
+        &self,
+        course: &Course,
+        ran: Result<(), WriteError>,
+        run_for: Option<&RunFor>,
+        local: &mut Local<'_>,
+    ) -> Result<Committed, WriteError> {
         local.contested.mark();
         let parked = local.parked.clone();
-        self.user().sink().set_alone();
-        let watched = self.writes(Who::User).map_err(WriteError::from);
-        let result = watched.and_then(|()| self.run_job(queued, local, true)).and_then(|written| {
-            if !local.only_tries {
-                self.command("/*littoral*/ COMMIT")?;
-            }
-            Ok(written)
-        });
+        let result =
+            ran.and_then(|()| self.finish_job(course, run_for, local)).and_then(|written| {
+                if !local.only_tries {
+                    self.command("/*littoral*/ COMMIT")?;
+                }
+                Ok(written)
+            });
         self.user().sink().clear();
         match result {
             Ok(_) if local.only_tries => {
@@ -247,7 +274,7 @@ impl Writer {
         let mut answers = Vec::with_capacity(jobs.len());
         for queued in jobs {
             self.command("/*littoral*/ SAVEPOINT littoral_job").map_err(lost)?;
-            let result = self.run_job(queued, local, false);
+            let result = self.run_job(queued, local);
             self.user().sink().clear();
             if self.user().is_autocommit() || std::mem::take(&mut self.gate().wants_alone) {
                 return Err(GroupLost);
@@ -318,20 +345,29 @@ impl Writer {
         statement.run(|_| Ok(()))
     }
 
-    /// Runs one job within the transaction and appends its entry. The schema changes only in a job that
-    /// is alone in its transaction.
+    /// Runs one job of a group and appends its entry. The schema changes only in a job that is alone in
+    /// its transaction.
     fn run_job(
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-        alone: bool,
     ) -> Result<Option<Written>, WriteError> {
-        let course = Course::new(local.registry, local.log.last().next(), alone);
+        let course = Course::new(local.registry, local.log.last().next(), false);
         (queued.job)(&mut WriteTx::new(self, course.alike()))?;
+        self.finish_job(&course, queued.run_for.as_ref(), local)
+    }
+
+    /// Appends the entry of what a job has done.
+    fn finish_job(
+        &self,
+        course: &Course,
+        run_for: Option<&RunFor>,
+        local: &mut Local<'_>,
+    ) -> Result<Option<Written>, WriteError> {
         if self.user().is_autocommit() {
             return Err(transaction_gone());
         }
-        self.normalize(&course)?;
+        self.normalize(course)?;
         if let Some(last) = self.ids().unsaved() {
             self.as_engine(|conn| catalog::set_meta(conn, "last_id", last.cast_signed()))?;
         }
@@ -348,7 +384,6 @@ impl Writer {
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
         let sequences = self.sequences()?;
         let captured = self.user().sink().take()?;
-        let run_for = queued.run_for.as_ref();
         let written =
             self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, run_for, local));
         self.user().sink().put_back(captured);
@@ -379,7 +414,10 @@ impl Writer {
         run_for: Option<&RunFor>,
         local: &mut Local<'_>,
     ) -> Result<Option<Written>, WriteError> {
-        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
+        if self.verifies_capture()
+            && !planted(Bug::FailedStatementKept)
+            && !planted(Bug::AbandonedKept)
+        {
             captured.verify(conn, self.apply())?;
         }
         let head = local.log.head(local.author);

@@ -112,8 +112,7 @@ impl Replica {
         patience: Duration,
     ) -> Ticket {
         self.tell_time(now);
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        let ticket = self.next_ticket();
         let bytes = program.as_ref().map_or(0, Vec::len);
         let refused = if bytes > PROGRAM_BYTES_MAX {
             Some(ForwardError::TooLarge { bytes })

@@ -51,6 +51,7 @@ impl Replica {
         peer: PeerId,
         received: Received,
     ) -> Result<(), ProtocolError> {
+        let Some(received) = self.defer(peer, received) else { return Ok(()) };
         match received {
             Received::Nothing => Ok(()),
             Received::Entries(entries) => self.queue(peer, entries),
@@ -183,12 +184,24 @@ impl Replica {
                 register.version
             )));
         }
-        self.writer.writes(Who::Apply)?;
-        catalog::set_meta(self.writer.apply(), "register", register.encode())?;
-        self.register = Some(register.clone());
+        let before = self.register.replace(register.clone());
+        if self.is_open() {
+            // Nothing follows from the first version that would not follow if it were told again.
+            self.interactive.register_due = true;
+        } else if let Err(error) = self.keep_register() {
+            self.register = before;
+            return Err(error.into());
+        }
         self.db.published().origin(self.is_origin());
         self.writer.learn_origin(origin_seen_by(self.register.as_ref(), &self.identity));
         Ok(())
+    }
+
+    /// Writes the control register down.
+    pub(super) fn keep_register(&self) -> rusqlite::Result<()> {
+        let Some(register) = &self.register else { return Ok(()) };
+        self.writer.writes(Who::Apply)?;
+        catalog::set_meta(self.writer.apply(), "register", register.encode())
     }
 
     pub(super) fn is_origin(&self) -> bool {

@@ -86,8 +86,7 @@ impl Replica {
     /// A job that has failed may be handed in again; else [`Replica::run_failed`] ends the run.
     pub fn run(&mut self, now: Now, request: RequestId, mut job: ProgramJob) -> Ticket {
         self.tell_time(now);
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        let ticket = self.next_ticket();
         let Some(run) = self.requests.runs.get(&request) else {
             let why = "the request does not run".to_owned();
             let result = Err(WriteError::Aborted(why));
@@ -149,7 +148,7 @@ impl Replica {
             return;
         }
         for waiting in mem::take(&mut self.requests.waiting) {
-            match self.begin(waiting) {
+            match self.begin_request(waiting) {
                 Step::Waits(waiting) if waiting.deadline <= now => {
                     self.reply_to(waiting.waiter, Reply::NotBegun);
                 }
@@ -169,7 +168,7 @@ impl Replica {
         }
     }
 
-    fn begin(&mut self, mut waiting: Waiting) -> Step {
+    fn begin_request(&mut self, mut waiting: Waiting) -> Step {
         let Waiting { waiter, carried, .. } = &mut waiting;
         let waiter = *waiter;
         let request = RequestId(carried.request);
@@ -221,7 +220,7 @@ impl Replica {
 
     /// Decides that a request never runs, so that saying so is final.
     fn refuse_request(&mut self, waiting: Waiting) -> Step {
-        let ready = self.halted.is_none() && self.storage.error.is_none();
+        let ready = self.halted.is_none() && self.storage.error.is_none() && !self.is_open();
         let (true, Some(author)) = (ready, self.author) else { return Step::Waits(waiting) };
         let mut body = Body::default();
         body.push_outcome(RequestId(waiting.carried.request), &Fate::Refused);

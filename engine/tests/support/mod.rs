@@ -22,6 +22,8 @@ pub(crate) struct Cluster {
     /// By how many milliseconds the wall clock of a replica is ahead of that.
     pub(crate) ahead: BTreeMap<usize, i64>,
     pub(crate) done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
+    /// Interactive transactions whose turn has come.
+    pub(crate) begun: Vec<(usize, Ticket)>,
     pub(crate) closed: Vec<(usize, CloseCode)>,
     pub(crate) events: Vec<(usize, Event)>,
     opened: u64,
@@ -64,6 +66,7 @@ impl Cluster {
             now: Now { mono: Instant(1_000_000_000), wall: WallTime(1_700_000_000_000) },
             ahead: BTreeMap::new(),
             done: BTreeMap::new(),
+            begun: Vec::new(),
             closed: Vec::new(),
             events: Vec::new(),
             opened: 0,
@@ -182,6 +185,7 @@ impl Cluster {
                 Output::Sync(_) if self.held_syncs => {}
                 Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
                 Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
+                Output::Begun { ticket } => self.begun.push((node, ticket)),
                 Output::Done { ticket, result } => {
                     if let Some(request) = self.runs.remove(&(node, ticket))
                         && let Err(error) = &result

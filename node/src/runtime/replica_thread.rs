@@ -400,6 +400,7 @@ impl Effects {
             // The replica thread's own business.
             Output::InstallSnapshot(_)
             | Output::WakeAt(_)
+            | Output::Begun { .. }
             | Output::Run { .. }
             | Output::Answered { .. } => {}
         }
