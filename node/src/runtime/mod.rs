@@ -14,6 +14,7 @@
 //! Only the replica thread decides anything; everything else carries bytes and waits.
 
 mod files;
+mod forwards;
 mod readers;
 mod replica_thread;
 mod storage_threads;
@@ -37,12 +38,14 @@ use tokio::sync::{broadcast, oneshot, watch};
 pub use self::readers::ReadError;
 use self::{
     files::Files,
+    forwards::Prepare,
     readers::ReaderPool,
-    replica_thread::ReplicaThread,
+    replica_thread::{ReplicaThread, Runner},
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
 pub(crate) use self::{
+    forwards::Prepared,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
@@ -54,6 +57,24 @@ const NEWS_KEPT: usize = 4096;
 /// A node that waits for what a bookmark names looks this often without any news: a snapshot that takes the
 /// place of the file makes none.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A node that waits until its rows are new enough looks this often.
+const LAG_AGAIN: Duration = Duration::from_millis(10);
+
+/// What a node shows may be older than a read allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "what this node shows may be {} old, and {} ms is the most that is allowed: read again later, or at \
+     another node",
+    lag.map_or_else(|| "of any age: it is not known how".to_owned(), |lag| format!("{} ms", lag.as_millis())),
+    most.as_millis()
+)]
+pub struct TooStale {
+    /// How old it may be; `None` while that is not known.
+    pub lag: Option<Duration>,
+    /// How old it was allowed to be.
+    pub most: Duration,
+}
 
 /// Why a node could not start its replica.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +110,7 @@ pub struct NodeHandle {
     readers: Arc<ReaderPool>,
     news: broadcast::Sender<News>,
     ended: watch::Receiver<()>,
+    clock: Clock,
 }
 
 impl fmt::Debug for NodeHandle {
@@ -244,6 +266,30 @@ impl NodeHandle {
         }
     }
 
+    /// How old what this node shows may be at most; zero at the origin, `None` while that is not known.
+    pub fn lag(&self) -> Option<Duration> {
+        self.readers.db().lag(self.clock.now().mono)
+    }
+
+    /// Waits until what this node shows is at most so old.
+    ///
+    /// # Errors
+    /// How old it may be at most after `limit`.
+    pub async fn freshen(&self, most: Duration, limit: Duration) -> Result<(), TooStale> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let lag = self.lag();
+            if lag.is_some_and(|lag| lag <= most) {
+                return Ok(());
+            }
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                return Err(TooStale { lag, most });
+            }
+            tokio::time::sleep_until(deadline.min(now + LAG_AGAIN)).await;
+        }
+    }
+
     /// A bookmark of all that this node has committed and shown so far: whoever requires it elsewhere sees
     /// nothing older there than was written or read here.
     ///
@@ -297,7 +343,7 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// Opens the replica and starts its threads. Blocks on the disk.
-    pub(crate) fn start(config: &Config) -> Result<Self, RuntimeError> {
+    pub(crate) fn start(config: &Config, prepare: Prepare) -> Result<Self, RuntimeError> {
         let lock = lock_beside(&config.database)?;
         let clock = Clock::start();
         let replica = open(config, clock)?;
@@ -312,8 +358,16 @@ impl Runtime {
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let readers = Arc::new(ReaderPool::new(db, config.storage.readers));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
-        let thread =
-            ReplicaThread::new(replica, files, clock, inbox, storage.requests(), news.clone(), dog);
+        let runner = Runner { watchdog: dog, prepare };
+        let thread = ReplicaThread::new(
+            replica,
+            files,
+            clock,
+            inbox,
+            storage.requests(),
+            news.clone(),
+            runner,
+        );
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())
             .spawn(move || {
@@ -329,6 +383,7 @@ impl Runtime {
             readers,
             news,
             ended,
+            clock,
         };
         Ok(Self { handle, replica, watchdog, storage, _stop: stop, _lock: lock })
     }
