@@ -3,6 +3,7 @@
 //! | path | what |
 //! | --- | --- |
 //! | `POST /v2/pipeline`, `/v3/pipeline`, `/v3/cursor` | SQL, as libSQL clients speak it |
+//! | `GET` of any path, to be upgraded | a WebSocket of the same |
 //! | `POST /v1/execute`, `/v1/batch` | the same for older clients |
 //! | `GET /v2`, `/v3` | version probes of those clients |
 //! | `GET /health` | the process answers |
@@ -26,6 +27,7 @@ mod status;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -41,6 +43,7 @@ use axum::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tracing::{debug, error, warn};
 
+use self::hrana::Streams;
 pub(crate) use self::hrana::statements;
 pub use self::session::SealError;
 use self::session::Sessions;
@@ -74,6 +77,7 @@ pub enum HttpError {
 pub(crate) struct HttpServer {
     address: SocketAddr,
     stop: watch::Sender<bool>,
+    streams: Arc<Streams>,
     task: JoinHandle<()>,
 }
 
@@ -81,6 +85,9 @@ pub(crate) struct HttpServer {
 #[derive(Clone, Debug)]
 struct ServerState {
     node: NodeHandle,
+    streams: Arc<Streams>,
+    max_body_bytes: usize,
+    stopping: watch::Receiver<bool>,
 }
 
 impl HttpServer {
@@ -95,7 +102,14 @@ impl HttpServer {
             }
         });
         let (stop, mut stopping) = watch::channel(false);
-        let router = router(config, ServerState { node }, sessions);
+        let streams = Streams::start();
+        let state = ServerState {
+            node,
+            streams: Arc::clone(&streams),
+            max_body_bytes: config.max_body_bytes,
+            stopping: stopping.clone(),
+        };
+        let router = router(config, state, sessions);
         let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
             // An error says that the server was dropped, which stops it as well.
             let _ = stopping.wait_for(|stop| *stop).await;
@@ -105,7 +119,7 @@ impl HttpServer {
                 error!(%error, "the HTTP server ended");
             }
         });
-        Ok(Self { address, stop, task })
+        Ok(Self { address, stop, streams, task })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -119,6 +133,7 @@ impl HttpServer {
             warn!("some requests were still under way when the server stopped");
             self.task.abort();
         }
+        self.streams.close();
     }
 }
 
@@ -143,7 +158,7 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/verify", post(maintenance::verify))
         .route("/schema/abort", post(maintenance::abort_schema_change))
-        .fallback(not_found)
+        .fallback(hrana::upgrade)
         .layer(middleware::from_fn_with_state(sessions, session::carry))
         .layer(DefaultBodyLimit::max(config.max_body_bytes))
         .with_state(state);
@@ -155,7 +170,7 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
     }
 }
 
-async fn not_found() -> Response {
+fn not_found() -> Response {
     hrana::failure(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path")
 }
 
