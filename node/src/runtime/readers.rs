@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use littoral::{BookmarkNotReached, Db, Reader};
+use littoral::{BookmarkNotReached, Db, Grants, Reader};
 use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
 use tokio::{
@@ -100,6 +100,7 @@ impl ReaderPool {
 
     pub(crate) async fn read<T: Send + 'static>(
         &self,
+        grants: Option<Arc<Grants>>,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         let permit =
@@ -116,6 +117,8 @@ impl ReaderPool {
                 Some(reader) => reader,
                 None => db.reader().map_err(ReadError::Open)?,
             };
+            // Whoever had it before may have been allowed more, or less.
+            reader.restrict(grants).map_err(ReadError::Open)?;
             // A caller who left before this began gets no answer, so none is made.
             let wanted = running.begin(reader.connection().get_interrupt_handle());
             if wanted {
@@ -230,6 +233,7 @@ impl HeldReader {
     /// As [`ReaderPool::read`], on this connection.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
+        grants: Option<Arc<Grants>>,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         let slot = Arc::clone(&self.slot);
@@ -240,6 +244,8 @@ impl HeldReader {
             let running = theirs;
             let mut slot = slot.0.lock();
             let Some(reader) = &*slot else { return Err(ReadError::SnapshotReplaced) };
+            // Whoever had it before may have been allowed more, or less.
+            reader.restrict(grants).map_err(ReadError::Open)?;
             let wanted = running.begin(reader.connection().get_interrupt_handle());
             if wanted {
                 all_running.lock().push(Arc::clone(&running));

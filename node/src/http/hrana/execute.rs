@@ -16,7 +16,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use littoral::{Reader, WriteError};
+use littoral::{Grants, Reader, TableSet, WriteError};
 use parking_lot::Mutex;
 
 use super::{
@@ -32,9 +32,11 @@ use super::{
 use crate::runtime::{HeldReader, NodeHandle, WRITE_TIME_LIMIT};
 
 /// Runs a whole program; there is one outcome for each step. With an emitter, outcomes are sent as they
-/// come, rows as they are read, and what is left is how the steps went.
+/// come, rows as they are read, and what is left is how the steps went. `grants` is what the engine is to
+/// allow, if not everything.
 pub(super) async fn execute(
     node: &NodeHandle,
+    grants: Option<&Arc<Grants>>,
     stream: &mut Stream,
     program: &Arc<Program>,
     emitter: Option<Emitter>,
@@ -42,6 +44,7 @@ pub(super) async fn execute(
     stream.look();
     let mut run = Run {
         node,
+        grants,
         stream,
         program,
         outcomes: Vec::new(),
@@ -64,6 +67,7 @@ struct Gone;
 
 pub(super) struct Run<'a> {
     pub(super) node: &'a NodeHandle,
+    pub(super) grants: Option<&'a Arc<Grants>>,
     pub(super) stream: &'a mut Stream,
     pub(super) program: &'a Arc<Program>,
     pub(super) outcomes: Vec<Outcome>,
@@ -179,7 +183,10 @@ impl Run<'_> {
             .find(|step| self.switches_foreign_keys(*step, "on"))
             .unwrap_or(self.program.steps.len() - 1);
         let mut script = String::new();
-        let mut refused = None;
+        let mut refused = self
+            .grants
+            .filter(|grants| !may_migrate(grants))
+            .map(|_| HranaError::from(&WriteError::NotGranted { what: "a migration".to_owned() }));
         let mut told_at = first;
         for step in first..=last {
             match &self.program.steps[step].action {
@@ -241,7 +248,7 @@ impl Run<'_> {
         let spare = self.emitter.as_ref().map(Emitter::again);
         let mut emitter = self.emitter.take();
         let work = move |reader: &Reader| {
-            let mut session = ReadSession(reader.connection());
+            let mut session = ReadSession(reader);
             let emit = emitter.as_mut().map(|emitter| {
                 emitter.start();
                 (emitter, step)
@@ -251,8 +258,8 @@ impl Run<'_> {
             (outcome, budget, emitter)
         };
         let answer = match reader {
-            Some(reader) => reader.read(work).await,
-            None => self.node.read(work).await,
+            Some(reader) => reader.read(self.grants.cloned(), work).await,
+            None => self.node.read_as(self.grants.cloned(), work).await,
         };
         match answer {
             Ok((outcome, budget, emitter)) => {
@@ -359,10 +366,10 @@ impl Run<'_> {
         let read_only = program.verb(begin) == Some(Verb::BeginReadOnly);
         let answer = self
             .node
-            .read(move |reader| {
+            .read_as(self.grants.cloned(), move |reader| {
                 let connection = reader.connection();
                 let transaction = connection.unchecked_transaction()?;
-                let mut session = ReadSession(connection);
+                let mut session = ReadSession(reader);
                 let ran = run_region(&mut session, &program, &region, prior, budget, read_only);
                 transaction.finish()?;
                 Ok::<_, rusqlite::Error>(ran)
@@ -380,12 +387,16 @@ impl Run<'_> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;
+        let grants = self.grants.cloned();
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
         let result = self
             .node
             .write_within(WRITE_TIME_LIMIT, move |tx| {
                 *last_run.lock() = None;
+                if let Some(grants) = &grants {
+                    tx.restrict(Arc::clone(grants))?;
+                }
                 let mut session = WriteSession { tx, failure: None };
                 let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
                 let Ok(ran) = ran else {
@@ -411,6 +422,12 @@ impl Run<'_> {
         let ran = slot.lock().take();
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
     }
+}
+
+/// A migration runs as a whole, on a connection of its own, and may do anything.
+fn may_migrate(grants: &Grants) -> bool {
+    let rows = [&grants.read, &grants.insert, &grants.update, &grants.delete];
+    grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
 }
 
 pub(super) fn never_ran() -> HranaError {

@@ -2,6 +2,7 @@
 
 use std::{mem, sync::Arc, time::Instant};
 
+use littoral::WriteError;
 use rusqlite::Connection;
 
 use super::{
@@ -114,7 +115,7 @@ impl Run<'_> {
     /// A reader with a transaction, whose snapshot is taken by the first statement.
     async fn open_reader(&self) -> Result<HeldReader, HranaError> {
         let reader = self.node.hold_reader().await.map_err(|error| HranaError::from(&error))?;
-        let begun = reader.read(|reader| reader.connection().execute_batch("BEGIN")).await;
+        let begun = reader.read(None, |reader| reader.connection().execute_batch("BEGIN")).await;
         match begun {
             Ok(Ok(())) => Ok(reader),
             Ok(Err(error)) => Err(HranaError::from(&error)),
@@ -145,15 +146,23 @@ impl Run<'_> {
         let program = Arc::clone(self.program);
         let region = Region { steps: step..program.steps.len(), kind: Kind::Continued };
         let (prior, budget) = (self.fates().to_vec(), self.budget);
+        let grants = self.grants.cloned();
         let stepped = transaction
             .step(move |tx| {
+                if let Some(grants) = grants {
+                    tx.restrict(grants)?;
+                }
                 let mut session = WriteSession { tx, failure: None };
-                run_region(&mut session, &program, &region, prior, budget, false).ok()
+                Ok(run_region(&mut session, &program, &region, prior, budget, false).ok())
             })
             .await;
         let ran = match stepped {
-            Ok(Some(ran)) => ran,
-            Ok(None) => return self.lose(never_ran()),
+            Ok(Ok(Some(ran))) => ran,
+            Ok(Ok(None)) => return self.lose(never_ran()),
+            Ok(Err(error)) => {
+                let error: WriteError = error;
+                return self.lose(HranaError::from(&error));
+            }
             Err(error) => return self.lose(HranaError::from(&error)),
         };
         let Ran { mut outcomes, end, budget } = ran;
@@ -199,7 +208,7 @@ impl Run<'_> {
 /// snapshot was taken.
 async fn is_up_to_date(reader: &HeldReader) -> Result<(), HranaError> {
     let looked = reader
-        .read(|reader| {
+        .read(None, |reader| {
             let connection = reader.connection();
             let seen = data_version(connection)?;
             connection.execute_batch("ROLLBACK")?;

@@ -27,6 +27,7 @@ use std::{
 };
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     extract::State,
     http::{StatusCode, header},
@@ -47,7 +48,7 @@ use self::{
         StreamResponse, StreamResult,
     },
 };
-use super::ServerState;
+use super::{ServerState, access::Principal};
 use crate::runtime::NodeHandle;
 
 /// `GET /v2` and `GET /v3`: clients only look at the status.
@@ -56,32 +57,45 @@ pub(super) async fn probe() -> &'static str {
 }
 
 /// `POST /v2/pipeline` and `POST /v3/pipeline`.
-pub(super) async fn pipeline(State(state): State<ServerState>, body: Bytes) -> Response {
-    match run_pipeline(&state, &body).await {
+pub(super) async fn pipeline(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
+    match run_pipeline(&state, &who, &body).await {
         Ok(response) => json(StatusCode::OK, &response),
         Err(error) => bad_request(error),
     }
 }
 
-async fn run_pipeline(state: &ServerState, body: &[u8]) -> Result<PipelineResponse, BadRequest> {
+async fn run_pipeline(
+    state: &ServerState,
+    who: &Principal,
+    body: &[u8],
+) -> Result<PipelineResponse, BadRequest> {
     let request: PipelineRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let program = Arc::new(Program::plan(request.requests, &mut lease.stream().stored)?);
-    let outcomes = execute::execute(&state.node, lease.stream(), &program, None).await;
+    let outcomes =
+        execute::execute(&state.node, who.grants.as_ref(), lease.stream(), &program, None).await;
     let results = outcome::answer(&program, outcomes);
     let baton = lease.finish(program.closes)?;
     Ok(PipelineResponse { baton, base_url: None, results })
 }
 
 /// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read.
-pub(super) async fn cursor(State(state): State<ServerState>, body: Bytes) -> Response {
-    match open_cursor(&state, &body).await {
+pub(super) async fn cursor(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
+    match open_cursor(&state, who, &body).await {
         Ok(body) => ([(header::CONTENT_TYPE, "text/plain")], body).into_response(),
         Err(error) => bad_request(error),
     }
 }
 
-async fn open_cursor(state: &ServerState, body: &[u8]) -> Result<Body, BadRequest> {
+async fn open_cursor(state: &ServerState, who: Principal, body: &[u8]) -> Result<Body, BadRequest> {
     let request: CursorRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let requests = vec![StreamRequest::Batch { batch: request.batch }];
@@ -93,7 +107,8 @@ async fn open_cursor(state: &ServerState, body: &[u8]) -> Result<Body, BadReques
     let (emitter, chunks) = Emitter::new();
     let node = state.node.clone();
     tokio::spawn(async move {
-        execute::execute(&node, lease.stream(), &program, Some(emitter)).await;
+        let grants = who.grants.as_ref();
+        execute::execute(&node, grants, lease.stream(), &program, Some(emitter)).await;
     });
     Ok(Body::new(Lines { first: Some(first), chunks }))
 }
@@ -128,29 +143,38 @@ impl hyper::body::Body for Lines {
 }
 
 /// `POST /v1/execute`: one statement, whose failure is the request's.
-pub(super) async fn execute_once(State(state): State<ServerState>, body: Bytes) -> Response {
+pub(super) async fn execute_once(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
     #[derive(Deserialize)]
     struct Request {
         stmt: Stmt,
     }
     let plan = parse(&body)
         .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
-    answer_once(&state.node, plan).await
+    answer_once(&state.node, &who, plan).await
 }
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
-pub(super) async fn batch_once(State(state): State<ServerState>, body: Bytes) -> Response {
+pub(super) async fn batch_once(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
     #[derive(Deserialize)]
     struct Request {
         batch: Batch,
     }
     let plan = parse(&body)
         .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
-    answer_once(&state.node, plan).await
+    answer_once(&state.node, &who, plan).await
 }
 
 async fn answer_once(
     node: &NodeHandle,
+    who: &Principal,
     requests: Result<Vec<StreamRequest>, BadRequest>,
 ) -> Response {
     #[derive(Serialize)]
@@ -162,7 +186,8 @@ async fn answer_once(
         Ok(program) => Arc::new(program),
         Err(error) => return bad_request(error),
     };
-    let outcomes = execute::execute(node, &mut Stream::default(), &program, None).await;
+    let grants = who.grants.as_ref();
+    let outcomes = execute::execute(node, grants, &mut Stream::default(), &program, None).await;
     match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })

@@ -11,12 +11,14 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
 use axum::{
+    Extension,
     extract::{
-        Request, State,
+        State,
         ws::{
             CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
             rejection::WebSocketUpgradeRejection,
@@ -24,6 +26,7 @@ use axum::{
     },
     response::Response,
 };
+use littoral::Grants;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, watch};
@@ -37,7 +40,11 @@ use super::{
     to_json,
     wire::{Batch, HranaError, SqlText, Stmt, StreamRequest, StreamResponse, StreamResult},
 };
-use crate::http::{ServerState, not_found};
+use crate::http::{
+    ServerState,
+    access::{Principal, RemoteAddress},
+    not_found,
+};
 
 /// In the order in which they are liked.
 const PROTOCOLS: [&str; 3] = ["hrana3", "hrana2", "hrana1"];
@@ -57,23 +64,35 @@ const ENTRIES_MAX: usize = 10_000;
 /// A WebSocket, on any path; anything else that nobody serves is not found.
 pub(in crate::http) async fn upgrade(
     State(state): State<ServerState>,
+    remote: Option<Extension<RemoteAddress>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-    _: Request,
 ) -> Response {
     let Ok(upgrade) = upgrade else { return not_found() };
+    let place = match state.streams.place() {
+        Ok(place) => place,
+        Err(error) => return super::bad_request(error),
+    };
+    let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let address = remote.map_or(unknown, |Extension(RemoteAddress(at))| at.ip().to_canonical());
     let size = state.max_body_bytes;
     upgrade
         .protocols(PROTOCOLS)
         .max_message_size(size)
         .max_frame_size(size)
-        .on_upgrade(move |socket| serve(socket, state))
+        .on_upgrade(move |socket| serve(socket, state, address, place))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ClientMessage {
-    Hello,
-    Request { request_id: i32, request: SocketRequest },
+    Hello {
+        #[serde(default)]
+        jwt: Option<String>,
+    },
+    Request {
+        request_id: i32,
+        request: SocketRequest,
+    },
 }
 
 #[derive(Debug, Deserialize)]
@@ -131,6 +150,7 @@ enum SocketRequest {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum ServerMessage<'a> {
     HelloOk,
+    HelloError { error: HranaError },
     ResponseOk { request_id: i32, response: SocketResponse<'a> },
     ResponseError { request_id: i32, error: HranaError },
 }
@@ -165,8 +185,8 @@ impl Serialize for Entries<'_> {
 
 /// What a stream's task is asked to do.
 enum Work {
-    Run(i32, Arc<Program>),
-    Cursor(Arc<Program>, Emitter),
+    Run(i32, Arc<Program>, Option<Arc<Grants>>),
+    Cursor(Arc<Program>, Emitter, Option<Arc<Grants>>),
     Close(i32),
 }
 
@@ -181,7 +201,9 @@ type Answers = mpsc::Sender<String>;
 /// One socket.
 struct Socket {
     state: ServerState,
-    greeted: bool,
+    address: IpAddr,
+    /// As the last hello said.
+    who: Option<Principal>,
     stored: Stored,
     streams: HashMap<i32, mpsc::Sender<Work>>,
     cursors: HashMap<i32, mpsc::Sender<Fetch>>,
@@ -200,12 +222,13 @@ async fn stops(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-async fn serve(mut socket: WebSocket, state: ServerState) {
+async fn serve(mut socket: WebSocket, state: ServerState, address: IpAddr, _place: Place) {
     let (answers, mut ready) = mpsc::channel(ANSWERS_WAITING);
     let mut stopping = state.stopping.clone();
     let mut session = Socket {
         state,
-        greeted: false,
+        address,
+        who: None,
         stored: Stored::default(),
         streams: HashMap::new(),
         cursors: HashMap::new(),
@@ -242,6 +265,13 @@ async fn serve(mut socket: WebSocket, state: ServerState) {
                     return;
                 }
             }
+            Err(BadRequest(error)) if error.code == "LITTORAL_UNAUTHORIZED" => {
+                let refusal = to_json(&ServerMessage::HelloError { error: error.clone() });
+                if socket.send(Message::Text(refusal.into())).await.is_err() {
+                    return;
+                }
+                break (close_code::POLICY, error.message);
+            }
             Err(BadRequest(error)) => break (close_code::PROTOCOL, error.message),
         }
     };
@@ -262,15 +292,18 @@ impl Socket {
     /// The message breaks the protocol.
     fn take(&mut self, text: &str) -> Result<Option<String>, BadRequest> {
         let (request_id, request) = match super::parse(text.as_bytes())? {
-            ClientMessage::Hello => {
-                self.greeted = true;
-                return Ok(Some(to_json(&ServerMessage::HelloOk)));
-            }
-            ClientMessage::Request { .. } if !self.greeted => {
-                return Err(BadRequest::new("NO_HELLO", "a request before the hello"));
-            }
+            ClientMessage::Hello { jwt } => return self.greet(jwt.as_deref()).map(Some),
             ClientMessage::Request { request_id, request } => (request_id, request),
         };
+        let Some(who) = &self.who else {
+            return Err(BadRequest::new("NO_HELLO", "a request before the hello"));
+        };
+        let grants = who.grants.clone();
+        if self.state.access.count(who.subject.as_ref(), self.address).is_err() {
+            let message = "more requests than http.limits allows; come again later";
+            let error = HranaError::new("LITTORAL_RATE_LIMITED", message);
+            return Ok(Some(refusal(request_id, error)));
+        }
         let own = |response| Ok(Some(answer(request_id, SocketResponse::Socket(response))));
         let (stream_id, request) = match request {
             SocketRequest::OpenStream { stream_id } => {
@@ -297,7 +330,7 @@ impl Socket {
                 return Ok(Some(answer(request_id, response)));
             }
             SocketRequest::OpenCursor { stream_id, cursor_id, batch } => {
-                return self.open_cursor(request_id, stream_id, cursor_id, batch);
+                return self.open_cursor(request_id, stream_id, cursor_id, batch, grants);
             }
             SocketRequest::FetchCursor { cursor_id, max_count } => {
                 let Some(cursor) = self.cursors.get(&cursor_id) else {
@@ -327,8 +360,19 @@ impl Socket {
         };
         let program = Arc::new(Program::plan(vec![request], &mut self.stored)?);
         match self.streams.get(&stream_id) {
-            Some(stream) => Ok(hand_on(stream, Work::Run(request_id, program), request_id)),
+            Some(stream) => Ok(hand_on(stream, Work::Run(request_id, program, grants), request_id)),
             None => Ok(Some(refusal(request_id, unknown("stream", stream_id)))),
+        }
+    }
+
+    /// Takes a hello: the first, or one with another token.
+    fn greet(&mut self, token: Option<&str>) -> Result<String, BadRequest> {
+        match self.state.access.authenticate(token) {
+            Ok(who) => {
+                self.who = Some(who);
+                Ok(to_json(&ServerMessage::HelloOk))
+            }
+            Err(refused) => Err(BadRequest::new("LITTORAL_UNAUTHORIZED", refused.to_string())),
         }
     }
 
@@ -357,6 +401,7 @@ impl Socket {
         stream_id: i32,
         cursor_id: i32,
         batch: Batch,
+        grants: Option<Arc<Grants>>,
     ) -> Result<Option<String>, BadRequest> {
         if self.cursors.contains_key(&cursor_id) {
             let message = format!("cursor {cursor_id} is open already");
@@ -372,7 +417,7 @@ impl Socket {
             return Ok(Some(refusal(request_id, HranaError::new("TOO_MANY_CURSORS", message))));
         }
         let (emitter, chunks) = Emitter::new();
-        let refused = hand_on(stream, Work::Cursor(Arc::new(program), emitter), request_id);
+        let refused = hand_on(stream, Work::Cursor(Arc::new(program), emitter, grants), request_id);
         if refused.is_some() {
             return Ok(refused);
         }
@@ -423,8 +468,10 @@ async fn run_stream(
                 let _ = answers.send(answer(request_id, closed)).await;
                 return;
             }
-            Some(Work::Run(request_id, program)) => {
-                let outcomes = execute::execute(&state.node, &mut stream, &program, None).await;
+            Some(Work::Run(request_id, program, grants)) => {
+                let grants = grants.as_ref();
+                let outcomes =
+                    execute::execute(&state.node, grants, &mut stream, &program, None).await;
                 let result = outcome::answer(&program, outcomes).into_iter().next();
                 let text = match result {
                     Some(StreamResult::Ok { response }) => {
@@ -435,8 +482,9 @@ async fn run_stream(
                 };
                 answers.send(text).await
             }
-            Some(Work::Cursor(program, emitter)) => {
-                execute::execute(&state.node, &mut stream, &program, Some(emitter)).await;
+            Some(Work::Cursor(program, emitter, grants)) => {
+                let (node, grants) = (&state.node, grants.as_ref());
+                execute::execute(node, grants, &mut stream, &program, Some(emitter)).await;
                 Ok(())
             }
         };
