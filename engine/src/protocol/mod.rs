@@ -83,6 +83,9 @@ pub(crate) struct PeerSession {
     ack_due: Instant,
     relay: Relay,
     ping_due: Instant,
+    pub(crate) ping_every: Duration,
+    /// The vectors of the watermarks told and heard last.
+    watermarks: [Option<VersionVector>; 2],
     last_heard: Instant,
     round_trip: Option<Duration>,
     bytes_sent: u64,
@@ -161,6 +164,8 @@ pub(crate) enum Received {
     Carry(u64, Carried),
     /// What became of one.
     Reply(u64, Reply),
+    /// What the origin had applied so long before a moment of ours.
+    Watermark(Instant, Duration, VersionVector),
     /// What members hold on stable storage; the peer itself is `None`.
     Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
@@ -185,6 +190,8 @@ impl PeerSession {
             relay: Relay { due: now, ..Relay::default() },
             // The peer is asked for the time as soon as there is somebody to ask.
             ping_due: now,
+            ping_every: KEEP_ALIVE,
+            watermarks: [None, None],
             last_heard: now,
             round_trip: None,
             bytes_sent: 0,
@@ -339,6 +346,18 @@ impl PeerSession {
                     return Ok(Received::Time(round_trip, OriginTime::from_wire(told)));
                 }
             }
+            Message::Watermark(token, age, vector) => {
+                let [_, heard] = &mut self.watermarks;
+                if let Some(vector) = vector {
+                    *heard = Some(read_vector(&vector));
+                }
+                let vector = heard.clone().ok_or_else(|| {
+                    ProtocolError::Malformed("a watermark without entries".to_owned())
+                })?;
+                // What was asked in the future is not answered yet.
+                let asked = Instant(token.min(now.0));
+                return Ok(Received::Watermark(asked, Duration::from_micros(age), vector));
+            }
         }
         Ok(Received::Nothing)
     }
@@ -421,7 +440,7 @@ impl PeerSession {
             }
             self.relay_acks(now, acks);
             if now >= self.ping_due {
-                self.ping_due = now + KEEP_ALIVE;
+                self.ping_due = now + self.ping_every;
                 self.say(&Message::Ping(now.0));
             }
         }
@@ -497,6 +516,18 @@ impl PeerSession {
     /// Answers a ping.
     pub(crate) fn answer_ping(&mut self, token: u64, origin: Option<OriginTime>) {
         self.say(&Message::Pong(token, origin.map(OriginTime::to_wire)));
+    }
+
+    /// Says what the origin had applied so long ago, as the answer to a ping.
+    pub(crate) fn tell_watermark(&mut self, token: u64, age: Duration, vector: &VersionVector) {
+        let age = age.as_nanos().div_ceil(1000);
+        let [told, _] = &mut self.watermarks;
+        let news = told.as_ref() != Some(vector);
+        if news {
+            *told = Some(vector.clone());
+        }
+        let age = u64::try_from(age).unwrap_or(u64::MAX);
+        self.say(&Message::Watermark(token, age, news.then(|| wire_vector(vector))));
     }
 
     pub(crate) fn say(&mut self, message: &Message) {
