@@ -10,6 +10,7 @@ mod clients;
 mod convergence;
 mod crash_recovery;
 mod formats;
+mod forwarding;
 mod hrana;
 mod joining;
 mod scenarios;

@@ -9,6 +9,7 @@
 //!   the same request         or one read transaction if nothing in it writes
 //!   BEGIN, and no end        an interactive transaction: IMMEDIATE waits for the writer,
 //!                            the others read in one snapshot until something writes
+//!   a table of the origin's  the whole job runs there; with a key, every job
 //! ```
 //!
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
@@ -21,10 +22,11 @@ use parking_lot::Mutex;
 
 use super::{
     emitter::Emitter,
+    forward::{Key, Parcel, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
-    region::{End, Kind, Ran, Region, SomethingWrites, run_region},
-    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, WriteSession, perform},
+    region::{End, Kind, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
+    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     sql::{self, Verb},
     stream::{Open, Stream},
     wire::HranaError,
@@ -39,6 +41,7 @@ pub(super) async fn execute(
     grants: Option<&Arc<Grants>>,
     stream: &mut Stream,
     program: &Arc<Program>,
+    key: Option<&Key>,
     emitter: Option<Emitter>,
 ) -> Vec<Outcome> {
     stream.look();
@@ -47,6 +50,7 @@ pub(super) async fn execute(
         grants,
         stream,
         program,
+        key,
         outcomes: Vec::new(),
         fates: Vec::new(),
         budget: RESPONSE_BYTES_MAX,
@@ -70,6 +74,8 @@ pub(super) struct Run<'a> {
     pub(super) grants: Option<&'a Arc<Grants>>,
     pub(super) stream: &'a mut Stream,
     pub(super) program: &'a Arc<Program>,
+    /// The name of the client's request.
+    key: Option<&'a Key>,
     pub(super) outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
     /// What is left of [`RESPONSE_BYTES_MAX`].
@@ -276,7 +282,8 @@ impl Run<'_> {
 
     /// Runs statements as one job that is committed as far as it came.
     async fn write(&mut self, steps: Range<usize>) {
-        let (ran, result) = self.job(Region { steps, kind: Kind::Script }).await;
+        let (ran, result) =
+            self.job(Region { begin: steps.start, steps, kind: Kind::Script }).await;
         let failure = result.err();
         match (ran, failure) {
             (Some(ran), None) => {
@@ -308,9 +315,10 @@ impl Run<'_> {
         if !ends || (reads && self.emitter.is_some()) {
             return self.begin(step).await;
         }
-        let region = Region { steps: step + 1..program.steps.len(), kind: Kind::Begun };
+        let region =
+            Region { begin: step, steps: step + 1..program.steps.len(), kind: Kind::Begun };
         let (ran, result) = match reads {
-            true => match self.read_transaction(step, region.clone()).await {
+            true => match self.read_transaction(region.clone()).await {
                 Ok(Ok(ran)) => (Some(ran), Ok(())),
                 Ok(Err(SomethingWrites)) => self.job(region).await,
                 Err(error) => (None, Err(error)),
@@ -357,13 +365,12 @@ impl Run<'_> {
     /// Runs the transaction on a reader, as long as nothing in it writes.
     async fn read_transaction(
         &self,
-        begin: usize,
         region: Region,
     ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;
-        let read_only = program.verb(begin) == Some(Verb::BeginReadOnly);
+        let read_only = program.verb(region.begin) == Some(Verb::BeginReadOnly);
         let answer = self
             .node
             .read_as(self.grants.cloned(), move |reader| {
@@ -384,43 +391,33 @@ impl Run<'_> {
 
     /// Runs a region as one write job. What ran is `None` if the engine refused before it began.
     async fn job(&self, region: Region) -> (Option<Ran>, Result<(), HranaError>) {
-        let program = Arc::clone(self.program);
-        let prior = self.fates.clone();
-        let budget = self.budget;
-        let grants = self.grants.cloned();
+        // With a key it is run once, whichever nodes it is sent to.
+        if self.key.is_some() {
+            return self.at_origin(&region).await;
+        }
+        let job = RegionJob {
+            program: Arc::clone(self.program),
+            grants: self.grants.cloned(),
+            region: region.clone(),
+            prior: self.fates.clone(),
+            budget: self.budget,
+        };
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
-        let result = self
-            .node
-            .write_within(WRITE_TIME_LIMIT, move |tx| {
-                *last_run.lock() = None;
-                if let Some(grants) = &grants {
-                    tx.restrict(Arc::clone(grants))?;
-                }
-                let mut session = WriteSession { tx, failure: None };
-                let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
-                let Ok(ran) = ran else {
-                    return Err(WriteError::Aborted(never_ran().message));
-                };
-                let failure = session.failure.take();
-                let stands = match ran.end {
-                    End::Commit => true,
-                    End::Rollback | End::Interrupted => false,
-                    // Without BEGIN, what ran before the first error stands.
-                    End::Open => {
-                        region.kind == Kind::Script
-                            && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
-                    }
-                };
-                *last_run.lock() = Some(ran);
-                if stands {
-                    return Ok(());
-                }
-                Err(failure.unwrap_or_else(|| WriteError::Aborted("rolled back".to_owned())))
-            })
-            .await;
+        let result =
+            self.node.write_within(WRITE_TIME_LIMIT, move |tx| job.run(tx, &last_run)).await;
+        // Nothing of it was written here.
+        if let Err(WriteError::OriginOnly { .. }) = &result {
+            return self.at_origin(&region).await;
+        }
         let ran = slot.lock().take();
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
+    }
+
+    async fn at_origin(&self, region: &Region) -> (Option<Ran>, Result<(), HranaError>) {
+        let (program, fates) = (self.program, &self.fates);
+        let parcel = Parcel::of(program, region, fates, self.grants.map(AsRef::as_ref));
+        run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await
     }
 }
 
@@ -428,10 +425,6 @@ impl Run<'_> {
 fn may_migrate(grants: &Grants) -> bool {
     let rows = [&grants.read, &grants.insert, &grants.update, &grants.delete];
     grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
-}
-
-pub(super) fn never_ran() -> HranaError {
-    HranaError::new("LITTORAL_UNAVAILABLE", "the write did not run")
 }
 
 fn savepoint_outside() -> HranaError {

@@ -6,10 +6,10 @@ use littoral::WriteError;
 use rusqlite::Connection;
 
 use super::{
-    execute::{Run, never_ran},
+    execute::Run,
     outcome::{Outcome, no_transaction},
     program::Action,
-    region::{End, Kind, Ran, Region, read_only_transaction, run_region},
+    region::{End, Kind, Ran, Region, never_ran, read_only_transaction, run_region},
     session::{Fault, WriteSession},
     sql::Verb,
     stream::Open,
@@ -144,7 +144,8 @@ impl Run<'_> {
     /// Runs steps on the writer, up to the end of the transaction or of the request.
     async fn on_writer(&mut self, transaction: Transaction, step: usize) {
         let program = Arc::clone(self.program);
-        let region = Region { steps: step..program.steps.len(), kind: Kind::Continued };
+        let region =
+            Region { begin: step, steps: step..program.steps.len(), kind: Kind::Continued };
         let (prior, budget) = (self.fates().to_vec(), self.budget);
         let grants = self.grants.cloned();
         let stepped = transaction
@@ -152,7 +153,7 @@ impl Run<'_> {
                 if let Some(grants) = grants {
                     tx.restrict(grants)?;
                 }
-                let mut session = WriteSession { tx, failure: None };
+                let mut session = WriteSession { tx, failure: None, elsewhere: None };
                 Ok(run_region(&mut session, &program, &region, prior, budget, false).ok())
             })
             .await;
@@ -218,7 +219,7 @@ async fn is_up_to_date(reader: &HeldReader) -> Result<(), HranaError> {
     match looked {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => Err(HranaError {
-            extended_code: Some("SQLITE_BUSY_SNAPSHOT"),
+            extended_code: Some("SQLITE_BUSY_SNAPSHOT".into()),
             ..HranaError::new(
                 "SQLITE_BUSY",
                 "database is locked: others have written since the transaction read; begin it again, \

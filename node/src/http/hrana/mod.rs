@@ -1,7 +1,7 @@
 //! The libSQL remote protocol: Hrana over HTTP and over WebSockets.
 //!
 //! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs it: a
-//! `region` of its steps at a time, on a `session`, those of a transaction that stays open in `interactive`.
+//! `region` of its steps at a time, on a `session`, or at the origin by way of `forward`, those of a transaction that stays open in `interactive`.
 //! `outcome` makes answers of what became of the steps, `emitter` sends them as they come, `error` names
 //! what went wrong. A `stream` is what stays from request to request: `batons` keeps those of HTTP, `socket`
 //! has its own.
@@ -10,6 +10,7 @@ mod batons;
 mod emitter;
 mod error;
 mod execute;
+mod forward;
 mod interactive;
 mod outcome;
 mod program;
@@ -30,17 +31,17 @@ use axum::{
     Extension,
     body::{Body, Bytes},
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-pub(super) use self::socket::upgrade;
-pub(crate) use self::{batons::Streams, sql::statements};
+pub(crate) use self::{batons::Streams, forward::prepare, sql::statements};
 use self::{
     emitter::Emitter,
+    forward::Key,
     program::{BadRequest, Program, Stored},
     stream::Stream,
     wire::{
@@ -48,6 +49,7 @@ use self::{
         StreamResponse, StreamResult,
     },
 };
+pub(super) use self::{forward::outcome, socket::upgrade};
 use super::{ServerState, access::Principal};
 use crate::runtime::NodeHandle;
 
@@ -60,9 +62,10 @@ pub(super) async fn probe() -> &'static str {
 pub(super) async fn pipeline(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match run_pipeline(&state, &who, &body).await {
+    match run_pipeline(&state, &who, &headers, &body).await {
         Ok(response) => json(StatusCode::OK, &response),
         Err(error) => bad_request(error),
     }
@@ -71,13 +74,16 @@ pub(super) async fn pipeline(
 async fn run_pipeline(
     state: &ServerState,
     who: &Principal,
+    headers: &HeaderMap,
     body: &[u8],
 ) -> Result<PipelineResponse, BadRequest> {
+    let key = Key::of(headers, who)?;
     let request: PipelineRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let program = Arc::new(Program::plan(request.requests, &mut lease.stream().stored)?);
+    let (node, grants) = (&state.node, who.grants.as_ref());
     let outcomes =
-        execute::execute(&state.node, who.grants.as_ref(), lease.stream(), &program, None).await;
+        execute::execute(node, grants, lease.stream(), &program, key.as_ref(), None).await;
     let results = outcome::answer(&program, outcomes);
     let baton = lease.finish(program.closes)?;
     Ok(PipelineResponse { baton, base_url: None, results })
@@ -87,15 +93,22 @@ async fn run_pipeline(
 pub(super) async fn cursor(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match open_cursor(&state, who, &body).await {
+    match open_cursor(&state, who, &headers, &body).await {
         Ok(body) => ([(header::CONTENT_TYPE, "text/plain")], body).into_response(),
         Err(error) => bad_request(error),
     }
 }
 
-async fn open_cursor(state: &ServerState, who: Principal, body: &[u8]) -> Result<Body, BadRequest> {
+async fn open_cursor(
+    state: &ServerState,
+    who: Principal,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Body, BadRequest> {
+    let key = Key::of(headers, &who)?;
     let request: CursorRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let requests = vec![StreamRequest::Batch { batch: request.batch }];
@@ -108,7 +121,8 @@ async fn open_cursor(state: &ServerState, who: Principal, body: &[u8]) -> Result
     let node = state.node.clone();
     tokio::spawn(async move {
         let grants = who.grants.as_ref();
-        execute::execute(&node, grants, lease.stream(), &program, Some(emitter)).await;
+        let key = key.as_ref();
+        execute::execute(&node, grants, lease.stream(), &program, key, Some(emitter)).await;
     });
     Ok(Body::new(Lines { first: Some(first), chunks }))
 }
@@ -146,6 +160,7 @@ impl hyper::body::Body for Lines {
 pub(super) async fn execute_once(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     #[derive(Deserialize)]
@@ -154,13 +169,14 @@ pub(super) async fn execute_once(
     }
     let plan = parse(&body)
         .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
-    answer_once(&state.node, &who, plan).await
+    answer_once(&state.node, &who, &headers, plan).await
 }
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
 pub(super) async fn batch_once(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     #[derive(Deserialize)]
@@ -169,12 +185,13 @@ pub(super) async fn batch_once(
     }
     let plan = parse(&body)
         .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
-    answer_once(&state.node, &who, plan).await
+    answer_once(&state.node, &who, &headers, plan).await
 }
 
 async fn answer_once(
     node: &NodeHandle,
     who: &Principal,
+    headers: &HeaderMap,
     requests: Result<Vec<StreamRequest>, BadRequest>,
 ) -> Response {
     #[derive(Serialize)]
@@ -182,12 +199,14 @@ async fn answer_once(
         result: T,
     }
     let plan = |requests| Program::plan(requests, &mut Stored::default());
-    let program = match requests.and_then(plan) {
-        Ok(program) => Arc::new(program),
+    let planned = requests.and_then(plan);
+    let (program, key) = match planned.and_then(|program| Ok((program, Key::of(headers, who)?))) {
+        Ok((program, key)) => (Arc::new(program), key),
         Err(error) => return bad_request(error),
     };
     let grants = who.grants.as_ref();
-    let outcomes = execute::execute(node, grants, &mut Stream::default(), &program, None).await;
+    let (mut stream, key) = (Stream::default(), key.as_ref());
+    let outcomes = execute::execute(node, grants, &mut stream, &program, key, None).await;
     match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })

@@ -36,6 +36,7 @@ use super::{
     emitter::Emitter,
     execute, outcome,
     program::{BadRequest, Program, Stored},
+    region::never_ran,
     stream::{Open, Stream},
     to_json,
     wire::{Batch, HranaError, SqlText, Stmt, StreamRequest, StreamResponse, StreamResult},
@@ -471,20 +472,20 @@ async fn run_stream(
             Some(Work::Run(request_id, program, grants)) => {
                 let grants = grants.as_ref();
                 let outcomes =
-                    execute::execute(&state.node, grants, &mut stream, &program, None).await;
+                    execute::execute(&state.node, grants, &mut stream, &program, None, None).await;
                 let result = outcome::answer(&program, outcomes).into_iter().next();
                 let text = match result {
                     Some(StreamResult::Ok { response }) => {
                         answer(request_id, SocketResponse::Stream(response))
                     }
                     Some(StreamResult::Error { error }) => refusal(request_id, error),
-                    None => refusal(request_id, execute::never_ran()),
+                    None => refusal(request_id, never_ran()),
                 };
                 answers.send(text).await
             }
             Some(Work::Cursor(program, emitter, grants)) => {
                 let (node, grants) = (&state.node, grants.as_ref());
-                execute::execute(node, grants, &mut stream, &program, Some(emitter)).await;
+                execute::execute(node, grants, &mut stream, &program, None, Some(emitter)).await;
                 Ok(())
             }
         };
