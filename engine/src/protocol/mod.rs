@@ -356,9 +356,9 @@ impl PeerSession {
         Ok(all)
     }
 
-    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
-    /// trimmed, every member has said to have.
-    pub(crate) fn skip_trimmed(&mut self, start: &Start) -> bool {
+    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. `heard` is
+    /// what it was heard to have on stable storage, on whatever link.
+    pub(crate) fn skip_trimmed(&mut self, start: &Start, heard: Option<&VersionVector>) -> bool {
         if self.cursor > start.upto {
             return true;
         }
@@ -367,11 +367,20 @@ impl PeerSession {
             Some(false) => return false,
             None => {}
         }
-        self.cursor = self.cursor.max(start.lsn.next());
-        if self.author.is_some() {
-            self.known.advance_all(&start.vector);
+        self.known.advance_all(&self.acknowledged);
+        if let Some(heard) = heard {
+            self.known.advance_all(heard);
         }
+        self.cursor = self.cursor.max(start.lsn.next());
         self.known.covers_all(&start.vector)
+    }
+
+    /// Whether the peer is a member that may have an entry from this link only, and was not sent it yet.
+    /// A node that joins counts as having what was there at its `Join`, and is sent that afterwards.
+    pub(crate) fn waits_for(&self, dot: Dot, heard: Option<&VersionVector>) -> bool {
+        let streams = self.is_streaming() && !self.needs_snapshot && self.author.is_some();
+        let has = |vector: &VersionVector| vector.covers(dot);
+        streams && !has(&self.known) && !has(&self.acknowledged) && !heard.is_some_and(has)
     }
 
     /// The newest entry of an author that the peer has, as far as is known.
