@@ -110,6 +110,8 @@ pub(crate) struct PeerSession {
     pub(crate) asked: BTreeSet<Incarnation>,
     /// What its entries are signed with, once that is known.
     pub(crate) author: Option<AuthorId>,
+    /// The ping in front of the answer to its last question, while it has not answered that.
+    unread: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -192,6 +194,7 @@ impl PeerSession {
             sending: None,
             asked: BTreeSet::new(),
             author: None,
+            unread: None,
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -315,10 +318,16 @@ impl PeerSession {
             Message::Resume(author, seq, offset) => {
                 self.resume_said(Dot { author: AuthorId::from_u64(author), seq }, offset)?;
             }
+            Message::Ask(..) if self.unread.is_some() => {
+                return Err(ProtocolError::Malformed(
+                    "a question before the answer to the one before it was read".to_owned(),
+                ));
+            }
             Message::Ask(token, question) => return Ok(Received::Ask(token, question)),
             Message::Answer(token, answer) => return Ok(Received::Answer(token, answer)),
             Message::Ping(token) => return Ok(Received::Ping(token)),
             Message::Pong(token, told) => {
+                self.unread.take_if(|unread| *unread == token);
                 let round_trip = now.since(Instant(token));
                 self.round_trip = Some(round_trip);
                 if let Some(told) = told {
@@ -492,6 +501,14 @@ impl PeerSession {
     /// Answers a ping.
     pub(crate) fn answer_ping(&mut self, token: u64, origin: Option<OriginTime>) {
         self.say(&Message::Pong(token, origin.map(OriginTime::to_wire)));
+    }
+
+    /// Answers a question. Answers have no credit, so the next question may come only when this one is
+    /// read: the pong to the ping in front of it says so.
+    pub(crate) fn answer(&mut self, now: Instant, token: u64, answer: Answer) {
+        self.say(&Message::Ping(now.0));
+        self.unread = Some(now.0);
+        self.say(&Message::Answer(token, answer));
     }
 
     pub(crate) fn say(&mut self, message: &Message) {
