@@ -28,7 +28,7 @@ use crate::{
     set::Element,
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, put_cell},
+    value::{ByteReader, DecodeError, KeyPart, put_cell},
 };
 
 /// Applies entries within one transaction.
@@ -530,7 +530,10 @@ fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), Decod
     }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {
-        key.key_part()?;
+        let part = key.key_part()?;
+        if table.has_rowid_key() && !older && !matches!(part, KeyPart::Integer(_)) {
+            return Err(DecodeError::Invalid("a rowid that is no integer"));
+        }
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
 }

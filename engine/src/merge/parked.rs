@@ -229,6 +229,11 @@ pub(super) fn is_rejection(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ConstraintViolation | TypeMismatch | TooBig))
 }
 
+/// Whether a row was refused by a constraint of its table.
+pub(super) fn is_constraint(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
+}
+
 /// Each cell behind the id of its column.
 fn pack(table: &Table, cells: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = Vec::new();

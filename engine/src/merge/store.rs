@@ -8,14 +8,19 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp},
     id::{ColumnId, TableId},
-    merge::{functions::combining, mirror, parked::is_rejection, row},
+    merge::{
+        functions::combining,
+        mirror,
+        parked::{is_constraint, is_rejection},
+        row,
+    },
     schema::{
         Table,
         row::lend_key,
         spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
     },
     sqlite::{Columns, Keeping, Parameters, quoted},
-    value::{ByteReader, ValueRef, value},
+    value::{ByteReader, KeyPart, ValueRef, value},
 };
 
 /// What the second word of a statement's name says; the first is the table's id.
@@ -372,10 +377,14 @@ impl<'c, 'r> Inserts<'c, 'r> {
     /// Whether an insert may be collected.
     pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
         let mut key = ByteReader::new(op.key);
+        // A rowid that is no integer would abort the statement in its midst.
+        let fits = |part: KeyPart<'_>| {
+            part.lent().is_some_and(|v| !table.has_rowid_key() || matches!(v, ValueRef::Integer(_)))
+        };
         table.is_plain
             && is_whole(table, op)
             && !table.has_spelling()
-            && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
+            && table.key.iter().all(|_| key.key_part().is_ok_and(fits))
     }
 
     /// Collects the insert at that place in its entry. Those that are found to collide go to
@@ -422,8 +431,9 @@ impl<'c, 'r> Inserts<'c, 'r> {
             };
             match stored {
                 Ok(()) => done += rows,
-                Err(error) if is_rejection(&error) => {
-                    // OR FAIL: the rows before the one that collided are in, and counted.
+                // OR FAIL: the rows before the one that collided are in, and counted. They are not where
+                // SQLite refuses a value for its class or its size, which nothing that is collected has.
+                Err(error) if is_constraint(&error) || rows == 1 && is_rejection(&error) => {
                     if rows > 1 {
                         done += usize::try_from(self.conn.changes()).unwrap_or(0);
                     }
