@@ -3,6 +3,8 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
     contested::{Conflict, Contested, Effects, Verdict},
     entry::{
@@ -468,13 +470,14 @@ enum Stored<'t> {
 /// among the operation's cells.
 fn counting(op: &RowOp<'_>, outlived: &[(ColumnId, Vec<u8>)]) -> Vec<(usize, Vec<u8>)> {
     let mut changes = Vec::new();
+    let mut stay: BTreeMap<ColumnId, BTreeSet<&[u8]>> = BTreeMap::new();
+    for (column, element) in outlived {
+        stay.entry(*column).or_default().insert(element);
+    }
     for (place, cell) in op.cells.iter().enumerate() {
         let CellWrite::Set(change) = cell.write else { continue };
-        let stays = |element: &Element<'_>| {
-            let bytes = element.to_bytes();
-            outlived.iter().any(|(column, stays)| *column == cell.column && *stays == bytes)
-        };
-        if outlived.iter().any(|(column, _)| *column == cell.column) {
+        if let Some(stay) = stay.get(&cell.column) {
+            let stays = |element: &Element<'_>| stay.contains(element.to_bytes().as_slice());
             let added: Vec<Element<'_>> = change.added().collect();
             let removed: Vec<Removal<'_>> =
                 change.removed().filter(|removal| !stays(&removal.element)).collect();
