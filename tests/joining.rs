@@ -1,5 +1,7 @@
 //! A node that was issued later joins running processes, through an edge, and is equal to them.
 
+use serde_json::json;
+
 use crate::harness::{Cluster, assert_converge, stop};
 
 const SCHEMA: &str = "
@@ -22,6 +24,10 @@ fn an_issued_node_joins_through_an_edge() {
     cluster.issue("edge2", &[]);
     let joined = cluster.serve("edge2", &[&nodes[1]]);
     joined.until_ready();
+    // Readers are of the file that the snapshot has become.
+    let select = json!({ "type": "execute", "stmt": { "sql": "SELECT littoral_id()" } });
+    let results = joined.client().pipeline(&json!([select, { "type": "close" }])).unwrap();
+    assert_eq!(results[0]["type"], "ok", "{results:?}");
     cluster.issue("reader", &["--read-only"]);
     let reader = cluster.serve("reader", &[&joined]);
     joined.run(&["UPDATE stock SET n = n + 1000 WHERE item = 'item 7'"]);

@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod bookmarks;
 mod convergence;
 mod crash_recovery;
 mod formats;

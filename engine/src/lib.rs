@@ -37,6 +37,7 @@
 //! Reading order of the sources: `entry`, `contested`, `log`, `capture`, `merge`, `db`, `protocol`,
 //! `replica`. `docs/ARCHITECTURE.md` is the map.
 
+mod bookmark;
 mod capture;
 mod contested;
 mod corrected;
@@ -66,6 +67,7 @@ mod time;
 mod value;
 mod version;
 
+pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
 pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{

@@ -76,6 +76,9 @@ pub struct Http {
     pub allow_unauthenticated: bool,
     /// The largest request body.
     pub max_body_bytes: usize,
+    /// The key with which bookmarks are sealed, the same at all nodes; nobody but its owner may be able to
+    /// read the file. Without it sessions get no bookmarks.
+    pub bookmark_key: Option<PathBuf>,
 }
 
 /// How the database is used.
@@ -197,7 +200,7 @@ impl Config {
             database: directory.join(raw.node.data),
             links: raw.links.resolve(&identity.node)?,
             tls: raw.tls.resolve(directory),
-            http: raw.http.map(RawHttp::resolve).transpose()?,
+            http: raw.http.map(|http| http.resolve(directory)).transpose()?,
             storage: raw.storage.unwrap_or_default().resolve()?,
             identity,
             genesis,
@@ -298,6 +301,7 @@ struct RawHttp {
     #[serde(default)]
     allow_unauthenticated: bool,
     max_body_bytes: Option<i64>,
+    bookmark_key: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -382,7 +386,7 @@ impl RawTls {
 }
 
 impl RawHttp {
-    fn resolve(self) -> Result<Http, ConfigError> {
+    fn resolve(self, directory: &Path) -> Result<Http, ConfigError> {
         let listen = socket_address("http.listen", &self.listen)?;
         if !is_loopback(listen.ip()) && !self.allow_unauthenticated {
             return Err(ConfigError::Contradiction(format!(
@@ -396,7 +400,12 @@ impl RawHttp {
             None => Http::DEFAULT_MAX_BODY_BYTES,
             Some(n) => bounded("http.max_body_bytes", n, Http::MAX_BODY_BYTES_BOUNDS)?,
         };
-        Ok(Http { listen, allow_unauthenticated: self.allow_unauthenticated, max_body_bytes })
+        Ok(Http {
+            listen,
+            allow_unauthenticated: self.allow_unauthenticated,
+            max_body_bytes,
+            bookmark_key: self.bookmark_key.map(|path| directory.join(path)),
+        })
     }
 }
 

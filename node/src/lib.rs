@@ -19,7 +19,7 @@ mod transport;
 
 pub use cli::main;
 pub use config::Config;
-pub use http::HttpError;
+pub use http::{HttpError, SealError};
 pub use node::{Node, StartError, StopError};
 pub use runtime::{NodeHandle, ReadError, RuntimeError};
 pub use transport::{TlsError, TransportError};

@@ -147,10 +147,24 @@ impl Node {
 
     /// Ends the process in good order.
     pub(crate) fn stop(mut self) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        self.signal("-TERM");
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{} ended with {status}", self.name);
+    }
+
+    /// Stops the process where it is, links and all, for a while.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Ends [`Node::freeze`].
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
 
     /// Ends the process with SIGKILL: it does nothing more, wherever it is.

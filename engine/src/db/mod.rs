@@ -27,9 +27,11 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, hooks::AuthContext};
 
 use crate::{
+    bookmark::{Bookmark, BookmarkNotReached},
     driver::DatabaseDigest,
     entry::Digest,
     ids::{self, Ids},
+    log::published::Published,
     merge::functions::make_spell,
     schema::{Registry, Table},
     sqlite,
@@ -52,12 +54,20 @@ pub(crate) struct File {
     pub(crate) vfs: Option<String>,
     /// What `littoral_id()` gives on every connection.
     pub(crate) ids: Arc<Ids>,
+    /// What is committed.
+    pub(crate) published: Arc<Published>,
     arriving: Mutex<Option<Arriving>>,
 }
 
 impl File {
     pub(crate) fn new(path: PathBuf, vfs: Option<String>) -> Self {
-        Self { path, vfs, ids: Arc::default(), arriving: Mutex::default() }
+        Self {
+            path,
+            vfs,
+            ids: Arc::default(),
+            published: Arc::default(),
+            arriving: Mutex::default(),
+        }
     }
 
     pub(crate) fn connect(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
@@ -91,6 +101,10 @@ impl Db {
         &self.file.ids
     }
 
+    pub(crate) fn published(&self) -> &Arc<Published> {
+        &self.file.published
+    }
+
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -109,9 +123,24 @@ impl Db {
         connection.busy_timeout(READ_BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         ids::prepare_connection(&connection, &self.file.ids)?;
+        self.file.published.install(&connection)?;
         make_spell(&connection)?;
         connection.authorizer(Some(|context: AuthContext<'_>| authorizer::reader(&context)))?;
-        Ok(Reader { connection })
+        Ok(Reader { connection, published: Arc::clone(&self.file.published) })
+    }
+
+    /// Whether all that a bookmark names is visible to whoever begins to read now.
+    ///
+    /// # Errors
+    /// What is missing. A driver looks again after a drain that has committed something.
+    pub fn reached(&self, bookmark: &Bookmark) -> Result<(), BookmarkNotReached> {
+        self.file.published.reached(bookmark)
+    }
+
+    /// The bookmark of all that is committed, if none is being committed at this moment; what any reader
+    /// saw before is covered then. Otherwise a [`Reader`] finds out.
+    pub fn bookmark(&self) -> Option<Bookmark> {
+        self.file.published.settled()
     }
 
     /// Copies the WAL into the file as far as present readers allow, and syncs both. Blocks for as
@@ -129,6 +158,7 @@ impl Db {
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
+    published: Arc<Published>,
 }
 
 impl Reader {
@@ -136,6 +166,15 @@ impl Reader {
     /// started again and grows.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// A bookmark that covers all that this connection has seen. Whoever requires it elsewhere reads
+    /// nothing older there. The SQL function `littoral_bookmark()` gives the same as text.
+    ///
+    /// # Errors
+    /// SQLite's, if the file cannot be read.
+    pub fn bookmark(&self) -> rusqlite::Result<Bookmark> {
+        self.published.bookmark(&self.connection)
     }
 
     /// Hashes the rows of every replicated table in key order, all of one snapshot. Two replicas that

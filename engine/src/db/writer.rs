@@ -21,6 +21,7 @@ use crate::{
     id::TableId,
     ids::{self, Ids},
     limits::{APPLY_CACHE_KIB, STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
+    log::published,
     merge,
     schema::{Registry, declaring::Calls},
     sqlite::{self, Hooked, Keeping},
@@ -107,6 +108,7 @@ impl Writer {
         )?;
         user.pragma_update(None, "foreign_keys", !migrating)?;
         ids::prepare_connection(&user, &file.ids)?;
+        published::refuse(&user)?;
         merge::functions::make_spell(&user)?;
         let page_bytes = user.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0))?;
         let gate = Arc::new(Mutex::new(Gate::new(Arc::clone(registry), origin)));

@@ -13,10 +13,12 @@
 //!   [`Log::undo`].
 
 pub(crate) mod chunks;
+pub(crate) mod published;
 
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
+    sync::Arc,
 };
 
 use rusqlite::{Connection, Row, params};
@@ -30,7 +32,10 @@ use crate::{
     hlc::Hlc,
     id::{AuthorId, Lsn, Seq},
     limits::{RECENT_LOG_BYTES, Sizes, TRIM_STEP_ENTRIES},
-    log::chunks::{ChunkError, ChunkWriter, SegmentReader},
+    log::{
+        chunks::{ChunkError, ChunkWriter, SegmentReader},
+        published::Published,
+    },
     sqlite,
     value::{ByteReader, DecodeError, put_varint},
     version::{Dot, VersionVector, put_dots, read_dots},
@@ -63,6 +68,8 @@ pub(crate) struct Log {
     sizes: Sizes,
     /// Bytes of all entries in the log.
     bytes: u64,
+    /// Who reads is told there what is committed.
+    published: Arc<Published>,
 }
 
 impl Logged {
@@ -213,6 +220,7 @@ impl Log {
             sqlite::insert_large_blob(conn, INSERT, &place, bytes)?;
         }
         self.kept.get_or_insert_with(|| self.tail.clone());
+        self.published.unsettle();
         self.advance(lsn, &entry);
         self.fresh.push((lsn, entry));
         Ok(lsn)
@@ -230,6 +238,9 @@ impl Log {
     pub(crate) fn keep(&mut self) -> Vec<(Lsn, Logged)> {
         self.kept = None;
         let kept = mem::take(&mut self.fresh);
+        if let Some((lsn, _)) = kept.last() {
+            self.published.settle(*lsn, kept.iter().map(|(_, entry)| entry.header().dot));
+        }
         for (lsn, entry) in &kept {
             Self::note(&mut self.index, *lsn, entry.header().dot);
             self.bytes += entry.length();
@@ -249,7 +260,14 @@ impl Log {
         self.fresh.clear();
         if let Some(kept) = self.kept.take() {
             self.tail = kept;
+            self.published.settle_as_before();
         }
+    }
+
+    /// From here on says there what is committed.
+    pub(crate) fn publish_at(&mut self, published: Arc<Published>) {
+        published.begin(self.last(), self.vector());
+        self.published = published;
     }
 
     fn note(index: &mut BTreeMap<AuthorId, Vec<(Seq, Lsn)>>, lsn: Lsn, dot: Dot) {

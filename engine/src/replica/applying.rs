@@ -131,6 +131,7 @@ impl Replica {
             self.durable.appended(lsn, entry.header().dot);
             self.hlc.observe(entry.header().hlc);
         }
+        self.db.published().stable(self.contested.stable());
     }
 
     /// The batch has failed.

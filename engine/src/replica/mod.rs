@@ -41,6 +41,7 @@ use std::{
 };
 
 use crate::{
+    bookmark::Bookmark,
     contested::Contested,
     corrected::CorrectedClock,
     db::{
@@ -194,7 +195,7 @@ impl Replica {
         Builder::new(identity)
     }
 
-    pub(crate) fn new(parts: Parts) -> Self {
+    pub(crate) fn new(mut parts: Parts) -> Self {
         let author = parts
             .members
             .iter()
@@ -202,6 +203,9 @@ impl Replica {
             .map(|member| member.author);
         let db = Db::new(parts.file);
         db.ids().tell(parts.now.wall, author);
+        parts.log.publish_at(Arc::clone(db.published()));
+        db.published().stable(parts.contested.stable());
+        db.published().tell(parts.now.wall);
         let durable = Durable {
             lsn: parts.log.last(),
             vector: parts.log.vector(),
@@ -269,6 +273,7 @@ impl Replica {
     fn tell_time(&mut self, now: Now) {
         self.now = now;
         self.db.ids().tell(now.wall, self.author);
+        self.db.published().tell(self.corrected());
     }
 
     /// Takes an input. Drain [`Replica::poll`] afterwards.
@@ -321,6 +326,12 @@ impl Replica {
             self.applied_in_drain = false;
             return Output::WakeAt(self.deadline());
         }
+    }
+
+    /// A bookmark of all that is committed: whoever requires it elsewhere sees there what was written here,
+    /// also by the job that was answered last.
+    pub fn bookmark(&self) -> Bookmark {
+        self.db.bookmark().expect("between inputs and drains nothing is being committed")
     }
 
     /// The file, for readers.

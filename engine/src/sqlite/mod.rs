@@ -21,6 +21,7 @@ use std::{
 
 use rusqlite::{
     Connection, ffi,
+    functions::Context,
     types::{ToSql, ToSqlOutput},
 };
 
@@ -220,6 +221,17 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
 /// Whether a foreign key that is deferred to the commit is violated at present.
 pub(crate) fn has_deferred_violations(connection: &Connection) -> bool {
     db_status(connection, ffi::SQLITE_DBSTATUS_DEFERRED_FKS) != 0
+}
+
+/// Runs something on the connection that calls an SQL function.
+pub(crate) fn with_connection<T>(
+    context: &Context<'_>,
+    run: impl FnOnce(&Connection) -> T,
+) -> rusqlite::Result<T> {
+    // SAFETY: the connection is the one that makes the call, so it is open, and it is not closed before
+    // the call returns: whoever could close it is waiting for that.
+    let connection = unsafe { context.get_connection() }?;
+    Ok(run(&connection))
 }
 
 /// Takes the count of pages written to the WAL by this connection, and starts it again at zero.

@@ -1,7 +1,7 @@
 //! `littoral ca`: what the cluster's certificate authority does after `init`.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,8 @@ use littoral::{ClusterId, Identity, Incarnation, NodeId};
 use super::{
     OrHint as _,
     init::{
-        Node, create_private_dir, node_section, parse_address, quoted, random, refuse_existing,
+        BOOKMARK_KEY, Node, create_private_dir, node_section, parse_address, quoted, random,
+        refuse_existing,
     },
     say,
 };
@@ -125,7 +126,16 @@ impl Issue {
         fs::write(new.join("ca.pem"), authority.certificate())?;
         fs::write(new.join("node.pem"), &issued.certificate)?;
         pki::write_private(&new.join("node.key"), &issued.key)?;
-        let mut text = node_section(&node);
+        // A cluster that an earlier version made has none.
+        let bookmark_key = match fs::read_to_string(self.cluster.join("ca").join(BOOKMARK_KEY)) {
+            Ok(key) => Some(key),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).context("cannot read the key of bookmarks"),
+        };
+        if let Some(key) = &bookmark_key {
+            pki::write_private(&new.join(BOOKMARK_KEY), key)?;
+        }
+        let mut text = node_section(&node, bookmark_key.is_some());
         if self.read_only {
             text = text.replacen(
                 "data = \"data.sqlite\"\n",

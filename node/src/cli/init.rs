@@ -258,6 +258,8 @@ fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow:
     create_private_dir(&ca)?;
     fs::write(ca.join("ca.pem"), authority.certificate())?;
     pki::write_private(&ca.join("ca.key"), &authority.key())?;
+    let bookmark_key = bookmark_key()?;
+    pki::write_private(&ca.join(BOOKMARK_KEY), &bookmark_key)?;
     for (i, node) in nodes.iter().enumerate() {
         let home = directory.join(node.identity.node.as_str());
         create_private_dir(&home)?;
@@ -265,7 +267,8 @@ fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow:
         fs::write(home.join("ca.pem"), authority.certificate())?;
         fs::write(home.join("node.pem"), &issued.certificate)?;
         pki::write_private(&home.join("node.key"), &issued.key)?;
-        let mut text = node_section(node);
+        pki::write_private(&home.join(BOOKMARK_KEY), &bookmark_key)?;
+        let mut text = node_section(node, true);
         if i == 0 {
             fs::write(home.join("schema.sql"), &genesis.schema)?;
             text += &links_section(node, None);
@@ -288,9 +291,14 @@ pub(super) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
     builder.create(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
-pub(super) fn node_section(node: &Node) -> String {
+pub(super) fn node_section(node: &Node, has_bookmark_key: bool) -> String {
     let Identity { cluster, node: name, incarnation } = &node.identity;
     let http = node.http;
+    let key = if has_bookmark_key {
+        format!("# All nodes have the same one.\nbookmark_key = \"{BOOKMARK_KEY}\"\n")
+    } else {
+        String::new()
+    };
     format!(
         "# Paths are relative to this file.\n\n\
          [node]\n\
@@ -304,7 +312,8 @@ pub(super) fn node_section(node: &Node) -> String {
          certificate = \"node.pem\"\n\
          key = \"node.key\"\n\n\
          [http]\n\
-         listen = \"{http}\"\n\n\
+         listen = \"{http}\"\n\
+         {key}\n\
          [storage]\n\
          # \"full\": an answered commit is on disk. \"normal\": a power cut may lose the newest ones.\n\
          synchronous = \"full\"\n\n"
@@ -363,6 +372,13 @@ fn key(text: &str) -> String {
 /// Text as a basic string of TOML, which differs from JSON's in one character.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\x7f', "\\u007f")
+}
+
+/// The file with the key with which bookmarks are sealed.
+pub(super) const BOOKMARK_KEY: &str = "bookmark.key";
+
+fn bookmark_key() -> anyhow::Result<String> {
+    Ok(format!("{:032x}{:032x}\n", random()?, random()?))
 }
 
 pub(super) fn random() -> anyhow::Result<u128> {

@@ -20,6 +20,7 @@ mod health;
 mod hrana;
 mod maintenance;
 mod metrics;
+mod session;
 mod status;
 
 use std::{
@@ -41,6 +42,8 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tracing::{debug, error, warn};
 
 pub(crate) use self::hrana::statements;
+pub use self::session::SealError;
+use self::session::Sessions;
 use crate::{
     config::{Http, is_loopback},
     runtime::NodeHandle,
@@ -61,6 +64,9 @@ pub enum HttpError {
         /// Why.
         error: io::Error,
     },
+    /// The key of bookmarks cannot be used.
+    #[error(transparent)]
+    Seal(#[from] SealError),
 }
 
 /// A running server.
@@ -79,6 +85,7 @@ struct ServerState {
 
 impl HttpServer {
     pub(crate) async fn start(config: &Http, node: NodeHandle) -> Result<Self, HttpError> {
+        let sessions = Sessions::new(node.clone(), config.bookmark_key.as_deref())?;
         let bind = |error| HttpError::Bind { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
@@ -88,7 +95,7 @@ impl HttpServer {
             }
         });
         let (stop, mut stopping) = watch::channel(false);
-        let router = router(config, ServerState { node });
+        let router = router(config, ServerState { node }, sessions);
         let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
             // An error says that the server was dropped, which stops it as well.
             let _ = stopping.wait_for(|stop| *stop).await;
@@ -121,7 +128,7 @@ impl Drop for HttpServer {
     }
 }
 
-fn router(config: &Http, state: ServerState) -> Router {
+fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
     let router = Router::new()
         .route("/v2", get(hrana::probe))
         .route("/v3", get(hrana::probe))
@@ -137,6 +144,7 @@ fn router(config: &Http, state: ServerState) -> Router {
         .route("/verify", post(maintenance::verify))
         .route("/schema/abort", post(maintenance::abort_schema_change))
         .fallback(not_found)
+        .layer(middleware::from_fn_with_state(sessions, session::carry))
         .layer(DefaultBodyLimit::max(config.max_body_bytes))
         .with_state(state);
     // With `allow_unauthenticated` the owner vouches for the network, and proxies may use any name.

@@ -19,7 +19,7 @@ impl Files {
     /// Opens the replica.
     pub(super) fn open(&self, clock: Clock) -> Result<Replica, String> {
         let opened = open(&self.config, clock);
-        self.readers.resume();
+        self.readers.resume(opened.as_ref().ok().map(Replica::db));
         opened.map_err(|error: RuntimeError| error.to_string())
     }
 

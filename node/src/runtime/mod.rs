@@ -28,7 +28,8 @@ use std::{
 };
 
 use littoral::{
-    Committed, Db, Event as News, Identity, OpenError, Reader, Replica, Status, WriteError, WriteTx,
+    Bookmark, BookmarkNotReached, Committed, Db, Event as News, Identity, OpenError, Reader,
+    Replica, Status, WriteError, WriteTx,
 };
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -49,6 +50,10 @@ use crate::{clock::Clock, config::Config};
 
 /// How many pieces of news a slow listener may fall behind before it misses some.
 const NEWS_KEPT: usize = 4096;
+
+/// A node that waits for what a bookmark names looks this often without any news: a snapshot that takes the
+/// place of the file makes none.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Why a node could not start its replica.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +190,61 @@ impl NodeHandle {
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         self.readers.read(work).await
+    }
+
+    /// As [`NodeHandle::read`], once this node has all that the bookmark names: the read shows nothing
+    /// older than the session it is from has seen, at whatever node.
+    ///
+    /// # Errors
+    /// Also [`ReadError::BookmarkNotReached`], if that takes longer than `limit`.
+    pub async fn read_at<T: Send + 'static>(
+        &self,
+        bookmark: &Bookmark,
+        limit: Duration,
+        work: impl FnOnce(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.reach(bookmark, limit).await?;
+        self.read(work).await
+    }
+
+    /// Waits until this node has all that a bookmark names.
+    ///
+    /// # Errors
+    /// What it still lacks after `limit`.
+    pub async fn reach(
+        &self,
+        bookmark: &Bookmark,
+        limit: Duration,
+    ) -> Result<(), BookmarkNotReached> {
+        let deadline = tokio::time::Instant::now() + limit;
+        let mut news = None;
+        loop {
+            let reached = self.readers.db().reached(bookmark);
+            if reached.is_ok() || tokio::time::Instant::now() >= deadline {
+                return reached;
+            }
+            match &mut news {
+                // What comes from here on is told; what came before is looked at once more.
+                None => news = Some(self.news.subscribe()),
+                Some(news) => {
+                    let wait = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);
+                    // After any news, or none, or after some were missed, it looks again.
+                    let _ = tokio::time::timeout_at(wait, news.recv()).await;
+                }
+            }
+        }
+    }
+
+    /// A bookmark of all that this node has committed and shown so far: whoever requires it elsewhere sees
+    /// nothing older there than was written or read here.
+    ///
+    /// # Errors
+    /// If there is no connection to be had.
+    pub async fn bookmark(&self) -> Result<Bookmark, ReadError> {
+        if let Some(bookmark) = self.readers.db().bookmark() {
+            return Ok(bookmark);
+        }
+        self.read(Reader::bookmark).await?.map_err(ReadError::Sqlite)
     }
 
     /// A picture of the replica, or `None` after the node has stopped.

@@ -6,7 +6,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use littoral::{Db, Reader};
+use littoral::{BookmarkNotReached, Db, Reader};
 use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,13 +35,20 @@ pub enum ReadError {
     /// A snapshot took the place of the file while it ran. Read again.
     #[error("a snapshot has replaced the database while it was read; read again")]
     SnapshotReplaced,
+    /// SQLite could not read.
+    #[error("cannot read: {0}")]
+    Sqlite(rusqlite::Error),
+    /// The node did not receive in time what the bookmark names.
+    #[error(transparent)]
+    BookmarkNotReached(#[from] BookmarkNotReached),
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,
 }
 
 pub(crate) struct ReaderPool {
-    db: Db,
+    /// Another one once a snapshot has taken the place of the file.
+    db: Mutex<Db>,
     idle: Arc<Mutex<Vec<Reader>>>,
     permits: Arc<Semaphore>,
     limit: u32,
@@ -59,7 +66,7 @@ impl fmt::Debug for ReaderPool {
 impl ReaderPool {
     pub(crate) fn new(db: Db, limit: usize) -> Self {
         Self {
-            db,
+            db: Mutex::new(db),
             idle: Arc::default(),
             permits: Arc::new(Semaphore::new(limit)),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
@@ -68,13 +75,18 @@ impl ReaderPool {
         }
     }
 
+    /// The file that is read.
+    pub(crate) fn db(&self) -> Db {
+        self.db.lock().clone()
+    }
+
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         let permit =
             Arc::clone(&self.permits).acquire_owned().await.map_err(|_| ReadError::Stopping)?;
-        let db = self.db.clone();
+        let db = self.db();
         let idle = Arc::clone(&self.idle);
         let running = Arc::new(Running::default());
         let all_running = Arc::clone(&self.running);
@@ -131,8 +143,12 @@ impl ReaderPool {
         *self.paused.lock() = all;
     }
 
-    /// Ends a pause.
-    pub(crate) fn resume(&self) {
+    /// Ends a pause; from here on the file is read that was opened in the place of the one before, if that
+    /// could be.
+    pub(crate) fn resume(&self, opened: Option<&Db>) {
+        if let Some(db) = opened {
+            *self.db.lock() = db.clone();
+        }
         *self.paused.lock() = None;
     }
 

@@ -86,6 +86,7 @@ impl Cluster {
                 listen: any_port,
                 allow_unauthenticated: false,
                 max_body_bytes: 1 << 20,
+                bookmark_key: None,
             }),
             storage: Storage::default(),
             read_only: false,

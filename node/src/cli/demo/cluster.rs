@@ -177,6 +177,7 @@ fn config(
             listen: any_port,
             allow_unauthenticated: false,
             max_body_bytes: Http::DEFAULT_MAX_BODY_BYTES,
+            bookmark_key: None,
         }),
         storage: Storage { synchronous: Synchronous::Full, ..Storage::default() },
         read_only: false,

@@ -57,7 +57,8 @@ impl From<&WriteError> for HranaError {
 impl From<&ReadError> for HranaError {
     fn from(error: &ReadError) -> Self {
         let code = match error {
-            ReadError::Open(error) => return Self::from(error),
+            ReadError::Open(error) | ReadError::Sqlite(error) => return Self::from(error),
+            ReadError::BookmarkNotReached(_) => "LITTORAL_BOOKMARK_NOT_REACHED",
             ReadError::TimedOut => "SQLITE_INTERRUPT",
             ReadError::SnapshotReplaced => "LITTORAL_SNAPSHOT_REPLACED",
             ReadError::Panicked | ReadError::Stopping => "LITTORAL_UNAVAILABLE",

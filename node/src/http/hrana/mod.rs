@@ -1,12 +1,16 @@
 //! The libSQL remote protocol (Hrana over HTTP), as far as it needs no streams that outlive a request.
 //!
 //! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs
-//! it, `error` names what went wrong. Every answer's baton is null: the stream ends with its request.
+//! it: a `region` of its steps at a time, on a `session`. `outcome` makes answers of what became of the
+//! steps, `error` names what went wrong. Every answer's baton is null: the stream ends with its request.
 //! So a transaction must begin and end in one request; one that is left open is an error that says so.
 
 mod error;
 mod execute;
+mod outcome;
 mod program;
+mod region;
+mod session;
 mod sql;
 mod wire;
 
@@ -22,7 +26,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::sql::statements;
 use self::{
-    execute::Outcome,
+    outcome::Outcome,
     program::{BadRequest, Program},
     wire::{
         Batch, CursorEntry, CursorRequest, HranaError, PipelineRequest, PipelineResponse, Stmt,
@@ -44,7 +48,7 @@ pub(super) async fn pipeline(State(state): State<ServerState>, body: Bytes) -> R
         refuse_baton(request.baton.as_deref())?;
         let program = Arc::new(Program::plan(request.requests)?);
         let outcomes = execute::execute(&state.node, &program).await;
-        let results = execute::answer(&program, outcomes);
+        let results = outcome::answer(&program, outcomes);
         Ok(PipelineResponse { baton: None, base_url: None, results })
     };
     match answer.await {
@@ -96,7 +100,7 @@ async fn answer_once(
         Err(error) => return bad_request(error),
     };
     let outcomes = execute::execute(node, &program).await;
-    match execute::answer(&program, outcomes).into_iter().next() {
+    match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
         }

@@ -1,0 +1,139 @@
+//! Bookmarks: a session that moves to another node sees there what it wrote and read before.
+
+#![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+#![expect(clippy::disallowed_methods, reason = "readers run on threads of their own")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use littoral::{Bookmark, Output, Seq};
+
+use support::{Cluster, any};
+
+const SCHEMA: &str =
+    "CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0)";
+
+fn cluster(nodes: usize) -> Cluster {
+    support::linked(nodes, SCHEMA, &[("cart", any())])
+}
+
+fn reached(cluster: &mut Cluster, node: usize, bookmark: &Bookmark) -> bool {
+    cluster.replica(node).db().reached(bookmark).is_ok()
+}
+
+#[test]
+fn a_bookmark_is_reached_where_the_write_has_arrived() {
+    let mut cluster = cluster(3);
+    cluster.wait(2000);
+    cluster.cut();
+    cluster.write(1, "INSERT INTO cart VALUES('tea', 1)");
+    let bookmark = cluster.replica(1).bookmark();
+    assert!(reached(&mut cluster, 1, &bookmark));
+    let refused = cluster.replica(2).db().reached(&bookmark).unwrap_err();
+    assert_eq!(refused.missing.entries.len(), 1, "{refused}");
+    assert!(refused.to_string().contains("it lacks entry 1.2:1"), "{refused}");
+    cluster.link(1, 2);
+    cluster.settle();
+    assert!(reached(&mut cluster, 2, &bookmark));
+    assert!(!reached(&mut cluster, 0, &bookmark));
+}
+
+#[test]
+fn what_a_frontier_covers_is_not_named_one_by_one() {
+    let mut cluster = cluster(5);
+    for node in 0..5 {
+        cluster.write(node, "INSERT INTO cart VALUES(hex(randomblob(8)), 1)");
+    }
+    let long = cluster.replica(1).bookmark();
+    (0..5).for_each(|_| cluster.wait(1000));
+    let short = cluster.replica(1).bookmark();
+    assert!(short.frontier() > long.frontier());
+    assert_eq!(short.entries().iter().count(), 1, "the frontier's own entry: {short:?}");
+    for node in 0..5 {
+        assert!(reached(&mut cluster, node, &short));
+    }
+    // It holds after a restart, too.
+    let now = cluster.now_at(1);
+    cluster.replicas[1].take().unwrap().close(now).1.unwrap();
+    cluster.open(1);
+    assert!(reached(&mut cluster, 1, &short));
+    assert_eq!(cluster.replica(1).bookmark().entries(), short.entries());
+}
+
+#[test]
+fn sql_gives_the_bookmark_of_what_a_connection_reads() {
+    let mut cluster = cluster(2);
+    cluster.write(1, "INSERT INTO cart VALUES('tea', 1)");
+    let reader = cluster.replica(1).db().reader().unwrap();
+    let text: String = reader
+        .connection()
+        .query_row("SELECT littoral_bookmark() FROM cart", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(text.parse::<Bookmark>().unwrap(), cluster.replica(1).bookmark());
+    let told = cluster.refused(1, "INSERT INTO cart VALUES(littoral_bookmark(), 1)");
+    assert!(told.contains("before it is committed"), "{told}");
+}
+
+/// SQLite shows a commit before the replica knows that it succeeded.
+#[test]
+fn the_bookmark_of_a_read_covers_what_it_saw_while_others_write() {
+    let mut cluster = cluster(2);
+    cluster.write(1, "INSERT INTO cart VALUES('n', 0)");
+    let author = cluster.replica(1).status().author.unwrap();
+    let first = cluster.replica(1).status().vector.seq(author);
+    let db = cluster.replica(1).db().clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = [false, true]
+        .into_iter()
+        .map(|by_sql| {
+            let (reader, over) = (db.reader().unwrap(), Arc::clone(&over));
+            let db = db.clone();
+            thread::spawn(move || {
+                let mut last = 0;
+                while !over.load(Ordering::Relaxed) {
+                    let conn = reader.connection();
+                    let snapshot = conn.unchecked_transaction().unwrap();
+                    let n: i64 =
+                        conn.query_row("SELECT qty FROM cart", [], |row| row.get(0)).unwrap();
+                    let n = Seq::try_from(n).unwrap();
+                    let bookmark = if by_sql {
+                        let sql = "SELECT littoral_bookmark()";
+                        let text: String = conn.query_row(sql, [], |row| row.get(0)).unwrap();
+                        text.parse().unwrap()
+                    } else {
+                        reader.bookmark().unwrap()
+                    };
+                    snapshot.finish().unwrap();
+                    let named = bookmark.entries().seq(author);
+                    assert!(named >= first + n, "it saw {n} and names {named}");
+                    assert!(n >= last, "it saw {last} before");
+                    last = n;
+                    if let Some(settled) = db.bookmark() {
+                        assert!(settled.entries().seq(author) >= named);
+                    }
+                }
+                last
+            })
+        })
+        .collect();
+    for _ in 0..400 {
+        let now = cluster.now;
+        let replica = cluster.replica(1);
+        let job = |tx: &mut littoral::WriteTx<'_>| {
+            tx.execute("UPDATE cart SET qty = qty + 1", ()).map(drop)
+        };
+        replica.write(now, Box::new(job));
+        while !matches!(replica.poll(), Output::WakeAt(_)) {}
+    }
+    over.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert!(reader.join().unwrap() > 0);
+    }
+}

@@ -1,0 +1,237 @@
+//! [`Session`]: where the statements of a step run, a reader or the transaction of a write job.
+
+use std::time::{Duration, Instant};
+
+use littoral::{WriteError, WriteTx};
+use rusqlite::{Connection, ErrorCode, Row};
+
+use super::{
+    outcome::Outcome,
+    program::{Action, Statement},
+    sql::{self, Parameters, Verb},
+    wire::{Column, DescribeResult, HranaError, Parameter, StmtResult, Value},
+};
+use crate::runtime::out_of_time;
+
+/// What the rows of one pipeline, all its statements together, may take in the answer, roughly.
+pub(super) const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// Why a step has no outcome.
+pub(super) enum Fault {
+    /// It failed.
+    Step(HranaError),
+    /// It writes, and the session only reads.
+    Writes,
+}
+
+/// Where statements run: a reader, or the transaction of a write job.
+pub(super) trait Session {
+    fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault>;
+    fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault>;
+}
+
+pub(super) fn perform(
+    session: &mut impl Session,
+    action: &Action,
+    budget: &mut usize,
+) -> Result<Outcome, Fault> {
+    match action {
+        Action::Run(statement) => {
+            let started = Instant::now();
+            let mut rows =
+                Rows { rows: Vec::new(), wanted: statement.want_rows, budget, overflow: false };
+            let mut result = session.run(statement, &mut rows)?;
+            result.rows = rows.rows;
+            result.query_duration_ms = milliseconds(started.elapsed());
+            Ok(Outcome::Rows(result))
+        }
+        Action::Describe(text) => {
+            let (cols, is_readonly) = session.describe(text)?;
+            let params = Parameters::of(text)
+                .names()
+                .map(|name| Parameter { name: name.map(str::to_owned) })
+                .collect();
+            let is_explain = sql::is_explain(text);
+            Ok(Outcome::Described(DescribeResult { params, cols, is_explain, is_readonly }))
+        }
+        // Asked only within a transaction; outside of one nobody needs a session for it.
+        Action::Autocommit => Ok(Outcome::Autocommit(false)),
+        Action::Fail(error) => Err(Fault::Step(error.clone())),
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// Collects the rows of a statement, as long as the answer does not get too large.
+pub(super) struct Rows<'a> {
+    rows: Vec<Vec<Value>>,
+    wanted: bool,
+    budget: &'a mut usize,
+    overflow: bool,
+}
+
+impl Rows<'_> {
+    fn take(&mut self, row: &Row<'_>, columns: usize) -> Result<(), rusqlite::Error> {
+        if !self.wanted || self.overflow {
+            return Ok(());
+        }
+        let mut values = Vec::with_capacity(columns);
+        let mut size = 0;
+        for column in 0..columns {
+            let value = Value::from_sqlite(row.get_ref(column)?);
+            size += value.size();
+            values.push(value);
+        }
+        match self.budget.checked_sub(size) {
+            Some(left) => {
+                *self.budget = left;
+                self.rows.push(values);
+            }
+            None => self.overflow = true,
+        }
+        Ok(())
+    }
+}
+
+fn too_large() -> HranaError {
+    let message = format!(
+        "the rows of the answer, all statements together, take more than {} MiB; ask for fewer \
+         with LIMIT",
+        RESPONSE_BYTES_MAX >> 20
+    );
+    HranaError::new("RESPONSE_TOO_LARGE", message)
+}
+
+pub(super) struct ReadSession<'a>(pub(super) &'a Connection);
+
+impl ReadSession<'_> {
+    /// A statement that the reader is refused goes to the writer, which knows why, if it refuses too.
+    fn fault(error: &rusqlite::Error) -> Fault {
+        let refused = matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::ReadOnly | ErrorCode::AuthorizationForStatementDenied)
+        );
+        // Functions of the engine's own exist on the writer only.
+        if refused || error.to_string().contains("no such function") {
+            Fault::Writes
+        } else {
+            Fault::Step(HranaError::from(error))
+        }
+    }
+}
+
+impl Session for ReadSession<'_> {
+    fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault> {
+        let mut prepared =
+            self.0.prepare_cached(&statement.sql).map_err(|error| Self::fault(&error))?;
+        if !prepared.readonly() {
+            return Err(Fault::Writes);
+        }
+        let cols: Vec<Column> = prepared.columns().map(|c| column(&c)).collect();
+        let mut query = || {
+            check_count(prepared.parameter_count(), statement)?;
+            for (index, value) in statement.arguments.iter().enumerate() {
+                prepared.raw_bind_parameter(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
+            }
+            let mut found = prepared.raw_query();
+            while let Some(row) = found.next()? {
+                rows.take(row, cols.len())?;
+                if rows.overflow {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        query().map_err(|error| Self::fault(&error))?;
+        if rows.overflow {
+            return Err(Fault::Step(too_large()));
+        }
+        Ok(StmtResult { cols, ..StmtResult::default() })
+    }
+
+    fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
+        let prepared = self.0.prepare(sql).map_err(|error| Self::fault(&error))?;
+        Ok((prepared.columns().map(|c| column(&c)).collect(), prepared.readonly()))
+    }
+}
+
+fn column(column: &rusqlite::Column<'_>) -> Column {
+    Column { name: column.name().to_owned(), decltype: column.decl_type().map(str::to_owned) }
+}
+
+/// Our own reading of the parameters must be SQLite's.
+fn check_count(expected: usize, statement: &Statement) -> Result<(), rusqlite::Error> {
+    if expected == statement.arguments.len() {
+        Ok(())
+    } else {
+        Err(rusqlite::Error::InvalidParameterCount(statement.arguments.len(), expected))
+    }
+}
+
+pub(super) struct WriteSession<'a, 'tx> {
+    pub(super) tx: &'a mut WriteTx<'tx>,
+    /// The last error, as the engine wants to hear it if the job fails for it.
+    pub(super) failure: Option<WriteError>,
+}
+
+impl WriteSession<'_, '_> {
+    fn run_prepared(
+        &mut self,
+        statement: &Statement,
+        rows: &mut Rows<'_>,
+    ) -> Result<(Vec<Column>, bool), WriteError> {
+        let mut prepared = self.tx.prepare(&statement.sql)?;
+        check_count(prepared.parameter_count(), statement)?;
+        for (index, value) in statement.arguments.iter().enumerate() {
+            prepared.bind(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
+        }
+        let cols: Vec<Column> = prepared
+            .columns()
+            .into_iter()
+            .map(|(name, decltype)| Column { name, decltype })
+            .collect();
+        let reads = prepared.readonly();
+        prepared.run(|row| Ok(rows.take(row, cols.len())?))?;
+        Ok((cols, reads))
+    }
+
+    fn try_run(
+        &mut self,
+        statement: &Statement,
+        rows: &mut Rows<'_>,
+    ) -> Result<StmtResult, WriteError> {
+        let (cols, reads) = self.run_prepared(statement, rows)?;
+        let affected_row_count = if reads { 0 } else { self.tx.changes() };
+        // Other statements leave the last insert's rowid standing, which may be another client's.
+        let inserts = statement.verb == Verb::Insert && affected_row_count > 0;
+        let last_insert_rowid = inserts.then(|| self.tx.last_insert_rowid().to_string());
+        Ok(StmtResult { cols, affected_row_count, last_insert_rowid, ..StmtResult::default() })
+    }
+}
+
+impl Session for WriteSession<'_, '_> {
+    fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault> {
+        match self.try_run(statement, rows) {
+            Ok(_) if rows.overflow => Err(Fault::Step(too_large())),
+            Ok(result) => Ok(result),
+            Err(error) => {
+                let told = HranaError::from(&error);
+                // Only the time limit interrupts a write.
+                let told =
+                    if told.is_interrupt() { HranaError::from(&out_of_time()) } else { told };
+                self.failure = Some(error);
+                Err(Fault::Step(told))
+            }
+        }
+    }
+
+    fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
+        let prepared =
+            self.tx.prepare(sql).map_err(|error| Fault::Step(HranaError::from(&error)))?;
+        let columns = prepared.columns().into_iter();
+        let columns = columns.map(|(name, decltype)| Column { name, decltype }).collect();
+        Ok((columns, prepared.readonly()))
+    }
+}

@@ -1,0 +1,235 @@
+//! What a client's session carries from one request, and from one node, to the next: the header
+//! `X-Littoral-Bookmark`.
+//!
+//! A request that brings one is run once this node has all that it names. Every answer gives one that
+//! covers what the session has seen so far. The header holds a [`Bookmark`] sealed with a key that all
+//! nodes of the cluster share, so that nobody makes a node wait for what there is not.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::Response,
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use littoral::Bookmark;
+
+use super::hrana::failure;
+use crate::{pki, runtime::NodeHandle};
+
+const BOOKMARK: HeaderName = HeaderName::from_static("x-littoral-bookmark");
+const SERVED_BY: HeaderName = HeaderName::from_static("x-littoral-served-by");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// How long a request waits until this node has what its bookmark names.
+const BOOKMARK_WAIT: Duration = Duration::from_secs(5);
+
+/// Its answer begins before its rows are read, so there is no bookmark of them in its header.
+const CURSOR: &str = "/v3/cursor";
+
+/// Why the key of bookmarks cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// The file could not be read.
+    #[error("cannot read {} (http.bookmark_key): {error}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Others than its owner can read it.
+    #[error("{} can be read by others than its owner: chmod 600 it", .0.display())]
+    Readable(PathBuf),
+    /// It is not what `init` wrote.
+    #[error("{} holds no key: expected 64 hexadecimal digits, as `init` wrote", .0.display())]
+    Malformed(PathBuf),
+}
+
+/// Seals bookmarks, and tells those that it has sealed.
+#[derive(Clone)]
+struct Seal {
+    key: [u8; 32],
+}
+
+/// A bookmark that was not sealed with this key, or not as a whole.
+#[derive(Debug, PartialEq, Eq)]
+struct Broken;
+
+impl Seal {
+    const MAC_BYTES: usize = 16;
+
+    fn load(path: &Path) -> Result<Self, SealError> {
+        let read = |error| SealError::Read { path: path.to_owned(), error };
+        let text = fs::read_to_string(path).map_err(read)?;
+        if pki::others_may_read(path).map_err(read)? {
+            return Err(SealError::Readable(path.to_owned()));
+        }
+        let secret = blake3::Hash::from_hex(text.trim_end())
+            .map_err(|_| SealError::Malformed(path.to_owned()))?;
+        Ok(Self::new(secret.as_bytes()))
+    }
+
+    fn new(secret: &[u8; 32]) -> Self {
+        Self { key: blake3::derive_key("littoral 2026 bookmarks of HTTP sessions", secret) }
+    }
+
+    fn mac(&self, bytes: &[u8]) -> [u8; Self::MAC_BYTES] {
+        let mut mac = [0; Self::MAC_BYTES];
+        mac.copy_from_slice(&blake3::keyed_hash(&self.key, bytes).as_bytes()[..Self::MAC_BYTES]);
+        mac
+    }
+
+    fn seal(&self, bookmark: &Bookmark) -> String {
+        let bytes = bookmark.encode();
+        let mut sealed = self.mac(&bytes).to_vec();
+        sealed.extend(bytes);
+        URL_SAFE_NO_PAD.encode(sealed)
+    }
+
+    fn open(&self, text: &[u8]) -> Result<Bookmark, Broken> {
+        let sealed = URL_SAFE_NO_PAD.decode(text).map_err(|_| Broken)?;
+        let (mac, bytes) = sealed.split_at_checked(Self::MAC_BYTES).ok_or(Broken)?;
+        // Hashed once more, so that the comparison takes as long wherever they differ.
+        let [given, expected] =
+            [mac, &self.mac(bytes)].map(|mac| blake3::keyed_hash(&self.key, mac));
+        if given != expected {
+            return Err(Broken);
+        }
+        Bookmark::decode(bytes).map_err(|_| Broken)
+    }
+}
+
+/// What the requests of sessions need.
+#[derive(Clone)]
+pub(super) struct Sessions {
+    node: NodeHandle,
+    name: HeaderValue,
+    /// `None` on a node without a key, which gives no bookmarks and takes none.
+    seal: Option<Arc<Seal>>,
+}
+
+impl Sessions {
+    pub(super) fn new(node: NodeHandle, key: Option<&Path>) -> Result<Self, SealError> {
+        let seal = key.map(Seal::load).transpose()?.map(Arc::new);
+        let name = HeaderValue::from_str(node.identity().node.as_str())
+            .unwrap_or_else(|_| HeaderValue::from_static("?"));
+        Ok(Self { node, name, seal })
+    }
+
+    /// The bookmark that a request brings.
+    fn brought(&self, headers: &HeaderMap) -> Result<Option<Bookmark>, &'static str> {
+        let Some(value) = headers.get(BOOKMARK) else { return Ok(None) };
+        let Some(seal) = &self.seal else {
+            return Err(
+                "this node has no key for bookmarks: set http.bookmark_key to the file that \
+                        the other nodes use",
+            );
+        };
+        let broken = "X-Littoral-Bookmark is none that a node of this cluster has given";
+        seal.open(value.as_bytes()).map(Some).map_err(|Broken| broken)
+    }
+
+    /// A bookmark of all that the session has seen.
+    async fn given(&self, brought: Option<Bookmark>) -> Option<HeaderValue> {
+        let seal = self.seal.as_ref()?;
+        let mut bookmark = self.node.bookmark().await.ok()?;
+        if let Some(brought) = &brought {
+            bookmark.include_all(brought);
+        }
+        HeaderValue::from_str(&seal.seal(&bookmark)).ok()
+    }
+}
+
+/// Runs a request where it sees all that its session has seen.
+pub(super) async fn carry(
+    State(sessions): State<Sessions>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path();
+    let runs_sql = request.method() == Method::POST
+        && ["/v1/", "/v2/", "/v3/"].iter().any(|version| path.starts_with(version));
+    if !runs_sql {
+        return next.run(request).await;
+    }
+    let streams = path == CURSOR;
+    let brought = match sessions.brought(request.headers()) {
+        Ok(brought) => brought,
+        Err(why) => return failure(StatusCode::BAD_REQUEST, "LITTORAL_BOOKMARK", why),
+    };
+    let began = Instant::now();
+    if let Some(bookmark) = &brought
+        && let Err(error) = sessions.node.reach(bookmark, BOOKMARK_WAIT).await
+    {
+        let code = "LITTORAL_BOOKMARK_NOT_REACHED";
+        let why = error.to_string();
+        let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, code, &why);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response.headers_mut().insert(SERVED_BY, sessions.name);
+        return response;
+    }
+    let waited = began.elapsed();
+    let mut response = next.run(request).await;
+    let ran = began.elapsed() - waited;
+    let bookmark = if streams { None } else { sessions.given(brought).await };
+    let headers = response.headers_mut();
+    if let Some(bookmark) = bookmark {
+        headers.insert(BOOKMARK, bookmark);
+    }
+    headers.insert(SERVED_BY, sessions.name);
+    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+    let timing = format!("wait;dur={:.3}, run;dur={:.3}", milliseconds(waited), milliseconds(ran));
+    if let Ok(timing) = HeaderValue::from_str(&timing) {
+        headers.insert(SERVER_TIMING, timing);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seal_that_is_not_the_clusters_is_told() {
+        let (seal, other) = (Seal::new(&[1; 32]), Seal::new(&[2; 32]));
+        let bookmark: Bookmark = "0101078cd0c4f60b0101ac02020105".parse().unwrap();
+        let sealed = seal.seal(&bookmark);
+        assert!(sealed.len() < 100, "{sealed}");
+        assert_eq!(seal.open(sealed.as_bytes()), Ok(bookmark));
+        assert_eq!(other.open(sealed.as_bytes()), Err(Broken));
+        for place in 0..sealed.len() {
+            let mut changed = sealed.clone().into_bytes();
+            changed[place] = if changed[place] == b'A' { b'B' } else { b'A' };
+            assert_eq!(seal.open(&changed), Err(Broken), "{place}");
+            assert_eq!(seal.open(&changed[..place]), Err(Broken), "{place}");
+        }
+        assert_eq!(seal.open(b""), Err(Broken));
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_or_that_is_none_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bookmark.key");
+        assert!(matches!(Seal::load(&path), Err(SealError::Read { .. })));
+        pki::write_private(&path, &format!("{}\n", "ab".repeat(32))).unwrap();
+        assert!(Seal::load(&path).is_ok());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            assert!(matches!(Seal::load(&path), Err(SealError::Readable(_))));
+        }
+        fs::remove_file(&path).unwrap();
+        pki::write_private(&path, "ab").unwrap();
+        assert!(matches!(Seal::load(&path), Err(SealError::Malformed(_))));
+    }
+}

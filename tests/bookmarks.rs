@@ -1,0 +1,112 @@
+//! A client that moves from node to node with its bookmark reads nothing older than it wrote or read.
+
+use std::{thread, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, Cluster, Node, stop};
+
+const SCHEMA: &str = "
+    CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);";
+const BOOKMARK: &str = "x-littoral-bookmark";
+
+/// A client's session: what it carries, and how often it has counted.
+#[derive(Debug, Default)]
+struct Session {
+    bookmark: Option<String>,
+}
+
+impl Session {
+    fn send(&self, node: &Node, sql: &str) -> Answer {
+        let body = json!({ "requests": [
+            { "type": "execute", "stmt": { "sql": sql } },
+            { "type": "close" },
+        ] });
+        let carried: Vec<(&str, &str)> =
+            self.bookmark.iter().map(|bookmark| (BOOKMARK, bookmark.as_str())).collect();
+        node.client().send_with("POST", "/v2/pipeline", &carried, &body.to_string()).unwrap()
+    }
+
+    /// Runs a statement at a node; gives the first value of its answer.
+    fn run(&mut self, node: &Node, sql: &str) -> Value {
+        let answer = self.send(node, sql);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(answer.header("x-littoral-served-by"), Some(node.name.as_str()));
+        assert!(answer.header("server-timing").unwrap().starts_with("wait;dur="));
+        self.bookmark = Some(answer.header(BOOKMARK).unwrap().to_owned());
+        let mut result = answer.json()["results"][0].take();
+        assert_eq!(result["type"], "ok", "{result}");
+        let first = result.pointer_mut("/response/result/rows/0/0/value");
+        first.map_or(Value::Null, Value::take)
+    }
+}
+
+#[test]
+fn a_session_that_moves_reads_what_it_wrote() {
+    let cluster =
+        Cluster::init(SCHEMA, &["hits:writers=any,n=counter"], &["origin", "edge1", "edge2"]);
+    let nodes = cluster.serve_star(&["origin", "edge1", "edge2"]);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')"]);
+    let mut session = Session::default();
+    assert_eq!(session.run(&nodes[0], "SELECT n FROM hits"), "0");
+    for round in 1..=60_u32 {
+        let (writes, reads) = match round % 4 {
+            0 => (0, 1),
+            1 => (1, 2),
+            2 => (2, 0),
+            _ => (2, 1),
+        };
+        session.run(&nodes[writes], "UPDATE hits SET n = n + 1");
+        let n = if round % 12 == 3 {
+            // The way from edge to edge is closed for a while: the answer waits for it.
+            nodes[0].freeze();
+            thread::scope(|threads| {
+                let read = threads.spawn(|| session.run(&nodes[reads], "SELECT n FROM hits"));
+                thread::sleep(Duration::from_millis(300));
+                nodes[0].thaw();
+                read.join().unwrap()
+            })
+        } else {
+            session.run(&nodes[reads], "SELECT n FROM hits")
+        };
+        assert_eq!(n, round.to_string().as_str(), "after round {round}");
+    }
+    stop(nodes);
+}
+
+#[test]
+fn what_a_node_does_not_get_in_time_it_does_not_show() {
+    let cluster =
+        Cluster::init(SCHEMA, &["hits:writers=any,n=counter"], &["origin", "edge1", "edge2"]);
+    let nodes = cluster.serve_star(&["origin", "edge1", "edge2"]);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')"]);
+    let mut session = Session::default();
+    session.run(&nodes[1], "SELECT littoral_bookmark()");
+    session.run(&nodes[2], "SELECT littoral_bookmark()");
+    nodes[0].freeze();
+    session.run(&nodes[1], "INSERT INTO hits VALUES('about', 1)");
+    let answer = session.send(&nodes[2], "SELECT n FROM hits WHERE page = 'about'");
+    nodes[0].thaw();
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert_eq!(answer.json()["code"], "LITTORAL_BOOKMARK_NOT_REACHED");
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(session.run(&nodes[2], "SELECT n FROM hits WHERE page = 'about'"), "1");
+
+    // What no node has given is refused, and nothing runs.
+    let mut forged = session.bookmark.clone().unwrap().into_bytes();
+    forged[30] = if forged[30] == b'A' { b'B' } else { b'A' };
+    let forged = Session { bookmark: Some(String::from_utf8(forged).unwrap()) };
+    let answer = forged.send(&nodes[1], "DELETE FROM hits");
+    assert_eq!((answer.status, answer.json()["code"].as_str()), (400, Some("LITTORAL_BOOKMARK")));
+    assert_eq!(session.run(&nodes[1], "SELECT count(*) FROM hits"), "2");
+
+    // A node that is issued later has the key, too.
+    cluster.issue("edge3", &[]);
+    let joined = cluster.serve("edge3", &[&nodes[2]]);
+    assert_eq!(session.run(&joined, "SELECT n FROM hits WHERE page = 'about'"), "1");
+    joined.until_ready();
+    session.run(&joined, "UPDATE hits SET n = n + 1 WHERE page = 'about'");
+    assert_eq!(session.run(&nodes[0], "SELECT n FROM hits WHERE page = 'about'"), "2");
+    joined.stop();
+    stop(nodes);
+}
