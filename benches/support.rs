@@ -382,11 +382,15 @@ impl Node {
                 Output::Send { peer, channel, bytes } => {
                     self.outbox.push_back((peer, channel, bytes));
                 }
-                other @ (Output::TakeSnapshot
+                other @ (Output::Begun { .. }
+                | Output::TakeSnapshot
                 | Output::ReadSnapshot { .. }
                 | Output::DiscardSnapshot
                 | Output::WriteSnapshot { .. }
-                | Output::InstallSnapshot(_)) => panic!("nobody joins here: {other:?}"),
+                | Output::InstallSnapshot(_)) => panic!("nobody asks for that here: {other:?}"),
+                other @ (Output::Run { .. } | Output::Answered { .. }) => {
+                    panic!("nothing is forwarded here: {other:?}")
+                }
                 Output::Close { code, reason, .. } => panic!("link closed ({code:?}): {reason}"),
             }
         }

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Element, Entry,
-    EntryHeader, Freeze, Hlc, Incarnation, Member, Membership, NodeId, Removal, RowOp, RowOpKind,
-    RowsReader, SchemaVersion, Segment, TableChange, TableDeclaration, TableId, TablePolicy,
-    ValueRef, Writers,
+    EntryHeader, Fate, Freeze, Hlc, Incarnation, Member, Membership, NodeId, Removal, RequestId,
+    RowOp, RowOpKind, RowsReader, SchemaVersion, Segment, TableChange, TableDeclaration, TableId,
+    TablePolicy, ValueRef, Writers,
 };
 
 const GOLDEN: &str = include_str!("fixtures/entry-v1.hex");
 const GOLDEN_SETS: &str = include_str!("fixtures/entry-v1-sets.hex");
 const GOLDEN_SCHEMA: &str = include_str!("fixtures/entry-v1-schema.hex");
+const GOLDEN_OUTCOMES: &str = include_str!("fixtures/entry-v1-outcomes.hex");
 const MS: u64 = 1_700_000_000_000;
 
 /// The bytes and the digest of each entry in a file, by name.
@@ -124,6 +125,20 @@ fn freezes_and_their_ends_are_read() {
     let failure = Some("given up".to_owned());
     let expected = [Segment::Unfreeze { freeze, failure }];
     assert_eq!(segments(&entry_of(GOLDEN_SCHEMA, "given-up")), expected);
+}
+
+#[test]
+fn outcomes_are_read() {
+    let request = RequestId(0x0001_0203_0405_0607_0809_0A0B_0C0D_0E0F);
+    let outcome = |fate| [Segment::Outcome { request, fate }];
+    let entry = entry_of(GOLDEN_OUTCOMES, "refused");
+    assert_eq!(entry.header, EntryHeader { under: 300, ..header(11, (MS + 8) << 16, 3) });
+    assert_eq!(segments(&entry), outcome(Fate::Refused));
+    let program = counted();
+    let fate = Fate::Committed { program, result: Some(b"done".to_vec()) };
+    assert_eq!(segments(&entry_of(GOLDEN_OUTCOMES, "committed")), outcome(fate));
+    let fate = Fate::Committed { program, result: None };
+    assert_eq!(segments(&entry_of(GOLDEN_OUTCOMES, "not-kept")), outcome(fate));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::{
     db::{Committed, Snapshot},
     entry::Digest,
     error::WriteError,
+    forward::{ForwardError, Outcome, RequestId},
     id::{AuthorId, ClusterId, Incarnation, Lsn, NodeId, PeerId, Ticket},
     time::Instant,
 };
@@ -146,12 +147,33 @@ pub enum Output {
     /// [`Db::path`](crate::Db::path) and sync the directory, and in any case open the replica again.
     /// If the process ends anywhere in between, opening the file as always goes on from there.
     InstallSnapshot(Snapshot),
-    /// A write job ended.
+    /// An interactive transaction is open: its statements may come.
+    Begun {
+        /// Which one.
+        ticket: Ticket,
+    },
+    /// A write job or an interactive transaction ended.
     Done {
         /// Which one.
         ticket: Ticket,
         /// How.
         result: Result<Committed, WriteError>,
+    },
+    /// A request of a client of this node was answered, or is given up.
+    Answered {
+        /// Which one.
+        ticket: Ticket,
+        /// What became of it.
+        result: Result<Outcome, ForwardError>,
+    },
+    /// At the origin: make a job of the program and hand it to [`Replica::run`](crate::Replica::run). Once
+    /// that has failed, or if there is no job to be made,
+    /// [`Replica::run_failed`](crate::Replica::run_failed) has the last word; or run it again.
+    Run {
+        /// Whose program it is.
+        request: RequestId,
+        /// The program, as the driver of another node wrote it.
+        program: Vec<u8>,
     },
     /// News.
     Event(Event),

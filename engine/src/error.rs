@@ -7,6 +7,7 @@ use crate::{
     driver::CloseCode,
     entry::Digest,
     id::{AuthorId, ClusterId, Incarnation, NodeId},
+    limits::RESULT_BYTES_MAX,
     log::chunks::ChunkError,
     schema::Refusal,
     value::DecodeError,
@@ -213,6 +214,15 @@ pub enum WriteError {
         /// What was asked for.
         what: String,
     },
+    /// A program that was carried here has given back more than can be carried.
+    #[error(
+        "the request gives back {bytes} bytes, and {RESULT_BYTES_MAX} can be carried from the origin; ask \
+         for less, or ask the origin itself"
+    )]
+    ResultTooLarge {
+        /// How much.
+        bytes: usize,
+    },
     /// A value that the column's declaration cannot replicate.
     #[error("table {table:?}, column {column:?}: {what}")]
     Value {
@@ -293,6 +303,7 @@ impl WriteError {
             | Self::NeedsFreeze { .. }
             | Self::Forbidden { .. }
             | Self::Value { .. }
+            | Self::ResultTooLarge { .. }
             | Self::Parked { .. }
             | Self::EntryTooLarge { .. }
             | Self::Aborted(_) => false,

@@ -45,6 +45,7 @@ mod db;
 mod driver;
 mod entry;
 mod error;
+mod forward;
 mod genesis;
 mod hlc;
 mod id;
@@ -68,13 +69,16 @@ mod value;
 mod version;
 
 pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
-pub use db::{Committed, Db, Job, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous};
+pub use db::{
+    Committed, Db, Job, ProgramJob, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous,
+};
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
-    Cell, CellWrite, Digest, Entry, EntryHeader, Freeze, Member, Membership, Removal, RowOp,
+    Cell, CellWrite, Digest, Entry, EntryHeader, Fate, Freeze, Member, Membership, Removal, RowOp,
     RowOpKind, Segment, SetChange, TableChange, TableDeclaration, rows::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
+pub use forward::{ForwardError, Outcome, Request, RequestId};
 pub use genesis::Genesis;
 pub use hlc::{Hlc, Stamp};
 pub use id::{

@@ -60,6 +60,43 @@ pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(600);
 /// Requests to join that one node passes on at a time.
 pub const JOIN_REQUESTS_MAX: usize = 1024;
 
+/// The largest program that is carried to the origin, in bytes.
+pub const PROGRAM_BYTES_MAX: usize = 512 << 10;
+
+/// The most that a program may give back, in bytes.
+pub const RESULT_BYTES_MAX: usize = 512 << 10;
+
+/// What a program gave is kept with its outcome up to this many bytes.
+pub const OUTCOME_RESULT_BYTES: usize = 64 << 10;
+
+/// Outcomes are kept at least this long.
+pub const OUTCOME_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Older outcomes are forgotten; the clocks of two nodes may differ by less than the rest.
+pub const OUTCOME_FORGOTTEN: Duration = Duration::from_secs(25 * 3600);
+
+/// Requests to the origin that are under way on one link at a time, and their bytes.
+pub const REQUESTS_PER_LINK: usize = 32;
+/// See [`REQUESTS_PER_LINK`].
+pub const REQUEST_BYTES_PER_LINK: usize = 4 << 20;
+
+/// Requests of a node's own clients that wait for the origin, and their bytes.
+pub const REQUESTS_WAITING: usize = 1024;
+/// See [`REQUESTS_WAITING`].
+pub const REQUEST_BYTES_WAITING: usize = 16 << 20;
+
+/// No path to the origin has more links.
+pub const HOPS_MAX: u8 = 16;
+
+/// A request that was not taken is tried again after this long.
+pub const REQUEST_RETRY: Duration = Duration::from_millis(100);
+
+/// The origin has this long to say what became of a request with which it began in time.
+pub const REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// The longest that a request may wait for the origin to begin.
+pub const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+
 /// Entries are collected into one frame up to this many bytes, when they are waiting anyway.
 pub const ENTRIES_FRAME_BYTES: usize = 256 << 10;
 
@@ -174,6 +211,12 @@ const _: () = assert!(MAX_FRAME_BYTES < u32::MAX as usize);
 const _: () = assert!(CHUNK_BYTES <= LARGE_ENTRY_BYTES);
 const _: () = assert!(COMPARE_ROWS * 64 + 2 * COMPARE_KEY_BYTES < MAX_CONTROL_FRAME_BYTES);
 const _: () = assert!(2 * COMPARE_IMAGE_BYTES + COMPARE_KEY_BYTES < MAX_CONTROL_FRAME_BYTES);
+const _: () = assert!(PROGRAM_BYTES_MAX + (256 << 10) < MAX_CONTROL_FRAME_BYTES);
+const _: () = assert!(RESULT_BYTES_MAX + (256 << 10) < MAX_CONTROL_FRAME_BYTES);
+const _: () = assert!(PROGRAM_BYTES_MAX <= REQUEST_BYTES_PER_LINK);
+const _: () = assert!(OUTCOME_RESULT_BYTES <= RESULT_BYTES_MAX);
+const _: () = assert!(PATIENCE_MAX.as_secs() < OUTCOME_KEPT.as_secs() / 2);
+const _: () = assert!(OUTCOME_KEPT.as_secs() < OUTCOME_FORGOTTEN.as_secs());
 const _: () = assert!(CREDIT_WINDOW_BYTES >= 2 * LARGE_ENTRY_BYTES as u64);
 const _: () = assert!(*MAX_ENTRY_RANGE.start() >= LARGE_ENTRY_BYTES as u64);
 

@@ -25,6 +25,12 @@ pub struct Status {
     pub receiving: Option<(u64, u64)>,
     /// The node that is origin, as the control register says; `None` before it is known.
     pub origin: Option<NodeId>,
+    /// How many links away the origin is; `None` while no way to it is known.
+    pub distance: Option<u8>,
+    /// Requests of this node's clients that wait for the origin.
+    pub requests_waiting: u64,
+    /// At the origin: requests, its own clients' too, that have come and are not answered.
+    pub requests_here: u64,
     /// Position of the newest entry in its log.
     pub applied: Lsn,
     /// Position up to which the log is on stable storage.

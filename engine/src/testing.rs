@@ -103,11 +103,15 @@ pub enum Bug {
     StableFlagIgnored,
     /// A removal from a set does not name the adds that its author had clocks of.
     RemovalWithoutDots,
+    /// Remote entries are applied in the middle of an interactive transaction.
+    AppliedInside,
+    /// An interactive transaction that was given up leaves its rows in the next entry.
+    AbandonedKept,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 47] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -153,6 +157,8 @@ impl Bug {
         Self::FreezeForgotten,
         Self::StableFlagIgnored,
         Self::RemovalWithoutDots,
+        Self::AppliedInside,
+        Self::AbandonedKept,
     ];
 }
 

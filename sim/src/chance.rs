@@ -50,6 +50,8 @@ pub(crate) enum Stream {
     Think,
     /// When the origin changes the schema, and how.
     Schema,
+    /// How long a client thinks within an interactive transaction.
+    Talk,
 }
 
 /// The source of every decision in one run.

@@ -20,10 +20,13 @@ mod decay;
 mod ending;
 mod links;
 mod snapshots;
+mod talks;
+
+pub(crate) use self::talks::Open;
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use littoral::{Channel, CloseCode, Event as News, Input, Lsn, Output, WriteError};
+use littoral::{Channel, CloseCode, Event as News, Input, Lsn, Output, Ticket, WriteError};
 
 use crate::{
     application::{Application, BuiltIn, Moment, Sight},
@@ -71,6 +74,7 @@ enum Event {
     Checkpoint { machine: usize, life: u64 },
     SnapshotWork { machine: usize, life: u64 },
     Visit { client: usize },
+    Talk { machine: usize, life: u64, ticket: Ticket },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
     Start { machine: usize, life: u64 },
@@ -364,6 +368,7 @@ impl Cluster {
             Event::Checkpoint { machine, life } => self.checkpoint(machine, life),
             Event::SnapshotWork { machine, life } => self.work_on_snapshot(machine, life),
             Event::Visit { client } => self.visit(client),
+            Event::Talk { machine, life, ticket } => self.talk(machine, life, ticket),
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
                 self.strike(fault)
@@ -411,8 +416,11 @@ impl Cluster {
             self.oracle.jobs.queued(id, number, machine.plan.full, &job);
             self.trace
                 .event(self.now, number, "job", &[id], &[], || format!("{id}: {}", job.describe()));
-            let ticket = job.queue(&mut engine.replica, now);
+            let (ticket, talk) = job.queue(&mut engine.replica, now);
             machine.tickets.insert(ticket, id);
+            if let Some(talk) = talk {
+                machine.talks.insert(ticket, Open::waiting(id, talk));
+            }
         }
         self.drain(number)
     }
@@ -575,7 +583,9 @@ impl Cluster {
     /// Returns whether more outputs may follow.
     fn carry_out(&mut self, number: usize, output: Output) -> Check<bool> {
         let life = self.machines[number].life;
+        self.judge_alone(number, &output)?;
         match output {
+            Output::Begun { ticket } => self.begun(number, ticket)?,
             Output::Send { peer, channel, bytes } => {
                 self.trace.event(self.now, number, "send", &[peer.0], &bytes, || {
                     format!("{} bytes of {channel:?} on {peer:?}", bytes.len())
@@ -618,6 +628,7 @@ impl Cluster {
                 self.schedule(at, Event::Checkpoint { machine: number, life });
             }
             Output::Done { ticket, result } => {
+                self.machines[number].talks.remove(&ticket);
                 let Some(id) = self.machines[number].tickets.remove(&ticket) else {
                     return broken(
                         Promise::Answers,
@@ -675,6 +686,8 @@ impl Cluster {
                 let work = SnapshotWork::Write { peer, offset, bytes, sync };
                 self.queue_snapshot_work(number, work);
             }
+            // No client sends anything to the origin yet.
+            Output::Answered { .. } | Output::Run { .. } => {}
             Output::InstallSnapshot(snapshot) => {
                 self.install_snapshot(number, &snapshot)?;
                 return Ok(false);

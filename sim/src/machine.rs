@@ -17,6 +17,7 @@ use crate::{
     application::Application,
     chance::{Chance, Stream},
     clock::{Nanos, WallClock},
+    cluster::Open,
     disk::vfs,
     fault::Stop,
     workload::JobId,
@@ -71,6 +72,8 @@ pub(crate) struct Machine {
     pub(crate) engine: Option<Engine>,
     /// Jobs without an answer.
     pub(crate) tickets: BTreeMap<Ticket, JobId>,
+    /// Those of them that are interactive transactions.
+    pub(crate) talks: BTreeMap<Ticket, Open>,
     /// Whether a sync of the WAL is under way.
     pub(crate) syncing: bool,
     /// The next sync will answer this.
@@ -143,6 +146,7 @@ impl Machine {
             life: 0,
             engine: None,
             tickets: BTreeMap::new(),
+            talks: BTreeMap::new(),
             syncing: false,
             sync_wanted: None,
             syncs: 0,

@@ -15,6 +15,7 @@
 mod author;
 mod bag;
 mod schema;
+mod talk;
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,10 @@ use littoral::{Job, TablePolicy, WriteError, WriteTx, Writers};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
-pub(crate) use self::schema::{Errand, times as schema_change_times};
+pub(crate) use self::{
+    schema::{Errand, times as schema_change_times},
+    talk::{Progress, Talk},
+};
 use crate::chance::{Chance, Draw, Stream};
 
 /// Numbers jobs across the cluster; it is the job's key in `ledger`.
@@ -386,7 +390,11 @@ impl PlannedJob {
             author.ledger();
         }
         let steps = author.steps;
-        Self { errand: Errand::Write, steps, aborts, in_ledger, effects: Arc::default() }
+        let errand = match draw.below(100) {
+            0..12 => Errand::Talk { goes_away: draw.percent(10) },
+            _ => Errand::Write,
+        };
+        Self { errand, steps, aborts, in_ledger, effects: Arc::default() }
     }
 
     /// A job of these statements with their parameters, all of which must succeed.
@@ -409,9 +417,14 @@ impl PlannedJob {
     pub(crate) fn describe(&self) -> String {
         match &self.errand {
             Errand::Write => {}
+            Errand::Talk { .. } => return format!("talk: {}", self.describe_steps()),
             Errand::Migrate(script) => return format!("migration: {script}"),
             Errand::GiveUp => return "give the waiting change up".to_owned(),
         }
+        self.describe_steps()
+    }
+
+    fn describe_steps(&self) -> String {
         let steps: Vec<String> = self
             .steps
             .iter()
@@ -438,17 +451,22 @@ impl PlannedJob {
 
     fn run(&self, tx: &mut WriteTx<'_>) -> Result<Effects, WriteError> {
         let mut effects = Effects::default();
-        for step in &self.steps {
-            match tx.execute(&step.sql, params_from_iter(&step.values)) {
-                Ok(changed) => effects.ghosts_deleted.extend(step.ghost.filter(|_| changed > 0)),
-                Err(WriteError::SchemaChanging { table, .. }) if step.tolerant => {
-                    effects.frozen.push(table);
-                }
-                Err(_) if step.tolerant => {}
-                Err(error) => return Err(error),
-            }
-        }
+        self.steps.iter().try_for_each(|step| step.run(tx, &mut effects))?;
         Ok(effects)
+    }
+}
+
+impl Step {
+    fn run(&self, tx: &mut WriteTx<'_>, effects: &mut Effects) -> Result<(), WriteError> {
+        match tx.execute(&self.sql, params_from_iter(&self.values)) {
+            Ok(changed) => effects.ghosts_deleted.extend(self.ghost.filter(|_| changed > 0)),
+            Err(WriteError::SchemaChanging { table, .. }) if self.tolerant => {
+                effects.frozen.push(table);
+            }
+            Err(_) if self.tolerant => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use crate::{
@@ -16,17 +17,18 @@ use crate::{
         watch::Who,
         writer::Writer,
     },
-    entry::{EntryHeader, Logged, Segment, rows::RowsReader},
+    entry::{Digest, EntryHeader, Fate, Logged, Segment, rows::RowsReader},
     error::WriteError,
+    forward::RequestId,
     hlc::HlcClock,
     id::{AuthorId, Lsn, SchemaVersion, TableId, Ticket},
-    limits::OWN_STAMPS_AHEAD_MAX,
+    limits::{OUTCOME_RESULT_BYTES, OWN_STAMPS_AHEAD_MAX},
     log::{
         Log,
         chunks::{ChunkError, Draft},
     },
     merge::Parked,
-    schema::{Registry, Table, catalog},
+    schema::{Registry, Table, catalog, outcomes},
     sqlite::{self, Param, quoted},
     testing::{Bug, planted},
     time::WallTime,
@@ -37,6 +39,9 @@ use crate::{
 /// A write: runs on the user connection, possibly twice, so it overwrites its results instead of
 /// adding to them. Returning an error rolls it back.
 pub type Job = Box<dyn FnMut(&mut WriteTx<'_>) -> Result<(), WriteError> + Send>;
+
+/// A write for a request that was carried here: as a [`Job`], and what it gives is kept with its outcome.
+pub type ProgramJob = Box<dyn FnMut(&mut WriteTx<'_>) -> Result<Vec<u8>, WriteError> + Send>;
 
 /// What a job's commit came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +56,26 @@ pub struct Committed {
 pub(crate) struct Queued {
     pub(crate) ticket: Ticket,
     pub(crate) job: Job,
+    pub(crate) run_for: Option<RunFor>,
+}
+
+/// The request that a job is run for.
+#[derive(Debug, Clone)]
+pub(crate) struct RunFor {
+    pub(crate) request: RequestId,
+    /// The digest of its program.
+    pub(crate) program: Digest,
+    /// What the last run has given.
+    pub(crate) result: Arc<Mutex<Vec<u8>>>,
+}
+
+impl RunFor {
+    /// What stands in the entry of it.
+    fn fate(&self) -> Fate {
+        let result = self.result.lock();
+        let kept = result.len() <= OUTCOME_RESULT_BYTES;
+        Fate::Committed { program: self.program, result: kept.then(|| result.clone()) }
+    }
 }
 
 impl std::fmt::Debug for Queued {
@@ -115,17 +140,44 @@ impl Writer {
         queued: &mut Queued,
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
+        let course = self.begin_alone(local.registry, local.log.last().next())?;
+        let ran = (queued.job)(&mut WriteTx::new(self, course.alike()));
+        self.end_alone(&course, ran, queued.run_for.as_ref(), local)
+    }
+
+    /// Begins a transaction that no other job shares; its entry will stand at that place of the log.
+    pub(super) fn begin_alone(
+        &self,
+        registry: &Arc<Registry>,
+        lsn: Lsn,
+    ) -> Result<Course, WriteError> {
         self.begin()?;
+        self.user().sink().set_alone();
+        if let Err(error) = self.writes(Who::User) {
+            self.user().sink().clear();
+            self.roll_back()?;
+            return Err(error.into());
+        }
+        Ok(Course::new(registry, lsn, true))
+    }
+
+    /// Commits what was done in a transaction that no other job shares, or undoes it if it has failed.
+    pub(super) fn end_alone(
+        &self,
+        course: &Course,
+        ran: Result<(), WriteError>,
+        run_for: Option<&RunFor>,
+        local: &mut Local<'_>,
+    ) -> Result<Committed, WriteError> {
         local.contested.mark();
         let parked = local.parked.clone();
-        self.user().sink().set_alone();
-        let watched = self.writes(Who::User).map_err(WriteError::from);
-        let result = watched.and_then(|()| self.run_job(queued, local, true)).and_then(|written| {
-            if !local.only_tries {
-                self.command("/*littoral*/ COMMIT")?;
-            }
-            Ok(written)
-        });
+        let result =
+            ran.and_then(|()| self.finish_job(course, run_for, local)).and_then(|written| {
+                if !local.only_tries {
+                    self.command("/*littoral*/ COMMIT")?;
+                }
+                Ok(written)
+            });
         self.user().sink().clear();
         match result {
             Ok(_) if local.only_tries => {
@@ -222,7 +274,7 @@ impl Writer {
         let mut answers = Vec::with_capacity(jobs.len());
         for queued in jobs {
             self.command("/*littoral*/ SAVEPOINT littoral_job").map_err(lost)?;
-            let result = self.run_job(queued, local, false);
+            let result = self.run_job(queued, local);
             self.user().sink().clear();
             if self.user().is_autocommit() || std::mem::take(&mut self.gate().wants_alone) {
                 return Err(GroupLost);
@@ -293,20 +345,29 @@ impl Writer {
         statement.run(|_| Ok(()))
     }
 
-    /// Runs one job within the transaction and appends its entry. The schema changes only in a job that
-    /// is alone in its transaction.
+    /// Runs one job of a group and appends its entry. The schema changes only in a job that is alone in
+    /// its transaction.
     fn run_job(
         &self,
         queued: &mut Queued,
         local: &mut Local<'_>,
-        alone: bool,
     ) -> Result<Option<Written>, WriteError> {
-        let course = Course::new(local.registry, local.log.last().next(), alone);
+        let course = Course::new(local.registry, local.log.last().next(), false);
         (queued.job)(&mut WriteTx::new(self, course.alike()))?;
+        self.finish_job(&course, queued.run_for.as_ref(), local)
+    }
+
+    /// Appends the entry of what a job has done.
+    fn finish_job(
+        &self,
+        course: &Course,
+        run_for: Option<&RunFor>,
+        local: &mut Local<'_>,
+    ) -> Result<Option<Written>, WriteError> {
         if self.user().is_autocommit() {
             return Err(transaction_gone());
         }
-        self.normalize(&course)?;
+        self.normalize(course)?;
         if let Some(last) = self.ids().unsaved() {
             self.as_engine(|conn| catalog::set_meta(conn, "last_id", last.cast_signed()))?;
         }
@@ -323,7 +384,8 @@ impl Writer {
         // Chunks of a large entry are written while rows are read, so the sink cannot be held.
         let sequences = self.sequences()?;
         let captured = self.user().sink().take()?;
-        let written = self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, local));
+        let written =
+            self.as_engine(|conn| self.write_entry(conn, &captured, &sequences, run_for, local));
         self.user().sink().put_back(captured);
         written
     }
@@ -349,9 +411,13 @@ impl Writer {
         conn: &Connection,
         captured: &Captured,
         sequences: &[(TableId, i64)],
+        run_for: Option<&RunFor>,
         local: &mut Local<'_>,
     ) -> Result<Option<Written>, WriteError> {
-        if self.verifies_capture() && !planted(Bug::FailedStatementKept) {
+        if self.verifies_capture()
+            && !planted(Bug::FailedStatementKept)
+            && !planted(Bug::AbandonedKept)
+        {
             captured.verify(conn, self.apply())?;
         }
         let head = local.log.head(local.author);
@@ -371,6 +437,11 @@ impl Writer {
             draft.segment(|body| body.push_unfreeze(freeze, None))?;
             schema_changes += 1;
             catalog::unfreeze(conn, freeze, None)?;
+        }
+        if let Some(run_for) = run_for.filter(|_| !draft.is_empty()) {
+            let fate = run_for.fate();
+            draft.segment(|body| body.push_outcome(run_for.request, &fate))?;
+            outcomes::keep(conn, &header, run_for.request, &fate)?;
         }
         let Some(entry) = draft.finish()? else { return Ok(None) };
         // A job that fails has left neither an entry nor clocks.
@@ -453,7 +524,8 @@ pub(crate) fn remember(
             | Segment::Membership(_)
             | Segment::Sequence(_)
             | Segment::Freeze(_)
-            | Segment::Unfreeze { .. } => {}
+            | Segment::Unfreeze { .. }
+            | Segment::Outcome { .. } => {}
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 pub(crate) mod authorizer;
 mod explicit_key;
 mod group_commit;
+mod interactive;
 pub(crate) mod mask;
 mod schema_change;
 mod snapshot;
@@ -10,11 +11,13 @@ mod tx;
 pub(crate) mod watch;
 pub(crate) mod writer;
 
-pub(crate) use group_commit::{Answer, Local, Queued, remember};
-pub use group_commit::{Committed, Job};
+pub(crate) use group_commit::{Answer, Local, Queued, RunFor, remember};
+pub use group_commit::{Committed, Job, ProgramJob};
+pub(crate) use interactive::Interactive;
 use snapshot::Arriving;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{INCOMING, TAKEN};
+pub(crate) use tx::transaction_gone;
 pub use tx::{TxStatement, WriteTx};
 
 use std::{

@@ -20,7 +20,7 @@ use crate::{
     sqlite,
 };
 
-/// The transaction of one write job.
+/// The transaction of one write job, or an interactive one.
 ///
 /// Jobs may be grouped into one SQLite transaction, each as if alone. The words BEGIN, COMMIT and
 /// ROLLBACK are refused; savepoints nest as usual.
@@ -86,6 +86,11 @@ enum Prepared<'t> {
 impl<'w> WriteTx<'w> {
     pub(crate) fn new(writer: &'w Writer, course: Course) -> Self {
         Self { writer, course }
+    }
+
+    /// Where its statements stand.
+    pub(crate) fn into_course(self) -> Course {
+        self.course
     }
 
     /// Prepares one statement; text behind its end is ignored, as SQLite does.

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use crate::{
     entry::{
-        Digest, Entry, EntryHeader, Freeze, Member, Membership, Segment, TableChange,
+        Digest, Entry, EntryHeader, Fate, Freeze, Member, Membership, Segment, TableChange,
         TableDeclaration, rows::RowsWriter,
     },
+    forward::RequestId,
     hlc::Hlc,
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
@@ -37,6 +38,7 @@ const TAG_FRONTIER: u64 = 40;
 const TAG_FREEZE: u64 = 42;
 const TAG_UNFREEZE: u64 = 44;
 const TAG_SEQUENCE: u64 = 46;
+const TAG_OUTCOME: u64 = 48;
 
 /// No entry's bytes outside its segments are more than this.
 pub(crate) const HEADER_BYTES_MAX: usize = 256;
@@ -128,6 +130,19 @@ impl Body {
         self.field(TAG_FRONTIER, field);
     }
 
+    pub(crate) fn push_outcome(&mut self, request: RequestId, fate: &Fate) {
+        let mut field = request.0.to_be_bytes().to_vec();
+        match fate {
+            Fate::Committed { program, result } => {
+                field.push(if result.is_some() { OUTCOME_WITH_RESULT } else { OUTCOME_COMMITTED });
+                field.extend_from_slice(&program.0);
+                field.extend_from_slice(result.as_deref().unwrap_or_default());
+            }
+            Fate::Refused => field.push(OUTCOME_REFUSED),
+        }
+        self.field(TAG_OUTCOME, field);
+    }
+
     fn field(&mut self, tag: u64, bytes: Vec<u8>) {
         self.fields.push((tag, bytes));
     }
@@ -198,6 +213,10 @@ pub(crate) fn rows_head(len: usize) -> Vec<u8> {
 pub(crate) const FIELD_HEAD_BYTES_MAX: usize = 20;
 
 const MEMBERSHIP_JOIN: u8 = 1;
+
+const OUTCOME_REFUSED: u8 = 0;
+const OUTCOME_COMMITTED: u8 = 1;
+const OUTCOME_WITH_RESULT: u8 = 2;
 
 fn put_author(out: &mut Vec<u8>, author: AuthorId) {
     put_varint(out, u64::from(author.counter));
@@ -386,6 +405,7 @@ pub(crate) fn decode_segment(
         TAG_FREEZE => Segment::Freeze(read_whole(contents, read_freeze)?),
         TAG_UNFREEZE => read_whole(contents, read_unfreeze)?,
         TAG_SEQUENCE => Segment::Sequence(read_sequences(contents)?),
+        TAG_OUTCOME => read_outcome(contents)?,
         _ if tag % 2 == 1 => return Ok(None),
         _ => return Err(DecodeError::Unknown("segment")),
     }))
@@ -441,6 +461,27 @@ fn read_unfreeze<'a>(reader: &mut ByteReader<'_>) -> Result<Segment<'a>, DecodeE
     let freeze = read_dot(reader)?;
     let failure = if reader.is_empty() { None } else { Some(reader.string()?.to_owned()) };
     Ok(Segment::Unfreeze { freeze, failure })
+}
+
+fn read_outcome<'a>(bytes: &[u8]) -> Result<Segment<'a>, DecodeError> {
+    let mut reader = ByteReader::new(bytes);
+    let request = RequestId(u128::from_be_bytes(reader.array()?));
+    let kind = reader.byte()?;
+    let fate = match kind {
+        OUTCOME_REFUSED => Fate::Refused,
+        OUTCOME_COMMITTED | OUTCOME_WITH_RESULT => {
+            let program = Digest(reader.array()?);
+            let result = (kind == OUTCOME_WITH_RESULT)
+                .then(|| reader.bytes(reader.remaining()).map(<[u8]>::to_vec))
+                .transpose()?;
+            Fate::Committed { program, result }
+        }
+        _ => return Err(DecodeError::Unknown("outcome")),
+    };
+    if !reader.is_empty() {
+        return Err(DecodeError::Invalid("field is too long"));
+    }
+    Ok(Segment::Outcome { request, fate })
 }
 
 fn read_policy(bytes: &[u8]) -> Result<Vec<TableChange>, DecodeError> {

@@ -21,6 +21,7 @@ pub(crate) use large::{ChunksId, LargeEntry, LargeName, Logged};
 use std::sync::Arc;
 
 use crate::{
+    forward::RequestId,
     hlc::{Hlc, Stamp},
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, TableId},
     policy::TablePolicy,
@@ -91,6 +92,27 @@ pub enum Segment<'a> {
     },
     /// The greatest keys that AUTOINCREMENT has handed out in tables; written by the origin only.
     Sequence(Vec<(TableId, i64)>),
+    /// What became of a request that was carried to the origin; written by the origin only.
+    Outcome {
+        /// The request.
+        request: RequestId,
+        /// What became of it.
+        fate: Fate,
+    },
+}
+
+/// What became of a request, for good.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// The rest of the entry is what it did.
+    Committed {
+        /// The digest of the program that ran.
+        program: Digest,
+        /// What it gave, unless that is too much to keep.
+        result: Option<Vec<u8>>,
+    },
+    /// It has not run, and never will.
+    Refused,
 }
 
 /// Tables that take no more local writes until a change of theirs has happened.

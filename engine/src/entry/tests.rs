@@ -26,6 +26,7 @@ enum Part {
     Join(Member),
     Freeze(Freeze),
     Unfreeze(Dot, Option<String>),
+    Outcome(RequestId, Fate),
 }
 
 #[derive(Debug, Clone)]
@@ -133,6 +134,7 @@ fn body(parts: &[Part]) -> Body {
             Part::Join(member) => body.push_join(member),
             Part::Freeze(freeze) => body.push_freeze(freeze),
             Part::Unfreeze(freeze, failure) => body.push_unfreeze(*freeze, failure.as_deref()),
+            Part::Outcome(request, fate) => body.push_outcome(*request, fate),
         }
     }
     body
@@ -157,6 +159,9 @@ fn assert_holds(entry: &Entry, parts: &[Part]) {
                 Segment::Unfreeze { freeze: decoded, failure: why },
                 Part::Unfreeze(freeze, failure),
             ) => assert_eq!((decoded, why), (freeze, failure)),
+            (Segment::Outcome { request, fate }, Part::Outcome(sent, expected)) => {
+                assert_eq!((request, fate), (sent, expected));
+            }
             (Segment::Membership(Membership::Join(decoded)), Part::Join(member)) => {
                 assert_eq!(decoded, member);
             }
@@ -341,6 +346,17 @@ fn part() -> impl Strategy<Value = Part> {
         ),
         1 => (dot(), prop::option::of("\\PC{0,12}"))
             .prop_map(|(freeze, failure)| Part::Unfreeze(freeze, failure)),
+        1 => (any::<u128>(), fate()).prop_map(|(id, fate)| Part::Outcome(RequestId(id), fate)),
+    ]
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let committed =
+        (any::<[u8; 32]>(), prop::option::of(prop::collection::vec(any::<u8>(), 0..20)));
+    prop_oneof![
+        Just(Fate::Refused),
+        committed
+            .prop_map(|(program, result)| Fate::Committed { program: Digest(program), result }),
     ]
 }
 

@@ -322,6 +322,11 @@ impl<'c> Draft<'c> {
         Ok(())
     }
 
+    /// Whether nothing was written so far.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.large.is_none() && self.body.is_empty()
+    }
+
     /// Whether the entry is too large for memory with so many more bytes.
     fn becomes_large(&self, more: usize) -> Result<bool, WriteError> {
         let before = match &self.large {

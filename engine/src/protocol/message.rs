@@ -11,6 +11,7 @@ use crate::{
     error::ProtocolError,
     id::{AuthorId, ClusterId, Incarnation, NodeId, SchemaVersion, Seq},
     limits::MAX_CONTROL_FRAME_BYTES,
+    protocol::forward::{Carried, Reply},
     value::Sum,
     version::{Dot, VersionVector},
 };
@@ -55,6 +56,12 @@ pub(crate) enum Message {
     Ask(u64, Question),
     /// The answer.
     Answer(u64, Answer),
+    /// How many links there are between the sender and the origin.
+    Distance(u8),
+    /// A request to be carried to the origin; answered with the same number.
+    Carry(u64, Carried),
+    /// What became of it.
+    Reply(u64, Reply),
 }
 
 /// What a replica that compares its rows with the receiver's asks: about a table, by its id under a

@@ -16,6 +16,7 @@
 //! - no more than the credit window is under way, except for a single larger entry.
 
 pub(crate) mod acks;
+pub(crate) mod forward;
 pub(crate) mod frame;
 mod hold;
 pub(crate) mod message;
@@ -42,6 +43,7 @@ use crate::{
     log::Start,
     protocol::{
         acks::Acks,
+        forward::{Carried, Reply, Requests},
         frame::{EntriesFrame, Payload, control_frame, decode_frame},
         hold::{Offered, Outgoing},
         message::{Answer, FRAME_VERSION, Hello, Message, Question, read_vector, wire_vector},
@@ -112,6 +114,8 @@ pub(crate) struct PeerSession {
     pub(crate) author: Option<AuthorId>,
     /// The ping in front of the answer to its last question, while it has not answered that.
     unread: Option<u64>,
+    /// Requests to the origin that go over this link.
+    pub(crate) requests: Requests,
 }
 
 #[derive(Debug)]
@@ -153,6 +157,12 @@ pub(crate) enum Received {
     Ping(u64),
     /// What the peer takes the origin's wall clock to say, so long after it was asked.
     Time(Duration, OriginTime),
+    /// The peer is so many links away from the origin.
+    Distance(u8),
+    /// A request to be carried to the origin.
+    Carry(u64, Carried),
+    /// What became of one.
+    Reply(u64, Reply),
     /// What members hold on stable storage; the peer itself is `None`.
     Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
@@ -195,6 +205,7 @@ impl PeerSession {
             asked: BTreeSet::new(),
             author: None,
             unread: None,
+            requests: Requests::default(),
         };
         session.say(&Message::Hello(Box::new(hello)));
         session
@@ -325,6 +336,9 @@ impl PeerSession {
             }
             Message::Ask(token, question) => return Ok(Received::Ask(token, question)),
             Message::Answer(token, answer) => return Ok(Received::Answer(token, answer)),
+            Message::Distance(distance) => return Ok(Received::Distance(distance)),
+            Message::Carry(token, carried) => return Ok(Received::Carry(token, carried)),
+            Message::Reply(token, reply) => return Ok(Received::Reply(token, reply)),
             Message::Ping(token) => return Ok(Received::Ping(token)),
             Message::Pong(token, told) => {
                 self.unread.take_if(|unread| *unread == token);

@@ -20,7 +20,7 @@ use crate::{
         holds::{Arrived, Incoming},
         is_storage_failure,
     },
-    schema::{Registry, catalog},
+    schema::{Registry, catalog, outcomes},
     testing::{Bug, planted},
     value::DecodeError,
     version::Dot,
@@ -378,6 +378,9 @@ impl Replica {
                 catalog::unfreeze(conn, freeze, failure.as_deref())?;
                 self.next_schema()?;
             }
+            Segment::Outcome { request, fate } => {
+                outcomes::keep(conn, header, request, &fate)?;
+            }
             Segment::Membership(Membership::Join(member)) => {
                 catalog::add_member(conn, &member)?;
                 if member.incarnation == self.identity.incarnation {
@@ -439,6 +442,7 @@ impl Replica {
     /// What follows from entries that were applied and committed.
     pub(super) fn after_apply(&mut self, before: &Before) {
         self.counting.news = true;
+        self.entries_came();
         self.checkpointing.entries = true;
         self.checkpointing.bytes += self.log.bytes() - before.log_bytes;
         if !Arc::ptr_eq(&before.registry, &self.registry) {

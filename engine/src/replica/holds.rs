@@ -197,6 +197,13 @@ impl Replica {
             self.say(peer, |session| session.resume(dot, name.length));
             return Ok(());
         }
+        if self.is_open() {
+            // Nothing can be written down now: as if there were no room.
+            self.interactive.held_offers = true;
+            self.spools.without.insert(peer, name);
+            self.say(peer, |session| session.hold(dot));
+            return Ok(());
+        }
         let known = self.spools.by_dot.get(&dot);
         if known.is_none() && planted(Bug::SpoolOfAnother) {
             return self.take_spool_of_another(peer, name);
@@ -352,7 +359,7 @@ impl Replica {
     }
 
     /// Answers links again for whose entries there was no room.
-    fn fill_room(&mut self) {
+    pub(super) fn fill_room(&mut self) {
         let without = std::mem::take(&mut self.spools.without);
         self.offer_again(without);
     }
@@ -381,7 +388,7 @@ impl Replica {
             .filter(|(_, spool)| spool.sender.is_none() && now >= spool.alone_since + SPOOL_TIMEOUT)
             .map(|(dot, _)| *dot)
             .collect();
-        if given_up.is_empty() || self.storage.retry_at.is_some() {
+        if given_up.is_empty() || self.storage.retry_at.is_some() || self.is_open() {
             return;
         }
         for dot in given_up {

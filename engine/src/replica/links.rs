@@ -48,6 +48,7 @@ impl Replica {
         peer: PeerId,
         received: Received,
     ) -> Result<(), ProtocolError> {
+        let Some(received) = self.defer(peer, received) else { return Ok(()) };
         match received {
             Received::Nothing => Ok(()),
             Received::Entries(entries) => self.queue(peer, entries),
@@ -68,6 +69,12 @@ impl Replica {
                 self.answered(peer, token, answer);
                 Ok(())
             }
+            Received::Distance(distance) => {
+                self.hear_distance(peer, distance);
+                Ok(())
+            }
+            Received::Carry(token, carried) => self.asked_to_carry(peer, token, carried),
+            Received::Reply(token, reply) => self.reply_came(peer, token, reply),
             Received::Ping(token) => {
                 let origin = self.origin_time();
                 if let Some(session) = self.sessions.get_mut(&peer) {
@@ -169,11 +176,23 @@ impl Replica {
                 register.version
             )));
         }
-        self.writer.writes(Who::Apply)?;
-        catalog::set_meta(self.writer.apply(), "register", register.encode())?;
-        self.register = Some(register.clone());
+        let before = self.register.replace(register.clone());
+        if self.is_open() {
+            // Nothing follows from the first version that would not follow if it were told again.
+            self.interactive.register_due = true;
+        } else if let Err(error) = self.keep_register() {
+            self.register = before;
+            return Err(error.into());
+        }
         self.writer.learn_origin(origin_seen_by(self.register.as_ref(), &self.identity));
         Ok(())
+    }
+
+    /// Writes the control register down.
+    pub(super) fn keep_register(&self) -> rusqlite::Result<()> {
+        let Some(register) = &self.register else { return Ok(()) };
+        self.writer.writes(Who::Apply)?;
+        catalog::set_meta(self.writer.apply(), "register", register.encode())
     }
 
     pub(super) fn is_origin(&self) -> bool {
@@ -200,6 +219,7 @@ impl Replica {
         self.serve_spools();
         self.serve_holds();
         self.push_entries();
+        self.tell_distances();
         let mut failed = Vec::new();
         let told = self.acknowledged();
         for (peer, session) in &mut self.sessions {
@@ -286,7 +306,9 @@ impl Replica {
     }
 
     pub(super) fn forget(&mut self, peer: PeerId) {
-        self.sessions.remove(&peer);
+        if let Some(session) = self.sessions.remove(&peer) {
+            self.requests_without(session);
+        }
         self.incoming.remove(&peer);
         self.stop_fetching_from(peer);
         self.stop_comparing_with(peer);

@@ -4,13 +4,14 @@
 //!
 //! ```text
 //!   write(now, job) ─┐                        ┌─► Send, Close        to peers
-//!   handle(now, …) ──┴─► queued ─► poll() ────┼─► Sync, WalCheckpoint to the disk
-//!                                             ├─► Done, Event         to the application
+//!   handle(now, …) ──┼─► queued ─► poll() ────┼─► Sync, WalCheckpoint to the disk
+//!   begin(now) ──────┘                        ├─► Done, Begun, Event  to the application
 //!                                             └─► WakeAt              quiet: wait for input or time
 //! ```
 //!
 //! One or several inputs, then a full drain. All work is done in the drain: the jobs that wait are
-//! committed as a group, then one batch of remote entries is applied, then links are served.
+//! committed as a group, then one batch of remote entries is applied, then links are served. While an
+//! interactive transaction is open, only links are served.
 //!
 //! Invariants:
 //! - only entries on stable storage are sent or acknowledged: `durable` never runs ahead of the disk;
@@ -20,10 +21,13 @@ mod answering;
 mod applying;
 mod clock;
 mod foreign;
+mod forwarding;
 mod frontier;
 mod holds;
+mod interactive;
 mod joining;
 mod links;
+mod requests;
 mod schema;
 mod snapshot;
 mod verifying;
@@ -61,9 +65,12 @@ use crate::{
     protocol::{PeerSession, acks::Acks, message::Register},
     replica::{
         foreign::Foreign,
+        forwarding::Forwarding,
         frontier::{Checkpointing, Counting},
         holds::Incoming,
+        interactive::InteractiveJobs,
         joining::Joining,
+        requests::Requests,
         snapshot::{Fetching, Sponsor},
         verifying::Verifying,
     },
@@ -96,6 +103,7 @@ pub struct Replica {
     durable: Durable,
     now: Now,
     jobs: Vec<Queued>,
+    interactive: InteractiveJobs,
     schema_jobs: VecDeque<(Ticket, SchemaJob)>,
     /// Answers to those that wait until the log is on stable storage up to there.
     schema_answers: VecDeque<(Lsn, Ticket, Result<Committed, WriteError>)>,
@@ -103,6 +111,8 @@ pub struct Replica {
     /// Never a member: it applies and relays only.
     read_only: bool,
     joining: Joining,
+    forwarding: Forwarding,
+    requests: Requests,
     sponsor: Sponsor,
     fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
@@ -231,11 +241,14 @@ impl Replica {
             durable,
             now: parts.now,
             jobs: Vec::new(),
+            interactive: InteractiveJobs::default(),
             schema_jobs: VecDeque::new(),
             schema_answers: VecDeque::new(),
             next_ticket: 1,
             read_only: parts.read_only,
             joining: Joining::default(),
+            forwarding: Forwarding::default(),
+            requests: Requests::default(),
             sponsor: Sponsor::default(),
             fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
@@ -264,9 +277,14 @@ impl Replica {
     /// is answered by [`Output::Done`] with this ticket.
     pub fn write(&mut self, now: Now, job: Job) -> Ticket {
         self.tell_time(now);
+        let ticket = self.next_ticket();
+        self.jobs.push(Queued { ticket, job, run_for: None });
+        ticket
+    }
+
+    fn next_ticket(&mut self) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.jobs.push(Queued { ticket, job });
         ticket
     }
 
@@ -310,13 +328,10 @@ impl Replica {
             if let Some(output) = self.outputs.pop_front() {
                 return output;
             }
-            self.retry_parked();
-            if self.commit_jobs()
-                || self.serve_schema()
-                || self.apply_incoming()
-                || self.serve_joins()
+            self.let_others_in();
+            if (!self.is_open() && self.write_something())
+                || self.serve_forwarding()
                 || self.serve_snapshots()
-                || self.serve_frontier()
                 || self.serve_verifying()
                 || self.serve_links()
                 || self.serve_disk()
@@ -326,6 +341,19 @@ impl Replica {
             self.applied_in_drain = false;
             return Output::WakeAt(self.deadline());
         }
+    }
+
+    /// What an interactive transaction keeps waiting: everything that writes.
+    fn write_something(&mut self) -> bool {
+        self.take_deferred();
+        self.retry_parked();
+        self.commit_jobs()
+            || self.serve_schema()
+            || self.apply_incoming()
+            || self.serve_joins()
+            || self.serve_frontier()
+            // Last, so that what others wrote is applied between two of them.
+            || self.begin_interactive()
     }
 
     /// A bookmark of all that is committed: whoever requires it elsewhere sees there what was written here,
@@ -360,6 +388,9 @@ impl Replica {
             author: self.author,
             read_only: self.read_only,
             receiving: self.receiving(),
+            distance: self.distance(),
+            requests_waiting: self.forwarded() as u64,
+            requests_here: self.requests_here() as u64,
             origin: self.register.as_ref().and_then(|r| NodeId::new(&r.origin.0).ok()),
             applied: self.log.last(),
             durable: self.durable.lsn,
@@ -404,7 +435,9 @@ impl Replica {
             let result = Err(WriteError::Unavailable("the node is shutting down".to_owned()));
             self.outputs.push_back(Output::Done { ticket: queued.ticket, result });
         }
+        self.give_up_interactive("the node is shutting down");
         self.give_up_answers("the node is shutting down");
+        self.give_up_requests();
         let outputs = mem::take(&mut self.outputs).into();
         let unsaved = self.checkpointing.entries && !self.writes_stopped;
         let saved = if unsaved { self.checkpoint() } else { Ok(()) };
@@ -420,45 +453,65 @@ impl Replica {
     // --- Writing
 
     fn commit_jobs(&mut self) -> bool {
-        if self.jobs.is_empty() {
+        let ready = self.jobs_before_interactive().min(GROUP_JOBS);
+        if ready == 0 {
             return false;
         }
-        let rest = self.jobs.split_off(self.jobs.len().min(GROUP_JOBS));
+        let rest = self.jobs.split_off(ready);
         let mut jobs = mem::replace(&mut self.jobs, rest);
-        let refused = match (self.author, &self.halted) {
-            (_, Some(why)) if self.writes_stopped => Some(WriteError::Unavailable(why.clone())),
-            (None, _) if self.read_only => Some(WriteError::ReadOnly),
-            (None, _) => Some(WriteError::NotAMember),
-            (Some(_), _) => None,
-        };
-        let answers = match (self.author, refused) {
-            (Some(author), None) => self.commit(author, &mut jobs),
-            (_, refused) => jobs
+        let answers = match self.may_write() {
+            Ok(author) => self.commit_all(author, &mut jobs),
+            Err(_) => jobs
                 .into_iter()
                 .map(|job| Answer {
                     ticket: job.ticket,
-                    result: Err(match &refused {
-                        Some(WriteError::Unavailable(why)) => WriteError::Unavailable(why.clone()),
-                        Some(WriteError::ReadOnly) => WriteError::ReadOnly,
-                        _ => WriteError::NotAMember,
-                    }),
+                    result: self.may_write().and(Err(WriteError::NotAMember)),
                 })
                 .collect(),
         };
-        for Answer { ticket, mut result } in answers {
-            if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
-                *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
-            }
-            match &result {
-                Ok(_) => self.counts.jobs_committed += 1,
-                Err(_) => self.counts.jobs_failed += 1,
-            }
-            self.outputs.push_back(Output::Done { ticket, result });
+        for Answer { ticket, result } in answers {
+            self.answer_job(ticket, result);
         }
         true
     }
 
-    fn commit(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
+    /// The author of what is written here, if anything can be.
+    fn may_write(&self) -> Result<AuthorId, WriteError> {
+        match (self.author, &self.halted) {
+            (_, Some(why)) if self.writes_stopped => Err(WriteError::Unavailable(why.clone())),
+            (None, _) if self.read_only => Err(WriteError::ReadOnly),
+            (None, _) => Err(WriteError::NotAMember),
+            (Some(author), _) => Ok(author),
+        }
+    }
+
+    fn answer_job(&mut self, ticket: Ticket, mut result: Result<Committed, WriteError>) {
+        if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
+            *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
+        }
+        self.note_run(ticket, &result);
+        match &result {
+            Ok(_) => self.counts.jobs_committed += 1,
+            Err(_) => self.counts.jobs_failed += 1,
+        }
+        self.outputs.push_back(Output::Done { ticket, result });
+    }
+
+    fn commit_all(&mut self, author: AuthorId, jobs: &mut [Queued]) -> Vec<Answer> {
+        self.writing(author, |writer, local| {
+            let answers = writer.commit(jobs, local);
+            let failures = answers.iter().filter_map(|answer| answer.result.as_ref().err());
+            let failures = failures.filter_map(Failure::of).collect();
+            (answers, failures)
+        })
+    }
+
+    /// Lets the writer write as `author`, and takes in what has become of that.
+    fn writing<T>(
+        &mut self,
+        author: AuthorId,
+        write: impl FnOnce(&mut Writer, &mut Local<'_>) -> (T, Vec<Failure>),
+    ) -> T {
         let (before, bytes) = (self.log.last(), self.log.bytes());
         let wall = self.corrected();
         let mut local = Local {
@@ -473,7 +526,7 @@ impl Replica {
             ends: self.ending.take(),
             only_tries: self.only_tries,
         };
-        let answers = self.writer.commit(jobs, &mut local);
+        let (result, failures) = write(&mut self.writer, &mut local);
         self.counts.groups += 1;
         self.parked_due = true;
         self.checkpointing.bytes += self.log.bytes() - bytes;
@@ -484,6 +537,7 @@ impl Replica {
             self.counting.news = true;
             self.checkpointing.entries = true;
         }
+        self.entries_came();
         if self.log.last() > before {
             match self.synchronous {
                 // The commit has synced the WAL, and all that stood in it before.
@@ -492,27 +546,26 @@ impl Replica {
             }
             self.storage_works();
         }
-        let failure = answers.iter().find_map(|answer| match &answer.result {
-            Err(WriteError::Sqlite(error)) if is_storage_failure(error) => Some(error.to_string()),
-            _ => None,
-        });
-        if let Some(error) = failure {
-            self.storage_fails(error);
+        if let Some(failure) =
+            failures.iter().find(|failure| failure.of_sync).or_else(|| failures.first())
+        {
+            self.failed(failure);
         }
-        let lost = answers.iter().find_map(|answer| match &answer.result {
-            Err(WriteError::Sqlite(error)) if is_sync_failure(error) => Some(error.to_string()),
-            _ => None,
-        });
-        if let Some(error) = lost {
-            self.sync_failed(&error);
+        result
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        self.storage_fails(failure.error.clone());
+        if failure.of_sync {
+            self.sync_failed(&failure.error);
         }
-        answers
     }
 
     // --- Storage
 
     fn serve_disk(&mut self) -> bool {
-        if self.storage.retry_at.is_some_and(|at| self.now.mono >= at) {
+        let retry = self.storage.retry_at.is_some_and(|at| self.now.mono >= at);
+        if retry && !self.is_open() {
             self.storage.retry_at = None;
             self.probe();
         }
@@ -520,7 +573,7 @@ impl Replica {
             self.durable.asked = self.log.last();
             self.outputs.push_back(Output::Sync(self.log.last()));
         }
-        if self.serve_checkpoint() {
+        if !self.is_open() && self.serve_checkpoint() {
             return true;
         }
         self.look_for_foreign();
@@ -554,6 +607,7 @@ impl Replica {
     fn storage_works(&mut self) {
         if self.storage.error.take().is_some() {
             self.storage.retry_at = None;
+            self.entries_came();
             self.outputs.push_back(Output::Event(Event::StorageRecovered));
         }
     }
@@ -577,6 +631,7 @@ impl Replica {
     /// Stops all links and all writing, for good: only an operator helps.
     fn halt(&mut self, why: String) {
         self.writes_stopped = true;
+        self.give_up_interactive(&why);
         self.give_up_answers(&why);
         self.stop_links(why);
     }
@@ -595,20 +650,46 @@ impl Replica {
     }
 
     fn deadline(&self) -> Option<Instant> {
+        let told = self.acknowledged();
+        let links = self.sessions.values().map(|session| session.deadline(&told, &self.acks));
+        let others = links
+            .chain(self.snapshot_deadline())
+            .chain(self.verifying_deadline())
+            .chain(self.forwarding_deadline())
+            .min();
+        // Whoever has the writer is to end first: the driver sees to that.
+        if self.is_open() { others } else { others.into_iter().chain(self.write_deadline()).min() }
+    }
+
+    /// When there is something to write again.
+    fn write_deadline(&self) -> Option<Instant> {
         if self.halted.is_none() && self.can_apply() && !self.is_fetching() {
             return Some(self.storage.retry_at.unwrap_or(self.now.mono));
         }
-        let told = self.acknowledged();
-        self.sessions
-            .values()
-            .map(|session| session.deadline(&told, &self.acks))
-            .chain(self.storage.retry_at)
-            .chain(self.snapshot_deadline())
-            .chain(self.spools.deadline())
-            .chain(self.frontier_deadline())
-            .chain(self.verifying_deadline())
-            .chain(self.hold_deadline())
-            .min()
+        let deadlines = [
+            self.storage.retry_at,
+            self.spools.deadline(),
+            self.frontier_deadline(),
+            self.hold_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+}
+
+/// Storage has failed, and not merely a statement.
+struct Failure {
+    error: String,
+    of_sync: bool,
+}
+
+impl Failure {
+    fn of(error: &WriteError) -> Option<Self> {
+        match error {
+            WriteError::Sqlite(error) if is_storage_failure(error) || is_sync_failure(error) => {
+                Some(Self { error: error.to_string(), of_sync: is_sync_failure(error) })
+            }
+            _ => None,
+        }
     }
 }
 

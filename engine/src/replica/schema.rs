@@ -72,8 +72,7 @@ impl Replica {
 
     fn queue_schema_job(&mut self, now: Now, job: SchemaJob) -> Ticket {
         self.now = now;
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
+        let ticket = self.next_ticket();
         self.schema_jobs.push_back((ticket, job));
         ticket
     }
@@ -238,11 +237,15 @@ impl Replica {
         )?;
         self.writer.unmirror()?;
         let script = attempt.script.to_owned();
-        let job = Queued { ticket: Ticket(0), job: Box::new(move |tx| tx.migrate(&script)) };
+        let job = Queued {
+            ticket: Ticket(0),
+            job: Box::new(move |tx| tx.migrate(&script)),
+            run_for: None,
+        };
         let before = Arc::clone(&self.registry);
         let usual = mem::replace(&mut self.writer, migrating);
         (self.ending, self.only_tries) = (attempt.ends, attempt.dry);
-        let answers = self.commit(author, &mut [job]);
+        let answers = self.commit_all(author, &mut [job]);
         (self.ending, self.only_tries) = (None, false);
         let migrating = mem::replace(&mut self.writer, usual);
         self.writer.forget_versions();

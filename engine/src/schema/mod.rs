@@ -15,6 +15,7 @@ pub(crate) mod ddl;
 pub(crate) mod declaring;
 mod elsewhere;
 mod enroll;
+pub(crate) mod outcomes;
 pub(crate) mod range;
 pub(crate) mod row;
 pub(crate) mod shape;

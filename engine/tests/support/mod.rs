@@ -2,12 +2,12 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use littoral::{
-    CloseCode, ClusterId, Committed, Event, Genesis, Identity, Incarnation, Input, Instant, NodeId,
-    Now, Output, PeerId, Replica, Snapshot, TablePolicy, Ticket, WallTime, WriteError, WriteTx,
-    Writers,
+    Channel, CloseCode, ClusterId, Committed, Event, ForwardError, Genesis, Identity, Incarnation,
+    Input, Instant, NodeId, Now, Outcome, Output, PeerId, Replica, Request, RequestId, Snapshot,
+    TablePolicy, Ticket, WallTime, WriteError, WriteTx, Writers,
 };
 
 /// Replicas, the links between them, and what they have put out.
@@ -22,6 +22,8 @@ pub(crate) struct Cluster {
     /// By how many milliseconds the wall clock of a replica is ahead of that.
     pub(crate) ahead: BTreeMap<usize, i64>,
     pub(crate) done: BTreeMap<(usize, Ticket), Result<Committed, WriteError>>,
+    /// Interactive transactions whose turn has come.
+    pub(crate) begun: Vec<(usize, Ticket)>,
     pub(crate) closed: Vec<(usize, CloseCode)>,
     pub(crate) events: Vec<(usize, Event)>,
     opened: u64,
@@ -32,6 +34,16 @@ pub(crate) struct Cluster {
     pub(crate) received: usize,
     /// All links are cut when so much was received.
     pub(crate) cut_at: Option<usize>,
+    pub(crate) answered: BTreeMap<(usize, Ticket), Result<Outcome, ForwardError>>,
+    /// Programs that the origin has run, in order.
+    pub(crate) ran: Vec<String>,
+    /// Programs wait here instead of running.
+    pub(crate) held_runs: Option<Vec<(RequestId, Vec<u8>)>>,
+    /// Frames of entries wait here instead of arriving.
+    pub(crate) held_frames: Option<Vec<(usize, PeerId, Vec<u8>)>>,
+    /// What is written to the WAL is not synced.
+    pub(crate) held_syncs: bool,
+    runs: BTreeMap<(usize, Ticket), RequestId>,
 }
 
 impl Cluster {
@@ -54,6 +66,7 @@ impl Cluster {
             now: Now { mono: Instant(1_000_000_000), wall: WallTime(1_700_000_000_000) },
             ahead: BTreeMap::new(),
             done: BTreeMap::new(),
+            begun: Vec::new(),
             closed: Vec::new(),
             events: Vec::new(),
             opened: 0,
@@ -61,6 +74,12 @@ impl Cluster {
             installed: 0,
             received: 0,
             cut_at: None,
+            answered: BTreeMap::new(),
+            ran: Vec::new(),
+            held_runs: None,
+            held_frames: None,
+            held_syncs: false,
+            runs: BTreeMap::new(),
         };
         for node in 0..nodes {
             cluster.open(node);
@@ -147,6 +166,12 @@ impl Cluster {
                 }
                 Output::Send { peer, channel, bytes } => {
                     if let Some(&(to, at)) = self.links.get(&(node, peer)) {
+                        if channel == Channel::Entries
+                            && let Some(held) = &mut self.held_frames
+                        {
+                            held.push((to, at, bytes));
+                            continue;
+                        }
                         self.handle(to, Input::Frame { peer: at, channel, bytes });
                     }
                 }
@@ -157,10 +182,29 @@ impl Cluster {
                         self.handle(to, Input::PeerDown { peer: at });
                     }
                 }
+                Output::Sync(_) if self.held_syncs => {}
                 Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
                 Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
+                Output::Begun { ticket } => self.begun.push((node, ticket)),
                 Output::Done { ticket, result } => {
+                    if let Some(request) = self.runs.remove(&(node, ticket))
+                        && let Err(error) = &result
+                    {
+                        let now = self.now_at(node);
+                        let answer = error.to_string().into_bytes();
+                        self.replica(node).run_failed(now, request, answer);
+                    }
                     self.done.insert((node, ticket), result);
+                }
+                Output::Run { request, program } => match &mut self.held_runs {
+                    Some(held) => held.push((request, program)),
+                    None => self.run(node, request, &program),
+                },
+                Output::Answered { ticket, result } => {
+                    if let Ok(Outcome::Committed { dot, .. }) = &result {
+                        assert!(self.replica(node).status().vector.covers(*dot));
+                    }
+                    self.answered.insert((node, ticket), result);
                 }
                 Output::Event(event) => self.events.push((node, event)),
                 Output::TakeSnapshot => {
@@ -188,6 +232,60 @@ impl Cluster {
                 Output::InstallSnapshot(snapshot) => return self.install(node, &snapshot),
             }
         }
+    }
+
+    /// Runs a program as a driver does: a script, and a query behind `=>` whose first value it gives.
+    fn run(&mut self, node: usize, request: RequestId, program: &[u8]) {
+        let text = String::from_utf8(program.to_vec()).unwrap();
+        self.ran.push(text.clone());
+        let now = self.now_at(node);
+        let job = move |tx: &mut WriteTx<'_>| {
+            let (script, query) = text.split_once("=>").unwrap_or((&text, "SELECT ''"));
+            tx.execute_batch(script)?;
+            tx.query_row(query, (), |row| row.get(0)).map(String::into_bytes)
+        };
+        let ticket = self.replica(node).run(now, request, Box::new(job));
+        self.runs.insert((node, ticket), request);
+    }
+
+    /// Runs what waits to be run.
+    pub(crate) fn run_held(&mut self, node: usize) {
+        for (request, program) in self.held_runs.take().unwrap_or_default() {
+            self.run(node, request, &program);
+        }
+        self.drain(node);
+    }
+
+    /// Delivers what waits to be delivered.
+    pub(crate) fn deliver_held(&mut self) {
+        for (to, peer, bytes) in self.held_frames.take().unwrap_or_default() {
+            self.handle(to, Input::Frame { peer, channel: Channel::Entries, bytes });
+        }
+    }
+
+    /// Sends a program to the origin.
+    pub(crate) fn forward(&mut self, node: usize, id: u128, program: &str) -> (usize, Ticket) {
+        let now = self.now_at(node);
+        let ticket = self.replica(node).forward(
+            now,
+            Request {
+                id: RequestId(id),
+                issued: now.wall,
+                program: program.as_bytes().to_vec(),
+                patience: Duration::from_secs(5),
+            },
+        );
+        self.drain(node);
+        (node, ticket)
+    }
+
+    /// Asks for the outcome of a request.
+    pub(crate) fn ask(&mut self, node: usize, id: u128) -> (usize, Ticket) {
+        let now = self.now_at(node);
+        let patience = Duration::from_secs(5);
+        let ticket = self.replica(node).outcome(now, RequestId(id), now.wall, patience);
+        self.drain(node);
+        (node, ticket)
     }
 
     /// Puts a snapshot in the place of a replica's file, as a driver does.
@@ -349,7 +447,7 @@ impl Cluster {
             let reader = self.replica(node).db().reader().unwrap();
             let mut to = rusqlite::Connection::open(&copy).unwrap();
             let backup = rusqlite::backup::Backup::new(reader.connection(), &mut to).unwrap();
-            backup.run_to_completion(1000, std::time::Duration::ZERO, None).unwrap();
+            backup.run_to_completion(1000, Duration::ZERO, None).unwrap();
             drop(backup);
             let check = "INSERT INTO found(found, rank) VALUES('integrity-check', 1)";
             to.execute(check, []).unwrap_or_else(|error| panic!("n{node}: {error}"));

@@ -292,6 +292,10 @@ impl ReplicaThread {
                         return;
                     }
                 }
+                // No node of this version writes a program.
+                Output::Run { request, .. } => {
+                    replica.run_failed(self.clock.now(), request, Vec::new());
+                }
                 output => self.effects.carry_out(output),
             }
         }
@@ -394,7 +398,11 @@ impl Effects {
                 self.storage.snapshot(SnapshotRequest::Write { peer, offset, bytes, sync });
             }
             // The replica thread's own business.
-            Output::InstallSnapshot(_) | Output::WakeAt(_) => {}
+            Output::InstallSnapshot(_)
+            | Output::WakeAt(_)
+            | Output::Begun { .. }
+            | Output::Run { .. }
+            | Output::Answered { .. } => {}
         }
     }
 

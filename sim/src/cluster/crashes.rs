@@ -6,7 +6,7 @@
 use littoral::VersionVector;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Cluster, Event, PATIENCE};
+use super::{Cluster, Event, Open, PATIENCE};
 use crate::{
     chance::Stream,
     clock::{MS, Nanos, WallClock},
@@ -85,7 +85,9 @@ impl Cluster {
         let Some(engine) = machine.engine.as_ref().filter(|_| machine.stopping.is_none()) else {
             return Ok(());
         };
-        if vfs::with(|store| store.is_full(&machine.name)) {
+        // Who writes at the same time waits for others, which programs do that are on their own.
+        let held = machine.talks.values().any(Open::has_writer);
+        if held || vfs::with(|store| store.is_full(&machine.name)) {
             return Ok(());
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
@@ -167,6 +169,7 @@ impl Cluster {
         let machine = &mut self.machines[number];
         machine.power_was_cut |= plan.stop == Stop::PowerCut;
         machine.life += 1;
+        machine.talks.clear();
         for id in std::mem::take(&mut machine.tickets).into_values() {
             self.application.unanswered(id);
         }

@@ -108,6 +108,7 @@ impl Cluster {
         }
         machine.life += 1;
         machine.tickets.clear();
+        machine.talks.clear();
         machine.syncing = false;
         machine.sync_wanted = None;
         machine.wake_at = None;

@@ -10,7 +10,7 @@
 use littoral::{Now, Replica, Ticket};
 use rusqlite::types::Value;
 
-use super::{PlannedJob, Step, author::Author};
+use super::{PlannedJob, Step, Talk, author::Author};
 use crate::{
     chance::{Chance, Draw, Stream},
     clock::{MS, Nanos, SECOND},
@@ -21,6 +21,11 @@ use crate::{
 pub(crate) enum Errand {
     /// As a write job.
     Write,
+    /// In an interactive transaction.
+    Talk {
+        /// Its client goes away before the end.
+        goes_away: bool,
+    },
     /// As the script of a migration.
     Migrate(String),
     /// It gives up a change that waits for other machines.
@@ -82,13 +87,18 @@ impl PlannedJob {
         Self { errand, steps, aborts: false, in_ledger: false, effects: Default::default() }
     }
 
-    /// Gives the job to a replica.
-    pub(crate) fn queue(self, replica: &mut Replica, now: Now) -> Ticket {
-        match &self.errand {
+    /// Gives the job to a replica; its statements follow if it is an interactive transaction.
+    pub(crate) fn queue(self, replica: &mut Replica, now: Now) -> (Ticket, Option<Talk>) {
+        let ticket = match &self.errand {
             Errand::Write => replica.write(now, self.into_job()),
+            Errand::Talk { goes_away } => {
+                let goes_away = *goes_away;
+                return (replica.begin(now), Some(Talk::of(self, goes_away)));
+            }
             Errand::Migrate(script) => replica.migrate(now, script),
             Errand::GiveUp => replica.abort_schema_change(now),
-        }
+        };
+        (ticket, None)
     }
 }
 

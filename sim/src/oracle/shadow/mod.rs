@@ -163,6 +163,7 @@ impl Shadow {
                     self.sequences.extend(sequences);
                 }
                 Segment::Membership(Membership::Join(_)) => self.only_origin(entry, "joins")?,
+                Segment::Outcome { .. } => self.only_origin(entry, "outcomes")?,
                 Segment::Frontier { number, covered } => {
                     self.only_origin(entry, "frontiers")?;
                     self.frontier(number, &covered, entry)?;

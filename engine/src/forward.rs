@@ -1,0 +1,120 @@
+//! Requests of clients to be carried to the origin, and what becomes of them.
+//!
+//! The engine carries *programs* without reading them: the driver that takes one from a client writes
+//! it down, and the driver of the origin makes a job of it. `docs/consistency.md` tells what is promised.
+
+use std::{fmt, time::Duration};
+
+use crate::{id::NodeId, limits::PROGRAM_BYTES_MAX, time::WallTime, version::Dot};
+
+/// Names a request, wherever it is tried: 128 random bits, or bits made of something that the client
+/// keeps for its retries. Whoever uses an id again asks for the outcome of what ran under it first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u128);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestId({self})")
+    }
+}
+
+/// Something to run at the origin, at most once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Its name.
+    pub id: RequestId,
+    /// When its client made it, as far as that is known. One that is older than outcomes are kept is
+    /// refused, since nobody knows any more whether it has run.
+    pub issued: WallTime,
+    /// What to run, as the origin's driver reads it.
+    pub program: Vec<u8>,
+    /// How long the origin may take to begin with it.
+    pub patience: Duration,
+}
+
+/// What became of a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It ran and was committed. The entry is applied here.
+    Committed {
+        /// The entry.
+        dot: Dot,
+        /// What the program gave, if it was kept: a retry may only learn that it was committed.
+        result: Option<Vec<u8>>,
+    },
+    /// It ran and changed no replicated row. It runs again if it is sent again.
+    Unchanged {
+        /// What the program gave.
+        result: Vec<u8>,
+    },
+    /// It ran, failed, and nothing of it stands. It runs again if it is sent again.
+    Failed {
+        /// What the driver of the origin says of it.
+        answer: Vec<u8>,
+    },
+    /// It was not committed, and never will be: that was decided when somebody asked for its outcome.
+    Refused,
+}
+
+/// Why nothing is known of what became of a request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ForwardError {
+    /// There was no way to the origin in time, or it could not begin in time. This attempt has run
+    /// nothing and will not: send it again later.
+    #[error(
+        "the origin{} could not be reached in time, and nothing was run there; retry later",
+        .origin.as_ref().map(|node| format!(" (node {node})")).unwrap_or_default()
+    )]
+    OriginUnreachable {
+        /// The node that is origin, if this node knows.
+        origin: Option<NodeId>,
+    },
+    /// The request was sent, and no answer came in time: it may have been committed, and may still be.
+    /// Ask for its outcome with its id, or send it again with the same id.
+    #[error(
+        "the request was sent to the origin, and no answer came in time: it may have been committed; \
+         ask for the outcome of {id}, or retry with the same id"
+    )]
+    Unknown {
+        /// The request.
+        id: RequestId,
+    },
+    /// Another program was sent under this id. Nothing was run.
+    #[error("request {id} was used for something else before; give every request an id of its own")]
+    OtherProgram {
+        /// The request.
+        id: RequestId,
+    },
+    /// The request is older than outcomes are kept, so whether it was committed is no longer known.
+    /// Nothing was run now.
+    #[error("request {id} is older than 24 h, and what became of it is no longer known")]
+    Expired {
+        /// The request.
+        id: RequestId,
+    },
+    /// The program is too large to be carried. Nothing was run.
+    #[error(
+        "the request takes {bytes} bytes on its way to the origin, and {PROGRAM_BYTES_MAX} are allowed; \
+         split it, or send it to the origin itself"
+    )]
+    TooLarge {
+        /// How large.
+        bytes: usize,
+    },
+    /// Too many requests of this node wait for the origin. Nothing was run; retry later.
+    #[error("too many requests wait for the origin; nothing was run, retry later")]
+    TooMany,
+    /// The node is stopping. What was sent may have been committed: ask for its outcome elsewhere.
+    #[error("the node is stopping, and whether request {id} was committed is not known here")]
+    Stopping {
+        /// The request.
+        id: RequestId,
+    },
+}

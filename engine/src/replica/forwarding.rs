@@ -1,0 +1,365 @@
+//! Requests on their way to the origin: those of this node's clients, and those of others that it passes on.
+//!
+//! ```text
+//!   forward ──► waits ──► sent ──► committed in an entry ──► answered, once the entry is applied
+//!                 ▲         │
+//!                 └─────────┴─ not begun, or a link was lost: tried again with the same id
+//! ```
+//!
+//! Every node tells its peers how far it is from the origin, and a request takes the shortest way it is told
+//! of. A node that passes one on keeps nothing of it but where the reply goes.
+//!
+//! Invariants:
+//! - a client hears [`ForwardError::OriginUnreachable`] only if no attempt can have begun at the origin;
+//! - it hears that its request is committed only when the entry is applied here.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::{
+    driver::Output,
+    error::ProtocolError,
+    forward::{ForwardError, Outcome, Request, RequestId},
+    id::{AuthorId, NodeId, PeerId, Ticket},
+    limits::{
+        HOPS_MAX, PATIENCE_MAX, PROGRAM_BYTES_MAX, REQUEST_BYTES_WAITING, REQUEST_GRACE,
+        REQUEST_RETRY, REQUESTS_WAITING,
+    },
+    protocol::{
+        PeerSession,
+        forward::{Carried, Reply, Waiter},
+    },
+    replica::Replica,
+    time::{Instant, Now, WallTime},
+    version::Dot,
+};
+
+/// The requests of this node's clients.
+#[derive(Debug, Default)]
+pub(super) struct Forwarding {
+    own: BTreeMap<Ticket, Own>,
+    bytes: usize,
+}
+
+/// A request of a client.
+#[derive(Debug)]
+struct Own {
+    carried: Carried,
+    /// Until when the origin has to begin with it.
+    deadline: Instant,
+    stage: Stage,
+    /// An attempt may have reached the origin, and how it ended is not known.
+    doubt: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// It is sent as soon as that is possible, but not before.
+    Waits(Instant),
+    /// It is on its way.
+    Sent,
+    /// It is committed in this entry.
+    Committed(Dot, Option<Vec<u8>>),
+}
+
+impl Own {
+    fn bytes(&self) -> usize {
+        self.carried.program.as_ref().map_or(0, Vec::len)
+    }
+
+    fn request(&self) -> RequestId {
+        RequestId(self.carried.request)
+    }
+
+    /// When it is looked at next.
+    fn due(&self) -> Instant {
+        match self.stage {
+            Stage::Waits(after) => after.min(self.deadline),
+            Stage::Sent | Stage::Committed(..) => self.deadline + REQUEST_GRACE,
+        }
+    }
+}
+
+impl Replica {
+    /// Has a program run at the origin, at most once whatever fails meanwhile. It is answered by
+    /// [`Output::Answered`] with this ticket, at the latest one second after the request's patience; if it is
+    /// committed, only once the entry is applied here. At the origin itself it runs as everywhere.
+    ///
+    /// The origin begins only when it has all that this node has written up to now.
+    pub fn forward(&mut self, now: Now, request: Request) -> Ticket {
+        let Request { id, issued, program, patience } = request;
+        self.ask_origin(now, id, issued, Some(program), patience)
+    }
+
+    /// Asks what became of a request, whoever has made it. If the origin does not know of it, it decides that
+    /// the request never runs: so the answer is final. It is answered by [`Output::Answered`], with
+    /// [`Outcome::Committed`] or [`Outcome::Refused`].
+    pub fn outcome(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        issued: WallTime,
+        patience: Duration,
+    ) -> Ticket {
+        self.ask_origin(now, id, issued, None, patience)
+    }
+
+    fn ask_origin(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        issued: WallTime,
+        program: Option<Vec<u8>>,
+        patience: Duration,
+    ) -> Ticket {
+        self.tell_time(now);
+        let ticket = self.next_ticket();
+        let bytes = program.as_ref().map_or(0, Vec::len);
+        let refused = if bytes > PROGRAM_BYTES_MAX {
+            Some(ForwardError::TooLarge { bytes })
+        } else if self.forwarding.own.len() >= REQUESTS_WAITING
+            || self.forwarding.bytes + bytes > REQUEST_BYTES_WAITING
+        {
+            Some(ForwardError::TooMany)
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            self.outputs.push_back(Output::Answered { ticket, result: Err(error) });
+            return ticket;
+        }
+        let own = self.author.map(|author| (author, self.log.head(author).seq));
+        let requires = own.filter(|(_, seq)| *seq > 0);
+        let carried = Carried {
+            request: id.0,
+            issued: issued.0,
+            program,
+            requires: requires.into_iter().map(|(author, seq)| (author.to_u64(), seq)).collect(),
+            patience: 0,
+            hops: HOPS_MAX,
+        };
+        let deadline = now.mono + patience.min(PATIENCE_MAX);
+        let stage = Stage::Waits(now.mono);
+        self.forwarding.own.insert(ticket, Own { carried, deadline, stage, doubt: false });
+        self.forwarding.bytes += bytes;
+        ticket
+    }
+
+    /// Sends what waits, and answers what can be answered. True if there is something to put out.
+    pub(super) fn serve_forwarding(&mut self) -> bool {
+        let now = self.now.mono;
+        let due = |own: &Own| match &own.stage {
+            Stage::Committed(dot, _) => own.due() <= now || self.has_applied(*dot),
+            _ => own.due() <= now,
+        };
+        let due: Vec<Ticket> = self
+            .forwarding
+            .own
+            .iter()
+            .filter_map(|(ticket, own)| due(own).then_some(*ticket))
+            .collect();
+        for ticket in due {
+            self.serve_own(ticket);
+        }
+        self.serve_requests();
+        !self.outputs.is_empty()
+    }
+
+    fn has_applied(&self, dot: Dot) -> bool {
+        self.log.head(dot.author).seq >= dot.seq
+    }
+
+    fn serve_own(&mut self, ticket: Ticket) {
+        let now = self.now.mono;
+        let Some(own) = self.forwarding.own.get_mut(&ticket) else { return };
+        if let Stage::Committed(dot, result) = &mut own.stage {
+            let (dot, result) = (*dot, result.take());
+            if self.has_applied(dot) {
+                return self.answer_own(ticket, Ok(Outcome::Committed { dot, result }));
+            }
+        }
+        let Some(own) = self.forwarding.own.get_mut(&ticket) else { return };
+        if own.deadline <= now {
+            let id = own.request();
+            // A question asked twice has the same answer.
+            let unknown = own.carried.program.is_some()
+                && (own.doubt || !matches!(own.stage, Stage::Waits(_)));
+            let error = if unknown {
+                ForwardError::Unknown { id }
+            } else {
+                ForwardError::OriginUnreachable { origin: self.origin_name() }
+            };
+            return self.answer_own(ticket, Err(error));
+        }
+        own.stage = Stage::Sent;
+        own.carried.patience = millis(own.deadline.since(now));
+        let carried = own.carried.clone();
+        self.carry(Waiter::Own(ticket), carried);
+    }
+
+    fn answer_own(&mut self, ticket: Ticket, result: Result<Outcome, ForwardError>) {
+        if let Some(own) = self.forwarding.own.remove(&ticket) {
+            self.forwarding.bytes -= own.bytes();
+            self.outputs.push_back(Output::Answered { ticket, result });
+        }
+    }
+
+    fn origin_name(&self) -> Option<NodeId> {
+        self.register.as_ref().and_then(|register| NodeId::new(&register.origin.0).ok())
+    }
+
+    /// Brings a request nearer to the origin, or into its hands.
+    fn carry(&mut self, waiter: Waiter, mut carried: Carried) {
+        if self.is_origin() {
+            return self.request_arrived(waiter, carried);
+        }
+        let from = match waiter {
+            Waiter::Own(_) => None,
+            Waiter::Peer(peer, _) => Some(peer),
+        };
+        let sent = match (carried.hops.checked_sub(1), self.way_to_origin()) {
+            (Some(hops), Some((next, _))) if Some(next) != from => {
+                carried.hops = hops;
+                let session = self.sessions.get_mut(&next);
+                session.is_some_and(|session| session.carry(waiter, carried))
+            }
+            _ => false,
+        };
+        if !sent {
+            self.reply_to(waiter, Reply::NotBegun);
+        }
+    }
+
+    /// A peer asks that a request be carried to the origin.
+    pub(super) fn asked_to_carry(
+        &mut self,
+        peer: PeerId,
+        token: u64,
+        carried: Carried,
+    ) -> Result<(), ProtocolError> {
+        if let Some(session) = self.sessions.get_mut(&peer) {
+            session.asked_to_carry(token, &carried)?;
+            self.carry(Waiter::Peer(peer, token), carried);
+        }
+        Ok(())
+    }
+
+    /// A reply has come from a peer.
+    pub(super) fn reply_came(
+        &mut self,
+        peer: PeerId,
+        token: u64,
+        reply: Reply,
+    ) -> Result<(), ProtocolError> {
+        if let Some(session) = self.sessions.get_mut(&peer) {
+            let waiter = session.replied(token)?;
+            self.reply_to(waiter, reply);
+        }
+        Ok(())
+    }
+
+    /// Gives a reply to who waits for it.
+    pub(super) fn reply_to(&mut self, waiter: Waiter, reply: Reply) {
+        let ticket = match waiter {
+            Waiter::Own(ticket) => ticket,
+            Waiter::Peer(peer, token) => {
+                if let Some(session) = self.sessions.get_mut(&peer) {
+                    session.reply(token, reply);
+                }
+                return;
+            }
+        };
+        let again = Stage::Waits(self.now.mono + REQUEST_RETRY);
+        let Some(own) = self.forwarding.own.get_mut(&ticket) else { return };
+        let id = own.request();
+        match reply {
+            Reply::Committed(author, seq, result) => {
+                let dot = Dot { author: AuthorId::from_u64(author), seq };
+                own.stage = Stage::Committed(dot, result);
+            }
+            Reply::Unchanged(result) => self.answer_own(ticket, Ok(Outcome::Unchanged { result })),
+            Reply::Failed(answer) => self.answer_own(ticket, Ok(Outcome::Failed { answer })),
+            Reply::Refused => self.answer_own(ticket, Ok(Outcome::Refused)),
+            Reply::OtherProgram => self.answer_own(ticket, Err(ForwardError::OtherProgram { id })),
+            Reply::Expired => self.answer_own(ticket, Err(ForwardError::Expired { id })),
+            Reply::NotBegun => own.stage = again,
+            Reply::Lost => {
+                own.doubt = true;
+                own.stage = again;
+            }
+        }
+    }
+
+    /// A link is gone, and what was sent on it may have arrived or not.
+    pub(super) fn requests_without(&mut self, session: PeerSession) {
+        self.forget_requests_of(session.peer);
+        for waiter in session.requests.into_waiters() {
+            self.reply_to(waiter, Reply::Lost);
+        }
+    }
+
+    /// Clients hear that this node stops.
+    pub(super) fn give_up_requests(&mut self) {
+        for (ticket, own) in std::mem::take(&mut self.forwarding.own) {
+            let result = Err(ForwardError::Stopping { id: own.request() });
+            self.outputs.push_back(Output::Answered { ticket, result });
+        }
+    }
+
+    pub(super) fn forwarding_deadline(&self) -> Option<Instant> {
+        self.forwarding.own.values().map(Own::due).chain(self.requests_deadline()).min()
+    }
+
+    /// Requests of this node's clients that have no answer.
+    pub(super) fn forwarded(&self) -> usize {
+        self.forwarding.own.len()
+    }
+
+    // --- The way
+
+    /// The link over which the origin is nearest, and how many links away it is.
+    fn way_to_origin(&self) -> Option<(PeerId, u8)> {
+        let behind = |session: &PeerSession| session.requests.distance.saturating_add(1);
+        self.sessions
+            .values()
+            .filter(|session| session.is_streaming())
+            .map(|session| (behind(session), session.peer))
+            .min()
+            .filter(|(distance, _)| *distance < HOPS_MAX)
+            .map(|(distance, peer)| (peer, distance))
+    }
+
+    /// How many links away the origin is, as far as this node is told.
+    pub(super) fn distance(&self) -> Option<u8> {
+        if self.is_origin() {
+            return Some(0);
+        }
+        self.way_to_origin().map(|(_, distance)| distance)
+    }
+
+    /// Tells peers how far the origin is. The one through which it is reached hears of no way, so that the
+    /// two never send a request back and forth.
+    pub(super) fn tell_distances(&mut self) {
+        let distance = self.distance().unwrap_or(HOPS_MAX);
+        let next = self.way_to_origin().map(|(peer, _)| peer).filter(|_| distance > 0);
+        for session in self.sessions.values_mut() {
+            let told = if Some(session.peer) == next { HOPS_MAX } else { distance };
+            session.tell_distance(told);
+        }
+    }
+
+    /// A peer says how far the origin is.
+    pub(super) fn hear_distance(&mut self, peer: PeerId, distance: u8) {
+        if let Some(session) = self.sessions.get_mut(&peer) {
+            session.requests.distance = distance.min(HOPS_MAX);
+        }
+        for own in self.forwarding.own.values_mut() {
+            if let Stage::Waits(after) = &mut own.stage {
+                *after = self.now.mono;
+            }
+        }
+    }
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
