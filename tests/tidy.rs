@@ -69,6 +69,7 @@ fn sqlite_is_named_only_where_it_is_the_business() {
         "engine/src/db/",
         "engine/src/error.rs",
         "engine/src/genesis.rs",
+        "engine/src/grants.rs",
         "engine/src/ids.rs",
         "engine/src/log/",
         "engine/src/merge/",

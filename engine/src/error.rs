@@ -214,6 +214,12 @@ pub enum WriteError {
         /// What was asked for.
         what: String,
     },
+    /// The job may not do that; see [`WriteTx::restrict`](crate::WriteTx::restrict).
+    #[error("{what} is not granted")]
+    NotGranted {
+        /// What was asked for.
+        what: String,
+    },
     /// A program that was carried here has given back more than can be carried.
     #[error(
         "the request gives back {bytes} bytes, and {RESULT_BYTES_MAX} can be carried from the origin; ask \
@@ -302,6 +308,7 @@ impl WriteError {
             | Self::Policy(_)
             | Self::NeedsFreeze { .. }
             | Self::Forbidden { .. }
+            | Self::NotGranted { .. }
             | Self::Value { .. }
             | Self::ResultTooLarge { .. }
             | Self::Parked { .. }

@@ -47,6 +47,7 @@ mod entry;
 mod error;
 mod forward;
 mod genesis;
+mod grants;
 mod hlc;
 mod id;
 mod identity;
@@ -80,6 +81,7 @@ pub use entry::{
 pub use error::{GenesisError, OpenError, WriteError};
 pub use forward::{ForwardError, Outcome, Request, RequestId};
 pub use genesis::Genesis;
+pub use grants::{Grants, TableSet};
 pub use hlc::{Hlc, Stamp};
 pub use id::{
     AuthorId, ClusterId, ColumnId, Incarnation, InvalidNodeId, Lsn, NodeId, PeerId, SchemaVersion,

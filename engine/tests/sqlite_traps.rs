@@ -497,3 +497,14 @@ fn a_statement_that_leaves_an_explicit_key_to_sqlite_is_refused() {
     cluster.try_write(0, job).unwrap();
     cluster.assert_rows("SELECT * FROM t", &["7|a", "8|b", "9|a", "10|b"]);
 }
+
+/// A full-text index keeps itself in tables that look like any other; a write to one of them would break
+/// the index, and no hook tells of it.
+#[test]
+fn the_tables_behind_a_full_text_index_cannot_be_written() {
+    let mut cluster = linked(1, NOTES, &[("note", explicit())]);
+    cluster.write(0, "INSERT INTO note VALUES(1, 'apple', 'red', 0)");
+    let refused = cluster.refused(0, "DELETE FROM found_data");
+    assert!(refused.contains("found_data may not be modified"), "{refused}");
+    cluster.assert_found("apple", &["1"]);
+}

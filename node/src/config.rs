@@ -3,6 +3,11 @@
 //! Paths in the file are relative to the directory that holds it. Unknown keys are errors, and so
 //! are values out of bounds: the error names key, value and what is allowed.
 
+mod http;
+
+use self::http::RawHttp;
+pub use self::http::{Auth, Http, HttpLimits, ServerTls};
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -67,20 +72,6 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
-/// The HTTP server.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Http {
-    /// Where clients connect; port 0 lets the system choose.
-    pub listen: SocketAddr,
-    /// Whether addresses other than loopback may be served although clients are not authenticated.
-    pub allow_unauthenticated: bool,
-    /// The largest request body.
-    pub max_body_bytes: usize,
-    /// The key with which bookmarks are sealed, the same at all nodes; nobody but its owner may be able to
-    /// read the file. Without it sessions get no bookmarks.
-    pub bookmark_key: Option<PathBuf>,
-}
-
 /// How the database is used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Storage {
@@ -90,12 +81,6 @@ pub struct Storage {
     pub readers: usize,
     /// The largest entry that a transaction may become, in bytes. It should be the same on all nodes.
     pub max_entry: u64,
-}
-
-impl Http {
-    /// The default of `max_body_bytes`.
-    pub const DEFAULT_MAX_BODY_BYTES: usize = 32 << 20;
-    const MAX_BODY_BYTES_BOUNDS: (i64, i64) = (64 << 10, 1 << 30);
 }
 
 impl Storage {
@@ -294,16 +279,6 @@ struct RawTls {
     key: PathBuf,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawHttp {
-    listen: String,
-    #[serde(default)]
-    allow_unauthenticated: bool,
-    max_body_bytes: Option<i64>,
-    bookmark_key: Option<PathBuf>,
-}
-
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct RawStorage {
@@ -382,30 +357,6 @@ impl RawTls {
             certificate: directory.join(self.certificate),
             key: directory.join(self.key),
         }
-    }
-}
-
-impl RawHttp {
-    fn resolve(self, directory: &Path) -> Result<Http, ConfigError> {
-        let listen = socket_address("http.listen", &self.listen)?;
-        if !is_loopback(listen.ip()) && !self.allow_unauthenticated {
-            return Err(ConfigError::Contradiction(format!(
-                "http.listen = {listen} is not a loopback address, and this version does not \
-                 authenticate clients: whoever reaches the port could read and write everything. \
-                 Listen on 127.0.0.1, or set http.allow_unauthenticated = true where the network \
-                 itself keeps strangers out"
-            )));
-        }
-        let max_body_bytes = match self.max_body_bytes {
-            None => Http::DEFAULT_MAX_BODY_BYTES,
-            Some(n) => bounded("http.max_body_bytes", n, Http::MAX_BODY_BYTES_BOUNDS)?,
-        };
-        Ok(Http {
-            listen,
-            allow_unauthenticated: self.allow_unauthenticated,
-            max_body_bytes,
-            bookmark_key: self.bookmark_key.map(|path| directory.join(path)),
-        })
     }
 }
 

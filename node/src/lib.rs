@@ -15,6 +15,7 @@ mod http;
 mod node;
 pub mod pki;
 mod runtime;
+mod token;
 mod transport;
 
 pub use cli::main;

@@ -2,14 +2,18 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
+use rusqlite::{
+    Connection,
+    hooks::{AuthAction, AuthContext, Authorization, TransactionOperation},
+};
 
 use crate::{
     db::mask::ChangeMask,
     error::WriteError,
+    grants::{self, Grants},
     id::{NodeId, TableId},
     policy::{Consistency, Writers},
-    schema::{Registry, Table, catalog::PREFIX, change::Action, declaring},
+    schema::{Registry, Table, catalog::PREFIX, change::Action, declaring, trigger},
     testing::{Bug, planted},
 };
 
@@ -46,6 +50,10 @@ pub(crate) struct Gate {
     /// SQLite has asked about the statement prepared last.
     asked: bool,
     mask: ChangeMask,
+    /// What the job may do, and the tables of full-text indexes; `None` for everything.
+    restriction: Option<Restriction>,
+    /// A table whose rows the statement prepared last must not replace.
+    keeps: Option<String>,
     /// The mask of the statement that runs, until the next one is prepared.
     pub(crate) running: Option<Arc<ChangeMask>>,
 }
@@ -66,6 +74,29 @@ enum Denied {
     Frozen(String),
     SchemaChange(String),
     Forbidden(String),
+    NotGranted(String),
+}
+
+/// What somebody may do in this file.
+#[derive(Debug, Clone)]
+pub(crate) struct Restriction {
+    pub(crate) grants: Arc<Grants>,
+    /// The tables in which full-text indexes keep themselves, in lower case.
+    pub(crate) shadows: Arc<BTreeSet<String>>,
+}
+
+impl Restriction {
+    fn missing(&self, action: &AuthAction<'_>) -> Option<String> {
+        self.grants.missing(action, &self.shadows)
+    }
+}
+
+/// The tables in which the full-text indexes of a file keep themselves.
+pub(crate) fn shadows(conn: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    let mut statement = conn.prepare_cached(
+        "SELECT lower(name) FROM pragma_table_list WHERE schema = 'main' AND type = 'shadow'",
+    )?;
+    statement.query_map([], |row| row.get(0))?.collect()
 }
 
 /// A statement about a savepoint.
@@ -96,6 +127,8 @@ impl Gate {
             selects: false,
             asked: false,
             mask: ChangeMask::default(),
+            restriction: None,
+            keeps: None,
             running: None,
         }
     }
@@ -109,8 +142,33 @@ impl Gate {
         self.selects = false;
         self.transaction = None;
         self.asked = false;
+        self.keeps = None;
         self.mask = ChangeMask::default();
         self.running = None;
+    }
+
+    /// From here on statements are judged by what somebody may do, or no more.
+    pub(crate) fn restrict(&mut self, restriction: Option<Restriction>) {
+        self.restriction = restriction;
+    }
+
+    /// Whether statements are judged by what somebody may do, so that none may be kept prepared.
+    pub(crate) const fn is_restricted(&self) -> bool {
+        self.restriction.is_some()
+    }
+
+    /// After a statement was prepared that can replace rows.
+    ///
+    /// # Errors
+    /// If those of a table must not be deleted: SQLite asks nobody about rows that are replaced.
+    pub(crate) fn check_replacing(&mut self, sql: &str) -> Result<(), WriteError> {
+        match self.keeps.take() {
+            Some(table) if trigger::says_replace(sql) => {
+                let what = format!("replacing rows of {table}, which deletes them,");
+                Err(WriteError::NotGranted { what })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the statement prepared last can change; `None` if SQLite did not ask, because the statement
@@ -164,6 +222,7 @@ impl Gate {
                 WriteError::SchemaChange { what, origin }
             }
             Some(Denied::Forbidden(what)) => WriteError::Forbidden { what },
+            Some(Denied::NotGranted(what)) => WriteError::NotGranted { what },
         }
     }
 
@@ -212,6 +271,17 @@ impl Gate {
     }
 
     fn denial(&mut self, context: &AuthContext<'_>) -> Option<Denied> {
+        if let Some(restriction) = &self.restriction {
+            if let Some(what) = restriction.missing(&context.action) {
+                return Some(Denied::NotGranted(what));
+            }
+            if let AuthAction::Insert { table_name } | AuthAction::Update { table_name, .. } =
+                context.action
+                && !restriction.grants.delete.holds(table_name)
+            {
+                self.keeps.get_or_insert_with(|| table_name.to_owned());
+            }
+        }
         let forbidden = |what: &str| Some(Denied::Forbidden(what.to_owned()));
         // ALTER TABLE looks whether a temporary object must follow.
         if context.database_name == Some("temp") && self.action.is_none() && writes(&context.action)
@@ -338,10 +408,22 @@ impl Gate {
 
     /// Judges a write that SQLite asks nobody about.
     pub(crate) fn judge_write(&mut self, table: &str) -> Result<(), WriteError> {
-        self.denied = self.write(table);
+        let action = AuthAction::Update { table_name: table, column_name: "" };
+        let missing = self.restriction.as_ref().and_then(|r| r.missing(&action));
+        self.denied = missing.map(Denied::NotGranted).or_else(|| self.write(table));
         match self.denied {
             None => Ok(()),
             Some(_) => Err(self.explain(rusqlite::Error::InvalidQuery)),
+        }
+    }
+
+    /// Judges the declaration of a policy that no statement makes.
+    pub(crate) fn judge_declaring(&self) -> Result<(), WriteError> {
+        match &self.restriction {
+            Some(restriction) if !restriction.grants.schema => {
+                Err(WriteError::NotGranted { what: "changing a policy".to_owned() })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -408,25 +490,45 @@ fn writes(action: &AuthAction<'_>) -> bool {
     )
 }
 
-/// Judges one action of a statement on a reader's connection.
-pub(crate) fn reader(context: &AuthContext<'_>) -> Authorization {
-    let allowed = match context.action {
-        AuthAction::Select
-        | AuthAction::Read { .. }
-        | AuthAction::Function { .. }
-        | AuthAction::Recursive
-        | AuthAction::Transaction { .. }
-        | AuthAction::Savepoint { .. } => true,
-        AuthAction::Pragma { pragma_name, pragma_value } => {
-            is_reading_pragma(pragma_name, pragma_value)
+/// The judge of a reader's connection.
+#[derive(Debug, Default)]
+pub(crate) struct ReadGate {
+    pub(crate) restriction: Option<Restriction>,
+    /// The engine's own statements are prepared at the moment.
+    pub(crate) engine: bool,
+    /// What the statement refused last would have needed.
+    pub(crate) missing: Option<String>,
+}
+
+impl ReadGate {
+    /// Judges one action of a statement.
+    pub(crate) fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
+        let allowed = match context.action {
+            AuthAction::Select
+            | AuthAction::Read { .. }
+            | AuthAction::Function { .. }
+            | AuthAction::Recursive
+            | AuthAction::Transaction { .. }
+            | AuthAction::Savepoint { .. } => true,
+            AuthAction::Pragma { pragma_name, pragma_value } => {
+                is_reading_pragma(pragma_name, pragma_value)
+            }
+            // SQLite asks for these when a table-valued function is first used.
+            AuthAction::CreateVtable { module_name, .. } => grants::is_function(module_name),
+            _ => false,
+        };
+        if !allowed {
+            return Authorization::Deny;
         }
-        // SQLite asks for these when a table-valued function is first used.
-        AuthAction::CreateVtable { module_name, .. } => {
-            module_name.starts_with("pragma_") || module_name.starts_with("json_")
+        let restriction = if self.engine { None } else { self.restriction.as_ref() };
+        match restriction.and_then(|restriction| restriction.missing(&context.action)) {
+            None => Authorization::Allow,
+            Some(missing) => {
+                self.missing.get_or_insert(missing);
+                Authorization::Deny
+            }
         }
-        _ => false,
-    };
-    if allowed { Authorization::Allow } else { Authorization::Deny }
+    }
 }
 
 fn is_ours(name: &str) -> bool {

@@ -142,6 +142,7 @@ impl Writer {
     ) -> Result<Committed, WriteError> {
         let course = self.begin_alone(local.registry, local.log.last().next())?;
         let ran = (queued.job)(&mut WriteTx::new(self, course.alike()));
+        self.gate().restrict(None);
         self.end_alone(&course, ran, queued.run_for.as_ref(), local)
     }
 
@@ -353,7 +354,9 @@ impl Writer {
         local: &mut Local<'_>,
     ) -> Result<Option<Written>, WriteError> {
         let course = Course::new(local.registry, local.log.last().next(), false);
-        (queued.job)(&mut WriteTx::new(self, course.alike()))?;
+        let ran = (queued.job)(&mut WriteTx::new(self, course.alike()));
+        self.gate().restrict(None);
+        ran?;
         self.finish_job(&course, queued.run_for.as_ref(), local)
     }
 

@@ -49,6 +49,7 @@ impl Writer {
         let mut tx = WriteTx::new(self, course);
         let value = step(&mut tx);
         open.steps = tx.into_course();
+        self.gate().restrict(None);
         (value, !self.user().is_autocommit())
     }
 

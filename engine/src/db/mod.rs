@@ -20,6 +20,8 @@ pub(crate) use snapshot::{INCOMING, TAKEN};
 pub(crate) use tx::transaction_gone;
 pub use tx::{TxStatement, WriteTx};
 
+use self::authorizer::{ReadGate, Restriction};
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -33,6 +35,7 @@ use crate::{
     bookmark::{Bookmark, BookmarkNotReached},
     driver::DatabaseDigest,
     entry::Digest,
+    grants::Grants,
     ids::{self, Ids},
     log::published::Published,
     merge::functions::make_spell,
@@ -128,8 +131,11 @@ impl Db {
         ids::prepare_connection(&connection, &self.file.ids)?;
         self.file.published.install(&connection)?;
         make_spell(&connection)?;
-        connection.authorizer(Some(|context: AuthContext<'_>| authorizer::reader(&context)))?;
-        Ok(Reader { connection, published: Arc::clone(&self.file.published) })
+        let gate = Arc::new(Mutex::new(ReadGate::default()));
+        let judge = Arc::clone(&gate);
+        connection
+            .authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
+        Ok(Reader { connection, gate, published: Arc::clone(&self.file.published) })
     }
 
     /// Whether all that a bookmark names is visible to whoever begins to read now.
@@ -161,6 +167,7 @@ impl Db {
 #[derive(Debug)]
 pub struct Reader {
     connection: Connection,
+    gate: Arc<Mutex<ReadGate>>,
     published: Arc<Published>,
 }
 
@@ -169,6 +176,43 @@ impl Reader {
     /// started again and grows.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// From here on statements may read only what `grants` give, also by way of views; `None` for
+    /// everything. Statements prepared before are not judged again, and those in the cache are dropped.
+    ///
+    /// # Errors
+    /// SQLite's, if the schema cannot be read; then nothing may be read.
+    pub fn restrict(&self, grants: Option<Arc<Grants>>) -> rusqlite::Result<()> {
+        let mut gate = self.gate.lock();
+        let same = match (&gate.restriction, &grants) {
+            (None, None) => true,
+            (Some(old), Some(new)) => Arc::ptr_eq(&old.grants, new),
+            _ => false,
+        };
+        gate.missing = None;
+        if !same {
+            let nothing = || Restriction { grants: Arc::default(), shadows: Arc::default() };
+            gate.restriction = grants.is_some().then(nothing);
+        }
+        let Some(grants) = grants else { return Ok(()) };
+        gate.engine = true;
+        // The judge takes the lock.
+        drop(gate);
+        if !same {
+            self.connection.flush_prepared_statement_cache();
+        }
+        let shadows = authorizer::shadows(&self.connection);
+        let mut gate = self.gate.lock();
+        gate.engine = false;
+        gate.restriction = Some(Restriction { grants, shadows: Arc::new(shadows?) });
+        Ok(())
+    }
+
+    /// What the statement that was refused last would have needed, in words, since
+    /// [`Reader::restrict`].
+    pub fn missing(&self) -> Option<String> {
+        self.gate.lock().missing.take()
     }
 
     /// A bookmark that covers all that this connection has seen. Whoever requires it elsewhere reads

@@ -12,8 +12,13 @@ use rusqlite::{
 
 use crate::{
     capture::Mark,
-    db::{authorizer::Savepoint, explicit_key, schema_change, writer::Writer},
+    db::{
+        authorizer::{self, Restriction, Savepoint},
+        explicit_key, schema_change,
+        writer::Writer,
+    },
     error::WriteError,
+    grants::Grants,
     id::Lsn,
     policy::TablePolicy,
     schema::{Registry, catalog::MARK, change::Action, declaring},
@@ -88,6 +93,18 @@ impl<'w> WriteTx<'w> {
         Self { writer, course }
     }
 
+    /// From here to its end the job, or the step of an interactive transaction, may do only what `grants`
+    /// give, also by way of views and triggers.
+    ///
+    /// # Errors
+    /// SQLite's, if the schema cannot be read.
+    pub fn restrict(&mut self, grants: Arc<Grants>) -> Result<(), WriteError> {
+        let shadows = self.writer.as_engine(authorizer::shadows)?;
+        let restriction = Restriction { grants, shadows: Arc::new(shadows) };
+        self.writer.gate().restrict(Some(restriction));
+        Ok(())
+    }
+
     /// Where its statements stand.
     pub(crate) fn into_course(self) -> Course {
         self.course
@@ -103,13 +120,16 @@ impl<'w> WriteTx<'w> {
         let mut gate = writer.gate();
         gate.forget();
         drop(gate);
-        // The authorizer tells what they do, and it is not asked about a cached statement.
-        let prepared = if is_told_by_authorizer(sql) {
+        // The authorizer tells what they do, or whether they may, and it is not asked about a cached
+        // statement.
+        let restricted = writer.gate().is_restricted();
+        let prepared = if restricted || is_told_by_authorizer(sql) {
             writer.user().prepare(sql).map(Prepared::Once)
         } else {
             writer.user().prepare_cached(sql).map(Prepared::Cached)
         };
         let statement = prepared.map_err(|error| writer.gate().explain(error))?;
+        writer.gate().check_replacing(sql)?;
         if let Err(error) = check_key(writer, sql) {
             // Kept prepared, it would come back without a question.
             if let Prepared::Cached(statement) = statement {
@@ -129,6 +149,7 @@ impl<'w> WriteTx<'w> {
     /// Every reason why the table cannot have it, or why it cannot have it at once. Nothing has happened;
     /// the job may go on.
     pub fn declare(&mut self, table: &str, policy: TablePolicy) -> Result<(), WriteError> {
+        self.writer.gate().judge_declaring()?;
         self.writer.refuse_elsewhere("declaring a policy")?;
         schema_change::declare(self.writer, &self.course, table, policy)
     }
@@ -154,6 +175,7 @@ impl<'w> WriteTx<'w> {
             writer.gate().forget();
             let next = batch.next().map_err(|error| writer.gate().explain(error))?;
             let Some(mut statement) = next else { return Ok(()) };
+            writer.gate().check_replacing(&statement.expanded_sql().unwrap_or_default())?;
             check_key(writer, &statement.expanded_sql().unwrap_or_default())?;
             let kind = kind(writer, &statement)?;
             let mask = writer.gate().take_mask();

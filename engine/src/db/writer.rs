@@ -107,6 +107,8 @@ impl Writer {
             },
         )?;
         user.pragma_update(None, "foreign_keys", !migrating)?;
+        // Nobody writes the tables in which a full-text index keeps itself, or the text of the schema.
+        user.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         ids::prepare_connection(&user, &file.ids)?;
         published::refuse(&user)?;
         merge::functions::make_spell(&user)?;

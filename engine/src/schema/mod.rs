@@ -20,7 +20,7 @@ pub(crate) mod range;
 pub(crate) mod row;
 pub(crate) mod shape;
 pub(crate) mod spelling;
-mod trigger;
+pub(crate) mod trigger;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};

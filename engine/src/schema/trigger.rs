@@ -258,6 +258,16 @@ fn reads_tables(words: &[&str]) -> bool {
     })
 }
 
+/// Whether a statement says that rows which are in its way are to be replaced.
+pub(crate) fn says_replace(sql: &str) -> bool {
+    let words = words(sql);
+    let is =
+        |place: usize, word: &str| words.get(place).is_some_and(|w| w.eq_ignore_ascii_case(word));
+    (0..words.len()).any(|place| {
+        is(place, "REPLACE") && (is(place + 1, "INTO") || (place > 0 && is(place - 1, "OR")))
+    })
+}
+
 /// The words and signs of a statement, without its comments, strings and quoted names.
 fn words(sql: &str) -> Vec<&str> {
     let mut words = Vec::new();

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, StatusCode,
     body::Bytes,
-    header::{CONTENT_TYPE, HOST},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -20,11 +20,14 @@ use crate::config::Config;
 /// Longer than any statement may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The variable of the environment that holds the token, for nodes that want one.
+const TOKEN_VARIABLE: &str = "LITTORAL_TOKEN";
+
 /// Which node to talk to.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct Target {
-    /// Address of the node's HTTP server.
+    /// Address of the node's HTTP server. A token for it is taken from the variable LITTORAL_TOKEN.
     #[arg(long, value_name = "http://HOST:PORT")]
     url: Option<String>,
     /// Configuration of a node on this machine.
@@ -106,12 +109,16 @@ async fn exchange(
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
     let body = body.map(Value::to_string).unwrap_or_default();
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(HOST, authority)
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))?;
+        .header(CONTENT_TYPE, "application/json");
+    if let Some(token) = std::env::var_os(TOKEN_VARIABLE) {
+        let token = token.to_str().with_context(|| format!("{TOKEN_VARIABLE} holds no token"))?;
+        request = request.header(AUTHORIZATION, format!("Bearer {}", token.trim()));
+    }
+    let request = request.body(Full::new(Bytes::from(body)))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let bytes = response.into_body().collect().await?.to_bytes();

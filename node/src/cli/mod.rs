@@ -12,6 +12,7 @@ mod serve;
 mod sql;
 mod status;
 mod table;
+mod token;
 mod verify;
 
 use std::{
@@ -46,6 +47,8 @@ enum Command {
     Init(init::Init),
     /// Issue certificates of the cluster's authority.
     Ca(ca::Ca),
+    /// Make keys and tokens for clients.
+    Token(token::Token),
     /// Make a node part of a running cluster, and run it.
     Join(join::Join),
     /// Run a node until SIGINT or SIGTERM.
@@ -82,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     let command = match command {
         Command::Init(init) => return init.run(),
         Command::Ca(ca) => return ca.run(),
+        Command::Token(token) => return token.run(),
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -92,6 +96,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         match command {
             Command::Init(init) => init.run(),
             Command::Ca(ca) => ca.run(),
+            Command::Token(token) => token.run(),
             Command::Join(join) => join.run().await,
             Command::Serve(serve) => serve.run().await,
             Command::Sql(sql) => sql.run().await,
@@ -165,7 +170,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             "stop the other process, or give this node a directory of its own"
         }
         (_, Some(StartError::Transport(crate::TransportError::Bind { .. })))
-        | (_, Some(StartError::Http(_))) => {
+        | (_, Some(StartError::Http(crate::HttpError::Bind { .. }))) => {
             "is the node running already? port 0 lets the system choose a free one"
         }
         (

@@ -12,21 +12,23 @@
 //! | `POST /verify` | compare the rows with a peer's |
 //! | `POST /schema/abort` | give up a change of the schema that waits |
 //!
-//! Clients are not authenticated yet. So the server listens on loopback only, unless the owner says
-//! otherwise, and there it refuses what a web page could send on behalf of somebody who visits it:
-//! requests with a `Host` that is a name other than localhost, or with a foreign `Origin`.
+//! A server that asks for no tokens listens on loopback only, unless the owner says otherwise, and there
+//! it refuses what a web page could send on behalf of somebody who visits it: requests with a `Host` that
+//! is a name other than localhost, or with a foreign `Origin`.
 
+mod access;
 mod health;
 mod hrana;
 mod maintenance;
 mod metrics;
+mod server;
 mod session;
 mod status;
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    sync::Arc,
 };
 
 use axum::{
@@ -36,21 +38,17 @@ use axum::{
     middleware::{self, Next},
     response::Response,
     routing::{get, post},
-    serve::ListenerExt as _,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
-use tracing::{debug, error, warn};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tracing::warn;
 
 pub(crate) use self::hrana::statements;
 pub use self::session::SealError;
-use self::session::Sessions;
+use self::{access::Access, server::Server, session::Sessions};
 use crate::{
     config::{Http, is_loopback},
     runtime::NodeHandle,
 };
-
-/// How long stopping waits for requests that are being answered.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the HTTP server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +62,9 @@ pub enum HttpError {
         /// Why.
         error: io::Error,
     },
+    /// Keys of tokens, or the server's certificate or key, are of no use.
+    #[error("{0}")]
+    Keys(String),
     /// The key of bookmarks cannot be used.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -81,30 +82,33 @@ pub(crate) struct HttpServer {
 #[derive(Clone, Debug)]
 struct ServerState {
     node: NodeHandle,
+    access: Arc<Access>,
 }
 
 impl HttpServer {
     pub(crate) async fn start(config: &Http, node: NodeHandle) -> Result<Self, HttpError> {
         let sessions = Sessions::new(node.clone(), config.bookmark_key.as_deref())?;
+        let access = Access::new(config).map_err(|error| HttpError::Keys(error.to_string()))?;
+        let tls = match &config.tls {
+            None => None,
+            Some(files) => {
+                Some(server::acceptor(files).map_err(|error| HttpError::Keys(error.to_string()))?)
+            }
+        };
+        if config.auth.is_some() && tls.is_none() && !is_loopback(config.listen.ip()) {
+            warn!(
+                listen = %config.listen,
+                "tokens arrive unencrypted: set [http.tls], or let a proxy on this machine do TLS"
+            );
+        }
         let bind = |error| HttpError::Bind { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let listener = listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, "answers on a connection may be delayed");
-            }
-        });
-        let (stop, mut stopping) = watch::channel(false);
-        let router = router(config, ServerState { node }, sessions);
-        let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
-            // An error says that the server was dropped, which stops it as well.
-            let _ = stopping.wait_for(|stop| *stop).await;
-        });
-        let task = tokio::spawn(async move {
-            if let Err(error) = serve.await {
-                error!(%error, "the HTTP server ended");
-            }
-        });
+        let (stop, stopping) = watch::channel(false);
+        let access = Arc::new(access);
+        let router = router(config, ServerState { node, access }, sessions);
+        let server = Server { listener, tls, router, connections: config.limits.connections };
+        let task = tokio::spawn(server.run(stopping));
         Ok(Self { address, stop, task })
     }
 
@@ -115,9 +119,8 @@ impl HttpServer {
     /// Accepts no more connections, and waits for requests under way.
     pub(crate) async fn stop(mut self) {
         self.stop.send_replace(true);
-        if timeout(DRAIN_TIMEOUT, &mut self.task).await.is_err() {
-            warn!("some requests were still under way when the server stopped");
-            self.task.abort();
+        if let Err(error) = (&mut self.task).await {
+            warn!(%error, "the HTTP server ended by a bug");
         }
     }
 }
@@ -145,10 +148,14 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .route("/schema/abort", post(maintenance::abort_schema_change))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(sessions, session::carry))
-        .layer(DefaultBodyLimit::max(config.max_body_bytes))
+        // It was measured when it was gathered.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(Arc::clone(&state.access), access::enter))
         .with_state(state);
-    // With `allow_unauthenticated` the owner vouches for the network, and proxies may use any name.
-    if config.allow_unauthenticated && !is_loopback(config.listen.ip()) {
+    // A web page has no token. With `allow_unauthenticated` the owner vouches for the network, and
+    // proxies may use any name.
+    let vouched = config.allow_unauthenticated && !is_loopback(config.listen.ip());
+    if config.auth.is_some() || vouched {
         router
     } else {
         router.layer(middleware::from_fn(only_local))

@@ -28,8 +28,8 @@ use std::{
 };
 
 use littoral::{
-    Bookmark, BookmarkNotReached, Committed, Db, Event as News, Identity, OpenError, Reader,
-    Replica, Status, WriteError, WriteTx,
+    Bookmark, BookmarkNotReached, Committed, Db, Event as News, Grants, Identity, OpenError,
+    Reader, Replica, Status, WriteError, WriteTx,
 };
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -189,7 +189,16 @@ impl NodeHandle {
         &self,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
-        self.readers.read(work).await
+        self.readers.read(None, work).await
+    }
+
+    /// As [`NodeHandle::read`]; the work may read only what `grants` give.
+    pub(crate) async fn read_as<T: Send + 'static>(
+        &self,
+        grants: Option<Arc<Grants>>,
+        work: impl FnOnce(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.readers.read(grants, work).await
     }
 
     /// As [`NodeHandle::read`], once this node has all that the bookmark names: the read shows nothing

@@ -6,7 +6,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use littoral::{BookmarkNotReached, Db, Reader};
+use littoral::{BookmarkNotReached, Db, Grants, Reader};
 use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -82,6 +82,7 @@ impl ReaderPool {
 
     pub(crate) async fn read<T: Send + 'static>(
         &self,
+        grants: Option<Arc<Grants>>,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         let permit =
@@ -97,6 +98,8 @@ impl ReaderPool {
                 Some(reader) => reader,
                 None => db.reader().map_err(ReadError::Open)?,
             };
+            // Whoever had it before may have been allowed more, or less.
+            reader.restrict(grants).map_err(ReadError::Open)?;
             // A caller who left before this began gets no answer, so none is made.
             let wanted = running.begin(reader.connection().get_interrupt_handle());
             if wanted {

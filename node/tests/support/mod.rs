@@ -82,12 +82,7 @@ impl Cluster {
             database: home.join("data.sqlite"),
             links: Links { listen: any_port, dial },
             tls,
-            http: Some(Http {
-                listen: any_port,
-                allow_unauthenticated: false,
-                max_body_bytes: 1 << 20,
-                bookmark_key: None,
-            }),
+            http: Some(Http { max_body_bytes: 1 << 20, ..Http::on(any_port) }),
             storage: Storage::default(),
             read_only: false,
             genesis: (place == 0).then(|| self.genesis()),

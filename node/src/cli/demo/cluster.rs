@@ -173,12 +173,7 @@ fn config(
         database: home.join("data.sqlite"),
         links: Links { listen: any_port, dial },
         tls,
-        http: Some(Http {
-            listen: any_port,
-            allow_unauthenticated: false,
-            max_body_bytes: Http::DEFAULT_MAX_BODY_BYTES,
-            bookmark_key: None,
-        }),
+        http: Some(Http::on(any_port)),
         storage: Storage { synchronous: Synchronous::Full, ..Storage::default() },
         read_only: false,
         genesis,

@@ -45,6 +45,7 @@ impl From<&WriteError> for HranaError {
             WriteError::Refused(_) => "LITTORAL_TABLE_REFUSED",
             WriteError::Policy(_) | WriteError::NoSuchTable { .. } => "LITTORAL_POLICY",
             WriteError::Forbidden { .. } => "LITTORAL_FORBIDDEN",
+            WriteError::NotGranted { .. } => "LITTORAL_NOT_GRANTED",
             WriteError::Value { .. } => "LITTORAL_VALUE",
             WriteError::EntryTooLarge { .. } => "LITTORAL_ENTRY_TOO_LARGE",
             WriteError::Unavailable(_) => "LITTORAL_UNAVAILABLE",

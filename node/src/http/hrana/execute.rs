@@ -14,7 +14,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use littoral::WriteError;
+use littoral::{Grants, TableSet, WriteError};
 use parking_lot::Mutex;
 
 use super::{
@@ -28,9 +28,15 @@ use super::{
 use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT};
 
 /// Runs a whole program; there is one outcome for each step.
-pub(crate) async fn execute(node: &NodeHandle, program: &Arc<Program>) -> Vec<Outcome> {
+/// `grants` is what the engine is to allow, if not everything.
+pub(crate) async fn execute(
+    node: &NodeHandle,
+    grants: Option<&Arc<Grants>>,
+    program: &Arc<Program>,
+) -> Vec<Outcome> {
     let mut run = Run {
         node,
+        grants,
         program,
         outcomes: Vec::new(),
         fates: Vec::new(),
@@ -55,6 +61,7 @@ enum Lost {
 
 struct Run<'a> {
     node: &'a NodeHandle,
+    grants: Option<&'a Arc<Grants>>,
     program: &'a Arc<Program>,
     outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
@@ -126,7 +133,10 @@ impl Run<'_> {
             .find(|step| self.switches_foreign_keys(*step, "on"))
             .unwrap_or(self.program.steps.len() - 1);
         let mut script = String::new();
-        let mut refused = None;
+        let mut refused = self
+            .grants
+            .filter(|grants| !may_migrate(grants))
+            .map(|_| HranaError::from(&WriteError::NotGranted { what: "a migration".to_owned() }));
         let mut told_at = first;
         for step in first..=last {
             match &self.program.steps[step].action {
@@ -174,8 +184,8 @@ impl Run<'_> {
         let mut budget = self.budget;
         let answer = self
             .node
-            .read(move |reader| {
-                let mut session = ReadSession(reader.connection());
+            .read_as(self.grants.cloned(), move |reader| {
+                let mut session = ReadSession(reader);
                 let outcome = perform(&mut session, &program.steps[step].action, &mut budget);
                 (outcome, budget)
             })
@@ -290,10 +300,10 @@ impl Run<'_> {
         let read_only = program.verb(region.begin) == Some(Verb::BeginReadOnly);
         let answer = self
             .node
-            .read(move |reader| {
+            .read_as(self.grants.cloned(), move |reader| {
                 let connection = reader.connection();
                 let transaction = connection.unchecked_transaction()?;
-                let mut session = ReadSession(connection);
+                let mut session = ReadSession(reader);
                 let ran = run_region(&mut session, &program, &region, prior, budget, read_only);
                 transaction.finish()?;
                 Ok::<_, rusqlite::Error>(ran)
@@ -311,12 +321,16 @@ impl Run<'_> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;
+        let grants = self.grants.cloned();
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
         let result = self
             .node
             .write_within(WRITE_TIME_LIMIT, move |tx| {
                 *last_run.lock() = None;
+                if let Some(grants) = &grants {
+                    tx.restrict(Arc::clone(grants))?;
+                }
                 let mut session = WriteSession { tx, failure: None };
                 let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
                 let Ok(ran) = ran else {
@@ -341,6 +355,12 @@ impl Run<'_> {
         let ran = slot.lock().take();
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
     }
+}
+
+/// A migration runs as a whole, on a connection of its own, and may do anything.
+fn may_migrate(grants: &Grants) -> bool {
+    let rows = [&grants.read, &grants.insert, &grants.update, &grants.delete];
+    grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
 }
 
 fn never_ran() -> HranaError {

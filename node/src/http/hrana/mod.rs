@@ -17,6 +17,7 @@ mod wire;
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Bytes,
     extract::State,
     http::{StatusCode, header},
@@ -33,7 +34,7 @@ use self::{
         StreamRequest, StreamResponse, StreamResult,
     },
 };
-use super::ServerState;
+use super::{ServerState, access::Principal};
 use crate::runtime::NodeHandle;
 
 /// `GET /v2` and `GET /v3`: clients only look at the status.
@@ -42,12 +43,16 @@ pub(super) async fn probe() -> &'static str {
 }
 
 /// `POST /v2/pipeline` and `POST /v3/pipeline`.
-pub(super) async fn pipeline(State(state): State<ServerState>, body: Bytes) -> Response {
+pub(super) async fn pipeline(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
     let answer = async {
         let request: PipelineRequest = parse(&body)?;
         refuse_baton(request.baton.as_deref())?;
         let program = Arc::new(Program::plan(request.requests)?);
-        let outcomes = execute::execute(&state.node, &program).await;
+        let outcomes = execute::execute(&state.node, who.grants.as_ref(), &program).await;
         let results = outcome::answer(&program, outcomes);
         Ok(PipelineResponse { baton: None, base_url: None, results })
     };
@@ -58,37 +63,50 @@ pub(super) async fn pipeline(State(state): State<ServerState>, body: Bytes) -> R
 }
 
 /// `POST /v3/cursor`: one batch, answered as a line for each row.
-pub(super) async fn cursor(State(state): State<ServerState>, body: Bytes) -> Response {
-    match run_cursor(&state.node, &body).await {
+pub(super) async fn cursor(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
+    match run_cursor(&state.node, &who, &body).await {
         Ok(lines) => ([(header::CONTENT_TYPE, "text/plain")], lines).into_response(),
         Err(error) => bad_request(error),
     }
 }
 
 /// `POST /v1/execute`: one statement, whose failure is the request's.
-pub(super) async fn execute_once(State(state): State<ServerState>, body: Bytes) -> Response {
+pub(super) async fn execute_once(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
     #[derive(Deserialize)]
     struct Request {
         stmt: Stmt,
     }
     let plan = parse(&body)
         .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
-    answer_once(&state.node, plan).await
+    answer_once(&state.node, &who, plan).await
 }
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
-pub(super) async fn batch_once(State(state): State<ServerState>, body: Bytes) -> Response {
+pub(super) async fn batch_once(
+    State(state): State<ServerState>,
+    Extension(who): Extension<Principal>,
+    body: Bytes,
+) -> Response {
     #[derive(Deserialize)]
     struct Request {
         batch: Batch,
     }
     let plan = parse(&body)
         .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
-    answer_once(&state.node, plan).await
+    answer_once(&state.node, &who, plan).await
 }
 
 async fn answer_once(
     node: &NodeHandle,
+    who: &Principal,
     requests: Result<Vec<StreamRequest>, BadRequest>,
 ) -> Response {
     #[derive(Serialize)]
@@ -99,7 +117,7 @@ async fn answer_once(
         Ok(program) => Arc::new(program),
         Err(error) => return bad_request(error),
     };
-    let outcomes = execute::execute(node, &program).await;
+    let outcomes = execute::execute(node, who.grants.as_ref(), &program).await;
     match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
@@ -112,11 +130,15 @@ async fn answer_once(
     }
 }
 
-async fn run_cursor(node: &NodeHandle, body: &Bytes) -> Result<String, BadRequest> {
+async fn run_cursor(
+    node: &NodeHandle,
+    who: &Principal,
+    body: &Bytes,
+) -> Result<String, BadRequest> {
     let request: CursorRequest = parse(body)?;
     refuse_baton(request.baton.as_deref())?;
     let program = Arc::new(Program::plan_batch(request.batch)?);
-    let outcomes = execute::execute(node, &program).await;
+    let outcomes = execute::execute(node, who.grants.as_ref(), &program).await;
     let mut lines = String::from("{\"baton\":null,\"base_url\":null}\n");
     for (step, outcome) in outcomes.iter().enumerate() {
         match outcome {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use littoral::{WriteError, WriteTx};
-use rusqlite::{Connection, ErrorCode, Row};
+use littoral::{Reader, WriteError, WriteTx};
+use rusqlite::{ErrorCode, Row};
 
 use super::{
     outcome::Outcome,
@@ -104,11 +104,14 @@ fn too_large() -> HranaError {
     HranaError::new("RESPONSE_TOO_LARGE", message)
 }
 
-pub(super) struct ReadSession<'a>(pub(super) &'a Connection);
+pub(super) struct ReadSession<'a>(pub(super) &'a Reader);
 
 impl ReadSession<'_> {
     /// A statement that the reader is refused goes to the writer, which knows why, if it refuses too.
-    fn fault(error: &rusqlite::Error) -> Fault {
+    fn fault(&self, error: &rusqlite::Error) -> Fault {
+        if let Some(what) = self.0.missing() {
+            return Fault::Step(HranaError::from(&WriteError::NotGranted { what }));
+        }
         let refused = matches!(
             error.sqlite_error_code(),
             Some(ErrorCode::ReadOnly | ErrorCode::AuthorizationForStatementDenied)
@@ -124,8 +127,11 @@ impl ReadSession<'_> {
 
 impl Session for ReadSession<'_> {
     fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault> {
-        let mut prepared =
-            self.0.prepare_cached(&statement.sql).map_err(|error| Self::fault(&error))?;
+        let mut prepared = self
+            .0
+            .connection()
+            .prepare_cached(&statement.sql)
+            .map_err(|error| self.fault(&error))?;
         if !prepared.readonly() {
             return Err(Fault::Writes);
         }
@@ -144,7 +150,7 @@ impl Session for ReadSession<'_> {
             }
             Ok(())
         };
-        query().map_err(|error| Self::fault(&error))?;
+        query().map_err(|error| self.fault(&error))?;
         if rows.overflow {
             return Err(Fault::Step(too_large()));
         }
@@ -152,7 +158,7 @@ impl Session for ReadSession<'_> {
     }
 
     fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
-        let prepared = self.0.prepare(sql).map_err(|error| Self::fault(&error))?;
+        let prepared = self.0.connection().prepare(sql).map_err(|error| self.fault(&error))?;
         Ok((prepared.columns().map(|c| column(&c)).collect(), prepared.readonly()))
     }
 }

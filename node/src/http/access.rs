@@ -1,0 +1,278 @@
+//! Who is let in, what for, and how often.
+//!
+//! With `[http.auth]` every request but those of `/health` and `/ready` needs a token; what it may do
+//! with tables the engine judges, statement by statement. Without, whoever reaches the server may do
+//! everything, and it listens on loopback unless its owner says otherwise.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{self, Body},
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::Response,
+};
+use littoral::Grants;
+use parking_lot::Mutex;
+
+use super::hrana;
+use crate::{
+    config::{Http, HttpLimits},
+    token::{KeyError, Refused, Verifier},
+};
+
+/// How long a client may take to send a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// So many clients are counted apart at one time.
+const CLIENTS_COUNTED: usize = 65_536;
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RemoteAddress(pub(super) SocketAddr);
+
+/// Who sends a request, and what they may do.
+#[derive(Clone, Debug)]
+pub(crate) struct Principal {
+    /// The token's `sub`.
+    pub(crate) subject: Option<Arc<str>>,
+    /// What the engine is to allow; `None` for everything, where nobody is asked for a token.
+    pub(crate) grants: Option<Arc<Grants>>,
+    /// May read status and metrics, and tell the node what to do.
+    pub(crate) operates: bool,
+}
+
+impl Principal {
+    /// Whoever reaches a server that asks for no tokens.
+    pub(crate) const fn anybody() -> Self {
+        Self { subject: None, grants: None, operates: true }
+    }
+}
+
+/// The door of a server.
+#[derive(Debug)]
+pub(crate) struct Access {
+    verifier: Option<Verifier>,
+    limits: HttpLimits,
+    max_body_bytes: usize,
+    all: Mutex<Bucket>,
+    clients: Mutex<BTreeMap<Client, Bucket>>,
+}
+
+/// Whose requests are counted together.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Client {
+    Subject(Arc<str>),
+    Address(IpAddr),
+}
+
+impl Access {
+    pub(super) fn new(config: &Http) -> Result<Self, KeyError> {
+        let verifier = match &config.auth {
+            None => None,
+            Some(auth) => Some(Verifier::new(
+                auth.keys.clone(),
+                auth.issuer.as_deref(),
+                auth.audience.as_deref(),
+                auth.leeway,
+            )?),
+        };
+        Ok(Self {
+            verifier,
+            limits: config.limits.clone(),
+            max_body_bytes: config.max_body_bytes,
+            all: Mutex::new(Bucket::full(config.limits.requests_per_second)),
+            clients: Mutex::default(),
+        })
+    }
+
+    /// Who has sent this token.
+    pub(crate) fn authenticate(&self, token: Option<&str>) -> Result<Principal, Refused> {
+        let Some(verifier) = &self.verifier else { return Ok(Principal::anybody()) };
+        let bearer = verifier.verify(token.ok_or(Refused::Missing)?)?;
+        Ok(Principal {
+            subject: bearer.claims.sub.as_deref().map(Arc::from),
+            grants: Some(Arc::clone(&bearer.grants)),
+            operates: bearer.claims.littoral.operate,
+        })
+    }
+
+    /// Counts a request; gives how long its client has to wait if it is one too many.
+    fn count(&self, subject: Option<&Arc<str>>, address: IpAddr) -> Result<(), Duration> {
+        let now = Instant::now();
+        if let Some(rate) = self.limits.requests_per_second_per_client {
+            let client = match subject {
+                Some(subject) => Client::Subject(Arc::clone(subject)),
+                None => Client::Address(address),
+            };
+            let mut clients = self.clients.lock();
+            if clients.len() >= CLIENTS_COUNTED && !clients.contains_key(&client) {
+                clients.retain(|_, bucket| !bucket.is_full(rate, now));
+                if clients.len() >= CLIENTS_COUNTED {
+                    return Err(Duration::from_secs(1));
+                }
+            }
+            clients.entry(client).or_insert_with(|| Bucket::full(Some(rate))).take(rate, now)?;
+        }
+        match self.limits.requests_per_second {
+            None => Ok(()),
+            Some(rate) => self.all.lock().take(rate, now),
+        }
+    }
+}
+
+/// What is left of a second's worth of requests.
+#[derive(Debug)]
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(rate: Option<u32>) -> Self {
+        Self { left: rate.map_or(0.0, f64::from), at: Instant::now() }
+    }
+
+    fn fill(&mut self, rate: u32, now: Instant) {
+        let more = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(rate);
+        self.left = (self.left + more).min(f64::from(rate));
+        self.at = now;
+    }
+
+    fn take(&mut self, rate: u32, now: Instant) -> Result<(), Duration> {
+        self.fill(rate, now);
+        if self.left < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - self.left) / f64::from(rate)));
+        }
+        self.left -= 1.0;
+        Ok(())
+    }
+
+    fn is_full(&mut self, rate: u32, now: Instant) -> bool {
+        self.fill(rate, now);
+        self.left >= f64::from(rate)
+    }
+}
+
+/// Lets a request pass with its [`Principal`], or answers in its place.
+pub(super) async fn enter(
+    State(access): State<Arc<Access>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let unknown = RemoteAddress(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
+    let RemoteAddress(address) = request.extensions().get().copied().unwrap_or(unknown);
+    let who = if needs_no_token(request.uri().path()) {
+        Ok(Principal { operates: false, grants: Some(Arc::default()), ..Principal::anybody() })
+    } else {
+        access.authenticate(bearer(request.headers()))
+    };
+    let subject = who.as_ref().ok().and_then(|who| who.subject.as_ref());
+    if let Err(wait) = access.count(subject, address.ip().to_canonical()) {
+        return too_many(wait);
+    }
+    let who = match who {
+        Ok(who) => who,
+        Err(refused) => return unauthorized(&refused),
+    };
+    if is_for_operators(request.uri().path()) && !who.operates {
+        return hrana::failure(
+            StatusCode::FORBIDDEN,
+            "LITTORAL_NOT_GRANTED",
+            "the token's claim \"littoral\" does not say \"operate\": true",
+        );
+    }
+    request.extensions_mut().insert(who);
+    match gather(request, access.max_body_bytes).await {
+        Ok(request) => next.run(request).await,
+        Err(response) => response,
+    }
+}
+
+/// What the machinery around a node asks before it has any token.
+fn needs_no_token(path: &str) -> bool {
+    matches!(path, "/health" | "/ready")
+}
+
+fn is_for_operators(path: &str) -> bool {
+    matches!(path, "/status" | "/metrics" | "/verify" | "/schema/abort")
+}
+
+/// The token of `Authorization: Bearer TOKEN`.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Reads the whole body, so that a client which sends it slowly keeps nothing else busy.
+async fn gather(request: Request, limit: usize) -> Result<Request, Response> {
+    if request.headers().contains_key(header::UPGRADE) {
+        return Ok(request);
+    }
+    let (parts, body) = request.into_parts();
+    match tokio::time::timeout(BODY_TIMEOUT, body::to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
+        Ok(Err(_)) => Err(hrana::failure(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "BODY_TOO_LARGE",
+            &format!("the body is longer than {limit} bytes (http.max_body_bytes), or broke off"),
+        )),
+        Err(_) => Err(hrana::failure(
+            StatusCode::REQUEST_TIMEOUT,
+            "BODY_TIMEOUT",
+            "the body did not arrive within 30 s",
+        )),
+    }
+}
+
+fn unauthorized(refused: &Refused) -> Response {
+    let mut response =
+        hrana::failure(StatusCode::UNAUTHORIZED, "LITTORAL_UNAUTHORIZED", &refused.to_string());
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+fn too_many(wait: Duration) -> Response {
+    let mut response = hrana::failure(
+        StatusCode::TOO_MANY_REQUESTS,
+        "LITTORAL_RATE_LIMITED",
+        "more requests than http.limits allows; Retry-After says when to come again",
+    );
+    let seconds = wait.as_secs() + 1;
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_a_seconds_worth_and_then_its_rate() {
+        let start = Instant::now();
+        let mut bucket = Bucket { left: 10.0, at: start };
+        for _ in 0..10 {
+            assert_eq!(bucket.take(10, start), Ok(()));
+        }
+        let wait = bucket.take(10, start).unwrap_err();
+        assert!(wait <= Duration::from_millis(100), "{wait:?}");
+        assert_eq!(bucket.take(10, start + Duration::from_millis(101)), Ok(()));
+        assert!(bucket.take(10, start + Duration::from_millis(102)).is_err());
+        assert!(bucket.is_full(10, start + Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn tokens_are_found_whatever_the_case_of_their_scheme() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, "bearer a.b.c".parse().unwrap());
+        assert_eq!(bearer(&headers), Some("a.b.c"));
+        headers.insert(header::AUTHORIZATION, "Basic a".parse().unwrap());
+        assert_eq!(bearer(&headers), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! Clients with tokens: what they may do, and what they may not, over HTTP and HTTPS.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use littoral_node::{
+    Node,
+    config::{Auth, HttpLimits, ServerTls},
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
+use support::{Cluster, http, integer, stop, write};
+
+/// Runs `littoral token`; gives what it prints.
+fn token(directory: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_littoral"))
+        .arg("token")
+        .args(arguments)
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// A node that wants tokens, and where they are made.
+async fn guarded(limits: HttpLimits, tls: bool) -> (Cluster, TempDir, Node) {
+    let keys = TempDir::new().unwrap();
+    token(keys.path(), &["key"]);
+    let cluster = Cluster::new(&["origin"]);
+    let mut config = cluster.config(0, vec![]);
+    let server = config.http.as_mut().unwrap();
+    server.auth = Some(Auth {
+        keys: vec![keys.path().join("token.pem")],
+        issuer: None,
+        audience: None,
+        leeway: Duration::ZERO,
+    });
+    server.limits = limits;
+    if tls {
+        let (certificate, key) = (config.tls.certificate.clone(), config.tls.key.clone());
+        server.tls = Some(ServerTls { certificate, key });
+    }
+    let node = Node::start(config).await.unwrap();
+    write(&node, "INSERT INTO places VALUES ('quay', 'secret')").await.unwrap();
+    write(&node, "INSERT INTO counters (name, n) VALUES ('visits', 1)").await.unwrap();
+    (cluster, keys, node)
+}
+
+fn issue(keys: &TempDir, grants: &[&str]) -> String {
+    let mut arguments = vec!["issue", "--key", "token.key", "--subject", "alice"];
+    arguments.extend(grants);
+    token(keys.path(), &arguments)
+}
+
+async fn ask(node: &Node, token: &str, method: &str, path: &str, body: &str) -> (u16, Value) {
+    let head = format!("{method} {path} HTTP/1.1\r\nauthorization: Bearer {token}");
+    let (status, _, body) = http(node, &head, body).await;
+    (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+}
+
+async fn run(node: &Node, token: &str, sql: &str) -> Value {
+    let body = json!({ "requests": [
+        { "type": "execute", "stmt": { "sql": sql } },
+        { "type": "close" },
+    ]});
+    let (status, answer) = ask(node, token, "POST", "/v2/pipeline", &body.to_string()).await;
+    assert_eq!(status, 200, "{answer}");
+    answer["results"][0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_gives_what_it_says_and_no_more() {
+    let (_cluster, keys, node) = guarded(HttpLimits::default(), false).await;
+    let reader = issue(&keys, &["--read", "counters"]);
+    let writer = issue(&keys, &["--read", "counters", "--write", "counters"]);
+    let admin = issue(&keys, &["--read", "*", "--write", "*", "--schema"]);
+    assert_eq!(run(&node, &reader, "SELECT n FROM counters").await["type"], "ok");
+    assert_eq!(run(&node, &writer, "UPDATE counters SET n = n + 1").await["type"], "ok");
+    for (token, sql) in [
+        (&reader, "UPDATE counters SET n = 9"),
+        (&reader, "INSERT INTO counters (name) SELECT note FROM places"),
+        (&reader, "SELECT note FROM places"),
+        (&reader, "SELECT bytes FROM littoral_log"),
+        (&writer, "UPDATE counters SET label = (SELECT note FROM places)"),
+        (&writer, "WITH p AS (SELECT note FROM places) SELECT * FROM p"),
+        (&writer, "SELECT sql FROM sqlite_schema"),
+        (&writer, "PRAGMA table_info(places)"),
+        (&writer, "CREATE TABLE more (id TEXT PRIMARY KEY)"),
+        (&writer, "BEGIN"),
+    ] {
+        let answer = run(&node, token, sql).await;
+        let code = answer["error"]["code"].as_str().unwrap_or("none").to_owned();
+        // A transaction that is left open changes nothing either.
+        assert!(sql == "BEGIN" || code == "LITTORAL_NOT_GRANTED", "{sql}: {answer}");
+        assert!(!answer.to_string().contains("secret"), "{answer}");
+    }
+    assert_eq!(run(&node, &admin, "SELECT note FROM places").await["type"], "ok");
+    assert_eq!(run(&node, &admin, "CREATE TABLE more (id TEXT PRIMARY KEY)").await["type"], "ok");
+    assert_eq!(integer(&node, "SELECT n FROM counters").await, 2);
+    assert_eq!(integer(&node, "SELECT count(*) FROM counters").await, 1);
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_comes_in_without_a_token() {
+    let (_cluster, keys, node) = guarded(HttpLimits::default(), false).await;
+    let sql = r#"{"requests":[{"type":"execute","stmt":{"sql":"DELETE FROM counters"}}]}"#;
+    let good = issue(&keys, &["--write", "*"]);
+    let other = TempDir::new().unwrap();
+    token(other.path(), &["key"]);
+    let expired = issue(&keys, &["--write", "*", "--expires", "1s"]);
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let stranger = issue(&other, &["--write", "*"]);
+    let (payload, _) = good.rsplit_once('.').unwrap();
+    let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", payload.split_once('.').unwrap().1);
+    for token in ["", "x", &expired, &stranger, &unsigned] {
+        let (status, answer) = ask(&node, token, "POST", "/v2/pipeline", sql).await;
+        assert_eq!(
+            (status, answer["code"].as_str()),
+            (401, Some("LITTORAL_UNAUTHORIZED")),
+            "{answer}"
+        );
+    }
+    for (method, path) in [
+        ("POST", "/v2/pipeline"),
+        ("POST", "/v3/pipeline"),
+        ("POST", "/v3/cursor"),
+        ("POST", "/v1/execute"),
+        ("POST", "/v1/batch"),
+        ("GET", "/status"),
+        ("GET", "/metrics"),
+        ("POST", "/verify"),
+        ("POST", "/schema/abort"),
+        ("GET", "/nowhere"),
+    ] {
+        let (status, head, _) = http(&node, &format!("{method} {path} HTTP/1.1"), sql).await;
+        assert_eq!(status, 401, "{path}");
+        assert!(head.to_ascii_lowercase().contains("www-authenticate: bearer"), "{head}");
+    }
+    // Operating is a right of its own.
+    for (method, path) in [("GET", "/status"), ("GET", "/metrics"), ("POST", "/schema/abort")] {
+        let (status, answer) = ask(&node, &good, method, path, "").await;
+        assert_eq!(
+            (status, answer["code"].as_str()),
+            (403, Some("LITTORAL_NOT_GRANTED")),
+            "{path}"
+        );
+    }
+    let operator = issue(&keys, &["--operate"]);
+    assert_eq!(ask(&node, &operator, "GET", "/status", "").await.0, 200);
+    assert_eq!(run(&node, &operator, "SELECT 1 FROM counters").await["type"], "error");
+    // What the machinery around a node asks before it has any token.
+    for path in ["/health", "/ready"] {
+        assert_eq!(http(&node, &format!("GET {path} HTTP/1.1"), "").await.0, 200);
+    }
+    assert_eq!(integer(&node, "SELECT count(*) FROM counters").await, 1);
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_too_often_is_told_when_to_come_again() {
+    let limits = HttpLimits { requests_per_second_per_client: Some(5), ..HttpLimits::default() };
+    let (_cluster, keys, node) = guarded(limits, false).await;
+    let (alice, bob) = (
+        issue(&keys, &["--read", "counters"]),
+        token(keys.path(), &["issue", "--key", "token.key", "--subject", "bob", "--read", "*"]),
+    );
+    let mut refused = 0;
+    for _ in 0..20 {
+        let head = format!("GET /v2 HTTP/1.1\r\nauthorization: Bearer {alice}");
+        let (status, head, _) = http(&node, &head, "").await;
+        if status == 429 {
+            assert!(head.to_ascii_lowercase().contains("retry-after: 1"), "{head}");
+            refused += 1;
+        }
+    }
+    assert!(refused >= 5, "{refused} of 20 requests were refused");
+    assert_eq!(ask(&node, &bob, "GET", "/v2", "").await.0, 200, "another client is not held up");
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_bounded_and_the_others_wait() {
+    let limits = HttpLimits { connections: 2, ..HttpLimits::default() };
+    let (_cluster, keys, node) = guarded(limits, false).await;
+    let reader = issue(&keys, &["--read", "counters"]);
+    let address = node.http_address().unwrap();
+    let mut slow = Vec::new();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"POST /v2/pipeline HTTP/1.1\r\nhost: local").await.unwrap();
+        slow.push(stream);
+    }
+    let waiting =
+        tokio::time::timeout(Duration::from_millis(300), ask(&node, &reader, "GET", "/v2", ""));
+    assert!(waiting.await.is_err(), "two slow clients have both connections");
+    drop(slow);
+    assert_eq!(ask(&node, &reader, "GET", "/v2", "").await.0, 200);
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_a_certificate_speaks_tls_only() {
+    use std::sync::Arc;
+
+    use rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    };
+    let (cluster, keys, node) = guarded(HttpLimits::default(), true).await;
+    let mut roots = RootCertStore::empty();
+    let ca = cluster.config(0, vec![]).tls.ca;
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(node.http_address().unwrap()).await.unwrap();
+    let identity = node.handle().identity();
+    let name = format!("{}.{}.littoral", identity.node, identity.cluster);
+    let name = ServerName::try_from(name).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    let reader = issue(&keys, &["--read", "counters"]);
+    let request = format!(
+        "GET /v2 HTTP/1.1\r\nhost: origin\r\nauthorization: Bearer {reader}\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    let mut plain = TcpStream::connect(node.http_address().unwrap()).await.unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut plain, &mut answer).await;
+    assert!(!answer.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&answer));
+    stop(vec![node]).await;
+}
