@@ -4,7 +4,7 @@ use std::{thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Cluster, Node, stop};
+use crate::harness::{Answer, Cluster, Node, stop, until};
 
 const SCHEMA: &str = "
     CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);";
@@ -108,5 +108,36 @@ fn what_a_node_does_not_get_in_time_it_does_not_show() {
     session.run(&joined, "UPDATE hits SET n = n + 1 WHERE page = 'about'");
     assert_eq!(session.run(&nodes[0], "SELECT n FROM hits WHERE page = 'about'"), "2");
     joined.stop();
+    stop(nodes);
+}
+
+#[test]
+fn answers_say_how_old_they_are_and_a_request_may_ask_for_no_older() {
+    let cluster = Cluster::init(SCHEMA, &["hits:writers=any,n=counter"], &["origin", "edge1"]);
+    let nodes = cluster.serve_star(&["origin", "edge1"]);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')"]);
+    let ask = |node: &Node, most: &str| {
+        let body = r#"{"requests":[{"type":"execute","stmt":{"sql":"SELECT 1"}}]}"#;
+        let headers = [("x-littoral-max-lag", most)];
+        node.client().send_with("POST", "/v2/pipeline", &headers, body).unwrap()
+    };
+    let lag =
+        |answer: &Answer| answer.header("x-littoral-lag").map(|ms| ms.parse::<u64>().unwrap());
+    let answer = ask(&nodes[0], "0");
+    assert!(answer.status == 200 && lag(&answer) < Some(1000), "{answer:?}");
+    let answer = ask(&nodes[1], "1000");
+    assert!(answer.status == 200 && lag(&answer) < Some(4000), "{answer:?}");
+    assert!(nodes[1].status()["lag_ms"].is_u64());
+
+    nodes[0].freeze();
+    until("the edge to know that it is behind", || {
+        nodes[1].status()["lag_ms"].as_u64() > Some(1200)
+    });
+    let answer = ask(&nodes[1], "100");
+    nodes[0].thaw();
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{answer:?}");
+    assert_eq!(answer.json()["code"], "LITTORAL_TOO_STALE");
+    assert_eq!(ask(&nodes[1], "soon").status, 400);
+    assert_eq!(ask(&nodes[1], "3000").status, 200);
     stop(nodes);
 }

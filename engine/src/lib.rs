@@ -68,6 +68,7 @@ pub mod testing;
 mod time;
 mod value;
 mod version;
+mod watermarks;
 
 pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
 pub use db::{

@@ -180,6 +180,13 @@ pub const WAL_SIZE_LIMIT_BYTES: u64 = 64 << 20;
 /// An idle link says that it is alive this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
+/// A node that is not the origin asks its peers this often what the origin had applied: how old its own
+/// rows may be is known about as exactly.
+pub const WATERMARK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a node that is behind remembers of that.
+pub const WATERMARKS_MAX: usize = 64;
+
 /// A link without any frame for this long is closed.
 pub const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 

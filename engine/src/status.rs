@@ -64,6 +64,9 @@ pub struct Status {
     pub verification: Verification,
     /// What it makes of the time.
     pub clock: ClockStatus,
+    /// How old what it shows may be at most: it has all that the origin had so long ago. Zero at the
+    /// origin; `None` while it cannot tell.
+    pub lag: Option<Duration>,
     /// Counts since the file was opened.
     pub counts: Counts,
     /// What another program has written into the file, if that was noticed since it was opened.

@@ -107,11 +107,19 @@ pub enum Bug {
     AppliedInside,
     /// An interactive transaction that was given up leaves its rows in the next entry.
     AbandonedKept,
+    /// The bookmark of a write is taken before its entry is published.
+    BookmarkBehind,
+    /// A read does not wait for what its bookmark names.
+    BookmarkUnwaited,
+    /// A watermark counts before all its entries are applied.
+    WatermarkUncovered,
+    /// A watermark counts as new when it arrives, whatever it took to come.
+    WatermarkAgeless,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 51] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -159,6 +167,10 @@ impl Bug {
         Self::RemovalWithoutDots,
         Self::AppliedInside,
         Self::AbandonedKept,
+        Self::BookmarkBehind,
+        Self::BookmarkUnwaited,
+        Self::WatermarkUncovered,
+        Self::WatermarkAgeless,
     ];
 }
 

@@ -19,6 +19,7 @@ mod crashes;
 mod decay;
 mod ending;
 mod links;
+mod sessions;
 mod snapshots;
 mod talks;
 
@@ -51,6 +52,9 @@ const OUTPUTS_PER_DRAIN: u64 = 200_000;
 
 /// A run with more events than this is going in circles.
 const EVENTS_PER_RUN: u64 = 4_000_000;
+
+/// Peers ask each other for signs of life, and for what is new, also while nothing happens.
+const EVENTS_PER_SILENT_SECOND: u64 = 1000;
 
 /// After the faults have ended, everything settles within this time: a slow link of 27 kB a second may
 /// have megabytes of large entries to carry.
@@ -232,7 +236,7 @@ impl Cluster {
             self.now = at;
             self.oracle.logs.at = at;
             steps += 1;
-            if steps > EVENTS_PER_RUN {
+            if steps > EVENTS_PER_RUN + self.options.silence / SECOND * EVENTS_PER_SILENT_SECOND {
                 return Err(Failure::NoProgress(format!(
                     "{steps} events and no end: {}",
                     self.waiting()
@@ -515,6 +519,7 @@ impl Cluster {
             self.oracle.compare(number, reader)?;
         }
         self.oracle.refresh(number, reader)?;
+        self.session_reads(number, &mut draw)?;
         self.look(number, Moment::Passing)
     }
 
@@ -558,6 +563,7 @@ impl Cluster {
                 if let Some(engine) = &self.machines[number].engine {
                     self.oracle.refresh(number, engine.reader.connection())?;
                 }
+                self.judge_lag(number)?;
                 return self.judge_clock(number);
             }
         }
@@ -656,6 +662,9 @@ impl Cluster {
                 self.oracle.refresh(number, reader)?;
                 let shadow = self.oracle.logs.shadow(number);
                 self.oracle.jobs.answered(id, &result, reader, shadow)?;
+                if let Ok(committed) = result {
+                    self.session_wrote(number, id, committed)?;
+                }
             }
             Output::Event(news) => {
                 let text = format!("{news:?}");

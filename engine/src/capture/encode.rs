@@ -202,9 +202,9 @@ impl Encoder<'_> {
 
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
-        let held = if table.is_multi_writer() { self.clocks.update(table.id, key)? } else { None };
-        let had = held.is_some();
-        let mut clock = table.is_multi_writer().then(|| held.unwrap_or_default());
+        let mut clock =
+            if table.is_multi_writer() { self.clocks.update(table.id, key)? } else { None };
+        let had = clock.is_some();
         let epoch = clock.as_ref().map_or(0, |clock| clock.epoch_for(RowOpKind::Update));
         self.columns.clear();
         self.cells.clear();
@@ -235,11 +235,21 @@ impl Encoder<'_> {
                 }
             }
         }
-        self.writer.row(table.id, RowOpKind::Update, self.columns.iter().copied(), key, epoch);
+        let columns = self.columns.iter().copied();
+        let like_before = self.writer.row(table.id, RowOpKind::Update, columns, key, epoch);
         self.writer.encoded(&self.cells);
-        if let Some(clock) = &clock {
-            self.clocks.updated(table.id, key, clock, had);
+        if !table.is_multi_writer()
+            || !had && clock.is_none() && like_before && self.clocks.updated_alike(table.id, key)
+        {
+            return Ok(());
         }
+        let mut clock = clock.unwrap_or_default();
+        if !had {
+            for (column, _) in self.columns.iter().filter(|(_, kind)| *kind == CellKind::Assign) {
+                clock.overwrite(*column, stamp);
+            }
+        }
+        self.clocks.updated(table.id, key, &clock, had);
         Ok(())
     }
 }

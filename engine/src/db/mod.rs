@@ -41,6 +41,7 @@ use crate::{
     merge::functions::make_spell,
     schema::{Registry, Table},
     sqlite,
+    time::Instant,
     value::put_cell,
 };
 
@@ -144,6 +145,12 @@ impl Db {
     /// What is missing. A driver looks again after a drain that has committed something.
     pub fn reached(&self, bookmark: &Bookmark) -> Result<(), BookmarkNotReached> {
         self.file.published.reached(bookmark)
+    }
+
+    /// How old what readers see may be at most: this node has all that the origin had so long ago. Zero at the
+    /// origin; `None` while that is not known.
+    pub fn lag(&self, now: Instant) -> Option<Duration> {
+        self.file.published.lag(now)
     }
 
     /// The bookmark of all that is committed, if none is being committed at this moment; what any reader

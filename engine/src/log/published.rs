@@ -12,9 +12,12 @@
 //! [`Log::append`](super::Log::append) says so before the commit, and
 //! [`Log::keep`](super::Log::keep) after it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -25,8 +28,10 @@ use crate::{
     contested::Stable,
     id::{AuthorId, Lsn},
     sqlite,
-    time::WallTime,
+    testing::{Bug, planted},
+    time::{Instant, WallTime},
     version::{Dot, VersionVector},
+    watermarks::AsOf,
 };
 
 /// What has been committed to the log.
@@ -45,6 +50,9 @@ struct State {
     unsettled: bool,
     frontier: u64,
     covered: VersionVector,
+    is_origin: bool,
+    /// The newest moment of the origin's whose state, or a later one, is shown here.
+    as_of: Option<AsOf>,
 }
 
 impl State {
@@ -75,7 +83,10 @@ impl Published {
     pub(super) fn settle(&self, lsn: Lsn, dots: impl Iterator<Item = Dot>) {
         let mut state = self.state.lock();
         state.lsn = lsn;
-        dots.for_each(|dot| state.vector.advance(dot));
+        dots.for_each(|dot| {
+            let behind = u64::from(planted(Bug::BookmarkBehind));
+            state.vector.advance(Dot { seq: dot.seq - behind, ..dot });
+        });
         state.unsettled = false;
     }
 
@@ -93,9 +104,28 @@ impl Published {
         }
     }
 
+    /// This node is the origin, or is not.
+    pub(crate) fn origin(&self, is_origin: bool) {
+        self.state.lock().is_origin = is_origin;
+    }
+
+    /// This is the newest moment of the origin's that is known to be shown.
+    pub(crate) fn fresh(&self, as_of: Option<AsOf>) {
+        self.state.lock().as_of = as_of;
+    }
+
+    /// How old what is shown may be at most; `None` while that is not known.
+    pub(crate) fn lag(&self, now: Instant) -> Option<Duration> {
+        let state = self.state.lock();
+        if state.is_origin { Some(Duration::ZERO) } else { state.as_of.map(|as_of| as_of.age(now)) }
+    }
+
     /// Whether all that the bookmark names is committed here.
     pub(crate) fn reached(&self, bookmark: &Bookmark) -> Result<(), BookmarkNotReached> {
         let state = self.state.lock();
+        if planted(Bug::BookmarkUnwaited) {
+            return Ok(());
+        }
         match bookmark.missing(AuthorId::FIRST.term, state.frontier, &state.vector) {
             None => Ok(()),
             Some(missing) => Err(BookmarkNotReached { missing }),

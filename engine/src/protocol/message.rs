@@ -62,6 +62,9 @@ pub(crate) enum Message {
     Carry(u64, Carried),
     /// What became of it.
     Reply(u64, Reply),
+    /// Follows a `Pong` with the same number: the origin had applied these entries so many microseconds
+    /// before. Without them they are those that the sender said last on this link.
+    Watermark(u64, u64, Option<Vec<(u64, Seq)>>),
 }
 
 /// What a replica that compares its rows with the receiver's asks: about a table, by its id under a

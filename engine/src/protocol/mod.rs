@@ -83,6 +83,9 @@ pub(crate) struct PeerSession {
     ack_due: Instant,
     relay: Relay,
     ping_due: Instant,
+    pub(crate) ping_every: Duration,
+    /// The vectors of the watermarks told and heard last.
+    watermarks: [Option<VersionVector>; 2],
     last_heard: Instant,
     round_trip: Option<Duration>,
     bytes_sent: u64,
@@ -163,6 +166,8 @@ pub(crate) enum Received {
     Carry(u64, Carried),
     /// What became of one.
     Reply(u64, Reply),
+    /// What the origin had applied so long before a moment of ours.
+    Watermark(Instant, Duration, VersionVector),
     /// What members hold on stable storage; the peer itself is `None`.
     Acks(Vec<(Option<AuthorId>, VersionVector)>),
 }
@@ -187,6 +192,8 @@ impl PeerSession {
             relay: Relay { due: now, ..Relay::default() },
             // The peer is asked for the time as soon as there is somebody to ask.
             ping_due: now,
+            ping_every: KEEP_ALIVE,
+            watermarks: [None, None],
             last_heard: now,
             round_trip: None,
             bytes_sent: 0,
@@ -348,6 +355,18 @@ impl PeerSession {
                     return Ok(Received::Time(round_trip, OriginTime::from_wire(told)));
                 }
             }
+            Message::Watermark(token, age, vector) => {
+                let [_, heard] = &mut self.watermarks;
+                if let Some(vector) = vector {
+                    *heard = Some(read_vector(&vector));
+                }
+                let vector = heard.clone().ok_or_else(|| {
+                    ProtocolError::Malformed("a watermark without entries".to_owned())
+                })?;
+                // What was asked in the future is not answered yet.
+                let asked = Instant(token.min(now.0));
+                return Ok(Received::Watermark(asked, Duration::from_micros(age), vector));
+            }
         }
         Ok(Received::Nothing)
     }
@@ -439,7 +458,7 @@ impl PeerSession {
             }
             self.relay_acks(now, acks);
             if now >= self.ping_due {
-                self.ping_due = now + KEEP_ALIVE;
+                self.ping_due = now + self.ping_every;
                 self.say(&Message::Ping(now.0));
             }
         }
@@ -523,6 +542,18 @@ impl PeerSession {
         self.say(&Message::Ping(now.0));
         self.unread = Some(now.0);
         self.say(&Message::Answer(token, answer));
+    }
+
+    /// Says what the origin had applied so long ago, as the answer to a ping.
+    pub(crate) fn tell_watermark(&mut self, token: u64, age: Duration, vector: &VersionVector) {
+        let age = age.as_nanos().div_ceil(1000);
+        let [told, _] = &mut self.watermarks;
+        let news = told.as_ref() != Some(vector);
+        if news {
+            *told = Some(vector.clone());
+        }
+        let age = u64::try_from(age).unwrap_or(u64::MAX);
+        self.say(&Message::Watermark(token, age, news.then(|| wire_vector(vector))));
     }
 
     pub(crate) fn say(&mut self, message: &Message) {

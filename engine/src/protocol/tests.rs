@@ -806,6 +806,8 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(Message::Ping),
         any::<(u64, Option<(u64, u64, u64)>)>()
             .prop_map(|(token, told)| Message::Pong(token, told)),
+        (any::<(u64, u64)>(), proptest::option::of(vector()))
+            .prop_map(|((token, age), vector)| Message::Watermark(token, age, vector)),
         (any::<u64>(), question()).prop_map(|(token, question)| Message::Ask(token, question)),
         (any::<u64>(), answer()).prop_map(|(token, answer)| Message::Answer(token, answer)),
     ]

@@ -132,6 +132,7 @@ impl Replica {
             self.hlc.observe(entry.header().hlc);
         }
         self.db.published().stable(self.contested.stable());
+        self.settle_watermarks();
     }
 
     /// The batch has failed.

@@ -8,7 +8,7 @@ use crate::{
     entry::{Digest, Entry, codec::Head},
     error::ProtocolError,
     id::{AuthorId, Lsn, NodeId, PeerId},
-    limits::{KEEP_ALIVE, UNAPPLIED_BYTES_MAX},
+    limits::{KEEP_ALIVE, UNAPPLIED_BYTES_MAX, WATERMARK_INTERVAL},
     log::{Log, LogError},
     protocol::{
         PeerSession, Received, check_hello,
@@ -39,6 +39,9 @@ impl Replica {
             .map(|life| (life.incarnation.0, life.author.to_u64(), self.log.head(life.author).seq))
             .collect();
         let mut session = PeerSession::new(peer, node, self.now.mono, hello);
+        if !self.is_origin() {
+            session.ping_every = WATERMARK_INTERVAL;
+        }
         session.is_reconnect = !self.linked.insert(session.node.clone());
         self.sessions.insert(peer, session);
     }
@@ -80,6 +83,11 @@ impl Replica {
                 if let Some(session) = self.sessions.get_mut(&peer) {
                     session.answer_ping(token, origin);
                 }
+                self.tell_watermark(peer, token);
+                Ok(())
+            }
+            Received::Watermark(asked, age, vector) => {
+                self.hear_watermark(asked, age, &vector);
                 Ok(())
             }
             Received::Time(round_trip, told) => {
@@ -184,6 +192,7 @@ impl Replica {
             self.register = before;
             return Err(error.into());
         }
+        self.db.published().origin(self.is_origin());
         self.writer.learn_origin(origin_seen_by(self.register.as_ref(), &self.identity));
         Ok(())
     }

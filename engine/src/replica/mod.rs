@@ -30,6 +30,7 @@ mod links;
 mod requests;
 mod schema;
 mod snapshot;
+mod staleness;
 mod verifying;
 
 pub(crate) use holds::Spools;
@@ -78,6 +79,7 @@ use crate::{
     status::{Counts, PeerStatus, Status},
     time::{Instant, Now},
     version::{Dot, VersionVector},
+    watermarks::Watermarks,
 };
 
 /// One replica of the database.
@@ -98,6 +100,7 @@ pub struct Replica {
     parked_due: bool,
     hlc: HlcClock,
     corrected: CorrectedClock,
+    watermarks: Watermarks,
     /// The largest entry that a write job may become, in bytes.
     max_entry: u64,
     durable: Durable,
@@ -216,6 +219,8 @@ impl Replica {
         parts.log.publish_at(Arc::clone(db.published()));
         db.published().stable(parts.contested.stable());
         db.published().tell(parts.now.wall);
+        let register = parts.register.as_ref();
+        db.published().origin(register.is_some_and(|register| register.is_origin(&parts.identity)));
         let durable = Durable {
             lsn: parts.log.last(),
             vector: parts.log.vector(),
@@ -237,6 +242,7 @@ impl Replica {
             parked_due: true,
             hlc: parts.hlc,
             corrected: CorrectedClock::default(),
+            watermarks: Watermarks::default(),
             max_entry: parts.max_entry,
             durable,
             now: parts.now,
@@ -415,6 +421,7 @@ impl Replica {
             parked_rows: self.aside.parked.count(),
             verification: self.verifying.report(),
             clock: self.clock(),
+            lag: self.lag(),
             counts: self.counts,
             foreign: self.foreign(),
             storage_error: self.storage.error.clone(),

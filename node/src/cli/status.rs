@@ -38,6 +38,11 @@ impl Show {
         line("durable", &status["durable"])?;
         line("contested", &status["contested_rows"])?;
         say(format_args!("{:<11} {}", "clock", clock(&status["clock"])))?;
+        let lag = match status["lag_ms"].as_u64() {
+            Some(ms) => format!("{ms} ms behind the origin at most"),
+            None => "not known yet: no link has told what the origin has".to_owned(),
+        };
+        say(format_args!("{:<11} {lag}", "lag"))?;
         let conflicts = shown(&status["counts"]["conflicts"]);
         say(format_args!("{:<11} {conflicts} since start", "conflicts"))?;
         print_list(

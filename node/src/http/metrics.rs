@@ -62,6 +62,14 @@ fn page(status: &Status) -> String {
         "Rows of these that were mended",
         verified.repaired,
     );
+    page.metric(
+        "littoral_lag_seconds",
+        "How old what this node shows may be at most, as far as is known",
+        "gauge",
+    );
+    if let Some(lag) = status.lag {
+        page.line("littoral_lag_seconds", "", format!("{:.6}", lag.as_secs_f64()));
+    }
     let clock = &status.clock;
     page.metric(
         "littoral_clock_ahead_seconds",

@@ -2,7 +2,7 @@
 //! `X-Littoral-Bookmark`.
 //!
 //! A request that brings one is run once this node has all that it names. Every answer gives one that
-//! covers what the session has seen so far. The header holds a [`Bookmark`] sealed with a key that all
+//! covers what the session has seen so far, and says how old what it shows may be. The header holds a [`Bookmark`] sealed with a key that all
 //! nodes of the cluster share, so that nobody makes a node wait for what there is not.
 
 use std::{
@@ -21,15 +21,18 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use littoral::Bookmark;
 
-use super::hrana::failure;
+use super::{hrana::failure, status::millis_up};
 use crate::{pki, runtime::NodeHandle};
 
 const BOOKMARK: HeaderName = HeaderName::from_static("x-littoral-bookmark");
+const LAG: HeaderName = HeaderName::from_static("x-littoral-lag");
+const MAX_LAG: HeaderName = HeaderName::from_static("x-littoral-max-lag");
 const SERVED_BY: HeaderName = HeaderName::from_static("x-littoral-served-by");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// How long a request waits until this node has what its bookmark names.
-const BOOKMARK_WAIT: Duration = Duration::from_secs(5);
+/// How long a request waits until this node has what its bookmark names, and again until that is as new as
+/// it has to be.
+const WAIT: Duration = Duration::from_secs(5);
 
 /// Its answer begins before its rows are read, so there is no bookmark of them in its header.
 const CURSOR: &str = "/v3/cursor";
@@ -138,6 +141,13 @@ impl Sessions {
         seal.open(value.as_bytes()).map(Some).map_err(|Broken| broken)
     }
 
+    fn not_now(&self, code: &str, why: &str) -> Response {
+        let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, code, why);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response.headers_mut().insert(SERVED_BY, self.name.clone());
+        response
+    }
+
     /// A bookmark of all that the session has seen.
     async fn given(&self, brought: Option<Bookmark>) -> Option<HeaderValue> {
         let seal = self.seal.as_ref()?;
@@ -147,6 +157,14 @@ impl Sessions {
         }
         HeaderValue::from_str(&seal.seal(&bookmark)).ok()
     }
+}
+
+/// How old what a request reads may be.
+fn max_lag(headers: &HeaderMap) -> Result<Option<Duration>, &'static str> {
+    let Some(value) = headers.get(MAX_LAG) else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|text| text.parse().ok());
+    let ms = ms.ok_or("X-Littoral-Max-Lag is a whole number of milliseconds")?;
+    Ok(Some(Duration::from_millis(ms)))
 }
 
 /// Runs a request where it sees all that its session has seen.
@@ -166,17 +184,22 @@ pub(super) async fn carry(
         Ok(brought) => brought,
         Err(why) => return failure(StatusCode::BAD_REQUEST, "LITTORAL_BOOKMARK", why),
     };
+    let most = match max_lag(request.headers()) {
+        Ok(most) => most,
+        Err(why) => return failure(StatusCode::BAD_REQUEST, "LITTORAL_MAX_LAG", why),
+    };
     let began = Instant::now();
     if let Some(bookmark) = &brought
-        && let Err(error) = sessions.node.reach(bookmark, BOOKMARK_WAIT).await
+        && let Err(error) = sessions.node.reach(bookmark, WAIT).await
     {
-        let code = "LITTORAL_BOOKMARK_NOT_REACHED";
-        let why = error.to_string();
-        let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, code, &why);
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        response.headers_mut().insert(SERVED_BY, sessions.name);
-        return response;
+        return sessions.not_now("LITTORAL_BOOKMARK_NOT_REACHED", &error.to_string());
     }
+    if let Some(most) = most
+        && let Err(error) = sessions.node.freshen(most, WAIT).await
+    {
+        return sessions.not_now("LITTORAL_TOO_STALE", &error.to_string());
+    }
+    let lag = sessions.node.lag();
     let waited = began.elapsed();
     let mut response = next.run(request).await;
     let ran = began.elapsed() - waited;
@@ -186,6 +209,10 @@ pub(super) async fn carry(
         headers.insert(BOOKMARK, bookmark);
     }
     headers.insert(SERVED_BY, sessions.name);
+    // What was read may be so old now: it was read after that was known.
+    if let Some(lag) = lag {
+        headers.insert(LAG, HeaderValue::from(millis_up(lag + ran)));
+    }
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     let timing = format!("wait;dur={:.3}, run;dur={:.3}", milliseconds(waited), milliseconds(ran));
     if let Ok(timing) = HeaderValue::from_str(&timing) {

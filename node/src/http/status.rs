@@ -123,6 +123,7 @@ fn to_json(status: &Status) -> Value {
             "age_ms": status.clock.age.map(millis),
             "stamps_ahead_ms": millis(status.clock.stamps_ahead),
         },
+        "lag_ms": status.lag.map(millis_up),
         "counts": {
             "jobs_committed": status.counts.jobs_committed,
             "jobs_failed": status.counts.jobs_failed,
@@ -146,6 +147,11 @@ fn to_json(status: &Status) -> Value {
 
 fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Rounded up: what is shown is no older.
+pub(super) fn millis_up(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 fn vector(vector: &VersionVector) -> BTreeMap<String, u64> {

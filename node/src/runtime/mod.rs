@@ -55,6 +55,24 @@ const NEWS_KEPT: usize = 4096;
 /// place of the file makes none.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// A node that waits until its rows are new enough looks this often.
+const LAG_AGAIN: Duration = Duration::from_millis(10);
+
+/// What a node shows may be older than a read allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "what this node shows may be {} old, and {} ms is the most that is allowed: read again later, or at \
+     another node",
+    lag.map_or_else(|| "of any age: it is not known how".to_owned(), |lag| format!("{} ms", lag.as_millis())),
+    most.as_millis()
+)]
+pub struct TooStale {
+    /// How old it may be; `None` while that is not known.
+    pub lag: Option<Duration>,
+    /// How old it was allowed to be.
+    pub most: Duration,
+}
+
 /// Why a node could not start its replica.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -89,6 +107,7 @@ pub struct NodeHandle {
     readers: Arc<ReaderPool>,
     news: broadcast::Sender<News>,
     ended: watch::Receiver<()>,
+    clock: Clock,
 }
 
 impl fmt::Debug for NodeHandle {
@@ -244,6 +263,30 @@ impl NodeHandle {
         }
     }
 
+    /// How old what this node shows may be at most; zero at the origin, `None` while that is not known.
+    pub fn lag(&self) -> Option<Duration> {
+        self.readers.db().lag(self.clock.now().mono)
+    }
+
+    /// Waits until what this node shows is at most so old.
+    ///
+    /// # Errors
+    /// How old it may be at most after `limit`.
+    pub async fn freshen(&self, most: Duration, limit: Duration) -> Result<(), TooStale> {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            let lag = self.lag();
+            if lag.is_some_and(|lag| lag <= most) {
+                return Ok(());
+            }
+            let now = tokio::time::Instant::now();
+            if now >= deadline {
+                return Err(TooStale { lag, most });
+            }
+            tokio::time::sleep_until(deadline.min(now + LAG_AGAIN)).await;
+        }
+    }
+
     /// A bookmark of all that this node has committed and shown so far: whoever requires it elsewhere sees
     /// nothing older there than was written or read here.
     ///
@@ -329,6 +372,7 @@ impl Runtime {
             readers,
             news,
             ended,
+            clock,
         };
         Ok(Self { handle, replica, watchdog, storage, _stop: stop, _lock: lock })
     }

@@ -147,6 +147,7 @@ impl Cluster {
             let what = format!("entries without end: {:?}, then {lengths:?}", self.silence);
             return broken(Promise::Silence, what);
         }
+        self.judge_sessions()?;
         self.stage = Stage::Over;
         Ok(())
     }

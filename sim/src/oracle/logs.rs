@@ -51,6 +51,10 @@ pub(crate) struct Logs {
     news: Vec<(usize, bool, EntryHeader)>,
     /// The time of what is taken.
     pub(crate) at: Nanos,
+    /// Since when each entry of the origin's log has been visible there.
+    visible: Vec<Nanos>,
+    /// How many of these each machine is known to hold, from the first on.
+    caught_up: Vec<usize>,
     /// What happened to which row, if that was asked for.
     pub(crate) recording: Option<Recording>,
 }
@@ -62,8 +66,19 @@ impl Logs {
         let authors = BTreeMap::from([(AuthorId::FIRST, 0)]);
         let bases = (0..machines).map(|_| Book::default()).collect();
         let recording = recording.then(|| Recording::new(machines));
-        let (entries, copies) = (BTreeMap::new(), BTreeMap::new());
-        Self { books, bases, entries, authors, copies, shapes, news: Vec::new(), at: 0, recording }
+        Self {
+            books,
+            bases,
+            entries: BTreeMap::new(),
+            authors,
+            copies: BTreeMap::new(),
+            shapes,
+            news: Vec::new(),
+            at: 0,
+            visible: Vec::new(),
+            caught_up: vec![0; machines],
+            recording,
+        }
     }
 
     /// What the machine's log leads to.
@@ -74,6 +89,19 @@ impl Logs {
     /// Whether the machine's log holds an entry.
     pub(crate) fn holds(&self, machine: usize, dot: Dot) -> bool {
         self.shadow(machine).heads().get(&dot.author).is_some_and(|head| head.seq >= dot.seq)
+    }
+
+    /// The first entry of the origin's log that a machine lacks, and since when the origin has had it.
+    pub(crate) fn oldest_missing(&mut self, machine: usize) -> Option<(Dot, Nanos)> {
+        let mut place = self.caught_up[machine];
+        while let Some(dot) = self.books[0].entries.get(place).copied() {
+            if !self.holds(machine, dot) {
+                return Some((dot, self.visible[place]));
+            }
+            place += 1;
+            self.caught_up[machine] = place;
+        }
+        None
     }
 
     /// A snapshot was taken of a machine's file, whose log was just read.
@@ -103,6 +131,7 @@ impl Logs {
         }
         self.bases[machine] = book.clone();
         self.books[machine] = book;
+        self.caught_up[machine] = 0;
         Ok(())
     }
 
@@ -194,6 +223,9 @@ impl Logs {
             return broken(Promise::DurableFirst, what);
         };
         book.entries.push(dot);
+        if machine == 0 && self.visible.len() < book.entries.len() {
+            self.visible.push(self.at);
+        }
         self.news.push((machine, own, entry.header));
         let taken = match &mut self.recording {
             Some(recording) => {
@@ -235,6 +267,11 @@ impl Logs {
             );
         }
         let lost = self.books[machine].entries.split_off(left);
+        self.caught_up[machine] = 0;
+        if machine == 0 {
+            self.visible.truncate(left);
+            self.caught_up.fill(0);
+        }
         if let Some(recording) = &mut self.recording {
             recording.cut(machine, left);
         }

@@ -11,6 +11,8 @@
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
 //! - [`schema`]: tables, policies and freezes are what the log says;
 //! - [`clocks`]: nothing from the future is taken, and nobody writes it for long;
+//! - [`sessions`]: who moves between machines reads nothing older than before;
+//! - [`staleness`]: nobody's rows are older than they say;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
 
@@ -22,16 +24,18 @@ pub(crate) mod logs;
 pub(crate) mod recording;
 pub(crate) mod references;
 pub(crate) mod schema;
+pub(crate) mod sessions;
 pub(crate) mod shadow;
 pub(crate) mod shapes;
 pub(crate) mod sights;
 pub(crate) mod spools;
+pub(crate) mod staleness;
 
 use std::fmt;
 
 use rusqlite::Connection;
 
-use self::{clocks::Clocks, jobs::Jobs, logs::Logs, shapes::Shapes};
+use self::{clocks::Clocks, jobs::Jobs, logs::Logs, sessions::Sessions, shapes::Shapes};
 use crate::scenario::Violation;
 
 /// How a run can fail.
@@ -83,6 +87,10 @@ pub(crate) enum Promise {
     Bounds,
     /// Nothing from the future is applied, and what nodes believe of the origin's clock is true.
     Clocks,
+    /// A session that carries its bookmark reads nothing older than it wrote or read.
+    Sessions,
+    /// Rows are no older than a machine says.
+    Staleness,
 }
 
 impl fmt::Display for Promise {
@@ -102,6 +110,8 @@ impl fmt::Display for Promise {
             Self::Availability => "availability",
             Self::Bounds => "bounds",
             Self::Clocks => "clocks",
+            Self::Sessions => "sessions",
+            Self::Staleness => "staleness",
         })
     }
 }
@@ -142,6 +152,8 @@ pub(crate) struct Oracle {
     pub(crate) clocks: Clocks,
     /// What was asked and answered.
     pub(crate) jobs: Jobs,
+    /// Clients that move between machines.
+    pub(crate) sessions: Sessions,
     /// Who knows how tables are read.
     pub(crate) shapes: Shapes,
 }
@@ -153,6 +165,7 @@ impl Oracle {
             logs: Logs::new(machines, shapes, recording),
             clocks: Clocks::default(),
             jobs: Jobs::default(),
+            sessions: Sessions::default(),
             shapes,
         }
     }
@@ -180,6 +193,7 @@ impl Oracle {
         let lost = self.logs.reopened(machine, power_cut, reader)?;
         for dot in lost {
             self.jobs.lost(dot)?;
+            self.sessions.lost(dot)?;
         }
         self.refresh(machine, reader)
     }

@@ -1,0 +1,67 @@
+//! Sessions that move between machines, and how old machines say that their rows are.
+
+use littoral::{Committed, Instant};
+
+use super::Cluster;
+use crate::{
+    chance::Draw,
+    oracle::{Check, Promise, broken, sessions::SESSIONS, staleness, unreadable},
+    workload::JobId,
+};
+
+impl Cluster {
+    /// A job was answered, and its log read: its session goes on with a bookmark that covers it.
+    pub(super) fn session_wrote(
+        &mut self,
+        number: usize,
+        id: JobId,
+        committed: Committed,
+    ) -> Check {
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let Some(dot) = committed.dot else { return Ok(()) };
+        let bookmark = engine.replica.bookmark();
+        let session = usize::try_from(id % SESSIONS as u64).expect("one of a few");
+        self.oracle.sessions.wrote(session, dot, &bookmark)
+    }
+
+    /// A session comes to a machine, whose log was just read, and reads if it may.
+    pub(super) fn session_reads(&mut self, number: usize, draw: &mut Draw) -> Check {
+        let session = draw.index(SESSIONS);
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let carried = self.oracle.sessions.bookmark(session)?;
+        if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {
+            return Ok(());
+        }
+        let given = engine.reader.bookmark().map_err(unreadable(number))?;
+        let held = self.oracle.logs.shadow(number).vector();
+        if let Some(dot) = given.entries().iter().find(|dot| !held.covers(*dot)) {
+            let what = format!("a bookmark of m{number}, which holds {held}, names {dot}");
+            return broken(Promise::Sessions, what);
+        }
+        self.oracle.sessions.read(session, number, &held, &given)
+    }
+
+    /// A machine's log was just read: what it says of its age is true.
+    pub(super) fn judge_lag(&mut self, number: usize) -> Check {
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let lag = engine.replica.db().lag(Instant(self.now));
+        staleness::judge(&mut self.oracle.logs, number, self.now, lag)
+    }
+
+    /// Everything is quiet: every session may read everywhere, and nobody's rows are old.
+    pub(super) fn judge_sessions(&self) -> Check {
+        for (number, machine) in self.machines.iter().enumerate() {
+            let Some(engine) = &machine.engine else { continue };
+            let db = engine.replica.db();
+            staleness::judge_quiet(number, db.lag(Instant(self.now)))?;
+            for session in 0..SESSIONS {
+                let Some(bookmark) = self.oracle.sessions.bookmark(session)? else { continue };
+                if let Err(error) = db.reached(&bookmark) {
+                    let what = format!("session {session} may never read on m{number}: {error}");
+                    return broken(Promise::Sessions, what);
+                }
+            }
+        }
+        Ok(())
+    }
+}

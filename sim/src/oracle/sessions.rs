@@ -1,0 +1,100 @@
+//! [`Sessions`]: clients that move between machines read nothing older than they wrote or read.
+//!
+//! A session carries a bookmark, as text, and the oracle carries what the session has truly seen: the
+//! entries of its writes, and all that machines held where it has read. It reads where its bookmark is
+//! reached, and only there; what it finds must hold all that it has seen before.
+
+use littoral::{Bookmark, Dot, VersionVector};
+
+use super::{Check, Promise, broken};
+
+/// How many sessions there are.
+pub(crate) const SESSIONS: usize = 8;
+
+/// What one session carries, and what it has seen.
+#[derive(Debug, Default)]
+struct Session {
+    /// `None` before its first write or read.
+    bookmark: Option<String>,
+    seen: VersionVector,
+}
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    each: [Session; SESSIONS],
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { each: std::array::from_fn(|_| Session::default()) }
+    }
+}
+
+impl Sessions {
+    /// The bookmark that a session carries.
+    pub(crate) fn bookmark(&self, session: usize) -> Check<Option<Bookmark>> {
+        self.each[session].bookmark()
+    }
+
+    /// A write of the session's was answered with this bookmark.
+    pub(crate) fn wrote(&mut self, session: usize, dot: Dot, given: &Bookmark) -> Check {
+        let session = &mut self.each[session];
+        session.seen.advance(dot);
+        session.take(given)
+    }
+
+    /// The session has read on a machine that holds these entries, and was given this bookmark.
+    pub(crate) fn read(
+        &mut self,
+        session: usize,
+        machine: usize,
+        held: &VersionVector,
+        given: &Bookmark,
+    ) -> Check {
+        let number = session;
+        let session = &mut self.each[session];
+        if let Some(dot) = session.seen.iter().find(|dot| !held.covers(*dot)) {
+            return broken(
+                Promise::Sessions,
+                format!(
+                    "session {number} reads on m{machine}, which holds {held}, and has seen {dot} before; its \
+                     bookmark is {:?}",
+                    session.bookmark()?
+                ),
+            );
+        }
+        session.seen.advance_all(held);
+        session.take(given)
+    }
+
+    /// A power cut took an entry from its author: who has seen it begins anew.
+    pub(crate) fn lost(&mut self, dot: Dot) -> Check {
+        for session in &mut self.each {
+            let named = session.bookmark()?.map(|bookmark| bookmark.entries().seq(dot.author));
+            if session.seen.covers(dot) || named >= Some(dot.seq) {
+                *session = Session::default();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    fn bookmark(&self) -> Check<Option<Bookmark>> {
+        match self.bookmark.as_ref().map(|text| text.parse()) {
+            None => Ok(None),
+            Some(Ok(bookmark)) => Ok(Some(bookmark)),
+            Some(Err(error)) => {
+                broken(Promise::Sessions, format!("a bookmark does not decode: {error}"))
+            }
+        }
+    }
+
+    fn take(&mut self, given: &Bookmark) -> Check {
+        let mut bookmark = self.bookmark()?.unwrap_or_default();
+        bookmark.include_all(given);
+        self.bookmark = Some(bookmark.to_string());
+        Ok(())
+    }
+}
