@@ -138,8 +138,7 @@ fn a_rowid_that_is_no_integer_is_undecodable() {
 fn rows_that_collide_in_the_midst_of_a_statement_count_once() {
     let mut scene = Scene::new();
     scene.conn.execute_batch("INSERT INTO count VALUES(3, 10)").unwrap();
-    let entry =
-        scene.insert(&(1..=20).map(ValueRef::Integer).collect::<Vec<_>>(), scene.registry.version);
+    let entry = scene.insert(&(1..=20).map(ValueRef::Integer).collect::<Vec<_>>());
     scene.apply(entry).unwrap();
     let expected = (1..=20).map(|id| (id, if id == 3 { 11 } else { 1 }));
     assert_eq!(scene.counts(), expected.collect::<Vec<_>>());
