@@ -150,6 +150,7 @@ impl Replica {
             session.say(&Message::SnapshotFirst);
         }
         self.ask_to_join(peer);
+        self.requests_move_to(peer, &node);
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         early.into_iter().try_for_each(|received| self.received(peer, received))
     }
