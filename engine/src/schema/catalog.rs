@@ -50,7 +50,7 @@ CREATE TABLE littoral_members(
 ) STRICT;
 CREATE TABLE littoral_tables(
   id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
-  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL
+  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL, max_lag_ms INTEGER, on_stale TEXT
 ) STRICT;
 CREATE TABLE littoral_ids(
   table_id INTEGER PRIMARY KEY NOT NULL, next_column INTEGER NOT NULL
@@ -240,7 +240,7 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         next_column = next_column.max(last.0.saturating_add(1));
     }
     conn.execute(
-        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
         params![
             table.id.0,
             table.name,
@@ -248,6 +248,8 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
             table.policy.writers.as_str(),
             table.policy.explicit_key,
             since.unwrap_or_else(|| lsn.0.cast_signed()),
+            table.policy.max_lag.map(|bound| bound.ms.cast_signed()),
+            table.policy.max_lag.map(|bound| bound.on_stale.as_str()),
         ],
     )?;
     conn.execute(

@@ -16,6 +16,7 @@
 mod files;
 mod readers;
 mod replica_thread;
+mod routing;
 mod storage_threads;
 mod writes;
 
@@ -34,7 +35,6 @@ use littoral::{
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
 
-pub use self::readers::ReadError;
 use self::{
     files::Files,
     readers::ReaderPool,
@@ -42,6 +42,7 @@ use self::{
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
+pub use self::{readers::ReadError, routing::Explanation};
 pub(crate) use self::{
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     writes::{WRITE_TIME_LIMIT, out_of_time},
