@@ -121,16 +121,23 @@ impl<'a> ByteReader<'a> {
         self.rest.is_empty()
     }
 
+    /// What was not read yet.
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     pub(crate) const fn remaining(&self) -> usize {
         self.rest.len()
     }
 
+    #[inline]
     pub(crate) fn byte(&mut self) -> Result<u8, DecodeError> {
         let (&first, rest) = self.rest.split_first().ok_or(DecodeError::Truncated)?;
         self.rest = rest;
         Ok(first)
     }
 
+    #[inline]
     pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(DecodeError::Truncated)?;
         self.rest = rest;
@@ -174,21 +181,25 @@ impl<'a> ByteReader<'a> {
         Err(DecodeError::Range)
     }
 
+    #[inline]
     pub(crate) fn varint_u32(&mut self) -> Result<u32, DecodeError> {
         u32::try_from(self.varint()?).map_err(|_| DecodeError::Range)
     }
 
+    #[inline]
     pub(crate) fn length(&mut self) -> Result<usize, DecodeError> {
         let len = usize::try_from(self.varint()?).map_err(|_| DecodeError::Range)?;
         if len > self.rest.len() { Err(DecodeError::Truncated) } else { Ok(len) }
     }
 
+    #[inline]
     pub(crate) fn zigzag(&mut self) -> Result<i64, DecodeError> {
         let n = self.varint()?;
         Ok((n >> 1).cast_signed() ^ -(n & 1).cast_signed())
     }
 
     /// A length and that many bytes.
+    #[inline]
     pub(crate) fn prefixed(&mut self) -> Result<&'a [u8], DecodeError> {
         let len = self.length()?;
         self.bytes(len)
@@ -455,6 +466,7 @@ impl<'a> KeyPart<'a> {
 
 impl<'a> ByteReader<'a> {
     /// Reads one part of a key.
+    #[inline]
     pub(crate) fn key_part(&mut self) -> Result<KeyPart<'a>, DecodeError> {
         let tag = self.byte()?;
         match tag {
@@ -473,8 +485,8 @@ impl<'a> ByteReader<'a> {
     fn key_integer(&mut self, tag: u8) -> Result<i64, DecodeError> {
         let negative = tag < KEY_INTEGER_ZERO;
         let digits = self.bytes(usize::from(tag.abs_diff(KEY_INTEGER_ZERO)))?;
-        let magnitude =
-            digits.iter().fold(0u64, |n, &b| n << 8 | u64::from(if negative { !b } else { b }));
+        let flip = if negative { 0xff } else { 0 };
+        let magnitude = digits.iter().fold(0u64, |n, &b| n << 8 | u64::from(b ^ flip));
         if negative {
             0i64.checked_sub_unsigned(magnitude).ok_or(DecodeError::Range)
         } else {

@@ -202,9 +202,9 @@ impl Encoder<'_> {
 
     fn update(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         let stamp = self.clocks.stamp();
-        let held = if table.is_multi_writer() { self.clocks.update(table.id, key)? } else { None };
-        let had = held.is_some();
-        let mut clock = table.is_multi_writer().then(|| held.unwrap_or_default());
+        let mut clock =
+            if table.is_multi_writer() { self.clocks.update(table.id, key)? } else { None };
+        let had = clock.is_some();
         let epoch = clock.as_ref().map_or(0, |clock| clock.epoch_for(RowOpKind::Update));
         self.columns.clear();
         self.cells.clear();
@@ -221,23 +221,35 @@ impl Encoder<'_> {
                 CellKind::Extreme => self.cells.extend_from_slice(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
-                    let before =
-                        if planted(Bug::CounterAbsolute) { 0 } else { count(table, column, old)? };
+                    // As a merge has it: a value that another program has spoiled counts as nothing.
+                    let before = count(table, column, old).unwrap_or(0);
+                    let before = if planted(Bug::CounterAbsolute) { 0 } else { before };
                     put_zigzag(&mut self.cells, after.wrapping_sub(before));
                 }
                 CellKind::Set => {
-                    let (old, new) = (elements(table, column, old)?, elements(table, column, new)?);
+                    let old = elements(table, column, old).unwrap_or_default();
+                    let new = elements(table, column, new)?;
                     // Only multi-writer tables have columns that merge.
                     let clock = clock.get_or_insert_default();
                     put_set(&mut self.cells, clock, column.id, stamp, &old, &new);
                 }
             }
         }
-        self.writer.row(table.id, RowOpKind::Update, self.columns.iter().copied(), key, epoch);
+        let columns = self.columns.iter().copied();
+        let like_before = self.writer.row(table.id, RowOpKind::Update, columns, key, epoch);
         self.writer.encoded(&self.cells);
-        if let Some(clock) = &clock {
-            self.clocks.updated(table.id, key, clock, had);
+        if !table.is_multi_writer()
+            || !had && clock.is_none() && like_before && self.clocks.updated_alike(table.id, key)
+        {
+            return Ok(());
         }
+        let mut clock = clock.unwrap_or_default();
+        if !had {
+            for (column, _) in self.columns.iter().filter(|(_, kind)| *kind == CellKind::Assign) {
+                clock.overwrite(*column, stamp);
+            }
+        }
+        self.clocks.updated(table.id, key, &clock, had);
         Ok(())
     }
 }

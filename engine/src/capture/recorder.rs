@@ -24,7 +24,7 @@ use crate::{
     error::WriteError,
     id::TableId,
     schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
-    sqlite::{Change, PreupdateSink, RowEvent, Untold},
+    sqlite::{Change, PreupdateSink, ROWID, RowEvent, Untold},
     testing::{Bug, planted},
     value::{ValueRef, put_cell, put_key_part, put_varint},
 };

@@ -75,13 +75,14 @@ impl Block {
             .expect("a block's rows were packed here or checked when it was read")
     }
 
-    /// The place of a key, or where it would be. `from` is a place at or before it.
+    /// The place of a key, or where it would be: mostly at `from`, or behind it.
     pub(super) fn find(&self, key: &[u8], from: usize) -> Result<usize, usize> {
         /// After so many steps halving is cheaper.
         const STEPS: usize = 4;
-        if self.len().checked_sub(1).is_none_or(|last| self.key(last) < key) {
-            return Err(self.len());
-        }
+        let from = match from.min(self.len()) {
+            behind if behind > 0 && self.key(behind - 1) >= key => 0,
+            from => from,
+        };
         for row in from..(from + STEPS).min(self.len()) {
             match self.key(row).cmp(key) {
                 Ordering::Less => {}
@@ -121,6 +122,21 @@ impl Block {
         self.starts.push(offset(self.bytes.len()));
         put_prefixed(&mut self.bytes, key);
         pack(clock, &mut self.bytes, &mut self.stamps);
+    }
+
+    /// Puts a row behind all others that has the same clocks as the last of them; false if there is none.
+    pub(super) fn push_alike(&mut self, key: &[u8]) -> bool {
+        let Some(last) = self.len().checked_sub(1) else { return false };
+        let mut reader = ByteReader::new(self.row_bytes(last));
+        if reader.prefixed().is_err() {
+            return false;
+        }
+        let end = self.bytes.len();
+        let clock = end - reader.remaining()..end;
+        self.starts.push(offset(end));
+        put_prefixed(&mut self.bytes, key);
+        self.bytes.extend_from_within(clock);
+        true
     }
 
     /// Puts rows of another block behind all others, as long as it does not become full; gives the
@@ -176,6 +192,11 @@ impl Block {
         blocks
     }
 
+    fn has_stamps_alone(&self, row: usize) -> bool {
+        let mut reader = ByteReader::new(self.row_bytes(row));
+        reader.prefixed().is_ok() && RowClock::are_stamps_alone(reader.rest())
+    }
+
     fn has_no_clocks(&self, row: usize) -> bool {
         let mut reader = ByteReader::new(self.row_bytes(row));
         // Mostly told by the length.
@@ -195,30 +216,34 @@ impl Block {
         }
     }
 
-    /// Replaces the clocks of the row at `place`, or puts a row there.
-    pub(super) fn put(&mut self, place: Result<usize, usize>, key: &[u8], clock: &RowClock) {
+    /// Replaces the clocks of the row at `place`, or puts a row there. `packed` is a buffer.
+    pub(super) fn put(
+        &mut self,
+        place: Result<usize, usize>,
+        key: &[u8],
+        clock: &RowClock,
+        packed: &mut Vec<u8>,
+    ) {
         if place == Err(self.len()) {
             return self.push(key, clock);
         }
-        let mut packed = Vec::with_capacity(key.len() + 16);
-        put_prefixed(&mut packed, key);
-        pack(clock, &mut packed, &mut self.stamps);
+        packed.clear();
+        put_prefixed(packed, key);
+        pack(clock, packed, &mut self.stamps);
         let (row, start, end) = match place {
             Ok(row) => (row, self.starts[row] as usize, self.end(row)),
             Err(row) => (row, self.starts[row] as usize, self.starts[row] as usize),
         };
         let (old, new) = (end - start, packed.len());
         if old == new {
-            self.bytes[start..end].copy_from_slice(&packed);
+            self.bytes[start..end].copy_from_slice(packed);
             return self.tidy();
         }
-        self.bytes.splice(start..end, packed);
+        self.bytes.splice(start..end, packed.iter().copied());
         if place.is_err() {
             self.starts.insert(row, offset(start));
         }
-        for start in &mut self.starts[row + 1..] {
-            *start = offset(*start as usize + new - old);
-        }
+        self.shift(row + 1, offset(new).wrapping_sub(offset(old)));
         self.tidy();
     }
 
@@ -227,9 +252,14 @@ impl Block {
         let (start, end) = (self.starts[row] as usize, self.end(row));
         self.bytes.drain(start..end);
         self.starts.remove(row);
-        for later in &mut self.starts[row..] {
-            *later = offset(*later as usize - (end - start));
-        }
+        self.shift(row, offset(end - start).wrapping_neg());
+    }
+
+    /// Rows from `row` on begin by so much later.
+    fn shift(&mut self, row: usize, by: u32) {
+        // All of them fit, so that wrapping around comes to the same.
+        offset(self.bytes.len());
+        self.starts[row..].iter_mut().for_each(|start| *start = start.wrapping_add(by));
     }
 
     /// Forgets stamps that no row refers to, if they may be many.
@@ -239,6 +269,19 @@ impl Block {
         }
     }
 
+    /// Some of the rows, and all stamps.
+    fn part(&self, from: usize, upto: usize) -> Self {
+        let (start, end) = (self.starts[from], self.end(upto - 1));
+        let mut part = Self {
+            stamps: self.stamps.clone(),
+            starts: self.starts[from..upto].iter().map(|place| place - start).collect(),
+            bytes: self.bytes[start as usize..end].to_vec(),
+        };
+        part.tidy();
+        part
+    }
+
+    /// Some of the rows, and the stamps they refer to.
     fn rows(&self, from: usize, upto: usize) -> Self {
         let mut block = Self::default();
         for row in from..upto {
@@ -250,22 +293,26 @@ impl Block {
     /// Takes the later half away, or only the last row if rows come in ascending order.
     pub(super) fn split(&mut self, ascending: bool) -> Self {
         let at = if ascending { self.len() - 1 } else { self.len() / 2 };
-        let right = self.rows(at, self.len());
-        if ascending {
-            // Nearly all of it stays, and where it is.
-            self.bytes.truncate(self.starts[at] as usize);
-            self.starts.truncate(at);
-            self.tidy();
-        } else {
-            *self = self.rows(0, at);
-        }
+        let right = self.part(at, self.len());
+        self.bytes.truncate(self.starts[at] as usize);
+        self.starts.truncate(at);
+        self.tidy();
         right
     }
 
-    /// What is left of it when every row was changed by `change`.
-    pub(super) fn rewritten(&self, mut change: impl FnMut(&mut RowClock)) -> Self {
+    /// What is left of it when every row was changed by `change`, which takes away at least the stamps
+    /// that are `gone`.
+    pub(super) fn rewritten(
+        &self,
+        gone: impl Fn(Stamp) -> bool,
+        mut change: impl FnMut(&mut RowClock),
+    ) -> Self {
         let mut block = Self::default();
+        let all_gone = self.stamps.iter().all(|stamp| gone(*stamp));
         for row in 0..self.len() {
+            if all_gone && self.has_stamps_alone(row) {
+                continue;
+            }
             let mut clock = self.clock(row);
             change(&mut clock);
             if !clock.is_empty() {

@@ -56,12 +56,7 @@ impl Place<'_> {
     }
 
     fn find(&mut self, key: &[u8]) -> Option<RowClock> {
-        let from = if self.row < self.block.len() && self.block.key(self.row) <= key {
-            self.row
-        } else {
-            0
-        };
-        match self.block.find(key, from) {
+        match self.block.find(key, self.row) {
             Ok(row) => {
                 self.row = row;
                 Some(self.block.clock(row))

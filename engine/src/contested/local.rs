@@ -3,7 +3,7 @@
 //!
 //! A local write is newer than everything the replica holds, so it wins without a decision. The clocks
 //! are changed only when the transaction has committed, by [`Contested::install`]; the result is the
-//! same as that of [`Contested::apply`] with the entry.
+//! same as that of `Taking::apply` with the entry.
 
 use rusqlite::Connection;
 
@@ -22,6 +22,9 @@ pub(crate) struct LocalWrites<'c> {
     clocks: ClockCursor<'c>,
     stamp: Stamp,
     changes: ClockChanges,
+    /// What was done to the row pushed last, if it had no clocks before: the next one of which the same
+    /// is true has the same clocks.
+    fresh: Option<(TableId, RowOpKind)>,
 }
 
 /// New clocks of rows, by table and key.
@@ -33,7 +36,8 @@ pub(crate) struct ClockChanges {
 
 impl<'c> LocalWrites<'c> {
     pub(crate) fn new(contested: &'c Contested, disk: &'c Connection, stamp: Stamp) -> Self {
-        Self { clocks: contested.cursor(disk), stamp, changes: ClockChanges::default() }
+        let (clocks, changes) = (contested.cursor(disk), ClockChanges::default());
+        Self { clocks, stamp, changes, fresh: None }
     }
 
     /// The epoch to name for a deleted row; the entries whose values it discards go to `saw`.
@@ -43,12 +47,18 @@ impl<'c> LocalWrites<'c> {
         key: &[u8],
         saw: &mut Vec<Dot>,
     ) -> rusqlite::Result<u32> {
-        let mut clock = self.clocks.row(table, key)?.unwrap_or_default();
+        let held = self.clocks.row(table, key)?;
+        saw.clear();
+        if held.is_none() && self.push_alike(table, RowOpKind::Delete, key) {
+            return Ok(0);
+        }
+        let fresh = held.is_none();
+        let mut clock = held.unwrap_or_default();
         let epoch = clock.epoch_for(RowOpKind::Delete);
         clock.seen(saw);
         clock.deleted(epoch, self.stamp);
         clock.die();
-        self.changes.push(table, key, &clock);
+        self.push(table, RowOpKind::Delete, key, &clock, fresh);
         Ok(epoch)
     }
 
@@ -59,16 +69,21 @@ impl<'c> LocalWrites<'c> {
         table: TableId,
         key: &[u8],
         upto: Option<ColumnId>,
-        elements: impl IntoIterator<Item = (ColumnId, Vec<u8>)>,
+        elements: Vec<(ColumnId, Vec<u8>)>,
     ) -> rusqlite::Result<u32> {
-        let mut clock = self.clocks.row(table, key)?.unwrap_or_default();
+        let held = self.clocks.row(table, key)?;
+        let fresh = held.is_none() && elements.is_empty();
+        if fresh && self.push_alike(table, RowOpKind::Insert, key) {
+            return Ok(0);
+        }
+        let mut clock = held.unwrap_or_default();
         let epoch = clock.epoch_for(RowOpKind::Insert);
         clock.begin(epoch);
         clock.base = upto.map(|column| (self.stamp, column));
         for (column, element) in elements {
             clock.add(column, element, self.stamp);
         }
-        self.changes.push(table, key, &clock);
+        self.push(table, RowOpKind::Insert, key, &clock, fresh);
         Ok(epoch)
     }
 
@@ -86,8 +101,23 @@ impl<'c> LocalWrites<'c> {
     pub(crate) fn updated(&mut self, table: TableId, key: &[u8], clock: &RowClock, had: bool) {
         // Increments alone leave none where none was; a removal from a set may take the last one.
         if had || !clock.is_empty() {
-            self.changes.push(table, key, clock);
+            self.push(table, RowOpKind::Update, key, clock, !had);
         }
+    }
+
+    /// As [`LocalWrites::updated`], for a row that had no clocks and of which the same columns, no sets
+    /// among them, were assigned as of the row before; false if the row before was not like it.
+    pub(crate) fn updated_alike(&mut self, table: TableId, key: &[u8]) -> bool {
+        self.push_alike(table, RowOpKind::Update, key)
+    }
+
+    fn push(&mut self, table: TableId, kind: RowOpKind, key: &[u8], clock: &RowClock, fresh: bool) {
+        self.changes.push(table, key, clock);
+        self.fresh = fresh.then_some((table, kind));
+    }
+
+    fn push_alike(&mut self, table: TableId, kind: RowOpKind, key: &[u8]) -> bool {
+        self.fresh == Some((table, kind)) && self.changes.push_alike(key)
     }
 
     /// What every assignment is stamped with.
@@ -103,6 +133,11 @@ impl<'c> LocalWrites<'c> {
 impl ClockChanges {
     pub(super) fn tables(&self) -> &[(TableId, Block)] {
         &self.tables
+    }
+
+    /// Pushes a row of the same table with the same clocks as the one before.
+    fn push_alike(&mut self, key: &[u8]) -> bool {
+        self.tables.last_mut().is_some_and(|(_, rows)| rows.push_alike(key))
     }
 
     fn push(&mut self, table: TableId, key: &[u8], clock: &RowClock) {

@@ -34,7 +34,7 @@ pub(crate) use frontier::Stable;
 pub(crate) use local::{ClockChanges, LocalWrites};
 pub(crate) use row::RowClock;
 pub(crate) use sets::Known;
-use shelf::Shelf;
+use shelf::{Open, Shelf};
 
 use rusqlite::Connection;
 
@@ -167,11 +167,32 @@ impl Contested {
         Ok(())
     }
 
+    /// To take in operations.
+    pub(crate) fn taking<'c>(&'c mut self, disk: &'c Connection) -> Taking<'c> {
+        Taking { contested: self, disk, open: None }
+    }
+}
+
+/// Takes in operations, mostly by ascending table and key. Until it is dropped, [`Contested`] does not
+/// have all of them.
+#[derive(Debug)]
+pub(crate) struct Taking<'c> {
+    contested: &'c mut Contested,
+    disk: &'c Connection,
+    open: Option<Open>,
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.contested.shelf.close(self.open.take());
+    }
+}
+
+impl Taking<'_> {
     /// Takes an operation of an entry into the clocks and says what takes effect. `assigned` are the
     /// table's columns that have clocks: what a delete may discard.
     pub(crate) fn apply(
         &mut self,
-        disk: &Connection,
         op: &RowOp<'_>,
         header: &EntryHeader,
         assigned: &[ColumnId],
@@ -182,8 +203,9 @@ impl Contested {
         effects.conflicts.clear();
         let stamp = header.stamp();
         let mut verdict = Err(ClockError::PassedEpoch);
-        let mut ruling = Ruling { stamp, covered: &self.stable.covered, effects };
-        self.shelf.change(disk, op.table, op.key, |clock| {
+        let Contested { shelf, stable, .. } = &mut *self.contested;
+        let mut ruling = Ruling { stamp, covered: &stable.covered, effects };
+        shelf.change(&mut self.open, self.disk, op.table, op.key, |clock| {
             if let Some(epoch) = clock.epoch_now(op.epoch, header.under) {
                 verdict = Ok(ruling.decide(clock, op, epoch, assigned));
             }

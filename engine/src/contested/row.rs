@@ -190,7 +190,14 @@ impl RowClock {
 
     /// Whether the row is as if it had no clocks at all.
     pub(super) fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let Self { epoch, dead, base, cells, sets, deletes, shifts } = self;
+        *epoch == 0
+            && !dead
+            && base.is_none()
+            && cells.first.is_none()
+            && sets.is_empty()
+            && deletes.is_empty()
+            && shifts.is_empty()
     }
 
     // --- Packing
@@ -244,6 +251,12 @@ impl RowClock {
         if !self.sets.is_empty() {
             self.sets.pack(out, intern);
         }
+    }
+
+    /// Whether packed clocks are nothing but stamps of values: of a row that is there and was never
+    /// deleted, as far as it is remembered. Without the stamps nothing is left of them.
+    pub(super) fn are_stamps_alone(packed: &[u8]) -> bool {
+        packed.first().is_some_and(|flags| flags & !(BASE | CELLS | SETS) == 0)
     }
 
     /// The inverse of [`RowClock::pack`].

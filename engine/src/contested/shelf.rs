@@ -17,13 +17,21 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, params, types::Type};
 
 use crate::{
-    contested::{ClockChanges, block::Block, row::RowClock},
+    contested::{
+        ClockChanges,
+        block::Block,
+        row::{FORGOTTEN, RowClock},
+    },
     hlc::Stamp,
     id::TableId,
     limits::CLOCK_MEMORY_BYTES,
     testing::{Bug, planted},
     value::DecodeError,
 };
+
+mod open;
+
+pub(super) use open::Open;
 
 pub(super) type Directory = BTreeMap<Box<[u8]>, Slot>;
 
@@ -141,67 +149,6 @@ impl Shelf {
 
     // --- Changing
 
-    /// Changes the clocks of one row, which may have none, and may have none afterwards.
-    pub(super) fn change(
-        &mut self,
-        disk: &Connection,
-        table: TableId,
-        key: &[u8],
-        change: impl FnOnce(&mut RowClock),
-    ) -> rusqlite::Result<()> {
-        let Self { tables, undo, loaded, rows, shifts, marks, .. } = self;
-        let directory = tables.entry(table).or_default();
-        if directory.is_empty() {
-            let slot = Slot::new(Arc::default(), *marks);
-            *loaded += slot.size();
-            if let Some(undo) = undo {
-                undo.slots.push((table, Box::default(), None));
-            }
-            directory.insert(Box::default(), slot);
-        }
-        let (bound, slot) = directory
-            .range_mut::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
-            .next_back()
-            .expect("a table's first block begins at the empty key");
-        let block = slot.load(disk, loaded)?;
-        let place = block.find(key, 0);
-        let mut clock = place.map_or_else(|_| RowClock::default(), |row| block.clock(row));
-        let before = clock.shifts.len() as u64;
-        change(&mut clock);
-        *shifts = *shifts - before + clock.shifts.len() as u64;
-        if clock.is_empty() && place.is_err() {
-            if block.is_empty() {
-                self.remove_empty(table, key);
-            }
-            return Ok(());
-        }
-        save(undo, *marks, table, bound, slot);
-        let block = slot.edit(disk, loaded)?;
-        let (size, ascending) = (block.size(), place == Err(block.len()));
-        match place {
-            Ok(row) if clock.is_empty() => {
-                block.remove(row);
-                *rows -= 1;
-            }
-            place => {
-                *rows += u64::from(place.is_err());
-                block.put(place, key, &clock);
-            }
-        }
-        let mut right = block.is_full().then(|| block.split(ascending));
-        let empty = block.is_empty();
-        *loaded = *loaded - size + block.size();
-        while let Some(mut new) = right.take() {
-            let bound: Box<[u8]> = new.key(0).into();
-            right = new.is_full().then(|| new.split(false));
-            self.insert(table, bound, new);
-        }
-        if empty {
-            self.remove_empty(table, key);
-        }
-        Ok(())
-    }
-
     fn insert(&mut self, table: TableId, bound: Box<[u8]>, block: Block) {
         self.loaded += block.size();
         if let Some(undo) = &mut self.undo {
@@ -290,8 +237,9 @@ impl Shelf {
                     row = behind;
                     continue;
                 }
-                let clock = rows.clock(row);
-                self.change(disk, *table, rows.key(row), |held| *held = clock)?;
+                let (clock, mut open) = (rows.clock(row), None);
+                self.change(&mut open, disk, *table, rows.key(row), |held| *held = clock)?;
+                self.close(open);
                 row += 1;
             }
         }
@@ -345,16 +293,16 @@ impl Shelf {
         let Some((bound, slot)) = directory.range_mut::<[u8], _>(upto_key).next_back() else {
             return Ok(from);
         };
-        slot.load(disk, &mut self.loaded)?;
+        let before = Arc::clone(slot.load(disk, &mut self.loaded)?);
         save(&mut self.undo, self.marks, table, bound, slot);
-        let block = slot.edit(disk, &mut self.loaded)?;
-        let (size, len) = (block.size(), block.len());
-        let mut blocks = block.merged(rows, from..upto).into_iter();
+        let mut blocks = before.merged(rows, from..upto).into_iter();
         // A local write keeps what is remembered of shifts, so their number stays.
-        *block = blocks.next().unwrap_or_default();
-        self.loaded = self.loaded - size + block.size();
-        self.rows = self.rows - len as u64 + block.len() as u64;
-        if block.is_empty() {
+        let block = blocks.next().unwrap_or_default();
+        self.loaded = self.loaded - before.size() + block.size();
+        self.rows = self.rows - before.len() as u64 + block.len() as u64;
+        let is_empty = block.is_empty();
+        slot.replace(block);
+        if is_empty {
             self.remove_empty(table, key);
         }
         for block in blocks {
@@ -364,7 +312,8 @@ impl Shelf {
         Ok(upto)
     }
 
-    /// Changes the rows of every block that has a stamp which `concerned` names.
+    /// Changes the rows of every block that has a stamp which `concerned` names; `change` takes away at
+    /// least those stamps.
     pub(super) fn change_all(
         &mut self,
         disk: &Connection,
@@ -378,19 +327,21 @@ impl Shelf {
                 if !slot.stamps().iter().any(|stamp| concerned(*stamp)) {
                     continue;
                 }
-                slot.load(disk, loaded)?;
+                let before = Arc::clone(slot.load(disk, loaded)?);
                 save(undo, *marks, *table, bound, slot);
-                let block = slot.edit(disk, loaded)?;
-                let size = block.size();
-                *rows -= block.len() as u64;
-                *block = block.rewritten(|clock| {
-                    let before = clock.shifts.len() as u64;
-                    change(clock);
-                    *shifts = *shifts - before + clock.shifts.len() as u64;
-                });
-                *rows += block.len() as u64;
-                *loaded = *loaded - size + block.size();
-                if block.is_empty() {
+                let block = before.rewritten(
+                    |stamp| stamp == FORGOTTEN || concerned(stamp),
+                    |clock| {
+                        let before = clock.shifts.len() as u64;
+                        change(clock);
+                        *shifts = *shifts - before + clock.shifts.len() as u64;
+                    },
+                );
+                *rows = *rows - before.len() as u64 + block.len() as u64;
+                *loaded = *loaded - before.size() + block.size();
+                let is_empty = block.is_empty();
+                slot.replace(block);
+                if is_empty {
                     empty.push((*table, bound.clone()));
                 }
             }
@@ -563,10 +514,9 @@ impl Slot {
         }
     }
 
-    /// The block, to be changed.
-    fn edit(&mut self, disk: &Connection, loaded: &mut usize) -> rusqlite::Result<&mut Block> {
+    fn replace(&mut self, block: Block) {
         self.dirty = true;
-        self.load(disk, loaded).map(Arc::make_mut)
+        self.held = Held::Loaded(Arc::new(block));
     }
 }
 
@@ -589,7 +539,11 @@ fn read_block(disk: &Connection, id: i64) -> rusqlite::Result<Block> {
 
 fn block_from(bytes: &[u8]) -> rusqlite::Result<Block> {
     let block = Block::decode(bytes).map_err(damaged)?;
-    Ok(if planted(Bug::ShiftsNotSaved) { block.rewritten(|c| c.shifts.clear()) } else { block })
+    Ok(if planted(Bug::ShiftsNotSaved) {
+        block.rewritten(|_| false, |c| c.shifts.clear())
+    } else {
+        block
+    })
 }
 
 fn damaged(error: DecodeError) -> rusqlite::Error {

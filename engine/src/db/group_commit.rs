@@ -511,11 +511,12 @@ pub(crate) fn remember(
         match segment {
             Segment::Rows(rows) => {
                 let mut reader = RowsReader::new(rows);
+                let mut clocks = contested.taking(disk);
                 while let Some(op) = reader.next()? {
                     // Of the entry that gave it these rules, what stands before them is forgotten then.
                     let has_rules = |table: &&Table| table.is_multi_writer() && lsn >= table.since;
                     if let Some(table) = registry.by_id(op.table).filter(has_rules) {
-                        contested.apply(disk, &op, &header, &table.assigned, &mut effects)?;
+                        clocks.apply(&op, &header, &table.assigned, &mut effects)?;
                     }
                 }
             }

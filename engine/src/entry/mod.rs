@@ -233,5 +233,17 @@ pub enum CellWrite<'r> {
     Set(SetChange<'r>),
 }
 
+impl CellWrite<'_> {
+    /// How it is encoded.
+    pub(crate) const fn kind(&self) -> rows::CellKind {
+        match self {
+            Self::Assign { .. } => rows::CellKind::Assign,
+            Self::Add(_) => rows::CellKind::Add,
+            Self::Extreme(_) => rows::CellKind::Extreme,
+            Self::Set(_) => rows::CellKind::Set,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -68,7 +68,8 @@ impl RowsWriter {
     }
 
     /// Begins a row, and a new run if its shape differs from the row before. Exactly one cell per
-    /// column must follow (or the dots seen, for a delete).
+    /// column must follow (or the dots seen, for a delete). Says whether the shape is that of the row
+    /// before.
     pub(crate) fn row(
         &mut self,
         table: TableId,
@@ -76,14 +77,16 @@ impl RowsWriter {
         columns: impl Iterator<Item = (ColumnId, CellKind)>,
         key: &[u8],
         epoch: u32,
-    ) {
+    ) -> bool {
         self.shape.clear();
         self.shape.extend(columns);
-        if self.run != Some((table, kind)) || self.shape != self.columns {
+        let like_before = self.is_in_run(table, kind) && self.shape == self.columns;
+        if !like_before {
             self.end_run();
             self.begin_run(table, kind);
         }
         self.alike(key, epoch);
+        like_before
     }
 
     /// Whether rows of that kind stand last.

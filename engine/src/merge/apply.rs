@@ -3,15 +3,19 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
-    contested::{Conflict, Contested, Effects, Verdict},
+    contested::{Conflict, Contested, Effects, Taking, Verdict},
     entry::{
         Cell, CellWrite, EntryHeader, Logged, Member, Removal, RowOp, RowOpKind, Segment,
-        SetChange, change::put_change, rows::RowsReader,
+        SetChange,
+        change::put_change,
+        rows::{CellKind, RowsReader},
     },
     error::ApplyError,
     hlc::Stamp,
-    id::{AuthorId, ColumnId},
+    id::{AuthorId, ColumnId, TableId},
     merge::{
         Aside,
         conflict::Conflicts,
@@ -28,7 +32,7 @@ use crate::{
     set::Element,
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, put_cell},
+    value::{ByteReader, DecodeError, KeyPart, put_cell},
 };
 
 /// Applies entries within one transaction.
@@ -36,7 +40,7 @@ use crate::{
 pub(crate) struct Applier<'a> {
     conn: &'a Keeping,
     registry: &'a Registry,
-    contested: &'a mut Contested,
+    clocks: Taking<'a>,
     aside: &'a mut Aside,
     /// The author whose rows of origin-written tables count.
     origin: AuthorId,
@@ -83,7 +87,7 @@ impl<'a> Applier<'a> {
         Self {
             conn,
             registry,
-            contested,
+            clocks: contested.taking(conn),
             aside,
             origin,
             members,
@@ -100,8 +104,13 @@ impl<'a> Applier<'a> {
         let broken = |error| ApplyError::undecodable(header.dot, error);
         let mut inserts = Inserts::new(self.conn);
         let mut reader = RowsReader::new(rows);
+        let mut run: Option<Run<'_>> = None;
         while let Some(op) = reader.next().map_err(broken)? {
-            match self.row(header, &op)? {
+            let run = match &mut run {
+                Some(run) if run.has(&op) => run,
+                run => run.insert(self.begin_run(header, &op)?),
+            };
+            match self.row(header, run, &op)? {
                 Stored::Yes => {}
                 Stored::Collides => self.waiting.places.push(self.waiting.next),
                 Stored::Later(table) => {
@@ -116,31 +125,51 @@ impl<'a> Applier<'a> {
         Ok(self.conflicts.flush()?)
     }
 
-    fn row(&mut self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Stored<'a>, ApplyError> {
+    /// Looks at an operation that names other columns than the one before.
+    fn begin_run(&self, header: &EntryHeader, op: &RowOp<'_>) -> Result<Run<'a>, ApplyError> {
         let registry = self.registry;
         let broken = |error| ApplyError::undecodable(header.dot, error);
-        let Some(table) = registry.by_id(op.table) else {
-            // Its author had not heard yet that the table is gone.
-            let gone = op.table < registry.next_table;
-            return if gone { Ok(Stored::Yes) } else { Err(broken(DecodeError::Unknown("table"))) };
-        };
-        if table.is_local() {
-            return Err(broken(DecodeError::Invalid("rows of a table that is local")));
+        let table = registry.by_id(op.table);
+        if table.is_none() && op.table >= registry.next_table {
+            return Err(broken(DecodeError::Unknown("table")));
         }
-        let older = header.dot.author != self.origin && header.schema < registry.version;
-        check_columns(table, op, older).map_err(broken)?;
+        if let Some(table) = table {
+            if table.is_local() {
+                return Err(broken(DecodeError::Invalid("rows of a table that is local")));
+            }
+            let older = header.dot.author != self.origin && header.schema < registry.version;
+            check_columns(table, op, older).map_err(broken)?;
+            if !table.is_multi_writer() && header.dot.author != self.origin {
+                return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
+            }
+        }
+        Ok(Run {
+            id: op.table,
+            kind: op.kind,
+            columns: op.cells.iter().map(|cell| (cell.column, cell.write.kind())).collect(),
+            table,
+            are_collected: table.is_some_and(|table| Inserts::takes(table, op)),
+        })
+    }
+
+    fn row(
+        &mut self,
+        header: &EntryHeader,
+        run: &Run<'a>,
+        op: &RowOp<'_>,
+    ) -> Result<Stored<'a>, ApplyError> {
+        // Of one that is gone, its author had not heard yet.
+        let Some(table) = run.table else { return Ok(Stored::Yes) };
+        check_key(table, op).map_err(|error| ApplyError::undecodable(header.dot, error))?;
         self.tally.rows += 1;
         if table.is_multi_writer() {
-            return self.merge(header, table, op);
-        }
-        if header.dot.author != self.origin {
-            return Err(broken(DecodeError::Invalid("rows that only the origin may write")));
+            return self.merge(header, table, op, run.are_collected);
         }
         if self.aside.parked.contains(table.id, op.key) {
             self.merge_parked(table, op, header.stamp(), |_| true)?;
             return Ok(Stored::Yes);
         }
-        if op.kind == RowOpKind::Insert && Inserts::takes(table, op) {
+        if run.are_collected {
             return Ok(Stored::Later(table));
         }
         self.store(table, op)
@@ -269,12 +298,13 @@ impl<'a> Applier<'a> {
         header: &EntryHeader,
         table: &'a Table,
         op: &RowOp<'_>,
+        is_collected: bool,
     ) -> Result<Stored<'a>, ApplyError> {
         let stamp = header.stamp();
         let mut effects = std::mem::take(&mut self.effects);
         let verdict = self
-            .contested
-            .apply(self.conn, op, header, &table.assigned, &mut effects)
+            .clocks
+            .apply(op, header, &table.assigned, &mut effects)
             .map_err(|error| ApplyError::clocks(header.dot, error))?;
         // Removals that do not count are left out from here on.
         let changes = counting(op, &effects.outlived);
@@ -309,7 +339,7 @@ impl<'a> Applier<'a> {
                 self.merge_parked(table, op, stamp, wins)?;
             }
             Verdict::Merge if op.kind == RowOpKind::Insert => {
-                if effects.wins.iter().all(|wins| *wins) && Inserts::takes(table, op) {
+                if is_collected && effects.wins.iter().all(|wins| *wins) {
                     stored = Stored::Later(table);
                 } else {
                     self.insert_or(table, op, stamp, wins)?;
@@ -454,6 +484,29 @@ fn each_of(
     Ok(())
 }
 
+/// What operations one behind the other have in common, so that it is looked at once: they do the same to
+/// the same columns of one table.
+#[derive(Debug)]
+struct Run<'t> {
+    id: TableId,
+    kind: RowOpKind,
+    columns: Vec<(ColumnId, CellKind)>,
+    /// `None` if it is gone.
+    table: Option<&'t Table>,
+    /// Whether they are inserts that are stored many at once.
+    are_collected: bool,
+}
+
+impl Run<'_> {
+    fn has(&self, op: &RowOp<'_>) -> bool {
+        let is_like = |((column, kind), cell): (&(ColumnId, CellKind), &Cell<'_>)| {
+            *column == cell.column && *kind == cell.write.kind()
+        };
+        (self.id, self.kind, self.columns.len()) == (op.table, op.kind, op.cells.len())
+            && self.columns.iter().zip(op.cells).all(is_like)
+    }
+}
+
 /// Whether an operation could be stored.
 #[derive(Debug)]
 enum Stored<'t> {
@@ -468,13 +521,17 @@ enum Stored<'t> {
 /// among the operation's cells.
 fn counting(op: &RowOp<'_>, outlived: &[(ColumnId, Vec<u8>)]) -> Vec<(usize, Vec<u8>)> {
     let mut changes = Vec::new();
+    if outlived.is_empty() {
+        return changes;
+    }
+    let mut stay: BTreeMap<ColumnId, BTreeSet<&[u8]>> = BTreeMap::new();
+    for (column, element) in outlived {
+        stay.entry(*column).or_default().insert(element);
+    }
     for (place, cell) in op.cells.iter().enumerate() {
         let CellWrite::Set(change) = cell.write else { continue };
-        let stays = |element: &Element<'_>| {
-            let bytes = element.to_bytes();
-            outlived.iter().any(|(column, stays)| *column == cell.column && *stays == bytes)
-        };
-        if outlived.iter().any(|(column, _)| *column == cell.column) {
+        if let Some(stay) = stay.get(&cell.column) {
+            let stays = |element: &Element<'_>| stay.contains(element.to_bytes().as_slice());
             let added: Vec<Element<'_>> = change.added().collect();
             let removed: Vec<Removal<'_>> =
                 change.removed().filter(|removal| !stays(&removal.element)).collect();
@@ -524,13 +581,21 @@ fn check_columns(table: &Table, op: &RowOp<'_>, older: bool) -> Result<(), Decod
     if op.kind == RowOpKind::Insert && known != table.cells.len() && !older {
         return Err(DecodeError::Invalid("an insert that does not give every column"));
     }
+    Ok(())
+}
+
+/// The bytes of a key are one of its table, and so are those of its spelling.
+fn check_key(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     if let (Some(Cell { write: CellWrite::Assign { value, .. }, .. }), _) = split_spelling(op.cells)
     {
         check_spelling(table, op.key, *value)?;
     }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {
-        key.key_part()?;
+        let part = key.key_part()?;
+        if table.has_rowid_key() && !matches!(part, KeyPart::Integer(_)) {
+            return Err(DecodeError::Invalid("a rowid that is no integer"));
+        }
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
 }

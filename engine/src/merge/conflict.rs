@@ -1,13 +1,13 @@
 //! Writes discarded concurrent values to `littoral_conflicts`, the newest
 //! [`MAX_CONFLICTS`](crate::limits::MAX_CONFLICTS) of them.
 
-use std::ops::Range;
+use std::{io::Write, ops::Range};
 
 use crate::{
     contested::{Conflict, ConflictKind},
     entry::{CellWrite, Member, RowOp},
     hlc::Stamp,
-    id::AuthorId,
+    id::{AuthorId, ColumnId, TableId},
     limits::MAX_CONFLICTS,
     merge::{row::Overflow, store},
     schema::{Table, spelling::KEY_SPELLING},
@@ -28,12 +28,35 @@ impl Conflict {
 pub(super) struct Conflicts<'a> {
     conn: &'a Keeping,
     members: &'a [Member],
-    /// Texts and blobs of `values`.
+    /// Texts and blobs of `rows`.
     arena: Vec<u8>,
-    /// Of every row [`COLUMNS`] values.
-    values: Vec<Kept>,
+    frames: Vec<Frame>,
+    rows: Vec<Row>,
     /// Written since older ones were last removed.
     untrimmed: usize,
+}
+
+/// What rows of `littoral_conflicts` have in common: those of one entry that overwrites what another one
+/// wrote are alike in all but keys and values, which are bound to a statement once per row.
+#[derive(Debug, PartialEq, Eq)]
+struct Frame {
+    rule: &'static str,
+    table: (TableId, String),
+    column: Option<(ColumnId, String)>,
+    /// Of what was kept, and of what was lost.
+    stamps: [Option<Stamp>; 2],
+    reason: Option<String>,
+}
+
+/// A row of `littoral_conflicts`.
+#[derive(Debug)]
+struct Row {
+    frame: usize,
+    /// The key as people read it, and as it is.
+    text: Range<usize>,
+    key: Range<usize>,
+    /// What was kept, and what was lost.
+    values: [Kept; 2],
 }
 
 /// A value in [`Conflicts`].
@@ -52,29 +75,30 @@ struct Side {
     stamp: Option<Stamp>,
 }
 
-const COLUMNS: &str = "rule, \"table\", \"column\", \"row\", kept, kept_at, kept_by, lost, lost_at, lost_by, \
-                       table_id, column_id, key, kept_hlc, kept_author, kept_seq, lost_hlc, lost_author, lost_seq, \
-                       reason";
-
-const WIDTH: usize = 20;
+/// Parameters of a statement for what its rows have in common, and behind them those of each row.
+const COMMON: usize = 16;
+const OF_ROW: usize = 4;
 
 /// Rows that are collected at most.
-const HELD_ROWS: usize = 4 * ROWS;
+const HELD_ROWS: usize = 256;
 
-/// Rows of one statement.
-const ROWS: usize = 16;
+/// Rows of one statement: as many as are there.
+const ROWS: [usize; 3] = [64, 8, 1];
 
 /// Older conflicts are removed after so many new ones, and at the end of an entry.
 const TRIM_AFTER: usize = 4096;
 
-/// Names of the statements kept for this; no table has the id 0.
-const INSERT: [u64; 2] = [0, 1];
+/// So many frames are compared with a new row's, the newest.
+const FRAMES_TRIED: usize = 8;
+
+/// Names of the statements kept for this; no table has the id 0. How many rows follows.
 const INSERTS: [u64; 2] = [0, 2];
 const TRIM: [u64; 2] = [0, 3];
 
 impl<'a> Conflicts<'a> {
     pub(super) fn new(conn: &'a Keeping, members: &'a [Member]) -> Self {
-        Self { conn, members, arena: Vec::new(), values: Vec::new(), untrimmed: 0 }
+        let (arena, frames, rows) = (Vec::new(), Vec::new(), Vec::new());
+        Self { conn, members, arena, frames, rows, untrimmed: 0 }
     }
 
     /// Takes down the conflicts of an operation, before it is carried out.
@@ -95,10 +119,7 @@ impl<'a> Conflicts<'a> {
         stamp: Stamp,
         conflicts: &[Conflict],
     ) -> rusqlite::Result<()> {
-        // Before anything is kept: writing empties the arena.
-        if self.values.len() + conflicts.len() * WIDTH > HELD_ROWS * WIDTH {
-            self.write()?;
-        }
+        self.make_room(conflicts.len())?;
         let mut stored = vec![Kept::Null; conflicts.len()];
         if conflicts.iter().any(|conflict| conflict.kind != ConflictKind::RowGone) {
             let arena = &mut self.arena;
@@ -127,9 +148,7 @@ impl<'a> Conflicts<'a> {
         let conn = self.conn;
         let swapped = conn.swapped();
         for conflict in conflicts {
-            if self.values.len() == HELD_ROWS * WIDTH {
-                self.write()?;
-            }
+            self.make_room(1)?;
             let mut reader = ByteReader::new(&swapped);
             let mut stored = Kept::Null;
             while let (Ok(place), Ok(value)) = (reader.varint(), reader.cell()) {
@@ -176,9 +195,7 @@ impl<'a> Conflicts<'a> {
         if planted(Bug::CheckUnreported) {
             return Ok(());
         }
-        if self.values.len() == HELD_ROWS * WIDTH {
-            self.write()?;
-        }
+        self.make_room(1)?;
         let value = self.keep(ValueRef::Text(row_text(table, cells).as_bytes()));
         let kept = Side { value, stamp: Some(stamp) };
         let lost = Side { value: Kept::Null, stamp: None };
@@ -194,9 +211,7 @@ impl<'a> Conflicts<'a> {
         kept: Option<&[Vec<u8>]>,
         lost: Option<&[Vec<u8>]>,
     ) -> rusqlite::Result<()> {
-        if self.values.len() == HELD_ROWS * WIDTH {
-            self.write()?;
-        }
+        self.make_room(1)?;
         let mut side = |cells: Option<&[Vec<u8>]>| {
             let value = cells.map_or(Kept::Null, |cells| {
                 self.keep(ValueRef::Text(row_text(table, cells).as_bytes()))
@@ -219,9 +234,7 @@ impl<'a> Conflicts<'a> {
         if planted(Bug::OverflowUnreported) {
             return Ok(());
         }
-        if self.values.len() == HELD_ROWS * WIDTH {
-            self.write()?;
-        }
+        self.make_room(1)?;
         let exact = self.keep(ValueRef::Text(overflow.exact.to_string().as_bytes()));
         let kept = Side { value: Kept::Integer(overflow.wrapped), stamp: None };
         let lost = Side { value: exact, stamp: Some(stamp) };
@@ -234,53 +247,45 @@ impl<'a> Conflicts<'a> {
         table: &Table,
         place: Option<usize>,
         key: &[u8],
-        rule: &str,
+        rule: &'static str,
         [kept, lost]: [Side; 2],
         reason: Option<&str>,
     ) {
         let column = place.map(|place| &table.cells[place]);
-        let row_start = self.arena.len();
-        put_key_text(&mut self.arena, key);
-        let row = Kept::Text(row_start..self.arena.len());
-        let reason = reason.map_or(Kept::Null, |why| self.keep(ValueRef::Text(why.as_bytes())));
-        let at = |side: &Side| integer(side.stamp.map(|s| s.hlc.wall().0));
-        let dot = |side: &Side| {
-            [
-                integer(side.stamp.map(|s| s.hlc.0)),
-                integer(side.stamp.map(|s| s.author.to_u64())),
-                integer(side.stamp.map(|s| s.seq)),
-            ]
+        let stamps = [kept.stamp, lost.stamp];
+        let is_alike = |frame: &Frame| {
+            frame.rule == rule
+                && frame.stamps == stamps
+                && frame.table.0 == table.id
+                && frame.column.as_ref().map(|(id, _)| *id) == column.map(|column| column.id)
+                && frame.reason.as_deref() == reason
         };
-        let [kept_at, lost_at] = [at(&kept), at(&lost)];
-        let [kept_dot, lost_dot] = [dot(&kept), dot(&lost)];
-        let [kept_by, lost_by] = [self.node(&kept), self.node(&lost)];
-        let rule = self.keep(ValueRef::Text(rule.as_bytes()));
-        let name = self.keep(ValueRef::Text(table.name.as_bytes()));
-        let column_name =
-            column.map_or(Kept::Null, |c| self.keep(ValueRef::Text(c.name.as_bytes())));
-        let key = self.keep(ValueRef::Blob(key));
-        let ids = [
-            Kept::Integer(table.id.0.into()),
-            column.map_or(Kept::Null, |column| Kept::Integer(column.id.0.into())),
-        ];
-        self.values.extend([rule, name, column_name, row]);
-        self.values.extend([kept.value, kept_at, kept_by, lost.value, lost_at, lost_by]);
-        self.values.extend(ids);
-        self.values.push(key);
-        self.values.extend(kept_dot);
-        self.values.extend(lost_dot);
-        self.values.push(reason);
-        debug_assert!(self.values.len().is_multiple_of(WIDTH), "a row has all its columns");
+        // Mostly one of a few that take turns.
+        let first = self.frames.len().saturating_sub(FRAMES_TRIED);
+        let frame = match self.frames[first..].iter().position(is_alike) {
+            Some(place) => first + place,
+            None => {
+                self.frames.push(Frame {
+                    rule,
+                    table: (table.id, table.name.clone()),
+                    column: column.map(|column| (column.id, column.name.clone())),
+                    stamps,
+                    reason: reason.map(str::to_owned),
+                });
+                self.frames.len() - 1
+            }
+        };
+        let start = self.arena.len();
+        put_key_text(&mut self.arena, key);
+        let text = start..self.arena.len();
+        self.arena.extend_from_slice(key);
+        let key = text.end..self.arena.len();
+        self.rows.push(Row { frame, text, key, values: [kept.value, lost.value] });
     }
 
-    /// The name of the node that wrote a side.
-    fn node(&mut self, side: &Side) -> Kept {
-        let author: Option<AuthorId> = side.stamp.map(|stamp| stamp.author);
-        let members = self.members;
-        match members.iter().find(|member| Some(member.author) == author) {
-            Some(member) => self.keep(ValueRef::Text(member.node.as_str().as_bytes())),
-            None => Kept::Null,
-        }
+    /// Before so many rows are taken down: writing empties the arena.
+    fn make_room(&mut self, rows: usize) -> rusqlite::Result<()> {
+        if self.rows.len() + rows > HELD_ROWS { self.write() } else { Ok(()) }
     }
 
     fn keep(&mut self, value: ValueRef<'_>) -> Kept {
@@ -294,25 +299,44 @@ impl<'a> Conflicts<'a> {
     }
 
     fn write(&mut self) -> rusqlite::Result<()> {
-        let (conn, arena) = (self.conn, self.arena.as_slice());
-        let insert = |name: &[u64], values: &[Kept]| {
-            conn.run(
-                name,
-                || insert_sql(values.len() / WIDTH),
-                |parameters| {
-                    (1..)
-                        .zip(values)
-                        .try_for_each(|(place, value)| parameters.lend(place, value.within(arena)))
-                },
-            )
-        };
-        let mut many = self.values.chunks_exact(ROWS * WIDTH);
-        many.by_ref().try_for_each(|rows| insert(&INSERTS, rows))?;
-        many.remainder().chunks(WIDTH).try_for_each(|row| insert(&INSERT, row))?;
-        self.untrimmed += self.values.len() / WIDTH;
-        self.values.clear();
+        // Those of one frame side by side.
+        self.rows.sort_by_key(|row| row.frame);
+        for alike in self.rows.chunk_by(|a, b| a.frame == b.frame) {
+            let frame = &self.frames[alike[0].frame];
+            let mut rest = alike;
+            while !rest.is_empty() {
+                let count = ROWS.into_iter().find(|count| *count <= rest.len()).unwrap_or(1);
+                let (rows, behind) = rest.split_at(count);
+                self.insert(frame, rows)?;
+                rest = behind;
+            }
+        }
+        self.untrimmed += self.rows.len();
+        self.rows.clear();
+        self.frames.clear();
         self.arena.clear();
         if self.untrimmed >= TRIM_AFTER { self.trim() } else { Ok(()) }
+    }
+
+    fn insert(&self, frame: &Frame, rows: &[Row]) -> rusqlite::Result<()> {
+        let [table, parameter] = INSERTS;
+        let name = [table, parameter, rows.len() as u64];
+        let (arena, common) = (self.arena.as_slice(), frame.values(self.members));
+        self.conn.run(
+            &name,
+            || insert_sql(rows.len()),
+            |parameters| {
+                (1..).zip(common).try_for_each(|(place, value)| parameters.lend(place, value))?;
+                for (row, place) in rows.iter().zip((COMMON + 1..).step_by(OF_ROW)) {
+                    let [kept, lost] = &row.values;
+                    parameters.lend(place, ValueRef::Text(&arena[row.text.clone()]))?;
+                    parameters.lend(place + 1, kept.within(arena))?;
+                    parameters.lend(place + 2, lost.within(arena))?;
+                    parameters.lend(place + 3, ValueRef::Blob(&arena[row.key.clone()]))?;
+                }
+                Ok(())
+            },
+        )
     }
 
     fn trim(&mut self) -> rusqlite::Result<()> {
@@ -325,6 +349,47 @@ impl<'a> Conflicts<'a> {
             )
         };
         self.conn.run(&TRIM, sql, |_| Ok(()))
+    }
+}
+
+impl Frame {
+    /// In the order in which [`insert_sql`] numbers them.
+    fn values<'v>(&'v self, members: &'v [Member]) -> [ValueRef<'v>; COMMON] {
+        let text = |text: Option<&'v str>| {
+            text.map_or(ValueRef::Null, |text| ValueRef::Text(text.as_bytes()))
+        };
+        let integer =
+            |n: Option<u64>| n.map_or(ValueRef::Null, |n| ValueRef::Integer(n.cast_signed()));
+        // The name of the node that wrote a side.
+        let node = |author: AuthorId| {
+            let member = members.iter().find(|member| member.author == author);
+            member.map(|member| member.node.as_str())
+        };
+        let at = |stamp: Option<Stamp>| integer(stamp.map(|stamp| stamp.hlc.wall().0));
+        let by = |stamp: Option<Stamp>| text(stamp.and_then(|stamp| node(stamp.author)));
+        let hlc = |stamp: Option<Stamp>| integer(stamp.map(|stamp| stamp.hlc.0));
+        let author = |stamp: Option<Stamp>| integer(stamp.map(|stamp| stamp.author.to_u64()));
+        let seq = |stamp: Option<Stamp>| integer(stamp.map(|stamp| stamp.seq));
+        let [kept, lost] = self.stamps;
+        let column = self.column.as_ref();
+        [
+            text(Some(self.rule)),
+            text(Some(&self.table.1)),
+            text(column.map(|(_, name)| name.as_str())),
+            at(kept),
+            by(kept),
+            at(lost),
+            by(lost),
+            integer(Some(self.table.0.0.into())),
+            integer(column.map(|(id, _)| id.0.into())),
+            hlc(kept),
+            author(kept),
+            seq(kept),
+            hlc(lost),
+            author(lost),
+            seq(lost),
+            text(self.reason.as_deref()),
+        ]
     }
 }
 
@@ -355,16 +420,19 @@ fn keep(arena: &mut Vec<u8>, value: ValueRef<'_>) -> Kept {
     }
 }
 
-fn integer(n: Option<u64>) -> Kept {
-    n.map_or(Kept::Null, |n| Kept::Integer(n.cast_signed()))
-}
-
+/// All columns in their order, which saves SQLite a copy of each: id, rule, table, column, row, kept,
+/// kept_at, kept_by, lost, lost_at, lost_by, table_id, column_id, key, the stamps of kept and lost, reason,
+/// cells.
 fn insert_sql(rows: usize) -> String {
-    let row = format!("({})", vec!["?"; WIDTH].join(", "));
-    format!(
-        "INSERT OR FAIL INTO littoral_conflicts({COLUMNS}) VALUES {}",
-        vec![row; rows].join(", ")
-    )
+    let row = |place: usize| {
+        let [text, kept, lost, key] = [0, 1, 2, 3].map(|n| place + n);
+        format!(
+            "(NULL, ?1, ?2, ?3, ?{text}, ?{kept}, ?4, ?5, ?{lost}, ?6, ?7, ?8, ?9, ?{key}, \
+             ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULL)"
+        )
+    };
+    let rows: Vec<String> = (COMMON + 1..).step_by(OF_ROW).take(rows).map(row).collect();
+    format!("INSERT OR FAIL INTO littoral_conflicts VALUES {}", rows.join(", "))
 }
 
 fn incoming<'v>(op: &RowOp<'v>, conflict: &Conflict) -> ValueRef<'v> {
@@ -410,33 +478,55 @@ pub(super) fn row_text(table: &Table, cells: &[Vec<u8>]) -> String {
 }
 
 fn put_part_text(out: &mut Vec<u8>, reader: &mut ByteReader<'_>) -> Result<(), DecodeError> {
-    out.extend_from_slice(value_text(reader.key_part()?.as_value()).as_bytes());
+    put_value_text(out, reader.key_part()?.as_value());
     Ok(())
 }
 
 fn value_text(value: ValueRef<'_>) -> String {
-    match value {
-        ValueRef::Null => "null".to_owned(),
-        ValueRef::Integer(n) => n.to_string(),
-        ValueRef::Real(r) => r.to_string(),
-        ValueRef::Text(bytes) => json_string(&String::from_utf8_lossy(bytes)),
-        ValueRef::Blob(bytes) => {
-            let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-            format!("\"x'{hex}'\"")
+    let mut out = Vec::new();
+    put_value_text(&mut out, value);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn put_value_text(out: &mut Vec<u8>, value: ValueRef<'_>) {
+    let written = match value {
+        ValueRef::Null => write!(out, "null"),
+        ValueRef::Integer(n) => write!(out, "{n}"),
+        ValueRef::Real(r) => write!(out, "{r}"),
+        ValueRef::Text(bytes) => {
+            put_json_string(out, &String::from_utf8_lossy(bytes));
+            Ok(())
         }
-    }
+        ValueRef::Blob(bytes) => {
+            out.extend_from_slice(b"\"x'");
+            let digits = bytes.iter().try_for_each(|b| write!(out, "{b:02x}"));
+            out.extend_from_slice(b"'\"");
+            digits
+        }
+    };
+    written.expect("memory takes every byte");
 }
 
 fn json_string(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if u32::from(c) < 0x20 => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => out.push(c),
+    let mut out = Vec::new();
+    put_json_string(&mut out, text);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn put_json_string(out: &mut Vec<u8>, text: &str) {
+    let is_plain = |byte: &u8| !matches!(byte, b'"' | b'\\' | 0..=0x1f);
+    out.push(b'"');
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        let plain = rest.iter().position(|byte| !is_plain(byte)).unwrap_or(rest.len());
+        out.extend_from_slice(&rest[..plain]);
+        rest = &rest[plain..];
+        let Some((special, behind)) = rest.split_first() else { break };
+        rest = behind;
+        match special {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *special]),
+            control => out.extend_from_slice(format!("\\u{control:04x}").as_bytes()),
         }
     }
-    out.push('"');
-    out
+    out.push(b'"');
 }

@@ -6,16 +6,21 @@
 use std::convert::Infallible;
 
 use crate::{
-    entry::{Cell, CellWrite, RowOp},
+    entry::{Cell, CellWrite, RowOp, RowOpKind},
     id::{ColumnId, TableId},
-    merge::{functions::combining, mirror, parked::is_rejection, row},
+    merge::{
+        functions::combining,
+        mirror,
+        parked::{is_constraint, is_rejection},
+        row,
+    },
     schema::{
         Table,
-        row::lend_key,
+        row::{lend_key, no_key},
         spelling::{KEY_SPELLING, lend_spelled, put_spelling, split_spelling},
     },
     sqlite::{Columns, Keeping, Parameters, quoted},
-    value::{ByteReader, ValueRef, value},
+    value::{ByteReader, KeyPart, ValueRef, value},
 };
 
 /// What the second word of a statement's name says; the first is the table's id.
@@ -63,7 +68,7 @@ impl MaskedName {
     }
 
     fn is_empty(&self) -> bool {
-        self.words[2..].iter().all(|word| *word == 0)
+        self.as_slice()[2..].iter().all(|word| *word == 0)
     }
 
     fn as_slice(&self) -> &[u64] {
@@ -308,7 +313,7 @@ fn lend_new<'v>(
 ) -> rusqlite::Result<()> {
     match given(cell.write) {
         Given::Value(value) => parameters.lend(place, value),
-        Given::Set(set) => parameters.copy(place, ValueRef::Text(set.as_bytes())),
+        other => parameters.copy(place, other.as_value()),
     }
 }
 
@@ -318,6 +323,8 @@ enum Given<'v> {
     Value(ValueRef<'v>),
     /// A set is spelled from its elements.
     Set(String),
+    /// Of a key, where it does not stand in it as it is.
+    Part(KeyPart<'v>),
 }
 
 impl Given<'_> {
@@ -325,6 +332,7 @@ impl Given<'_> {
         match self {
             Self::Value(value) => *value,
             Self::Set(set) => ValueRef::Text(set.as_bytes()),
+            Self::Part(part) => part.as_value(),
         }
     }
 }
@@ -369,13 +377,12 @@ impl<'c, 'r> Inserts<'c, 'r> {
         Self { conn, table: None, values: Vec::new(), places: Vec::new() }
     }
 
-    /// Whether an insert may be collected.
+    /// Whether the operation is an insert that may be collected, and so are those of the same columns.
     pub(super) fn takes(table: &Table, op: &RowOp<'_>) -> bool {
-        let mut key = ByteReader::new(op.key);
-        table.is_plain
+        op.kind == RowOpKind::Insert
+            && table.is_plain
             && is_whole(table, op)
             && !table.has_spelling()
-            && table.key.iter().all(|_| key.key_part().is_ok_and(|part| part.lent().is_some()))
     }
 
     /// Collects the insert at that place in its entry. Those that are found to collide go to
@@ -393,8 +400,10 @@ impl<'c, 'r> Inserts<'c, 'r> {
         }
         self.table = Some(table);
         let mut reader = ByteReader::new(key);
-        let parts = table.key.iter().map_while(|_| reader.key_part().ok());
-        self.values.extend(parts.filter_map(|part| part.lent()).map(Given::Value));
+        for _ in &table.key {
+            let part = reader.key_part().map_err(no_key)?;
+            self.values.push(part.lent().map_or_else(|| Given::Part(part), Given::Value));
+        }
         self.values.extend(cells.iter().map(|cell| given(cell.write)));
         self.places.push(at);
         if self.places.len() == Self::ROWS[0] { self.flush(collided) } else { Ok(()) }
@@ -422,8 +431,9 @@ impl<'c, 'r> Inserts<'c, 'r> {
             };
             match stored {
                 Ok(()) => done += rows,
-                Err(error) if is_rejection(&error) => {
-                    // OR FAIL: the rows before the one that collided are in, and counted.
+                // OR FAIL: the rows before the one that collided are in, and counted. They are not where
+                // SQLite refuses a value for its class or its size, which nothing that is collected has.
+                Err(error) if is_constraint(&error) || rows == 1 && is_rejection(&error) => {
                     if rows > 1 {
                         done += usize::try_from(self.conn.changes()).unwrap_or(0);
                     }

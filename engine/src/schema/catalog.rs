@@ -3,7 +3,7 @@
 //! They share the prefix `littoral_`, which user tables may not have, and live in the user's file,
 //! because a commit in WAL mode is atomic within one file only.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -99,7 +99,8 @@ pub(crate) fn meta<T: rusqlite::types::FromSql>(
     conn: &Connection,
     name: &str,
 ) -> rusqlite::Result<Option<T>> {
-    conn.query_row("SELECT value FROM littoral_meta WHERE name = ?", [name], |row| row.get(0))
+    conn.prepare_cached("/*littoral*/ SELECT value FROM littoral_meta WHERE name = ?")?
+        .query_row([name], |row| row.get(0))
         .optional()
 }
 
@@ -204,7 +205,8 @@ pub(crate) fn carry_out(
     changes: &[TableChange],
     lsn: Lsn,
 ) -> rusqlite::Result<()> {
-    let mut next_table = meta::<u32>(conn, "next_table")?.unwrap_or(1);
+    let known = meta::<u32>(conn, "next_table")?;
+    let mut next_table = known.unwrap_or(1);
     for table in TableChange::gone(changes) {
         // Parked rows of it have no table to return to; what they held can still be read.
         conn.execute(
@@ -227,43 +229,83 @@ pub(crate) fn carry_out(
         };
         next_table = next_table.max(id.0.saturating_add(1));
     }
-    set_meta(conn, "next_table", next_table)
+    if known == Some(next_table) { Ok(()) } else { set_meta(conn, "next_table", next_table) }
 }
 
+/// Writes what differs from what the catalog has.
 fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::Result<()> {
+    let TableDeclaration { id, name, policy, columns } = table;
+    let declared = (
+        name.clone(),
+        policy.consistency.as_str().to_owned(),
+        policy.writers.as_str().to_owned(),
+        policy.explicit_key,
+        policy.max_lag.map(|bound| bound.ms.cast_signed()),
+        policy.max_lag.map(|bound| bound.on_stale.as_str().to_owned()),
+    );
     // A table that begins anew under its id was dropped just before.
-    let since: Option<i64> = conn
-        .query_row("SELECT since FROM littoral_tables WHERE id = ?", [table.id.0], |row| row.get(0))
+    let known = conn
+        .query_row(
+            "SELECT name, policy, writers, explicit_key, max_lag_ms, on_stale
+             FROM littoral_tables WHERE id = ?",
+            [id.0],
+            |row| {
+                let word = |place| row.get(place);
+                Ok((word(0)?, word(1)?, word(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            },
+        )
         .optional()?;
-    let mut next_column = next_column(conn, table.id)?.0;
-    if let Some((last, _)) = table.columns.last() {
-        next_column = next_column.max(last.0.saturating_add(1));
-    }
-    conn.execute(
-        "INSERT OR REPLACE INTO littoral_tables VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
-        params![
-            table.id.0,
-            table.name,
-            table.policy.consistency.as_str(),
-            table.policy.writers.as_str(),
-            table.policy.explicit_key,
-            since.unwrap_or_else(|| lsn.0.cast_signed()),
-            table.policy.max_lag.map(|bound| bound.ms.cast_signed()),
-            table.policy.max_lag.map(|bound| bound.on_stale.as_str()),
-        ],
-    )?;
-    conn.execute(
-        "INSERT OR REPLACE INTO littoral_ids VALUES(?, ?)",
-        params![table.id.0, next_column],
-    )?;
-    conn.execute("DELETE FROM littoral_columns WHERE table_id = ?", [table.id.0])?;
-    for (id, name) in &table.columns {
+    if known.as_ref() != Some(&declared) {
+        let (name, policy, writers, explicit_key, max_lag_ms, on_stale) = &declared;
+        let since = lsn.0.cast_signed();
         conn.execute(
-            "INSERT INTO littoral_columns VALUES(?, ?, ?, ?)",
-            params![table.id.0, id.0, name, table.policy.column_word(name)],
+            "INSERT INTO littoral_tables VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT(id) DO UPDATE SET name = ?2, policy = ?3, writers = ?4, explicit_key = ?5,
+               max_lag_ms = ?7, on_stale = ?8",
+            params![id.0, name, policy, writers, explicit_key, since, max_lag_ms, on_stale],
         )?;
     }
+    let next = next_column(conn, *id)?.0;
+    let behind = columns.last().map_or(1, |(last, _)| last.0.saturating_add(1));
+    if known.is_none() || next < behind {
+        conn.execute(
+            "INSERT OR REPLACE INTO littoral_ids VALUES(?, ?)",
+            params![id.0, next.max(behind)],
+        )?;
+    }
+    let mut before: BTreeMap<ColumnId, (String, String)> = conn
+        .prepare("SELECT id, name, type FROM littoral_columns WHERE table_id = ?")?
+        .query_map([id.0], |row| Ok((ColumnId(row.get(0)?), (row.get(1)?, row.get(2)?))))?
+        .collect::<Result<_, _>>()?;
+    for (column, name) in columns {
+        let word = policy.column_word(name);
+        if before.remove(column).is_none_or(|known| known != (name.clone(), word.to_string())) {
+            conn.execute(
+                "INSERT OR REPLACE INTO littoral_columns VALUES(?, ?, ?, ?)",
+                params![id.0, column.0, name, word],
+            )?;
+        }
+    }
+    for gone in before.keys() {
+        conn.execute("DELETE FROM littoral_columns WHERE table_id = ? AND id = ?", [id.0, gone.0])?;
+    }
     Ok(())
+}
+
+/// A column as the catalog has it: its id, its name, and how it merges.
+type ColumnRow = (ColumnId, String, String);
+
+/// The columns of every table by ascending id.
+pub(super) fn columns(conn: &Connection) -> rusqlite::Result<BTreeMap<TableId, Vec<ColumnRow>>> {
+    let mut columns: BTreeMap<TableId, Vec<ColumnRow>> = BTreeMap::new();
+    let mut statement = conn
+        .prepare("SELECT table_id, id, name, type FROM littoral_columns ORDER BY table_id, id")?;
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        let column = (ColumnId(row.get(1)?), row.get(2)?, row.get(3)?);
+        columns.entry(TableId(row.get(0)?)).or_default().push(column);
+    }
+    Ok(columns)
 }
 
 /// The id that the next new column of a table gets: that of no column it ever had, also not before it was

@@ -24,9 +24,8 @@ use crate::{
     id::{ColumnId, Lsn, SchemaVersion, TableId},
     policy::{ColumnType, TablePolicy},
     schema::{
-        Column, Refusal, Registry, Table, catalog, elsewhere, enroll,
-        shape::{ColumnShape, TableShape},
-        trigger,
+        Column, Refusal, Registry, Table, catalog, elsewhere, enroll, shape::ColumnShape,
+        survey::Survey, trigger,
     },
     sqlite::quoted,
 };
@@ -88,21 +87,22 @@ impl Scope {
             let what = "another CHECK".to_owned();
             return Err(WriteError::NeedsFreeze { table: name.clone(), what });
         }
-        let changes = self.changes(conn, action)?;
+        let survey = Survey::new(conn)?;
+        let changes = self.changes(&survey, action)?;
         let indexed = match action {
             Action::CreateIndex(table) => self.before.by_name(table).map(|table| table.id),
             _ => None,
         };
-        if let Some(refusal) = self.fails_elsewhere(conn, action, statement)? {
+        if let Some(refusal) = self.fails_elsewhere(&survey, action, statement)? {
             return Err(WriteError::Refused(vec![refusal]));
         }
-        self.settle(conn, changes, indexed)
+        self.settle(&survey, changes, indexed)
     }
 
     /// Why rows of other nodes could be in the way of a statement on a `local` table.
     fn fails_elsewhere(
         &self,
-        conn: &Connection,
+        survey: &Survey<'_>,
         action: &Action,
         statement: &str,
     ) -> rusqlite::Result<Option<Refusal>> {
@@ -112,10 +112,10 @@ impl Scope {
         let was_local = |table: &&Table| self.base.by_id(table.id).is_some_and(Table::is_local);
         let Some(table) = self.before.by_name(name).filter(was_local) else { return Ok(None) };
         match action {
-            Action::CreateIndex(_) => elsewhere::index(conn, table),
+            Action::CreateIndex(_) => elsewhere::index(survey.conn(), table),
             // Under another name now, and otherwise the same.
-            _ if !enroll::user_tables(conn)?.contains(&table.name) => Ok(None),
-            _ => elsewhere::column(conn, table, statement),
+            _ if survey.user_tables().all(|name| name != table.name) => Ok(None),
+            _ => elsewhere::column(survey, table, statement),
         }
     }
 
@@ -143,7 +143,7 @@ impl Scope {
             changes.push(TableChange::Dropped(known.id));
         }
         changes.push(TableChange::Declared(declaration));
-        self.settle(conn, changes, None)
+        self.settle(&Survey::new(conn)?, changes, None)
     }
 
     /// Whether a table begins anew with a policy: clocks from before would mean nothing.
@@ -160,14 +160,15 @@ impl Scope {
 
     fn settle(
         &self,
-        conn: &Connection,
+        survey: &Survey<'_>,
         changes: Vec<TableChange>,
         indexed: Option<TableId>,
     ) -> Result<Changed, WriteError> {
+        let conn = survey.conn();
         catalog::carry_out(conn, &changes, self.lsn)?;
         catalog::set_version(conn, SchemaVersion(self.before.version.0 + 1))?;
         // Also for an index or a trigger, of which the registry knows what they are in the way of.
-        let registry = Arc::new(Registry::load(conn)?);
+        let registry = Arc::new(Registry::load_with(survey)?);
         let declared = changes.iter().filter_map(|change| match change {
             TableChange::Declared(table) => Some(table.id),
             TableChange::Dropped(_) => None,
@@ -182,18 +183,25 @@ impl Scope {
             declared.cloned().unwrap_or_else(|| table.declaration())
         };
         let tables: Vec<TableDeclaration> = registry.tables().iter().map(as_declared).collect();
-        let mut refusals = enroll::check_some(conn, &tables, &concerned)?;
-        refusals.extend(trigger::check(conn, &tables)?);
+        let mut refusals = enroll::check_some(survey, &tables, &concerned)?;
+        refusals.extend(trigger::check(survey, &tables)?);
         let mut respelling = Vec::new();
         for table in registry.tables().iter().filter(|table| table.has_sets) {
             if concerned.contains(&table.id) && indexed != Some(table.id) {
-                respelling.append(&mut enroll::check_sets(conn, table, &mut refusals)?);
+                let before = self.before.by_id(table.id);
+                let was_set = |column: &Column| {
+                    before.is_some_and(|old| {
+                        let place = old.cell(column.id);
+                        place.is_some_and(|place| old.cells[place].merge == ColumnType::Set)
+                    })
+                };
+                respelling.append(&mut enroll::check_sets(conn, table, was_set, &mut refusals)?);
             }
         }
         if !refusals.is_empty() {
             return Err(WriteError::Refused(refusals));
         }
-        self.judge(conn, &registry)?;
+        self.judge(survey, &registry)?;
         self.check_counters(conn, &changes, &registry)?;
         Ok(Changed { changes, registry, respelling })
     }
@@ -231,19 +239,24 @@ impl Scope {
     }
 
     /// What the statement did to tables.
-    fn changes(&self, conn: &Connection, action: &Action) -> Result<Vec<TableChange>, WriteError> {
-        let names = enroll::user_tables(conn)?;
-        let is_there = |table: &Table| names.contains(&table.name);
+    fn changes(
+        &self,
+        survey: &Survey<'_>,
+        action: &Action,
+    ) -> Result<Vec<TableChange>, WriteError> {
+        let names: Vec<&str> = survey.user_tables().collect();
+        let is_there = |table: &Table| names.contains(&table.name.as_str());
         let new = || {
-            names.iter().find(|name| self.before.tables().iter().all(|table| table.name != **name))
+            let known = |name: &str| self.before.tables().iter().any(|table| table.name == name);
+            names.iter().copied().find(|name| !known(name))
         };
         match action {
             Action::CreateTable(_) => {
                 let Some(name) = new() else { return Ok(Vec::new()) };
                 let declaration = match self.dropped(name).filter(|_| self.passes_on) {
-                    Some(old) => succeed(conn, old, name)?,
+                    Some(old) => succeed(survey, old, name)?,
                     None => enroll::declaration(
-                        conn,
+                        survey,
                         self.before.next_table,
                         name,
                         TablePolicy::default(),
@@ -261,7 +274,7 @@ impl Scope {
             Action::AlterTable(name) => {
                 let Some(table) = self.before.by_name(name) else { return Ok(Vec::new()) };
                 if is_there(table) {
-                    return Ok(altered(conn, table)?);
+                    return Ok(altered(survey, table)?);
                 }
                 let Some(name) = new() else { return Ok(Vec::new()) };
                 // Made in this transaction, and now in the place of a table dropped in it: a table
@@ -269,13 +282,13 @@ impl Scope {
                 if table.id >= self.base.next_table
                     && let Some(old) = self.dropped(name)
                 {
-                    let declaration = succeed(conn, old, name)?;
+                    let declaration = succeed(survey, old, name)?;
                     return Ok(vec![
                         TableChange::Dropped(table.id),
                         TableChange::Declared(declaration),
                     ]);
                 }
-                let renamed = TableDeclaration { name: name.clone(), ..table.declaration() };
+                let renamed = TableDeclaration { name: name.to_owned(), ..table.declaration() };
                 Ok(vec![TableChange::Declared(renamed)])
             }
             Action::CreateIndex(_) | Action::Other | Action::Policy => Ok(Vec::new()),
@@ -293,7 +306,7 @@ impl Scope {
     }
 
     /// Refuses a change that must not meet writes under way elsewhere.
-    fn judge(&self, conn: &Connection, after: &Registry) -> Result<(), WriteError> {
+    fn judge(&self, survey: &Survey<'_>, after: &Registry) -> Result<(), WriteError> {
         for old in self.base.tables().iter().filter(|table| table.is_local()) {
             if after.by_id(old.id).is_some_and(|new| !new.is_local()) {
                 return Err(WriteError::Policy(format!(
@@ -305,7 +318,7 @@ impl Scope {
         }
         for old in self.base.tables().iter().filter(|table| self.is_live(table.id)) {
             let new = after.by_id(old.id);
-            if let Some(what) = unquiet(conn, old, new)? {
+            if let Some(what) = unquiet(survey, old, new)? {
                 return Err(WriteError::NeedsFreeze { table: old.name.clone(), what });
             }
         }
@@ -315,7 +328,7 @@ impl Scope {
 
 /// How a table differs from what it was in a way that a write elsewhere could notice.
 fn unquiet(
-    conn: &Connection,
+    survey: &Survey<'_>,
     old: &Table,
     new: Option<&Table>,
 ) -> rusqlite::Result<Option<String>> {
@@ -335,7 +348,7 @@ fn unquiet(
             return Ok(Some(format!("another type of column {:?}", column.name)));
         }
     }
-    let shape = TableShape::read(conn, &new.name)?;
+    let shape = survey.shape(&new.name)?;
     for column in new.cells.iter().filter(|column| old.cell(column.id).is_none()) {
         let declared = shape.columns.iter().find(|declared| declared.name == column.name);
         let default = declared.and_then(|column| column.default.as_deref());
@@ -352,7 +365,7 @@ fn unquiet(
             ColumnType::Set => is_null || default == "'[]'",
         };
         let fits = || match declared.filter(|_| shape.strict) {
-            Some(column) => column.takes_default(conn),
+            Some(column) => column.takes_default(survey.conn()),
             None => Ok(true),
         };
         if !alike || !fits()? {
@@ -394,14 +407,14 @@ fn literal(text: &str) -> String {
 
 /// The table that takes the place of another: it has its id and its policy, and so have its columns,
 /// by name.
-fn succeed(conn: &Connection, old: &Table, name: &str) -> Result<TableDeclaration, WriteError> {
+fn succeed(survey: &Survey<'_>, old: &Table, name: &str) -> Result<TableDeclaration, WriteError> {
     if old.is_local() {
         return Err(WriteError::Refused(vec![elsewhere::rebuild(old)]));
     }
     let known = old.declaration();
-    let mut next = catalog::next_column(conn, old.id)?.0;
+    let mut next = catalog::next_column(survey.conn(), old.id)?.0;
     let mut columns = Vec::new();
-    for column in TableShape::read(conn, name)?.stored() {
+    for column in survey.shape(name)?.stored() {
         let kept = known.columns.iter().find(|(_, old)| old.eq_ignore_ascii_case(&column.name));
         let id = kept.map_or_else(
             || {
@@ -435,9 +448,9 @@ fn carried_over(known: &TableDeclaration, columns: &[(ColumnId, String)]) -> Tab
 }
 
 /// A table whose columns ALTER TABLE has changed: one renamed, one more at the end, or one fewer.
-fn altered(conn: &Connection, table: &Table) -> rusqlite::Result<Vec<TableChange>> {
+fn altered(survey: &Survey<'_>, table: &Table) -> rusqlite::Result<Vec<TableChange>> {
     let old = table.columns();
-    let shape = TableShape::read(conn, &table.name)?;
+    let shape = survey.shape(&table.name)?;
     let now: Vec<&ColumnShape> = shape.stored().collect();
     let mut next = table.next_column.0;
     let mut declaration = table.declaration();

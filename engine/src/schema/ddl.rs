@@ -48,7 +48,8 @@ pub(crate) fn plan(
         }
     }
     let mut refusals = schema::check(&scratch, &tables).map_err(scratch_error)?;
-    refusals.extend(schema::check_triggers(&scratch, &tables).map_err(scratch_error)?);
+    let survey = schema::Survey::new(&scratch).map_err(scratch_error)?;
+    refusals.extend(schema::check_triggers(&survey, &tables).map_err(scratch_error)?);
     if refusals.is_empty() {
         Ok(Plan { statements, tables })
     } else {

@@ -10,7 +10,8 @@ use rusqlite::{Connection, OptionalExtension};
 use crate::schema::{
     Refusal, Table,
     change::{has_word, is_constant},
-    shape::{ColumnShape, TableShape},
+    shape::ColumnShape,
+    survey::Survey,
 };
 
 /// Why an index that was just made on a table could fail at other nodes.
@@ -44,17 +45,17 @@ pub(super) fn index(conn: &Connection, table: &Table) -> rusqlite::Result<Option
 
 /// Why a column that a statement has just added to a table could fail at other nodes.
 pub(super) fn column(
-    conn: &Connection,
+    survey: &Survey<'_>,
     table: &Table,
     statement: &str,
 ) -> rusqlite::Result<Option<Refusal>> {
-    let shape = TableShape::read(conn, &table.name)?;
+    let shape = survey.shape(&table.name)?;
     if shape.columns.len() <= table.width {
         return Ok(None);
     }
     let Some(added) = shape.columns.last() else { return Ok(None) };
     let mut fault = fault(added, statement);
-    if fault.is_none() && shape.strict && !added.takes_default(conn)? {
+    if fault.is_none() && shape.strict && !added.takes_default(survey.conn())? {
         fault = Some((
             "has a default that is not of its type, which fails where a node has rows",
             "give it a default of its type",

@@ -11,9 +11,10 @@ use crate::{
     id::{ColumnId, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
     schema::{
-        Table,
+        Column, Table,
         catalog::{self, MARK},
         shape::{Affinity, ColumnShape, KeyColumn, KeyShape, TableShape},
+        survey::Survey,
     },
     set,
     sqlite::{self, quoted},
@@ -32,69 +33,33 @@ pub struct Refusal {
     pub remedy: &'static str,
 }
 
-/// Whether the word CHECK stands in the table's declaration: as a constraint, or as something else.
-pub(super) fn may_check(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
-    conn.prepare_cached(
-        "SELECT EXISTS(SELECT 1 FROM sqlite_schema
-                       WHERE type = 'table' AND name = ? COLLATE NOCASE AND sql LIKE '%check%')",
-    )?
-    .query_row([table], |row| row.get(0))
-}
-
-/// Whether nothing but a collision with another row, or a NULL, can keep a row out of a table: it has
-/// no triggers, checks no types, and computes nothing.
-pub(super) fn is_plain(conn: &Connection, table: &str) -> rusqlite::Result<bool> {
-    conn.prepare_cached(
-        "SELECT NOT EXISTS(SELECT 1 FROM sqlite_schema
-                           WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE)
-            AND NOT EXISTS(SELECT 1 FROM pragma_table_list
-                           WHERE schema = 'main' AND name = ?1 COLLATE NOCASE AND strict)
-            AND NOT EXISTS(SELECT 1 FROM pragma_table_xinfo(?1) WHERE hidden IN (2, 3))
-            AND NOT EXISTS(SELECT 1 FROM pragma_index_list(?1) l, pragma_index_xinfo(l.name) x
-                           WHERE l.partial OR x.cid = -2)",
-    )?
-    .query_row([table], |row| row.get(0))
-}
-
-/// The tables of the schema that can replicate, in creation order: not the engine's or SQLite's own, nor
-/// virtual ones and those behind them.
-pub(crate) fn user_tables(conn: &Connection) -> rusqlite::Result<Vec<String>> {
-    conn.prepare(
-        "SELECT s.name FROM sqlite_schema s JOIN pragma_table_list l \
-         ON l.name = s.name AND l.schema = 'main' \
-         WHERE s.type = 'table' AND l.type = 'table' AND s.name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
-         AND s.name NOT LIKE 'littoral\\_%' ESCAPE '\\' ORDER BY s.rowid",
-    )?
-    .query_map([], |row| row.get(0))?
-    .collect()
-}
-
 /// Gives every table of the schema its id and its policy, and every stored column its id.
 pub(crate) fn declarations(
     conn: &Connection,
     policies: &BTreeMap<String, TablePolicy>,
 ) -> rusqlite::Result<Vec<TableDeclaration>> {
     let mut tables = Vec::new();
-    for (id, name) in (1u32..).zip(user_tables(conn)?) {
+    let survey = Survey::new(conn)?;
+    for (id, name) in (1u32..).zip(survey.user_tables()) {
         let policy = policies
             .iter()
-            .find(|(table, _)| table.eq_ignore_ascii_case(&name))
+            .find(|(table, _)| table.eq_ignore_ascii_case(name))
             .map(|(_, policy)| policy.clone())
             .unwrap_or_default();
-        tables.push(declaration(conn, TableId(id), &name, policy)?);
+        tables.push(declaration(&survey, TableId(id), name, policy)?);
     }
     Ok(tables)
 }
 
 /// Gives a new table its policy, and every stored column its id.
 pub(crate) fn declaration(
-    conn: &Connection,
+    survey: &Survey<'_>,
     id: TableId,
     name: &str,
     policy: TablePolicy,
 ) -> rusqlite::Result<TableDeclaration> {
     let columns: Vec<(ColumnId, String)> = (1u32..)
-        .zip(TableShape::read(conn, name)?.stored())
+        .zip(survey.shape(name)?.stored())
         .map(|(id, column)| (ColumnId(id), column.name.clone()))
         .collect();
     let policy = with_names_of(policy, &columns);
@@ -124,12 +89,12 @@ pub(crate) fn check(
     conn: &Connection,
     tables: &[TableDeclaration],
 ) -> rusqlite::Result<Vec<Refusal>> {
-    check_some(conn, tables, &tables.iter().map(|table| table.id).collect())
+    check_some(&Survey::new(conn)?, tables, &tables.iter().map(|table| table.id).collect())
 }
 
 /// Every reason why those of the tables that have changed cannot replicate, or keep others from it.
 pub(crate) fn check_some(
-    conn: &Connection,
+    survey: &Survey<'_>,
     tables: &[TableDeclaration],
     changed: &BTreeSet<TableId>,
 ) -> rusqlite::Result<Vec<Refusal>> {
@@ -139,22 +104,20 @@ pub(crate) fn check_some(
     }
     let mut parents = BTreeSet::new();
     for table in tables.iter().filter(|table| changed.contains(&table.id)) {
-        parents.extend(
-            foreign_key_parents(conn, &table.name)?.into_iter().map(|p| p.to_ascii_lowercase()),
-        );
+        parents.extend(survey.parents(&table.name)?.iter().map(|p| p.to_ascii_lowercase()));
     }
     let concerned = tables.iter().filter(|table| {
         changed.contains(&table.id) || parents.contains(&table.name.to_ascii_lowercase())
     });
     for table in concerned {
         let mut reasons = Reasons { table: &table.name, refusals: &mut refusals };
-        local_or_not(conn, table, tables, &mut reasons)?;
+        local_or_not(survey, table, tables, &mut reasons)?;
         if table.policy.consistency == Consistency::Local {
             continue;
         }
-        any_table(conn, table, &mut reasons)?;
+        any_table(survey, table, &mut reasons)?;
         if table.policy.is_multi_writer() {
-            multi_writer_table(conn, table, tables, &mut reasons)?;
+            multi_writer_table(survey, table, tables, &mut reasons)?;
         }
     }
     Ok(refusals)
@@ -173,14 +136,14 @@ impl Reasons<'_> {
 
 /// Rows that replicate and rows that do not cannot hold each other with foreign keys.
 fn local_or_not(
-    conn: &Connection,
+    survey: &Survey<'_>,
     table: &TableDeclaration,
     tables: &[TableDeclaration],
     reasons: &mut Reasons<'_>,
 ) -> rusqlite::Result<()> {
     const REMEDY: &str = "drop the foreign key, or declare both or none of the tables as \"local\"";
     let is_local = |table: &TableDeclaration| table.policy.consistency == Consistency::Local;
-    let parents = foreign_key_parents(conn, &table.name)?;
+    let parents = survey.parents(&table.name)?;
     for other in tables.iter().filter(|other| is_local(other) != is_local(table)) {
         if parents.iter().any(|parent| parent.eq_ignore_ascii_case(&other.name)) {
             let reason = format!(
@@ -189,7 +152,7 @@ fn local_or_not(
             );
             reasons.refuse(reason, REMEDY);
         }
-        let referring = foreign_key_parents(conn, &other.name)?;
+        let referring = survey.parents(&other.name)?;
         if referring.iter().any(|parent| parent.eq_ignore_ascii_case(&table.name)) {
             let reason = format!(
                 "table {:?} has a foreign key to it, and only one of the two is \"local\"",
@@ -214,7 +177,7 @@ fn local_or_not(
 }
 
 fn any_table(
-    conn: &Connection,
+    survey: &Survey<'_>,
     table: &TableDeclaration,
     reasons: &mut Reasons<'_>,
 ) -> rusqlite::Result<()> {
@@ -224,7 +187,7 @@ fn any_table(
             "this version does not forward yet; declare \"read-after-write\" with writers = \"origin\"",
         );
     }
-    let shape = TableShape::read(conn, &table.name)?;
+    let shape = survey.shape(&table.name)?;
     match &shape.key {
         KeyShape::Rowid(None) => reasons.refuse(
             "it has no primary key that cannot be NULL, and its columns hide the rowid".to_owned(),
@@ -302,18 +265,21 @@ fn typed_column(
     }
 }
 
-/// Looks at what the set columns of a table hold already: a value that is no set is refused. Gives the
-/// statements that spell the others as sets are spelled. NULL, which counts as empty, may stay.
+/// Looks at what the columns of a table hold that become sets, those that `was_set` says of excepted: a
+/// value that is no set is refused. Gives the statements that spell the others as sets are spelled. NULL,
+/// which counts as empty, may stay.
 pub(super) fn check_sets(
     conn: &Connection,
     table: &Table,
+    was_set: impl Fn(&Column) -> bool,
     refusals: &mut Vec<Refusal>,
 ) -> rusqlite::Result<Vec<String>> {
     let mut respelling = Vec::new();
     let key: Vec<String> =
         table.key.iter().map(|k| format!("quote({})", quoted(&k.name))).collect();
     let (key, name) = (key.join(" || ', ' || "), quoted(&table.name));
-    for column in table.cells.iter().filter(|column| column.merge == ColumnType::Set) {
+    let becomes_set = |column: &&Column| column.merge == ColumnType::Set && !was_set(column);
+    for column in table.cells.iter().filter(becomes_set) {
         let set = quoted(&column.name);
         let mut statement = conn
             .prepare(&format!("{MARK} SELECT {set}, {key} FROM {name} WHERE {set} IS NOT NULL"))?;
@@ -348,29 +314,22 @@ pub(super) fn check_sets(
 }
 
 fn multi_writer_table(
-    conn: &Connection,
+    survey: &Survey<'_>,
     table: &TableDeclaration,
     tables: &[TableDeclaration],
     reasons: &mut Reasons<'_>,
 ) -> rusqlite::Result<()> {
-    let indexes: Vec<(String, bool, String, bool)> = conn
-        .prepare("SELECT name, \"unique\", origin, partial FROM pragma_index_list(?) ORDER BY seq")?
-        .query_map([&table.name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
-        .collect::<Result<_, _>>()?;
-    for (name, unique, origin, partial) in indexes {
-        let columns: Vec<Option<String>> = conn
-            .prepare("SELECT name FROM pragma_index_info(?) ORDER BY seqno")?
-            .query_map([&name], |row| row.get(0))?
-            .collect::<Result<_, _>>()?;
-        let listed: Vec<&str> =
-            columns.iter().map(|c| c.as_deref().unwrap_or("expression")).collect();
-        if unique && origin != "pk" {
+    let shape = survey.shape(&table.name)?;
+    for index in &shape.indexes {
+        let name = &index.name;
+        let listed: Vec<&str> = index.columns().map(|c| c.unwrap_or("expression")).collect();
+        if index.unique && !index.is_key {
             reasons.refuse(
                 format!("UNIQUE ({}) cannot hold while several nodes write at once", listed.join(", ")),
                 "make it the PRIMARY KEY, make the index not unique, or declare writers = \"origin\"",
             );
         }
-        if partial || columns.iter().any(Option::is_none) {
+        if index.partial || index.columns().any(|column| column.is_none()) {
             reasons.refuse(
                 format!(
                     "index {name:?} has a condition or an expression, which a merge could break"
@@ -379,14 +338,14 @@ fn multi_writer_table(
             );
         }
     }
-    if !foreign_key_parents(conn, &table.name)?.is_empty() {
+    if !survey.parents(&table.name)?.is_empty() {
         reasons.refuse(
             "it has foreign keys, which cannot hold while several nodes write at once".to_owned(),
             "drop the foreign keys, or declare writers = \"origin\"",
         );
     }
     for other in tables {
-        let parents = foreign_key_parents(conn, &other.name)?;
+        let parents = survey.parents(&other.name)?;
         if other.id != table.id && parents.iter().any(|p| p.eq_ignore_ascii_case(&table.name)) {
             reasons.refuse(
                 format!("table {:?} has a foreign key to it", other.name),
@@ -394,7 +353,6 @@ fn multi_writer_table(
             );
         }
     }
-    let shape = TableShape::read(conn, &table.name)?;
     for column in shape.columns.iter().filter(|c| c.generated) {
         reasons.refuse(
             format!("its column {:?} is generated", column.name),
@@ -431,12 +389,6 @@ fn multi_writer_key(table: &TableDeclaration, shape: &TableShape, reasons: &mut 
             "declare key = \"explicit\" if the application always gives the key, or use a TEXT key",
         );
     }
-}
-
-fn foreign_key_parents(conn: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    conn.prepare("SELECT DISTINCT \"table\" FROM pragma_foreign_key_list(?)")?
-        .query_map([table], |row| row.get(0))?
-        .collect()
 }
 
 /// Whether a name is one that only the engine may use.

@@ -20,10 +20,12 @@ pub(crate) mod range;
 pub(crate) mod row;
 pub(crate) mod shape;
 pub(crate) mod spelling;
+mod survey;
 pub(crate) mod trigger;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};
+pub(crate) use survey::Survey;
 pub(crate) use trigger::check as check_triggers;
 pub use trigger::{Trigger, TriggerClass};
 
@@ -230,6 +232,11 @@ impl Table {
         self.key.first().is_some_and(|column| column.position == ROWID)
     }
 
+    /// Whether its key is the rowid, under a name of its own or not.
+    pub(crate) fn has_rowid_key(&self) -> bool {
+        self.is_alias || self.is_by_rowid()
+    }
+
     /// The place of a column among the cells.
     pub(crate) fn cell(&self, id: ColumnId) -> Option<usize> {
         self.cells.binary_search_by_key(&id, |column| column.id).ok()
@@ -326,6 +333,12 @@ impl Registry {
 
     /// Reads the catalog.
     pub(crate) fn load(conn: &Connection) -> rusqlite::Result<Self> {
+        Self::load_with(&Survey::new(conn)?)
+    }
+
+    /// Reads the catalog, where it is known already what SQLite says of the tables.
+    pub(crate) fn load_with(survey: &Survey<'_>) -> rusqlite::Result<Self> {
+        let conn = survey.conn();
         let version = catalog::meta::<u32>(conn, "schema_version")?.unwrap_or(0);
         let next_table = catalog::meta::<u32>(conn, "next_table")?.unwrap_or(1);
         let mut registry = Self {
@@ -336,6 +349,7 @@ impl Registry {
             tables: Vec::new(),
             by_id: BTreeMap::new(),
         };
+        let mut columns = catalog::columns(conn)?;
         let mut statement = conn.prepare(
             "SELECT id, name, policy, writers, explicit_key, next_column, since, max_lag_ms, on_stale \
              FROM littoral_tables JOIN littoral_ids ON table_id = id ORDER BY id",
@@ -355,28 +369,22 @@ impl Registry {
             }
             let next_column = ColumnId(row.get(5)?);
             let since = Lsn(row.get::<_, i64>(6)?.cast_unsigned());
-            let columns: Vec<(u32, String, String)> = conn
-                .prepare(
-                    "SELECT id, name, type FROM littoral_columns WHERE table_id = ? ORDER BY id",
-                )?
-                .query_map([id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-                .collect::<Result<_, _>>()?;
-            let shape = TableShape::read(conn, &name)?;
+            let shape = survey.shape(&name)?;
             let mut key = shape.key_columns();
             let mut cells: Vec<Column> =
                 shape.has_spellings().then(Column::spelling).into_iter().collect();
-            for (id, column, merge) in columns {
+            for (id, column, merge) in columns.remove(&TableId(id)).unwrap_or_default() {
                 policy.declare_column(&column, &merge).map_err(unreadable)?;
                 let merge = policy.columns.get(&column).copied().unwrap_or_default();
                 let Some(found) = shape.stored().find(|c| c.name == column) else { continue };
                 match key.iter_mut().find(|part| part.position == found.position) {
-                    Some(part) => part.id = ColumnId(id),
-                    None => cells.push(Column { id: ColumnId(id), merge, ..Column::from(found) }),
+                    Some(part) => part.id = id,
+                    None => cells.push(Column { id, merge, ..Column::from(found) }),
                 }
             }
-            let is_plain = enroll::is_plain(conn, &name)?;
+            let is_plain = survey.is_plain(&name)?;
             let mut table = Table::new(TableId(id), name, policy, key, cells);
-            table.may_check = enroll::may_check(conn, &table.name)?;
+            table.may_check = survey.may_check(&table.name);
             table.width = shape.columns.len();
             table.next_column = next_column;
             table.since = since;
@@ -385,8 +393,9 @@ impl Registry {
             table.is_alias = matches!(shape.key, KeyShape::Alias(_));
             registry.push(table);
         }
-        registry.triggers =
-            trigger::triggers(conn, |name| registry.by_name(name).is_some_and(|t| !t.is_local()))?;
+        registry.triggers = trigger::triggers(survey, |name| {
+            registry.by_name(name).is_some_and(|t| !t.is_local())
+        })?;
         for trigger in registry.triggers.iter().filter(|t| t.class == TriggerClass::Derived) {
             let Some(place) = registry.position(trigger.table.as_bytes()) else { continue };
             let table = &mut registry.tables[place];

@@ -58,7 +58,7 @@ pub(crate) fn key_parts<'k>(
     (0..table.key.len()).map(move |_| reader.key_part())
 }
 
-pub(super) fn no_key(error: DecodeError) -> rusqlite::Error {
+pub(crate) fn no_key(error: DecodeError) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 

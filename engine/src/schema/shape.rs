@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-use crate::value::Collation;
+use crate::{schema::survey::Kind, sqlite::quoted, value::Collation};
 
 /// A table as SQLite has it.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub(crate) struct TableShape {
     /// All columns in declaration order, generated ones included.
     pub(crate) columns: Vec<ColumnShape>,
     pub(crate) key: KeyShape,
+    /// Those of its constraints included; the newest first.
+    pub(crate) indexes: Vec<IndexShape>,
     /// SQLite hands out the rowid, and none twice.
     pub(crate) autoincrement: bool,
     /// Every column checks the types of its values.
@@ -29,6 +31,30 @@ pub(crate) struct ColumnShape {
     pub(crate) default: Option<String>,
     /// From 1, for a column of the primary key.
     key_place: usize,
+}
+
+/// An index of a table.
+#[derive(Debug)]
+pub(crate) struct IndexShape {
+    pub(crate) name: String,
+    pub(crate) unique: bool,
+    /// It is that of the primary key.
+    pub(crate) is_key: bool,
+    /// It has a condition.
+    pub(crate) partial: bool,
+    /// What it holds of a row; behind what it orders by, what tells rows apart.
+    parts: Vec<IndexPart>,
+}
+
+#[derive(Debug)]
+struct IndexPart {
+    /// The place of the column; of the rowid and of an expression it is negative.
+    column: i64,
+    /// `None` of an expression.
+    name: Option<String>,
+    collation: String,
+    /// The index orders by it.
+    orders: bool,
 }
 
 /// How the rows of a table are told apart.
@@ -67,13 +93,17 @@ pub(crate) enum Affinity {
 
 impl TableShape {
     pub(crate) fn read(conn: &Connection, table: &str) -> rusqlite::Result<Self> {
-        let (without_rowid, strict): (bool, bool) = conn
-            .prepare_cached(
-                "SELECT wr, strict FROM pragma_table_list WHERE schema = 'main' AND name = ?",
-            )?
-            .query_row([table], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let kind = conn
+            .prepare(&format!("PRAGMA main.table_list({})", quoted(table)))?
+            .query_row([], Kind::read)?;
+        Self::read_as(conn, table, &kind)
+    }
+
+    pub(super) fn read_as(conn: &Connection, table: &str, kind: &Kind) -> rusqlite::Result<Self> {
+        let Kind { without_rowid, strict, .. } = *kind;
         let columns = columns(conn, table, strict)?;
-        let key = key(conn, table, &columns, without_rowid)?;
+        let indexes = indexes(conn, table)?;
+        let key = key(&columns, &indexes, without_rowid);
         let autoincrement = match &key {
             KeyShape::Alias(column) => {
                 let (.., counted) = conn.column_metadata(None, table, &*columns[*column].name)?;
@@ -81,7 +111,7 @@ impl TableShape {
             }
             KeyShape::Columns(_) | KeyShape::Rowid(_) => false,
         };
-        Ok(Self { columns, key, autoincrement, strict })
+        Ok(Self { columns, key, indexes, autoincrement, strict })
     }
 
     /// The columns that are stored, in declaration order.
@@ -115,54 +145,87 @@ impl TableShape {
     }
 }
 
-fn columns(conn: &Connection, table: &str, strict: bool) -> rusqlite::Result<Vec<ColumnShape>> {
-    conn.prepare_cached(
-        "SELECT cid, name, type, \"notnull\", pk, hidden, dflt_value FROM pragma_table_xinfo(?)
-         ORDER BY cid",
-    )?
-    .query_map([table], |row| {
-        let declared: String = row.get(2)?;
-        Ok(ColumnShape {
-            position: row.get::<_, u16>(0)?.into(),
-            name: row.get(1)?,
-            affinity: Affinity::of(&declared, strict),
-            not_null: row.get(3)?,
-            key_place: row.get::<_, u16>(4)?.into(),
-            generated: matches!(row.get::<_, i64>(5)?, 2 | 3),
-            default: row.get(6)?,
-        })
-    })?
-    .collect()
+impl IndexShape {
+    /// The columns it orders by; `None` stands for an expression.
+    pub(crate) fn columns(&self) -> impl Iterator<Item = Option<&str>> {
+        self.parts.iter().filter(|part| part.orders).map(|part| part.name.as_deref())
+    }
+
+    pub(crate) fn has_expressions(&self) -> bool {
+        /// Instead of a column's place.
+        const EXPRESSION: i64 = -2;
+        self.parts.iter().any(|part| part.column == EXPRESSION)
+    }
 }
 
-fn key(
-    conn: &Connection,
-    table: &str,
-    columns: &[ColumnShape],
-    without_rowid: bool,
-) -> rusqlite::Result<KeyShape> {
+fn columns(conn: &Connection, table: &str, strict: bool) -> rusqlite::Result<Vec<ColumnShape>> {
+    conn.prepare(&format!("PRAGMA main.table_xinfo({})", quoted(table)))?
+        .query_map([], |row| {
+            let declared: String = row.get(2)?;
+            Ok(ColumnShape {
+                position: row.get::<_, u16>(0)?.into(),
+                name: row.get(1)?,
+                affinity: Affinity::of(&declared, strict),
+                not_null: row.get(3)?,
+                default: row.get(4)?,
+                key_place: row.get::<_, u16>(5)?.into(),
+                generated: matches!(row.get::<_, i64>(6)?, 2 | 3),
+            })
+        })?
+        .collect()
+}
+
+fn indexes(conn: &Connection, table: &str) -> rusqlite::Result<Vec<IndexShape>> {
+    let mut indexes = conn
+        .prepare(&format!("PRAGMA main.index_list({})", quoted(table)))?
+        .query_map([], |row| {
+            Ok(IndexShape {
+                name: row.get(1)?,
+                unique: row.get(2)?,
+                is_key: row.get_ref(3)?.as_str()? == "pk",
+                partial: row.get(4)?,
+                parts: Vec::new(),
+            })
+        })?
+        .collect::<Result<Vec<_>, _>>()?;
+    for index in &mut indexes {
+        index.parts = conn
+            .prepare(&format!("PRAGMA main.index_xinfo({})", quoted(&index.name)))?
+            .query_map([], |row| {
+                Ok(IndexPart {
+                    column: row.get(1)?,
+                    name: row.get(2)?,
+                    collation: row.get(4)?,
+                    orders: row.get(5)?,
+                })
+            })?
+            .collect::<Result<_, _>>()?;
+    }
+    Ok(indexes)
+}
+
+fn key(columns: &[ColumnShape], indexes: &[IndexShape], without_rowid: bool) -> KeyShape {
     let declared: Vec<&ColumnShape> = columns.iter().filter(|c| c.key_place > 0).collect();
     // The key's own index, which the rowid's alias does not have.
-    let parts: Vec<KeyColumn> = conn
-        .prepare_cached(
-            "SELECT x.cid, x.coll FROM pragma_index_list(?) l, pragma_index_xinfo(l.name) x \
-             WHERE l.origin = 'pk' AND x.key ORDER BY x.seqno",
-        )?
-        .query_map([table], |row| {
-            Ok(KeyColumn { column: row.get::<_, u16>(0)?.into(), collation: row.get(1)? })
-        })?
-        .collect::<Result<_, _>>()?;
+    let parts = indexes.iter().filter(|index| index.is_key).flat_map(|index| &index.parts);
+    let parts: Vec<KeyColumn> = parts
+        .filter(|part| part.orders)
+        .filter_map(|part| {
+            let column = usize::try_from(part.column).ok()?;
+            Some(KeyColumn { column, collation: part.collation.clone() })
+        })
+        .collect();
     if let ([column], []) = (&*declared, &*parts)
         && !without_rowid
     {
-        return Ok(KeyShape::Alias(column.position));
+        return KeyShape::Alias(column.position);
     }
     if parts.is_empty() || declared.iter().any(|column| !column.not_null) {
         let hidden = |name: &&str| columns.iter().any(|c| c.name.eq_ignore_ascii_case(name));
         let name = ["rowid", "_rowid_", "oid"].into_iter().find(|name| !hidden(name));
-        return Ok(KeyShape::Rowid(name));
+        return KeyShape::Rowid(name);
     }
-    Ok(KeyShape::Columns(parts))
+    KeyShape::Columns(parts)
 }
 
 impl ColumnShape {

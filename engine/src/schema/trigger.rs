@@ -19,7 +19,10 @@ use rusqlite::{
 use crate::{
     entry::TableDeclaration,
     policy::Consistency,
-    schema::enroll::{Refusal, is_reserved},
+    schema::{
+        enroll::{Refusal, is_reserved},
+        survey::{Object, Survey},
+    },
     sqlite::quoted,
 };
 
@@ -96,32 +99,25 @@ struct Seen {
 
 /// All triggers of the schema. `replicates` says of a table whether its rows travel.
 pub(crate) fn triggers(
-    conn: &Connection,
+    survey: &Survey<'_>,
     replicates: impl Fn(&str) -> bool,
 ) -> rusqlite::Result<Vec<Trigger>> {
-    let found: Vec<(String, String, String)> = conn
-        .prepare(
-            "SELECT name, tbl_name, sql FROM sqlite_schema WHERE type = 'trigger' ORDER BY name",
-        )?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-        .collect::<Result<_, _>>()?;
+    let found = survey.triggers();
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let seen = compile(conn, found.iter().map(|(_, table, _)| table.as_str()).collect())?;
-    let lasting: BTreeSet<String> = conn
-        .prepare(
-            "SELECT lower(name) FROM pragma_table_list WHERE schema = 'main' AND type <> 'view'",
-        )?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+    let seen =
+        compile(survey.conn(), found.iter().map(|trigger| trigger.table.as_str()).collect())?;
+    let lasting: BTreeSet<String> = survey.tables().map(str::to_ascii_lowercase).collect();
     let derivable = |table: &str| {
         lasting.contains(&table.to_ascii_lowercase()) && !replicates(table) && !is_reserved(table)
     };
     let nothing = Access::default();
     Ok(found
         .into_iter()
-        .map(|(name, table, sql)| {
+        .map(|Object { name, table, sql, .. }| {
+            let (name, table) = (name.clone(), table.clone());
+            let sql = sql.clone().unwrap_or_default();
             let access = seen.triggers.get(&name).unwrap_or(&nothing);
             let words = words(&sql);
             let raises = words
@@ -147,23 +143,20 @@ pub(crate) fn triggers(
 
 /// Every trigger that writes a virtual table and would not do so on every node.
 pub(crate) fn check(
-    conn: &Connection,
+    survey: &Survey<'_>,
     tables: &[TableDeclaration],
 ) -> rusqlite::Result<Vec<Refusal>> {
     let replicates = |table: &&TableDeclaration| table.policy.consistency != Consistency::Local;
     let named = |name: &str| {
         tables.iter().filter(replicates).any(|table| table.name.eq_ignore_ascii_case(name))
     };
-    let mut virtual_tables = conn.prepare(
-        "SELECT 1 FROM pragma_table_list WHERE schema = 'main' AND type = 'virtual' AND name = ?",
-    )?;
     let mut refusals = Vec::new();
-    for trigger in triggers(conn, named)? {
+    for trigger in triggers(survey, named)? {
         if trigger.class == TriggerClass::Derived || !named(&trigger.table) {
             continue;
         }
         for target in trigger.targets {
-            if virtual_tables.exists([&target])? {
+            if survey.is_virtual(&target) {
                 refusals.push(Refusal {
                     table: trigger.table.clone(),
                     reason: format!(
@@ -317,7 +310,8 @@ mod tests {
         let conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(SCHEMA).unwrap();
         conn.execute_batch(&format!("CREATE TRIGGER x {trigger}; END")).unwrap();
-        let found = triggers(&conn, |table| ["t", "other"].contains(&table)).unwrap();
+        let found = triggers(&Survey::new(&conn).unwrap(), |table| ["t", "other"].contains(&table))
+            .unwrap();
         assert_eq!((found.len(), &*found[0].name), (1, "x"));
         found[0].class
     }

@@ -208,8 +208,9 @@ unsafe extern "C" fn hook<S: PreupdateSink>(
         ffi::SQLITE_UPDATE => Change::Update,
         _ => Change::Delete,
     };
-    // SAFETY: called within the hook.
-    let blob_write = unsafe { ffi::sqlite3_preupdate_blobwrite(db) } >= 0;
+    let blob_write = change == Change::Delete
+        // SAFETY: called within the hook.
+        && unsafe { ffi::sqlite3_preupdate_blobwrite(db) } >= 0;
     // SAFETY: `context` is the cell of a `Hooked<S>` that is alive, since its connection is.
     let sink = unsafe { &*context.cast::<RefCell<S>>() };
     let rowids = [old_rowid, new_rowid];

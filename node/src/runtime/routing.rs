@@ -84,7 +84,12 @@ impl NodeHandle {
                 let origin =
                     origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
                 let table = &touched.table;
-                (false, format!("{table} is written at the origin only, which is {origin}"))
+                (
+                    false,
+                    format!(
+                        "{table} is written at the origin only, which is {origin}: it is sent there"
+                    ),
+                )
             }
             _ if tables.is_empty() => (true, "it touches no table of the schema".to_owned()),
             _ if tables.iter().any(|touched| touched.writes) => {

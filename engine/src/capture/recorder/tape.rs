@@ -253,7 +253,9 @@ impl Tape {
     ) -> Result<usize, Untellable> {
         let start = self.arena.len();
         for column in &table.key {
-            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            // The hook tells the rowid without looking into the row.
+            let position = if table.is_alias { ROWID } else { column.position };
+            let value = read(position).map_err(|e| Untellable::sqlite(&column.name, e))?;
             if !table.has_spelling() && !column.is_canonical(value) {
                 // Its canonical key is that of the integer, and another node would store that.
                 return Err(Untellable {

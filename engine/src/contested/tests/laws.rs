@@ -83,7 +83,7 @@ proptest! {
                 let mut effects = Effects::default();
                 let Replica { contested, disk, .. } = &mut replica;
                 let taken = with_op(op, false, |op| {
-                    contested.apply(disk, op, &entry.header, &ASSIGNED, &mut effects)
+                    contested.taking(disk).apply(op, &entry.header, &ASSIGNED, &mut effects)
                 });
                 taken.unwrap();
             }

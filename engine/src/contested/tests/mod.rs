@@ -235,11 +235,11 @@ impl Replica {
     fn apply(&mut self, op: &Op, header: &EntryHeader) -> Lost {
         let mut effects = Effects::default();
         let verdict = with_op(op, false, |op| {
-            self.contested.apply(&self.disk, op, header, &ASSIGNED, &mut effects).unwrap()
+            self.contested.taking(&self.disk).apply(op, header, &ASSIGNED, &mut effects).unwrap()
         });
         let mut shadow = Effects::default();
         let shadow_verdict = with_op(op, true, |op| {
-            self.shadow.apply(&self.disk, op, header, &ASSIGNED, &mut shadow).unwrap()
+            self.shadow.taking(&self.disk).apply(op, header, &ASSIGNED, &mut shadow).unwrap()
         });
         // A row begins anew or for the first time: that is one thing where there is no row.
         let begins = |verdict| match verdict {
@@ -361,7 +361,7 @@ fn captured(local: &mut LocalWrites<'_>, key: &[u8], change: Change) -> Op {
                 (TAGS, set_write(tags, &[])),
             ];
             let elements = elements(tags).map(|element| (TAGS, element.to_bytes()));
-            let epoch = local.insert(TABLE, &key, Some(TAGS), elements).unwrap();
+            let epoch = local.insert(TABLE, &key, Some(TAGS), elements.collect()).unwrap();
             op(RowOpKind::Insert, key, epoch, writes, Vec::new())
         }
         Change::Update { name, note, count, added, removed } => {
