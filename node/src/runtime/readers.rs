@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::READ_TIMEOUT;
+use super::{READ_TIMEOUT, TooStale};
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,6 +54,9 @@ pub enum ReadError {
     /// As many connections as there may be are held by others.
     #[error("{HELD_MAX} transactions that read are open already; try again")]
     TooManyHeld,
+    /// What the node shows is older than a table allows.
+    #[error(transparent)]
+    TooStale(#[from] TooStale),
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,

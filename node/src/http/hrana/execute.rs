@@ -234,6 +234,19 @@ impl Run<'_> {
         }
     }
 
+    /// Waits until this node may serve what steps read, as the policies of their tables say.
+    async fn admit(&self, steps: Range<usize>) -> Result<(), HranaError> {
+        if !self.node.bounds_lag() {
+            return Ok(());
+        }
+        let statements = steps.filter_map(|step| match &self.program.steps[step].action {
+            Action::Run(statement) => Some(statement.sql.clone()),
+            Action::Describe(_) | Action::Autocommit | Action::Fail(_) => None,
+        });
+        let admitted = self.node.admit(statements.collect()).await;
+        admitted.map_err(|error| HranaError::from(&error))
+    }
+
     /// Runs a step that may only read, or hands it to the writer if it turns out to write.
     async fn read_one(&mut self, step: usize) {
         match self.read_on(None, step).await {
@@ -249,6 +262,7 @@ impl Run<'_> {
         reader: Option<&HeldReader>,
         step: usize,
     ) -> Result<Outcome, Fault> {
+        self.admit(step..step + 1).await.map_err(Fault::Step)?;
         let program = Arc::clone(self.program);
         let mut budget = self.budget;
         let spare = self.emitter.as_ref().map(Emitter::again);
@@ -318,7 +332,7 @@ impl Run<'_> {
         let region =
             Region { begin: step, steps: step + 1..program.steps.len(), kind: Kind::Begun };
         let (ran, result) = match reads {
-            true => match self.read_transaction(region.clone()).await {
+            true => match self.admitted_transaction(region.clone()).await {
                 Ok(Ok(ran)) => (Some(ran), Ok(())),
                 Ok(Err(SomethingWrites)) => self.job(region).await,
                 Err(error) => (None, Err(error)),
@@ -360,6 +374,14 @@ impl Run<'_> {
             }
             (End::Open | End::Interrupted, _) => {}
         }
+    }
+
+    async fn admitted_transaction(
+        &self,
+        region: Region,
+    ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
+        self.admit(region.steps.clone()).await?;
+        self.read_transaction(region).await
     }
 
     /// Runs the transaction on a reader, as long as nothing in it writes.
