@@ -9,6 +9,7 @@ mod bookmarks;
 mod convergence;
 mod crash_recovery;
 mod formats;
+mod forwarding;
 mod hrana;
 mod joining;
 mod scenarios;

@@ -48,7 +48,8 @@ pub enum Outcome {
         /// What the program gave, if it was kept: a retry may only learn that it was committed.
         result: Option<Vec<u8>>,
     },
-    /// It ran and changed no replicated row. It runs again if it is sent again.
+    /// It ran and changed no replicated row. All that it can have seen is applied here. It runs again if it
+    /// is sent again.
     Unchanged {
         /// What the program gave.
         result: Vec<u8>,

@@ -353,6 +353,19 @@ fn the_way_to_the_origin_follows_the_links() {
 }
 
 #[test]
+fn a_request_does_not_wait_for_a_link_that_has_died_unnoticed() {
+    let mut cluster = cluster(2);
+    // Nothing of this link arrives any more, and nobody says so.
+    cluster.links.clear();
+    let ticket = cluster.forward(1, 1, TAKE);
+    cluster.settle();
+    assert!(!cluster.answered.contains_key(&ticket));
+    cluster.link(1, 0);
+    cluster.settle();
+    assert_eq!(committed(&mut cluster, ticket).as_deref(), Some("left: 9"));
+}
+
+#[test]
 fn a_node_that_stops_says_so() {
     let mut cluster = cluster(2);
     cluster.held_runs = Some(Vec::new());
@@ -365,4 +378,20 @@ fn a_node_that_stops_says_so() {
         littoral::Output::Answered { ticket: answered, result: Err(ForwardError::Stopping { .. }) }
             if *answered == ticket
     )));
+}
+
+#[test]
+fn what_a_program_has_seen_is_here_when_its_answer_is() {
+    let mut cluster = cluster(2);
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(0, "UPDATE stock SET n = 77");
+    let reading = cluster.forward(1, 1, "SELECT 1=>SELECT CAST(n AS TEXT) FROM stock");
+    cluster.settle();
+    assert_eq!(cluster.ran.len(), 1);
+    assert!(!cluster.answered.contains_key(&reading));
+    cluster.deliver_held();
+    cluster.settle();
+    let result = b"77".to_vec();
+    assert_eq!(cluster.answered[&reading], Ok(Outcome::Unchanged { result }));
+    assert_eq!(cluster.rows(1, "SELECT n FROM stock"), ["77"]);
 }

@@ -244,3 +244,60 @@ async fn a_server_with_a_certificate_speaks_tls_only() {
     assert!(!answer.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&answer));
     stop(vec![node]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_at_the_origin_is_held_to_the_token_there_too() {
+    let keys = TempDir::new().unwrap();
+    token(keys.path(), &["key"]);
+    let cluster = Cluster::new(&["origin", "edge1"]);
+    let origin = Node::start(cluster.config(0, vec![])).await.unwrap();
+    let mut config = cluster.config(1, vec![support::dial_to(&origin)]);
+    config.http.as_mut().unwrap().auth = Some(Auth {
+        keys: vec![keys.path().join("token.pem")],
+        issuer: None,
+        audience: None,
+        leeway: Duration::ZERO,
+    });
+    let edge = Node::start(config).await.unwrap();
+    support::until("the edge to know its way", async || {
+        let status = edge.handle().status().await.unwrap();
+        status.author.is_some() && status.distance.is_some()
+    })
+    .await;
+    let keyed = async |token: &str, sql: &str| {
+        let body = json!({ "requests": [
+            { "type": "execute", "stmt": { "sql": sql } },
+            { "type": "close" },
+        ]});
+        let head = format!(
+            "POST /v2/pipeline HTTP/1.1\r\nidempotency-key: same\r\nauthorization: Bearer {token}"
+        );
+        let (_, _, body) = http(&edge, &head, &body.to_string()).await;
+        serde_json::from_str::<Value>(&body).unwrap()["results"][0].clone()
+    };
+    let alice = issue(&keys, &["--read", "counters", "--write", "counters"]);
+    let place = "INSERT INTO places VALUES ('a', NULL)";
+    // Run there at once, for the key; or only after the edge has refused it.
+    assert_eq!(keyed(&alice, place).await["error"]["code"], "LITTORAL_NOT_GRANTED");
+    assert_eq!(run(&edge, &alice, place).await["error"]["code"], "LITTORAL_NOT_GRANTED");
+    assert_eq!(integer(&origin, "SELECT count(*) FROM places").await, 0);
+    let both = issue(&keys, &["--read", "places", "--write", "places"]);
+    assert_eq!(run(&edge, &both, place).await["type"], "ok");
+
+    // A key is its subject's.
+    let count =
+        "INSERT INTO counters (name, n) VALUES ('c', 1) ON CONFLICT DO UPDATE SET n = n + 1";
+    assert_eq!(keyed(&alice, count).await["type"], "ok");
+    let bob = ["issue", "--key", "token.key", "--subject", "bob"];
+    let grants = ["--read", "counters", "--write", "counters"];
+    let bob = token(keys.path(), &[&bob[..], &grants[..]].concat());
+    for _ in 0..2 {
+        assert_eq!(keyed(&bob, count).await["type"], "ok");
+    }
+    assert_eq!(integer(&origin, "SELECT n FROM counters").await, 2);
+    let (status, outcome) = ask(&edge, &alice, "POST", "/v1/outcome?key=same", "").await;
+    assert_eq!((status, &outcome["outcome"]), (200, &json!("committed")));
+    let (status, _) = ask(&edge, "none", "POST", "/v1/outcome?key=same", "").await;
+    assert_eq!(status, 401);
+    stop(vec![origin, edge]).await;
+}

@@ -125,6 +125,23 @@ impl Client {
         }
     }
 
+    /// Runs statements as one transaction under a key; gives the code of the error if it fails.
+    pub(crate) fn transaction_with_key(
+        &mut self,
+        key: &str,
+        statements: &[Value],
+    ) -> io::Result<Result<(), String>> {
+        let body = json!({ "requests": [batch(statements), { "type": "close" }] }).to_string();
+        let key = [("idempotency-key", key)];
+        let answer = self.send_with("POST", "/v2/pipeline", &key, &body)?;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let answer = answer.json();
+        let errors = &answer["results"][0]["response"]["result"]["step_errors"];
+        let errors = errors.as_array().unwrap_or_else(|| panic!("{answer}"));
+        let failed = errors.iter().find_map(|error| error["code"].as_str());
+        Ok(failed.map_or(Ok(()), |code| Err(code.to_owned())))
+    }
+
     /// Runs statements as one transaction, which must succeed if it is answered; gives the
     /// statements' results.
     pub(crate) fn transaction(&mut self, statements: &[Value]) -> io::Result<Vec<Value>> {

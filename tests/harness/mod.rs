@@ -123,6 +123,11 @@ impl Node {
         &self.database
     }
 
+    /// Where it takes requests.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     /// A connection of its own.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.http).unwrap()

@@ -36,8 +36,8 @@ pub(crate) struct Carried {
 pub(crate) enum Reply {
     /// It is committed, in this entry; what it gave, if that was kept.
     Committed(u64, Seq, Option<Vec<u8>>),
-    /// It ran and changed nothing.
-    Unchanged(Vec<u8>),
+    /// It ran and changed nothing; what it gave, and what the origin had applied then.
+    Unchanged(Vec<u8>, Vec<(u64, Seq)>),
     /// It ran and failed.
     Failed(Vec<u8>),
     /// It never runs.
@@ -65,8 +65,8 @@ pub(crate) enum Waiter {
 #[derive(Debug)]
 pub(crate) struct Requests {
     next_token: u64,
-    /// Those sent to the peer: who waits, and bytes.
-    sent: BTreeMap<u64, (Waiter, usize)>,
+    /// Those sent to the peer: who waits, if anybody still does, and bytes.
+    sent: BTreeMap<u64, (Option<Waiter>, usize)>,
     sent_bytes: usize,
     /// Those of the peer, and their bytes.
     received: BTreeMap<u64, usize>,
@@ -94,7 +94,12 @@ impl Default for Requests {
 impl Requests {
     /// Who waits for what was sent and has no reply.
     pub(crate) fn into_waiters(self) -> impl Iterator<Item = Waiter> {
-        self.sent.into_values().map(|(waiter, _)| waiter)
+        self.sent.into_values().filter_map(|(waiter, _)| waiter)
+    }
+
+    /// The same, while the link goes on: a late reply is for nobody.
+    pub(crate) fn give_up(&mut self) -> Vec<Waiter> {
+        self.sent.values_mut().filter_map(|(waiter, _)| waiter.take()).collect()
     }
 }
 
@@ -115,14 +120,14 @@ impl PeerSession {
         }
         let token = requests.next_token;
         requests.next_token += 1;
-        requests.sent.insert(token, (waiter, bytes));
+        requests.sent.insert(token, (Some(waiter), bytes));
         requests.sent_bytes += bytes;
         self.say(&Message::Carry(token, carried));
         true
     }
 
     /// A reply has come: who waits for it.
-    pub(crate) fn replied(&mut self, token: u64) -> Result<Waiter, ProtocolError> {
+    pub(crate) fn replied(&mut self, token: u64) -> Result<Option<Waiter>, ProtocolError> {
         let Some((waiter, bytes)) = self.requests.sent.remove(&token) else {
             return Err(ProtocolError::Malformed("a reply to nothing".to_owned()));
         };

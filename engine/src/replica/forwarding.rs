@@ -11,15 +11,15 @@
 //!
 //! Invariants:
 //! - a client hears [`ForwardError::OriginUnreachable`] only if no attempt can have begun at the origin;
-//! - it hears that its request is committed only when the entry is applied here.
+//! - it hears what its request has done, or seen, only when that is applied here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use crate::{
     driver::Output,
     error::ProtocolError,
     forward::{ForwardError, Outcome, Request, RequestId},
-    id::{AuthorId, NodeId, PeerId, Ticket},
+    id::{AuthorId, NodeId, PeerId, Seq, Ticket},
     limits::{
         HOPS_MAX, PATIENCE_MAX, PROGRAM_BYTES_MAX, REQUEST_BYTES_WAITING, REQUEST_GRACE,
         REQUEST_RETRY, REQUESTS_WAITING,
@@ -27,10 +27,11 @@ use crate::{
     protocol::{
         PeerSession,
         forward::{Carried, Reply, Waiter},
+        message::{Register, read_vector, wire_vector},
     },
     replica::Replica,
     time::{Instant, Now, WallTime},
-    version::Dot,
+    version::{Dot, VersionVector},
 };
 
 /// The requests of this node's clients.
@@ -57,8 +58,8 @@ enum Stage {
     Waits(Instant),
     /// It is on its way.
     Sent,
-    /// It is committed in this entry.
-    Committed(Dot, Option<Vec<u8>>),
+    /// This became of it, and is told once these entries are applied.
+    Ended(VersionVector, Option<Outcome>),
 }
 
 impl Own {
@@ -74,7 +75,7 @@ impl Own {
     fn due(&self) -> Instant {
         match self.stage {
             Stage::Waits(after) => after.min(self.deadline),
-            Stage::Sent | Stage::Committed(..) => self.deadline + REQUEST_GRACE,
+            Stage::Sent | Stage::Ended(..) => self.deadline + REQUEST_GRACE,
         }
     }
 }
@@ -84,7 +85,7 @@ impl Replica {
     /// [`Output::Answered`] with this ticket, at the latest one second after the request's patience; if it is
     /// committed, only once the entry is applied here. At the origin itself it runs as everywhere.
     ///
-    /// The origin begins only when it has all that this node has written up to now.
+    /// The origin begins only when it has all that this node has written, and shown, up to now.
     pub fn forward(&mut self, now: Now, request: Request) -> Ticket {
         let Request { id, issued, program, patience } = request;
         self.ask_origin(now, id, issued, Some(program), patience)
@@ -127,13 +128,11 @@ impl Replica {
             self.outputs.push_back(Output::Answered { ticket, result: Err(error) });
             return ticket;
         }
-        let own = self.author.map(|author| (author, self.log.head(author).seq));
-        let requires = own.filter(|(_, seq)| *seq > 0);
         let carried = Carried {
             request: id.0,
             issued: issued.0,
             program,
-            requires: requires.into_iter().map(|(author, seq)| (author.to_u64(), seq)).collect(),
+            requires: self.beyond_frontier(),
             patience: 0,
             hops: HOPS_MAX,
         };
@@ -148,7 +147,7 @@ impl Replica {
     pub(super) fn serve_forwarding(&mut self) -> bool {
         let now = self.now.mono;
         let due = |own: &Own| match &own.stage {
-            Stage::Committed(dot, _) => own.due() <= now || self.has_applied(*dot),
+            Stage::Ended(seen, _) => own.due() <= now || self.has_applied(seen),
             _ => own.due() <= now,
         };
         let due: Vec<Ticket> = self
@@ -164,25 +163,28 @@ impl Replica {
         !self.outputs.is_empty()
     }
 
-    fn has_applied(&self, dot: Dot) -> bool {
-        self.log.head(dot.author).seq >= dot.seq
+    fn has_applied(&self, seen: &VersionVector) -> bool {
+        self.log.vector().covers_all(seen)
     }
 
     fn serve_own(&mut self, ticket: Ticket) {
         let now = self.now.mono;
         let Some(own) = self.forwarding.own.get_mut(&ticket) else { return };
-        if let Stage::Committed(dot, result) = &mut own.stage {
-            let (dot, result) = (*dot, result.take());
-            if self.has_applied(dot) {
-                return self.answer_own(ticket, Ok(Outcome::Committed { dot, result }));
-            }
+        if let Stage::Ended(seen, outcome) = &mut own.stage
+            && self.log.vector().covers_all(seen)
+            && let Some(outcome) = outcome.take()
+        {
+            return self.answer_own(ticket, Ok(outcome));
         }
-        let Some(own) = self.forwarding.own.get_mut(&ticket) else { return };
         if own.deadline <= now {
             let id = own.request();
             // A question asked twice has the same answer.
-            let unknown = own.carried.program.is_some()
-                && (own.doubt || !matches!(own.stage, Stage::Waits(_)));
+            let harmless = match &own.stage {
+                Stage::Waits(_) => !own.doubt,
+                Stage::Ended(_, outcome) => matches!(outcome, Some(Outcome::Unchanged { .. })),
+                Stage::Sent => false,
+            };
+            let unknown = own.carried.program.is_some() && !harmless;
             let error = if unknown {
                 ForwardError::Unknown { id }
             } else {
@@ -201,6 +203,15 @@ impl Replica {
             self.forwarding.bytes -= own.bytes();
             self.outputs.push_back(Output::Answered { ticket, result });
         }
+    }
+
+    /// What this node has applied, as far as no frontier says that the origin has it.
+    pub(super) fn beyond_frontier(&self) -> Vec<(u64, Seq)> {
+        let covered = &self.contested.stable().covered;
+        let origin = self.register.as_ref().map(Register::origin_author);
+        let beyond =
+            |dot: &Dot| !covered.covers(*dot) && (self.is_origin() || Some(dot.author) != origin);
+        wire_vector(&self.log.vector().iter().filter(beyond).collect())
     }
 
     fn origin_name(&self) -> Option<NodeId> {
@@ -250,8 +261,9 @@ impl Replica {
         token: u64,
         reply: Reply,
     ) -> Result<(), ProtocolError> {
-        if let Some(session) = self.sessions.get_mut(&peer) {
-            let waiter = session.replied(token)?;
+        if let Some(session) = self.sessions.get_mut(&peer)
+            && let Some(waiter) = session.replied(token)?
+        {
             self.reply_to(waiter, reply);
         }
         Ok(())
@@ -274,9 +286,13 @@ impl Replica {
         match reply {
             Reply::Committed(author, seq, result) => {
                 let dot = Dot { author: AuthorId::from_u64(author), seq };
-                own.stage = Stage::Committed(dot, result);
+                let outcome = Outcome::Committed { dot, result };
+                own.stage = Stage::Ended([dot].into_iter().collect(), Some(outcome));
             }
-            Reply::Unchanged(result) => self.answer_own(ticket, Ok(Outcome::Unchanged { result })),
+            Reply::Unchanged(result, seen) => {
+                let outcome = Outcome::Unchanged { result };
+                own.stage = Stage::Ended(read_vector(&seen), Some(outcome));
+            }
             Reply::Failed(answer) => self.answer_own(ticket, Ok(Outcome::Failed { answer })),
             Reply::Refused => self.answer_own(ticket, Ok(Outcome::Refused)),
             Reply::OtherProgram => self.answer_own(ticket, Err(ForwardError::OtherProgram { id })),
@@ -293,6 +309,15 @@ impl Replica {
     pub(super) fn requests_without(&mut self, session: PeerSession) {
         self.forget_requests_of(session.peer);
         for waiter in session.requests.into_waiters() {
+            self.reply_to(waiter, Reply::Lost);
+        }
+    }
+
+    /// There is a newer link to the same node, so an older one may be dead: what was sent on it is sent again.
+    pub(super) fn requests_move_to(&mut self, newest: PeerId, node: &NodeId) {
+        let older = self.sessions.values_mut().filter(|s| s.peer != newest && s.node == *node);
+        let waiters: Vec<Waiter> = older.flat_map(|s| s.requests.give_up()).collect();
+        for waiter in waiters {
             self.reply_to(waiter, Reply::Lost);
         }
     }
@@ -322,10 +347,11 @@ impl Replica {
         self.sessions
             .values()
             .filter(|session| session.is_streaming())
-            .map(|session| (behind(session), session.peer))
+            // Of two to the same node the newer one is surely alive.
+            .map(|session| (behind(session), Reverse(session.peer)))
             .min()
             .filter(|(distance, _)| *distance < HOPS_MAX)
-            .map(|(distance, peer)| (peer, distance))
+            .map(|(distance, Reverse(peer))| (peer, distance))
     }
 
     /// How many links away the origin is, as far as this node is told.

@@ -150,6 +150,7 @@ impl Replica {
             session.say(&Message::SnapshotFirst);
         }
         self.ask_to_join(peer);
+        self.requests_move_to(peer, &node);
         self.outputs.push_back(Output::Event(Event::Streaming { peer, node }));
         early.into_iter().try_for_each(|received| self.received(peer, received))
     }
@@ -256,7 +257,9 @@ impl Replica {
             if session.needs_snapshot {
                 continue;
             }
-            if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
+            let heard = session.author.and_then(|author| self.acks.of(author));
+            let heard = heard.map(|(vector, _)| vector);
+            if session.is_streaming() && !session.skip_trimmed(self.log.start(), heard) {
                 too_old.push(session.peer);
                 continue;
             }

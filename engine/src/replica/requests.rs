@@ -256,7 +256,10 @@ impl Replica {
                         Reply::Committed(dot.author.to_u64(), dot.seq, Some(result.clone()));
                     self.reply_when_durable(dot, waiter, reply);
                 }
-                None => self.reply_to(waiter, Reply::Unchanged(result.clone())),
+                None => {
+                    let seen = self.beyond_frontier();
+                    self.reply_to(waiter, Reply::Unchanged(result.clone(), seen));
+                }
             }
         }
     }

@@ -232,6 +232,11 @@ impl Table {
         self.key.first().is_some_and(|column| column.position == ROWID)
     }
 
+    /// Whether its key is the rowid, under a name of its own or not.
+    pub(crate) fn has_rowid_key(&self) -> bool {
+        self.is_alias || self.is_by_rowid()
+    }
+
     /// The place of a column among the cells.
     pub(crate) fn cell(&self, id: ColumnId) -> Option<usize> {
         self.cells.binary_search_by_key(&id, |column| column.id).ok()

@@ -128,9 +128,8 @@ fn failure(error: &Value, sql: &str) -> anyhow::Result<()> {
     let code = text(&error["code"]);
     let failed = anyhow!("{code}: {}\n  in: {sql}", text(&error["message"]));
     match code.as_str() {
-        "LITTORAL_ORIGIN_ONLY" => {
-            Err(failed).or_hint("run it at the origin; `littoral status` names it")
-        }
+        "LITTORAL_ORIGIN_UNREACHABLE" => Err(failed)
+            .or_hint("is the origin running, and linked to this node, if through others?"),
         "LITTORAL_NOT_A_MEMBER" => {
             Err(failed).or_hint("is the origin running, and dialed by this node?")
         }

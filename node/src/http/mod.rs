@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `POST /v2/pipeline`, `/v3/pipeline`, `/v3/cursor` | SQL, as libSQL clients speak it |
 //! | `POST /v1/execute`, `/v1/batch` | the same for older clients |
+//! | `POST /v1/outcome` | what became of a write that the origin was sent |
 //! | `GET /v2`, `/v3` | version probes of those clients |
 //! | `GET /health` | the process answers |
 //! | `GET /ready` | the node can do its work, or 503 and why not |
@@ -42,7 +43,7 @@ use axum::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tracing::warn;
 
-pub(crate) use self::hrana::statements;
+pub(crate) use self::hrana::{prepare, statements};
 pub use self::session::SealError;
 use self::{access::Access, server::Server, session::Sessions};
 use crate::{
@@ -140,6 +141,7 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .route("/v3/cursor", post(hrana::cursor))
         .route("/v1/execute", post(hrana::execute_once))
         .route("/v1/batch", post(hrana::batch_once))
+        .route("/v1/outcome", post(hrana::outcome))
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/status", get(status::status))

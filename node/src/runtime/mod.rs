@@ -14,6 +14,7 @@
 //! Only the replica thread decides anything; everything else carries bytes and waits.
 
 mod files;
+mod forwards;
 mod readers;
 mod replica_thread;
 mod storage_threads;
@@ -37,12 +38,14 @@ use tokio::sync::{broadcast, oneshot, watch};
 pub use self::readers::ReadError;
 use self::{
     files::Files,
+    forwards::Prepare,
     readers::ReaderPool,
-    replica_thread::ReplicaThread,
+    replica_thread::{ReplicaThread, Runner},
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
 pub(crate) use self::{
+    forwards::Prepared,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
@@ -340,7 +343,7 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// Opens the replica and starts its threads. Blocks on the disk.
-    pub(crate) fn start(config: &Config) -> Result<Self, RuntimeError> {
+    pub(crate) fn start(config: &Config, prepare: Prepare) -> Result<Self, RuntimeError> {
         let lock = lock_beside(&config.database)?;
         let clock = Clock::start();
         let replica = open(config, clock)?;
@@ -355,8 +358,16 @@ impl Runtime {
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let readers = Arc::new(ReaderPool::new(db, config.storage.readers));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
-        let thread =
-            ReplicaThread::new(replica, files, clock, inbox, storage.requests(), news.clone(), dog);
+        let runner = Runner { watchdog: dog, prepare };
+        let thread = ReplicaThread::new(
+            replica,
+            files,
+            clock,
+            inbox,
+            storage.requests(),
+            news.clone(),
+            runner,
+        );
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())
             .spawn(move || {

@@ -17,8 +17,11 @@ use std::{
 use bytes::Bytes;
 use littoral::{
     Channel, CloseCode, Committed, Event as News, Input, Instant, NodeId, Output, PeerId, Replica,
-    Snapshot, Status, Ticket, WriteError, WriteTx,
-    limits::{CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, SNAPSHOT_WINDOW_BYTES},
+    RequestId, Snapshot, Status, Ticket, WriteError, WriteTx,
+    limits::{
+        CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, REQUEST_BYTES_PER_LINK, REQUESTS_PER_LINK,
+        RESULT_BYTES_MAX, SNAPSHOT_WINDOW_BYTES,
+    },
 };
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc as async_mpsc, oneshot};
@@ -26,6 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     files::Files,
+    forwards::{Ask, Asker, Prepare},
     storage_threads::{SnapshotRequest, StorageRequests},
     writes::{Turn, Watchdog, Write},
 };
@@ -36,11 +40,15 @@ use crate::clock::Clock;
 const BATCH_EVENTS: usize = 1 << 16;
 
 /// What may wait to be sent on one link: entries as credit allows, or a single larger one, a snapshot's
-/// window, and as many
+/// window, requests to the origin and replies to them, and as many other
 /// control frames as only a peer that does not read lets pile up.
 #[expect(clippy::cast_possible_truncation, reason = "8 MiB fit")]
-pub(crate) const OUTBOX_BYTES_MAX: usize =
-    CREDIT_WINDOW_BYTES as usize + MAX_FRAME_BYTES + SNAPSHOT_WINDOW_BYTES as usize + (8 << 20);
+pub(crate) const OUTBOX_BYTES_MAX: usize = CREDIT_WINDOW_BYTES as usize
+    + MAX_FRAME_BYTES
+    + SNAPSHOT_WINDOW_BYTES as usize
+    + REQUEST_BYTES_PER_LINK
+    + REQUESTS_PER_LINK * RESULT_BYTES_MAX
+    + (8 << 20);
 
 /// What a frame that waits takes beside its bytes.
 const FRAME_COST: usize = 64;
@@ -51,6 +59,8 @@ pub(crate) type EventSender = mpsc::Sender<Event>;
 pub(crate) enum Event {
     /// Queue a write job, and answer when it is done.
     Write(Write),
+    /// Ask the origin for something, and answer when it has answered.
+    Forward { ask: Ask, done: Asker },
     /// Run a migration, and answer when it is done.
     Migrate { script: String, done: oneshot::Sender<Result<Committed, WriteError>> },
     /// Give up the change of the schema that waits, and answer when that is done.
@@ -89,6 +99,12 @@ pub(crate) fn frame_cost(frame: &Bytes) -> usize {
     frame.len() + FRAME_COST
 }
 
+/// What runs jobs, and makes them of programs.
+pub(crate) struct Runner {
+    pub(crate) watchdog: Watchdog,
+    pub(crate) prepare: Prepare,
+}
+
 pub(crate) struct ReplicaThread {
     /// `None` only after a snapshot could not become its file.
     replica: Option<Replica>,
@@ -100,6 +116,7 @@ pub(crate) struct ReplicaThread {
     /// Writes that are not before the replica yet, oldest first.
     writes: VecDeque<Write>,
     watchdog: Watchdog,
+    prepare: Prepare,
 }
 
 impl ReplicaThread {
@@ -110,10 +127,12 @@ impl ReplicaThread {
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
-        watchdog: Watchdog,
+        Runner { watchdog, prepare }: Runner,
     ) -> Self {
         let effects = Effects {
             waiting: HashMap::new(),
+            forwards: HashMap::new(),
+            failed: Vec::new(),
             migrations: HashMap::new(),
             postponed: Vec::new(),
             postponements: 0,
@@ -131,6 +150,7 @@ impl ReplicaThread {
             wake_at: None,
             writes,
             watchdog,
+            prepare,
         }
     }
 
@@ -187,6 +207,18 @@ impl ReplicaThread {
         for event in batch.drain(..) {
             match event {
                 Event::Write(write) => self.writes.push_back(write),
+                Event::Forward { ask, done } => {
+                    if let Some(replica) = &mut self.replica {
+                        let now = self.clock.now();
+                        let ticket = match ask {
+                            Ask::Run(request) => replica.forward(now, request),
+                            Ask::Outcome { id, issued, patience } => {
+                                replica.outcome(now, id, issued, patience)
+                            }
+                        };
+                        self.effects.forwards.insert(ticket, done);
+                    }
+                }
                 Event::Migrate { script, done } => {
                     // Without a replica the thread is ending, and who waits is told by that.
                     if let Some(replica) = &mut self.replica {
@@ -249,9 +281,22 @@ impl ReplicaThread {
         for write in std::mem::take(&mut self.writes) {
             let write = Arc::new(Mutex::new(write));
             let (theirs, turn) = (Arc::clone(&write), Arc::clone(&turn));
-            let job = move |tx: &mut WriteTx<'_>| theirs.lock().run(&turn, first, tx);
             let Some(replica) = &mut self.replica else { break };
-            let ticket = replica.write(self.clock.now(), Box::new(job));
+            let now = self.clock.now();
+            let program = write.lock().program.as_ref().map(|p| (p.request, Arc::clone(&p.result)));
+            let ticket = match program {
+                None => {
+                    let job = move |tx: &mut WriteTx<'_>| theirs.lock().run(&turn, first, tx);
+                    replica.write(now, Box::new(job))
+                }
+                Some((request, result)) => {
+                    let job = move |tx: &mut WriteTx<'_>| {
+                        theirs.lock().run(&turn, first, tx)?;
+                        Ok(std::mem::take(&mut *result.lock()))
+                    };
+                    replica.run(now, request, Box::new(job))
+                }
+            };
             self.effects.waiting.insert(ticket, write);
             first = false;
         }
@@ -292,11 +337,16 @@ impl ReplicaThread {
                         return;
                     }
                 }
-                // No node of this version writes a program.
-                Output::Run { request, .. } => {
-                    replica.run_failed(self.clock.now(), request, Vec::new());
+                Output::Run { request, program } => match (self.prepare)(&program) {
+                    Ok(prepared) => self.writes.push_back(Write::of(request, prepared)),
+                    Err(answer) => replica.run_failed(self.clock.now(), request, answer),
+                },
+                output => {
+                    self.effects.carry_out(output);
+                    for (request, answer) in self.effects.failed.drain(..) {
+                        replica.run_failed(self.clock.now(), request, answer);
+                    }
                 }
-                output => self.effects.carry_out(output),
             }
         }
     }
@@ -344,6 +394,9 @@ impl ReplicaThread {
 /// Where outputs go.
 struct Effects {
     waiting: HashMap<Ticket, Arc<Mutex<Write>>>,
+    forwards: HashMap<Ticket, Asker>,
+    /// Programs that have failed, and what who sent them is told.
+    failed: Vec<(RequestId, Vec<u8>)>,
     migrations: HashMap<Ticket, oneshot::Sender<Result<Committed, WriteError>>>,
     /// Writes of the drain under way that did not begin, in their order.
     postponed: Vec<Write>,
@@ -379,8 +432,19 @@ impl Effects {
                 if write.postponed && result.is_err() {
                     self.postponed.push(write);
                     self.postponements += 1;
+                } else if let Some(mut program) = write.program.take() {
+                    // Who sent it is told by the replica if it is committed.
+                    if let Err(error) = &result {
+                        self.failed.push((program.request, (program.failed)(error)));
+                    }
                 } else if let Some(done) = write.done.take() {
                     // Whoever asked may have gone away; the write stands.
+                    let _ = done.send(result);
+                }
+            }
+            Output::Answered { ticket, result } => {
+                if let Some(done) = self.forwards.remove(&ticket) {
+                    // Whoever asked may have gone away; what was done stands.
                     let _ = done.send(result);
                 }
             }
@@ -401,8 +465,7 @@ impl Effects {
             Output::InstallSnapshot(_)
             | Output::WakeAt(_)
             | Output::Begun { .. }
-            | Output::Run { .. }
-            | Output::Answered { .. } => {}
+            | Output::Run { .. } => {}
         }
     }
 
@@ -464,6 +527,8 @@ mod tests {
         };
         let mut effects = Effects {
             waiting: HashMap::new(),
+            forwards: HashMap::new(),
+            failed: Vec::new(),
             migrations: HashMap::new(),
             postponed: Vec::new(),
             postponements: 0,

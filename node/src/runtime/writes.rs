@@ -16,6 +16,8 @@ use parking_lot::{Condvar, Mutex};
 use rusqlite::{InterruptHandle, ffi};
 use tokio::sync::oneshot;
 
+use super::forwards::Errand;
+
 /// How long a write job that came over HTTP may run. While it runs the replica does nothing else, and
 /// peers that hear nothing for `LINK_TIMEOUT` give their links up.
 pub(crate) const WRITE_TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -51,6 +53,8 @@ pub(crate) struct Write {
     spent: Duration,
     /// It did not begin in this turn, and is to be handed over again.
     pub(super) postponed: bool,
+    /// The program that it is, if it runs for a request.
+    pub(super) program: Option<Errand>,
     /// Who waits for the answer; taken to answer.
     pub(super) done: Option<oneshot::Sender<Result<Committed, WriteError>>>,
 }
@@ -61,7 +65,14 @@ impl Write {
         limit: Option<Duration>,
         done: oneshot::Sender<Result<Committed, WriteError>>,
     ) -> Self {
-        Self { job, limit, spent: Duration::ZERO, postponed: false, done: Some(done) }
+        Self {
+            job,
+            limit,
+            spent: Duration::ZERO,
+            postponed: false,
+            program: None,
+            done: Some(done),
+        }
     }
 
     /// One run, of which there are two if the group is lost.

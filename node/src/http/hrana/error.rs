@@ -1,5 +1,7 @@
 //! Engine and SQLite errors as clients of the protocol know them: a message and a code by name.
 
+use std::borrow::Cow;
+
 use littoral::WriteError;
 use rusqlite::ffi;
 
@@ -27,7 +29,8 @@ impl From<&rusqlite::Error> for HranaError {
             ffi::SQLITE_ERROR if message.starts_with("no such column") => "SQL_INPUT_ERROR",
             _ => primary_name(primary),
         };
-        Self { message, code: code.to_owned(), extended_code: extended_name(sqlite.extended_code) }
+        let extended_code = extended_name(sqlite.extended_code).map(Cow::Borrowed);
+        Self { message, code: code.to_owned(), extended_code }
     }
 }
 
@@ -48,6 +51,7 @@ impl From<&WriteError> for HranaError {
             WriteError::NotGranted { .. } => "LITTORAL_NOT_GRANTED",
             WriteError::Value { .. } => "LITTORAL_VALUE",
             WriteError::EntryTooLarge { .. } => "LITTORAL_ENTRY_TOO_LARGE",
+            WriteError::ResultTooLarge { .. } => "RESPONSE_TOO_LARGE",
             WriteError::Unavailable(_) => "LITTORAL_UNAVAILABLE",
             _ => "LITTORAL_ABORTED",
         };
@@ -138,7 +142,8 @@ mod tests {
         ] {
             let error = connection.execute(sql, ()).unwrap_err();
             let error = HranaError::from(&error);
-            assert_eq!((error.code.as_str(), error.extended_code), (code, extended), "{error:?}");
+            let found = (error.code.as_str(), error.extended_code.as_deref());
+            assert_eq!(found, (code, extended), "{error:?}");
         }
     }
 }

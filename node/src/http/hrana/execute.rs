@@ -7,6 +7,7 @@
 //!                            a script's writes ──── one write job, up to the first error
 //!   BEGIN                    everything up to COMMIT or ROLLBACK is one write job,
 //!                            or one read transaction if nothing in it writes
+//!   a table of the origin's  the whole job runs there; with a key, every job
 //! ```
 //!
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
@@ -18,10 +19,11 @@ use littoral::{Grants, TableSet, WriteError};
 use parking_lot::Mutex;
 
 use super::{
+    forward::{Key, Parcel, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
-    region::{End, Ran, Region, SomethingWrites, run_region},
-    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, WriteSession, perform},
+    region::{End, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
+    session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     sql::{self, Verb},
     wire::HranaError,
 };
@@ -33,11 +35,13 @@ pub(crate) async fn execute(
     node: &NodeHandle,
     grants: Option<&Arc<Grants>>,
     program: &Arc<Program>,
+    key: Option<&Key>,
 ) -> Vec<Outcome> {
     let mut run = Run {
         node,
         grants,
         program,
+        key,
         outcomes: Vec::new(),
         fates: Vec::new(),
         lost: Lost::No,
@@ -63,6 +67,8 @@ struct Run<'a> {
     node: &'a NodeHandle,
     grants: Option<&'a Arc<Grants>>,
     program: &'a Arc<Program>,
+    /// The name of the client's request.
+    key: Option<&'a Key>,
     outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
     lost: Lost,
@@ -318,42 +324,33 @@ impl Run<'_> {
 
     /// Runs a region as one write job. What ran is `None` if the engine refused before it began.
     async fn job(&self, region: Region) -> (Option<Ran>, Result<(), HranaError>) {
-        let program = Arc::clone(self.program);
-        let prior = self.fates.clone();
-        let budget = self.budget;
-        let grants = self.grants.cloned();
+        // With a key it is run once, whichever nodes it is sent to.
+        if self.key.is_some() {
+            return self.at_origin(&region).await;
+        }
+        let job = RegionJob {
+            program: Arc::clone(self.program),
+            grants: self.grants.cloned(),
+            region: region.clone(),
+            prior: self.fates.clone(),
+            budget: self.budget,
+        };
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
-        let result = self
-            .node
-            .write_within(WRITE_TIME_LIMIT, move |tx| {
-                *last_run.lock() = None;
-                if let Some(grants) = &grants {
-                    tx.restrict(Arc::clone(grants))?;
-                }
-                let mut session = WriteSession { tx, failure: None };
-                let ran = run_region(&mut session, &program, &region, prior.clone(), budget, false);
-                let Ok(ran) = ran else {
-                    return Err(WriteError::Aborted(never_ran().message));
-                };
-                let failure = session.failure.take();
-                let stands = match ran.end {
-                    End::Commit => true,
-                    End::Rollback | End::Interrupted => false,
-                    // Without BEGIN, what ran before the first error stands.
-                    End::Open => {
-                        !region.explicit && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
-                    }
-                };
-                *last_run.lock() = Some(ran);
-                if stands {
-                    return Ok(());
-                }
-                Err(failure.unwrap_or_else(|| WriteError::Aborted("rolled back".to_owned())))
-            })
-            .await;
+        let result =
+            self.node.write_within(WRITE_TIME_LIMIT, move |tx| job.run(tx, &last_run)).await;
+        // Nothing of it was written here.
+        if let Err(WriteError::OriginOnly { .. }) = &result {
+            return self.at_origin(&region).await;
+        }
         let ran = slot.lock().take();
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
+    }
+
+    async fn at_origin(&self, region: &Region) -> (Option<Ran>, Result<(), HranaError>) {
+        let (program, fates) = (self.program, &self.fates);
+        let parcel = Parcel::of(program, region, fates, self.grants.map(AsRef::as_ref));
+        run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await
     }
 }
 
@@ -361,10 +358,6 @@ impl Run<'_> {
 fn may_migrate(grants: &Grants) -> bool {
     let rows = [&grants.read, &grants.insert, &grants.update, &grants.delete];
     grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
-}
-
-fn never_ran() -> HranaError {
-    HranaError::new("LITTORAL_UNAVAILABLE", "the write did not run")
 }
 
 fn interactive() -> HranaError {

@@ -1,12 +1,13 @@
 //! The libSQL remote protocol (Hrana over HTTP), as far as it needs no streams that outlive a request.
 //!
 //! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs
-//! it: a `region` of its steps at a time, on a `session`. `outcome` makes answers of what became of the
+//! it: a `region` of its steps at a time, on a `session`, or at the origin by way of `forward`. `outcome` makes answers of what became of the
 //! steps, `error` names what went wrong. Every answer's baton is null: the stream ends with its request.
 //! So a transaction must begin and end in one request; one that is left open is an error that says so.
 
 mod error;
 mod execute;
+mod forward;
 mod outcome;
 mod program;
 mod region;
@@ -20,13 +21,13 @@ use axum::{
     Extension,
     body::Bytes,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::sql::statements;
 use self::{
+    forward::Key,
     outcome::Outcome,
     program::{BadRequest, Program},
     wire::{
@@ -34,8 +35,10 @@ use self::{
         StreamRequest, StreamResponse, StreamResult,
     },
 };
+pub(crate) use self::{forward::prepare, sql::statements};
 use super::{ServerState, access::Principal};
 use crate::runtime::NodeHandle;
+pub(super) use forward::outcome;
 
 /// `GET /v2` and `GET /v3`: clients only look at the status.
 pub(super) async fn probe() -> &'static str {
@@ -46,13 +49,16 @@ pub(super) async fn probe() -> &'static str {
 pub(super) async fn pipeline(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     let answer = async {
+        let key = Key::of(&headers, &who)?;
         let request: PipelineRequest = parse(&body)?;
         refuse_baton(request.baton.as_deref())?;
         let program = Arc::new(Program::plan(request.requests)?);
-        let outcomes = execute::execute(&state.node, who.grants.as_ref(), &program).await;
+        let outcomes =
+            execute::execute(&state.node, who.grants.as_ref(), &program, key.as_ref()).await;
         let results = outcome::answer(&program, outcomes);
         Ok(PipelineResponse { baton: None, base_url: None, results })
     };
@@ -66,9 +72,10 @@ pub(super) async fn pipeline(
 pub(super) async fn cursor(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match run_cursor(&state.node, &who, &body).await {
+    match run_cursor(&state.node, &who, &headers, &body).await {
         Ok(lines) => ([(header::CONTENT_TYPE, "text/plain")], lines).into_response(),
         Err(error) => bad_request(error),
     }
@@ -78,6 +85,7 @@ pub(super) async fn cursor(
 pub(super) async fn execute_once(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     #[derive(Deserialize)]
@@ -86,13 +94,14 @@ pub(super) async fn execute_once(
     }
     let plan = parse(&body)
         .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
-    answer_once(&state.node, &who, plan).await
+    answer_once(&state.node, &who, &headers, plan).await
 }
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
 pub(super) async fn batch_once(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
     #[derive(Deserialize)]
@@ -101,23 +110,25 @@ pub(super) async fn batch_once(
     }
     let plan = parse(&body)
         .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
-    answer_once(&state.node, &who, plan).await
+    answer_once(&state.node, &who, &headers, plan).await
 }
 
 async fn answer_once(
     node: &NodeHandle,
     who: &Principal,
+    headers: &HeaderMap,
     requests: Result<Vec<StreamRequest>, BadRequest>,
 ) -> Response {
     #[derive(Serialize)]
     struct Body<T> {
         result: T,
     }
-    let program = match requests.and_then(Program::plan) {
-        Ok(program) => Arc::new(program),
+    let planned = requests.and_then(Program::plan);
+    let (program, key) = match planned.and_then(|program| Ok((program, Key::of(headers, who)?))) {
+        Ok((program, key)) => (Arc::new(program), key),
         Err(error) => return bad_request(error),
     };
-    let outcomes = execute::execute(node, who.grants.as_ref(), &program).await;
+    let outcomes = execute::execute(node, who.grants.as_ref(), &program, key.as_ref()).await;
     match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
@@ -133,12 +144,14 @@ async fn answer_once(
 async fn run_cursor(
     node: &NodeHandle,
     who: &Principal,
+    headers: &HeaderMap,
     body: &Bytes,
 ) -> Result<String, BadRequest> {
+    let key = Key::of(headers, who)?;
     let request: CursorRequest = parse(body)?;
     refuse_baton(request.baton.as_deref())?;
     let program = Arc::new(Program::plan_batch(request.batch)?);
-    let outcomes = execute::execute(node, who.grants.as_ref(), &program).await;
+    let outcomes = execute::execute(node, who.grants.as_ref(), &program, key.as_ref()).await;
     let mut lines = String::from("{\"baton\":null,\"base_url\":null}\n");
     for (step, outcome) in outcomes.iter().enumerate() {
         match outcome {

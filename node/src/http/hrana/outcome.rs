@@ -1,12 +1,15 @@
 //! [`Outcome`]: what became of a step, and the outcomes as answers to a pipeline's requests.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     program::{Answer, Fate, Program},
     wire::{BatchResult, DescribeResult, HranaError, StmtResult, StreamResponse, StreamResult},
 };
 
 /// What became of a step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     Skipped,
     Rows(StmtResult),

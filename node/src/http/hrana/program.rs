@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     sql::{self, Parameters, Verb},
     wire::{Batch, Condition, HranaError, NamedArg, SqlText, Stmt, StreamRequest, Value},
@@ -43,8 +45,8 @@ pub(crate) struct Program {
 pub(crate) struct Step {
     pub(crate) action: Action,
     /// Where the steps that the condition's numbers count from begin.
-    base: usize,
-    condition: Option<Condition>,
+    pub(super) base: usize,
+    pub(super) condition: Option<Condition>,
     /// Whether the step is a statement of a script behind its first: it runs if the one before did.
     pub(crate) continues_script: bool,
 }
@@ -91,7 +93,8 @@ pub(crate) enum Answer {
 }
 
 /// What conditions can know of an earlier step.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Fate {
     Skipped,
     Ok,
@@ -244,7 +247,7 @@ impl Program {
 }
 
 /// Conditions may name earlier steps only.
-fn check_condition(condition: &Condition, step: usize) -> Result<(), BadRequest> {
+pub(super) fn check_condition(condition: &Condition, step: usize) -> Result<(), BadRequest> {
     match condition {
         Condition::Ok { step: named } | Condition::Error { step: named } if *named >= step => {
             let message = format!("the condition of step {step} names step {named}");

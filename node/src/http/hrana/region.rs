@@ -1,11 +1,15 @@
 //! [`Region`]: steps that run one behind the other on one session, within one transaction.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
+
+use littoral::{Grants, WriteError, WriteTx};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::{
     outcome::{Outcome, no_transaction},
     program::{Fate, Program},
-    session::{Fault, Session, perform},
+    session::{Fault, Session, WriteSession, perform},
     sql::Verb,
     wire::HranaError,
 };
@@ -29,7 +33,8 @@ pub(super) struct Ran {
     pub(super) budget: usize,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum End {
     Commit,
     Rollback,
@@ -41,6 +46,59 @@ pub(super) enum End {
 /// A region that was taken for reading only is not.
 #[derive(Debug)]
 pub(super) struct SomethingWrites;
+
+/// A region that runs as a write job, possibly twice.
+#[derive(Debug)]
+pub(super) struct RegionJob {
+    pub(super) program: Arc<Program>,
+    pub(super) region: Region,
+    /// What became of the steps before.
+    pub(super) prior: Vec<Fate>,
+    pub(super) budget: usize,
+    /// What it may do, if not everything.
+    pub(super) grants: Option<Arc<Grants>>,
+}
+
+impl RegionJob {
+    /// Runs it; what ran in the last run is left in `last_run`.
+    pub(super) fn run(
+        &self,
+        tx: &mut WriteTx<'_>,
+        last_run: &Mutex<Option<Ran>>,
+    ) -> Result<(), WriteError> {
+        *last_run.lock() = None;
+        if let Some(grants) = &self.grants {
+            tx.restrict(Arc::clone(grants))?;
+        }
+        let mut session = WriteSession { tx, failure: None, elsewhere: None };
+        let (prior, region) = (self.prior.clone(), &self.region);
+        let ran = run_region(&mut session, &self.program, region, prior, self.budget, false);
+        if let Some(table) = session.elsewhere.take() {
+            return Err(WriteError::OriginOnly { table });
+        }
+        let Ok(ran) = ran else {
+            return Err(WriteError::Aborted(never_ran().message));
+        };
+        let failure = session.failure.take();
+        let stands = match ran.end {
+            End::Commit => true,
+            End::Rollback | End::Interrupted => false,
+            // Without BEGIN, what ran before the first error stands.
+            End::Open => {
+                !region.explicit && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
+            }
+        };
+        *last_run.lock() = Some(ran);
+        if stands {
+            return Ok(());
+        }
+        Err(failure.unwrap_or_else(|| WriteError::Aborted("rolled back".to_owned())))
+    }
+}
+
+pub(super) fn never_ran() -> HranaError {
+    HranaError::new("LITTORAL_UNAVAILABLE", "the write did not run")
+}
 
 pub(super) fn run_region(
     session: &mut impl Session,

@@ -180,6 +180,8 @@ pub(super) struct WriteSession<'a, 'tx> {
     pub(super) tx: &'a mut WriteTx<'tx>,
     /// The last error, as the engine wants to hear it if the job fails for it.
     pub(super) failure: Option<WriteError>,
+    /// A table that a statement wanted to write, and only the origin may.
+    pub(super) elsewhere: Option<String>,
 }
 
 impl WriteSession<'_, '_> {
@@ -227,6 +229,9 @@ impl Session for WriteSession<'_, '_> {
                 // Only the time limit interrupts a write.
                 let told =
                     if told.is_interrupt() { HranaError::from(&out_of_time()) } else { told };
+                if let WriteError::OriginOnly { table } = &error {
+                    self.elsewhere.get_or_insert_with(|| table.clone());
+                }
                 self.failure = Some(error);
                 Err(Fault::Step(told))
             }

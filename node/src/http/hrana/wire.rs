@@ -3,6 +3,8 @@
 //! Unknown fields are ignored, since clients send fields of later versions; unknown request types are
 //! errors. Optional fields may be absent or null.
 
+use std::borrow::Cow;
+
 use base64::{
     Engine as _,
     engine::general_purpose::{GeneralPurpose, STANDARD_NO_PAD},
@@ -100,7 +102,7 @@ pub(crate) struct BatchStep {
 }
 
 /// What must hold of earlier steps for a step to run.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Condition {
     Ok { step: usize },
@@ -131,7 +133,7 @@ pub(crate) enum StreamResponse {
     Close,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StmtResult {
     pub(crate) cols: Vec<Column>,
     pub(crate) rows: Vec<Vec<Value>>,
@@ -141,7 +143,7 @@ pub(crate) struct StmtResult {
     pub(crate) query_duration_ms: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Column {
     pub(crate) name: String,
     pub(crate) decltype: Option<String>,
@@ -153,7 +155,7 @@ pub(crate) struct BatchResult {
     pub(crate) step_errors: Vec<Option<HranaError>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DescribeResult {
     pub(crate) params: Vec<Parameter>,
     pub(crate) cols: Vec<Column>,
@@ -161,20 +163,20 @@ pub(crate) struct DescribeResult {
     pub(crate) is_readonly: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Parameter {
     pub(crate) name: Option<String>,
 }
 
 /// What went wrong with a statement, or, as the body of a 4xx, with a request.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct HranaError {
     pub(crate) message: String,
     /// SQLite's primary code by name, as clients test it, or one of the protocol's or our own.
     pub(crate) code: String,
     /// SQLite's extended code by name, where it says more. Clients ignore it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) extended_code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) extended_code: Option<Cow<'static, str>>,
 }
 
 impl HranaError {
