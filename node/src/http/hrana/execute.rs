@@ -7,7 +7,8 @@
 //!                            a script's writes ──── one write job, up to the first error
 //!   BEGIN                    everything up to COMMIT or ROLLBACK is one write job,
 //!                            or one read transaction if nothing in it writes
-//!   a table of the origin's  the whole job runs there; with a key, every job
+//!   a table of the origin's  the whole job runs there, and so does what reads an origin-strong one;
+//!                            with a key, every job
 //! ```
 //!
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
@@ -22,7 +23,7 @@ use super::{
     forward::{Key, Parcel, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
-    region::{End, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
+    region::{End, NotHere, Ran, Region, RegionJob, never_ran, run_region},
     session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     sql::{self, Verb},
     wire::HranaError,
@@ -219,6 +220,11 @@ impl Run<'_> {
             }
             Ok((Err(Fault::Step(error)), _)) => self.push(Outcome::Error(error)),
             Ok((Err(Fault::Writes), _)) => self.write(step..step + 1).await,
+            Ok((Err(Fault::AtOrigin), _)) => {
+                let region = Region { begin: step, steps: step..step + 1, explicit: false };
+                let (ran, result) = self.at_origin(&region).await;
+                self.end_job(ran, result);
+            }
             Err(error) => self.push(Outcome::Error(HranaError::from(&error))),
         }
     }
@@ -227,6 +233,10 @@ impl Run<'_> {
     async fn write(&mut self, steps: Range<usize>) {
         let first = steps.start;
         let (ran, result) = self.job(Region { begin: first, steps, explicit: false }).await;
+        self.end_job(ran, result);
+    }
+
+    fn end_job(&mut self, ran: Option<Ran>, result: Result<(), HranaError>) {
         let failure = result.err();
         match (ran, failure) {
             (Some(ran), None) => {
@@ -266,7 +276,11 @@ impl Run<'_> {
             }
             match self.read_transaction(region.clone()).await {
                 Ok(Ok(ran)) => return self.end_transaction(Some(ran), Ok(())),
-                Ok(Err(SomethingWrites)) => {}
+                Ok(Err(NotHere::Writes)) => {}
+                Ok(Err(NotHere::AtOrigin)) => {
+                    let (ran, result) = self.at_origin(&region).await;
+                    return self.end_transaction(ran, result);
+                }
                 Err(error) => return self.end_transaction(None, Err(error)),
             }
         }
@@ -315,10 +329,7 @@ impl Run<'_> {
     }
 
     /// Runs the transaction on a reader, as long as nothing in it writes.
-    async fn read_transaction(
-        &self,
-        region: Region,
-    ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
+    async fn read_transaction(&self, region: Region) -> Result<Result<Ran, NotHere>, HranaError> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;
