@@ -1,6 +1,7 @@
 //! Who is let in, what for, and how often.
 //!
-//! With `[http.auth]` every request but those of `/health` and `/ready` needs a token; what it may do
+//! With `[http.auth]` every request but those of `/health` and `/ready` needs a token, and so does the
+//! hello on a WebSocket; what it may do
 //! with tables the engine judges, statement by statement. Without, whoever reaches the server may do
 //! everything, and it listens on loopback unless its owner says otherwise.
 
@@ -14,7 +15,7 @@ use std::{
 use axum::{
     body::{self, Body},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::Response,
 };
@@ -104,7 +105,11 @@ impl Access {
     }
 
     /// Counts a request; gives how long its client has to wait if it is one too many.
-    fn count(&self, subject: Option<&Arc<str>>, address: IpAddr) -> Result<(), Duration> {
+    pub(super) fn count(
+        &self,
+        subject: Option<&Arc<str>>,
+        address: IpAddr,
+    ) -> Result<(), Duration> {
         let now = Instant::now();
         if let Some(rate) = self.limits.requests_per_second_per_client {
             let client = match subject {
@@ -168,7 +173,10 @@ pub(super) async fn enter(
 ) -> Response {
     let unknown = RemoteAddress(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
     let RemoteAddress(address) = request.extensions().get().copied().unwrap_or(unknown);
-    let who = if needs_no_token(request.uri().path()) {
+    // Clients on a WebSocket say who they are in their hello.
+    let upgrades = request.method() == Method::GET
+        && request.headers().get(header::UPGRADE).is_some_and(|to| to == "websocket");
+    let who = if upgrades || needs_no_token(request.uri().path()) {
         Ok(Principal { operates: false, grants: Some(Arc::default()), ..Principal::anybody() })
     } else {
         access.authenticate(bearer(request.headers()))
