@@ -17,7 +17,7 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use littoral::Grants;
 use parking_lot::Mutex;
@@ -201,6 +201,28 @@ pub(super) async fn enter(
         Ok(request) => next.run(request).await,
         Err(response) => response,
     }
+}
+
+/// Lets web pages of any site ask, since whoever asks needs a token, which no browser adds by itself.
+pub(super) async fn cross_origin(request: Request, next: Next) -> Response {
+    let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let is_preflight = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let any = HeaderValue::from_static("*");
+    let mut response = if is_preflight {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, any.clone());
+        // Named one by one, since "*" does not stand for Authorization.
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or_else(|| any.clone()));
+        response
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, any.clone());
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, any);
+    response
 }
 
 /// What the machinery around a node asks before it has any token.

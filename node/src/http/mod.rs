@@ -170,10 +170,11 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Arc::clone(&state.access), access::enter))
         .with_state(state);
-    // A web page has no token. With `allow_unauthenticated` the owner vouches for the network, and
-    // proxies may use any name.
+    // With `allow_unauthenticated` the owner vouches for the network, and proxies may use any name.
     let vouched = config.allow_unauthenticated && !is_loopback(config.listen.ip());
-    if config.auth.is_some() || vouched {
+    if config.auth.is_some() {
+        router.layer(middleware::from_fn(access::cross_origin))
+    } else if vouched {
         router
     } else {
         router.layer(middleware::from_fn(only_local))
