@@ -210,12 +210,13 @@ impl Replica {
             .map(|member| member.author);
         let db = Db::new(parts.file);
         db.ids().tell(parts.now.wall, author);
-        db.publish_registry(&parts.registry);
         parts.log.publish_at(Arc::clone(db.published()));
         db.published().stable(parts.contested.stable());
         db.published().tell(parts.now.wall);
         let register = parts.register.as_ref();
-        db.published().origin(register.is_some_and(|register| register.is_origin(&parts.identity)));
+        let is_origin = register.is_some_and(|register| register.is_origin(&parts.identity));
+        db.published().origin(is_origin);
+        db.publish_registry(&parts.registry, is_origin);
         let durable = Durable {
             lsn: parts.log.last(),
             vector: parts.log.vector(),
@@ -340,7 +341,7 @@ impl Replica {
                 continue;
             }
             self.applied_in_drain = false;
-            self.db.publish_registry(&self.registry);
+            self.db.publish_registry(&self.registry, self.is_origin());
             return Output::WakeAt(self.deadline());
         }
     }
