@@ -8,7 +8,10 @@ use crate::{
     application::Moment,
     clock::WallClock,
     disk::vfs,
-    oracle::{Check, Failure, Promise, broken, convergence, schema, sights, spools, unreadable},
+    oracle::{
+        Check, Failure, Promise, broken, convergence, schema, shapes::Shapes, sights, spools,
+        unreadable,
+    },
 };
 
 impl Cluster {
@@ -86,6 +89,7 @@ impl Cluster {
                         self.write(number, vec![job])?;
                     }
                 }
+                self.ask_for_outcomes()?;
             }
             Stage::Marked { .. } => {
                 self.stage = Stage::Mending { deadline: self.now + SETTLE_WITHIN };
@@ -164,7 +168,7 @@ impl Cluster {
             if !settled || !belongs || !writes {
                 return false;
             }
-            if !machine.tickets.is_empty() {
+            if !machine.tickets.is_empty() || !machine.errands.is_empty() {
                 return false;
             }
             vectors.push(status.vector);
@@ -248,6 +252,9 @@ impl Cluster {
                     Promise::Convergence,
                     format!("m0 and m{number} hold the same rows, but their digests differ"),
                 );
+            }
+            if matches!(self.oracle.shapes, Shapes::BuiltIn) {
+                self.oracle.requests.judge(number, reader)?;
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
             if matches!(self.stage, Stage::Over)
