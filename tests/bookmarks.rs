@@ -141,3 +141,51 @@ fn answers_say_how_old_they_are_and_a_request_may_ask_for_no_older() {
     assert_eq!(ask(&nodes[1], "3000").status, 200);
     stop(nodes);
 }
+
+#[test]
+fn a_table_may_bound_how_old_what_is_read_of_it_may_be() {
+    const SCHEMA: &str = "
+        CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);
+        CREATE TABLE menu (dish TEXT NOT NULL PRIMARY KEY);
+        CREATE TABLE orders (id INTEGER PRIMARY KEY);
+        CREATE VIEW dishes AS SELECT dish FROM menu;";
+    let tables =
+        ["hits:writers=any,n=counter", "menu:policy=eventual,max_lag_ms=1500,on_stale=fail"];
+    let cluster = Cluster::init(SCHEMA, &tables, &["origin", "edge1"]);
+    let nodes = cluster.serve_star(&["origin", "edge1"]);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')", "INSERT INTO menu VALUES('soup')"]);
+    let mut session = Session::default();
+    session.run(&nodes[0], "SELECT 1");
+    until("the edge to know how far it is behind", || nodes[1].status()["lag_ms"].is_u64());
+    assert_eq!(session.run(&nodes[1], "SELECT count(*) FROM dishes"), "1");
+    let explain = |node: &Node, sql: &str| {
+        let body = json!({ "sql": sql }).to_string();
+        node.client().send("POST", "/policy/explain", &body).unwrap().json()
+    };
+    let told = explain(&nodes[1], "SELECT * FROM dishes, hits");
+    assert_eq!((&told["runs_here"], &told["policy"]), (&json!(true), &json!("read-after-write")));
+    assert_eq!(told["tables"][1]["table"], "menu");
+    assert_eq!(told["tables"][1]["max_lag_ms"], 1500);
+    let told = explain(&nodes[1], "INSERT INTO orders VALUES(1)");
+    assert_eq!(told["runs_here"], false, "{told}");
+    assert!(
+        told["why"].as_str().unwrap().contains("at the origin only, which is origin"),
+        "{told}"
+    );
+    assert_eq!(explain(&nodes[0], "INSERT INTO orders VALUES(1)")["runs_here"], true);
+
+    nodes[0].freeze();
+    until("the edge to be too old", || nodes[1].status()["lag_ms"].as_u64() > Some(1600));
+    let fresh = Session::default();
+    let refused = fresh.send(&nodes[1], "SELECT count(*) FROM dishes").json();
+    let served = fresh.send(&nodes[1], "SELECT n FROM hits").json();
+    let told = explain(&nodes[1], "SELECT * FROM dishes");
+    nodes[0].thaw();
+    assert_eq!(refused["results"][0]["error"]["code"], "LITTORAL_TOO_STALE", "{refused}");
+    assert_eq!(served["results"][0]["type"], "ok", "{served}");
+    assert_eq!(told["runs_here"], false, "{told}");
+    until("the edge to be new enough", || {
+        fresh.send(&nodes[1], "SELECT count(*) FROM dishes").json()["results"][0]["type"] == "ok"
+    });
+    stop(nodes);
+}

@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 
 use littoral::{
     AuthorId, Cell, CellWrite, ColumnId, ColumnType, Consistency, Digest, Dot, Element, Entry,
-    EntryHeader, Fate, Freeze, Hlc, Incarnation, Member, Membership, NodeId, Removal, RequestId,
-    RowOp, RowOpKind, RowsReader, SchemaVersion, Segment, TableChange, TableDeclaration, TableId,
-    TablePolicy, ValueRef, Writers,
+    EntryHeader, Fate, Freeze, Hlc, Incarnation, MaxLag, Member, Membership, NodeId, OnStale,
+    Removal, RequestId, RowOp, RowOpKind, RowsReader, SchemaVersion, Segment, TableChange,
+    TableDeclaration, TableId, TablePolicy, ValueRef, Writers,
 };
 
 const GOLDEN: &str = include_str!("fixtures/entry-v1.hex");
 const GOLDEN_SETS: &str = include_str!("fixtures/entry-v1-sets.hex");
+const GOLDEN_LAG: &str = include_str!("fixtures/entry-v1-lag.hex");
 const GOLDEN_SCHEMA: &str = include_str!("fixtures/entry-v1-schema.hex");
 const GOLDEN_OUTCOMES: &str = include_str!("fixtures/entry-v1-outcomes.hex");
 const MS: u64 = 1_700_000_000_000;
@@ -286,6 +287,20 @@ fn a_policy_with_a_set_is_read() {
         policy,
         columns: columns.into(),
     };
+    assert_eq!(segments(&entry), [Segment::Policy(vec![TableChange::Declared(table)])]);
+}
+
+#[test]
+fn a_policy_with_a_bound_on_lag_is_read() {
+    let entry = entry_of(GOLDEN_LAG, "policy");
+    assert_eq!(entry.header, header(8, (MS + 5) << 16, 3));
+    let policy = TablePolicy {
+        consistency: Consistency::Eventual,
+        max_lag: Some(MaxLag { ms: 5000, on_stale: OnStale::Fail }),
+        ..TablePolicy::default()
+    };
+    let columns = vec![(ColumnId(1), "id".to_owned())];
+    let table = TableDeclaration { id: TableId(4), name: "news".to_owned(), policy, columns };
     assert_eq!(segments(&entry), [Segment::Policy(vec![TableChange::Declared(table)])]);
 }
 

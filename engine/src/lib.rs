@@ -72,7 +72,8 @@ mod watermarks;
 
 pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
 pub use db::{
-    Committed, Db, Job, ProgramJob, Reader, Snapshot, TxStatement, WriteTx, writer::Synchronous,
+    Committed, Db, Job, ProgramJob, Reader, Snapshot, Touched, TxStatement, WriteTx,
+    writer::Synchronous,
 };
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
@@ -89,7 +90,7 @@ pub use id::{
     Seq, TableId, Ticket,
 };
 pub use open::Builder;
-pub use policy::{ColumnType, Consistency, TablePolicy, UnknownWord, Writers};
+pub use policy::{ColumnType, Consistency, MaxLag, OnStale, TablePolicy, UnknownWord, Writers};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};

@@ -184,6 +184,10 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// rows may be is known about as exactly.
 pub const WATERMARK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// How old a table may let what is read of it be, in milliseconds. Less than a node can know of itself makes
+/// no sense.
+pub const MAX_LAG_MS: std::ops::RangeInclusive<u64> = 100..=86_400_000;
+
 /// What a node that is behind remembers of that.
 pub const WATERMARKS_MAX: usize = 64;
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
 
-use crate::value::ValueRef;
+use crate::{limits::MAX_LAG_MS, value::ValueRef};
 
 /// What a read of the table may rely on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -48,6 +48,38 @@ impl Writers {
             Self::Origin => "origin",
         }
     }
+}
+
+/// What a read gets that finds rows older than their table allows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum OnStale {
+    /// What there is; the answer says how old it may be.
+    Serve,
+    /// What there is as soon as it is new enough, or an error after some seconds.
+    #[default]
+    Wait,
+    /// An error.
+    Fail,
+}
+
+impl OnStale {
+    /// The name in configuration, output and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Wait => "wait",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// How old what is read of a table may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MaxLag {
+    /// At most, in milliseconds.
+    pub ms: u64,
+    /// What to do with a read that finds older rows.
+    pub on_stale: OnStale,
 }
 
 /// How concurrent writes to one column of a multi-writer table merge.
@@ -114,6 +146,8 @@ pub struct TablePolicy {
     /// The application always gives the INTEGER PRIMARY KEY itself (`key = "explicit"`), so that no
     /// two nodes let SQLite hand out the same one.
     pub explicit_key: bool,
+    /// How old what is read of it may be; of `eventual` tables only.
+    pub max_lag: Option<MaxLag>,
     /// Merge types of columns by name; columns left out are `lww`.
     pub columns: BTreeMap<String, ColumnType>,
     /// Groups of `lww` columns, by column name. Whoever assigns one column of a group assigns all of
@@ -125,6 +159,38 @@ impl TablePolicy {
     /// Whether every node may write it, so that its rows have clocks.
     pub fn is_multi_writer(&self) -> bool {
         self.writers == Writers::Any && self.consistency != Consistency::Local
+    }
+
+    /// Declares how old what is read of the table may be, and what to do with reads that find older rows.
+    ///
+    /// # Errors
+    /// Why that cannot be, in words.
+    pub fn declare_max_lag(
+        &mut self,
+        ms: Option<u64>,
+        on_stale: Option<OnStale>,
+    ) -> Result<(), String> {
+        self.max_lag = match (ms, on_stale) {
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err("on_stale means something only with max_lag_ms".to_owned());
+            }
+            (Some(_), _) if self.consistency != Consistency::Eventual => {
+                let what = format!(
+                    "max_lag_ms bounds reads of an eventual table, and this is {}",
+                    self.consistency
+                );
+                return Err(what);
+            }
+            (Some(ms), on_stale) if MAX_LAG_MS.contains(&ms) => {
+                Some(MaxLag { ms, on_stale: on_stale.unwrap_or_default() })
+            }
+            (Some(ms), _) => {
+                let (least, most) = (MAX_LAG_MS.start(), MAX_LAG_MS.end());
+                return Err(format!("max_lag_ms = {ms}: expected {least} to {most}"));
+            }
+        };
+        Ok(())
     }
 
     /// Declares how a column merges, in the words of configuration: a column type, or `group=NAME`.
@@ -203,6 +269,7 @@ words!(
     [Eventual, ReadAfterWrite, OriginStrong, Local]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
+words!(OnStale, "on_stale", "serve, wait, fail", [Serve, Wait, Fail]);
 words!(
     ColumnType,
     "column type",

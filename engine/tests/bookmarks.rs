@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use littoral::{Bookmark, Output, Seq};
+use littoral::{Bookmark, MaxLag, OnStale, Output, Seq};
 
 use support::{Cluster, any};
 
@@ -135,5 +135,73 @@ fn the_bookmark_of_a_read_covers_what_it_saw_while_others_write() {
     over.store(true, Ordering::Relaxed);
     for reader in readers {
         assert!(reader.join().unwrap() > 0);
+    }
+}
+
+#[test]
+fn a_reader_tells_which_tables_a_statement_touches() {
+    const SCHEMA: &str = "
+        CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0);
+        CREATE TABLE orders(id INTEGER PRIMARY KEY, note TEXT);
+        CREATE TABLE lines(id INTEGER PRIMARY KEY, of INTEGER REFERENCES orders ON DELETE CASCADE);
+        CREATE TABLE notes(id INTEGER PRIMARY KEY, what TEXT);
+        CREATE VIEW big AS SELECT id FROM cart WHERE qty > 10;
+        CREATE TRIGGER orders_gone AFTER DELETE ON orders
+        BEGIN INSERT INTO notes(what) VALUES(old.note); END;";
+    let mut cluster = support::linked(2, SCHEMA, &[("cart", any())]);
+    let reader = cluster.replica(1).db().reader().unwrap();
+    let touches = |sql: &str| -> Vec<String> {
+        let touched = reader.touches(sql).unwrap().into_iter();
+        let mark = |what: bool, letter| if what { letter } else { "" };
+        touched
+            .map(|t| format!("{} {}{}", t.table, mark(t.reads, "r"), mark(t.writes, "w")))
+            .collect()
+    };
+    assert_eq!(touches("SELECT count(*) FROM big"), ["cart r"]);
+    assert_eq!(touches("WITH o AS (SELECT id FROM orders) SELECT 1 FROM o"), ["orders r"]);
+    assert_eq!(touches("INSERT INTO cart SELECT note, 1 FROM orders"), ["cart w", "orders r"]);
+    let deleted = touches("DELETE FROM orders WHERE id = 1");
+    assert_eq!(deleted, ["lines rw", "notes w", "orders rw"]);
+    assert!(touches("SELECT 1").is_empty());
+    assert!(touches("SELECT name FROM sqlite_schema").is_empty());
+    // Nothing was run, and what SQLite would do while it prepares is not allowed either.
+    assert!(reader.touches("PRAGMA foreign_keys = off").is_err());
+    let on: bool =
+        reader.connection().query_row("PRAGMA foreign_keys", [], |row| row.get(0)).unwrap();
+    assert!(on);
+    assert!(reader.connection().execute("DELETE FROM orders", []).is_err());
+}
+
+#[test]
+fn a_bound_on_lag_is_part_of_the_policy_everywhere() {
+    let mut cluster = cluster(2);
+    assert!(!cluster.replica(1).db().bounds_lag());
+    cluster.write(
+        0,
+        "SELECT littoral_policy('cart', 'eventual', \
+         '{\"writers\": \"any\", \"max_lag_ms\": 2000, \"on_stale\": \"fail\"}')",
+    );
+    cluster.settle();
+    let bound = |cluster: &mut Cluster, node: usize| {
+        let tables = cluster.replica(node).status().tables;
+        tables.into_iter().find_map(|(_, policy)| policy.max_lag)
+    };
+    let expected = Some(MaxLag { ms: 2000, on_stale: OnStale::Fail });
+    assert_eq!([bound(&mut cluster, 0), bound(&mut cluster, 1)], [expected; 2]);
+    let now = cluster.now_at(1);
+    cluster.replicas[1].take().unwrap().close(now).1.unwrap();
+    cluster.open(1);
+    assert_eq!(bound(&mut cluster, 1), expected);
+    assert!(cluster.replica(1).db().bounds_lag());
+    for (options, why) in [
+        (r#"'read-after-write', '{"max_lag_ms": 2000}'"#, "bounds reads of an eventual table"),
+        (r#"'eventual', '{"max_lag_ms": 5}'"#, "max_lag_ms = 5: expected 100 to 86400000"),
+        (r#"'eventual', '{"max_lag_ms": "5 s"}'"#, "must be a whole number"),
+        (r#"'eventual', '{"on_stale": "fail"}'"#, "only with max_lag_ms"),
+        (r#"'eventual', '{"max_lag_ms": 500, "on_stale": "ask"}'"#, "serve, wait, fail"),
+    ] {
+        let sql = format!("SELECT littoral_policy('cart', {options})").leak();
+        let told = cluster.refused(0, sql);
+        assert!(told.contains(why), "{told}");
     }
 }

@@ -113,6 +113,39 @@ fn what_was_received_before_a_cut_or_a_crash_is_not_sent_again() {
 }
 
 #[test]
+fn what_a_newcomer_is_still_to_be_sent_is_not_trimmed() {
+    let mut cluster = Cluster::new(2, SCHEMA, &[("cart", support::any())]);
+    // From the future, and more than a link carries without being told that some of it was taken.
+    cluster.ahead.insert(0, 50_000);
+    for _ in 0..14 {
+        cluster
+            .write(0, "INSERT INTO cart(id, note) VALUES(hex(randomblob(8)), randomblob(900000))");
+    }
+    cluster.ahead.remove(&0);
+    let late = cluster.newcomer();
+    cluster.link(0, late);
+    // The other member takes it as it comes, since its clock and the origin's are as wrong.
+    cluster.ahead.extend([(0, 50_000), (1, 50_000)]);
+    cluster.link(1, 0);
+    cluster.ahead.clear();
+    (0..30).for_each(|_| cluster.wait(1000));
+    let count = "SELECT count(*) FROM cart";
+    let counts = [0, 1, late].map(|node| cluster.rows(node, count).remove(0));
+    assert_eq!(counts, ["14", "14", "0"]);
+    assert!(cluster.replica(0).status().stability.covered.iter().any(|dot| dot.seq > 14));
+    (0..30).for_each(|_| cluster.wait(1000));
+    cluster.assert_rows(count, &["14"]);
+    assert_eq!((cluster.installed, &cluster.closed), (0, &vec![]));
+    cluster.write(late, "INSERT INTO cart(id, qty) VALUES('x', 1)");
+    (0..10).for_each(|_| cluster.wait(1000));
+    cluster.assert_equal();
+    for node in [0, 1, late] {
+        let left = cluster.rows(node, "SELECT count(*) FROM littoral_log").remove(0);
+        assert!(left.parse::<u32>().unwrap() < 5, "n{node} keeps {left} entries");
+    }
+}
+
+#[test]
 fn a_damaged_piece_on_the_disk_is_found_before_anything_is_published() {
     let mut cluster = filled(1);
     let taken = cluster.replica(0).db().take_snapshot().unwrap();

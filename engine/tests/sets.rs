@@ -381,3 +381,63 @@ proptest! {
         prop_assert_eq!(cluster.rows(0, "SELECT tags FROM bag"), [expected]);
     }
 }
+
+#[test]
+fn a_cell_that_another_program_spoiled_is_corrected_by_an_update() {
+    let bag = policy(&[("tags", "set"), ("n", "counter")]);
+    let schema =
+        "CREATE TABLE bag(id TEXT PRIMARY KEY NOT NULL, tags TEXT, n INTEGER NOT NULL DEFAULT 0);";
+    let mut cluster = support::linked(2, schema, &[("bag", bag)]);
+    cluster.write(0, r#"INSERT INTO bag VALUES('a', '["a","b"]', 7), ('b', '[1]', 7)"#);
+    cluster.settle();
+    let file = rusqlite::Connection::open(cluster.path(1)).unwrap();
+    file.execute_batch("UPDATE bag SET tags = 'spoiled', n = 'spoiled'").unwrap();
+    drop(file);
+    // A merge counts what is there as nothing, and so does the node's own correction.
+    cluster.write(0, r#"UPDATE bag SET tags = '[1,2]', n = n + 2 WHERE id = 'b'"#);
+    cluster.write(1, r#"UPDATE bag SET tags = '["c", "a"]', n = n + 5 WHERE id = 'a'"#);
+    cluster.settle();
+    let rows = "SELECT * FROM bag ORDER BY id";
+    assert_eq!(cluster.rows(1, rows), [r#"a|["a","c"]|5"#, "b|[2]|2"]);
+    assert_eq!(cluster.rows(0, rows), [r#"a|["a","b","c"]|12"#, "b|[1,2]|9"]);
+    // What was there before, the origin knows.
+    let now = cluster.now;
+    assert!(cluster.replica(1).verify(now));
+    (0..10).for_each(|_| cluster.wait(1000));
+    assert_eq!(cluster.replica(1).status().verification.repaired, 2);
+    cluster.assert_rows(rows, &[r#"a|["a","b","c"]|12"#, "b|[1,2]|9"]);
+}
+
+#[test]
+fn two_tables_get_their_sets_in_one_transaction() {
+    let schema = "CREATE TABLE a(id TEXT PRIMARY KEY NOT NULL, s TEXT, t TEXT);
+        CREATE TABLE b(id TEXT PRIMARY KEY NOT NULL, s TEXT);";
+    let rows = r#"INSERT INTO a VALUES('x', '["b", "a"]', '[ 1]'); INSERT INTO b VALUES('x', '["d", "c"]')"#;
+    let any = r#"'eventual', json('{"writers": "any", "columns": {"s": "set"}}')"#;
+    let more = r#"'eventual', json('{"writers": "any", "columns": {"s": "set", "t": "set"}}')"#;
+    for script in [
+        format!("SELECT littoral_policy('a', {any}); SELECT littoral_policy('b', {any});"),
+        format!("SELECT littoral_policy('a', {any}), littoral_policy('b', {any})"),
+    ] {
+        let mut cluster = support::linked(2, schema, &[]);
+        cluster.write(0, rows);
+        cluster.settle();
+        let done = cluster.try_write(0, {
+            let script = script.clone();
+            move |tx| tx.execute_batch(&script)
+        });
+        done.unwrap_or_else(|error| panic!("{script}: {error}"));
+        cluster.assert_rows(
+            "SELECT s FROM a UNION ALL SELECT s FROM b",
+            &[r#"["a","b"]"#, r#"["c","d"]"#],
+        );
+    }
+    // The first declaration of a table has its rows written.
+    let mut cluster = support::linked(1, schema, &[]);
+    cluster.write(0, rows);
+    let twice = format!("SELECT littoral_policy('a', {any}); SELECT littoral_policy('a', {more});");
+    let error = refused(&mut cluster, &twice);
+    assert!(error.contains("all at once"), "{error}");
+    let at_once = format!("SELECT littoral_policy('a', {more});");
+    cluster.try_write(0, move |tx| tx.execute_batch(&at_once)).unwrap();
+}

@@ -174,6 +174,37 @@ fn a_row_that_cannot_be_put_back_keeps_no_other_one_wrong() {
 }
 
 #[test]
+fn a_parked_row_is_mended_from_the_origin_as_soon_as_it_can_be_stored() {
+    let schema = "CREATE TABLE user(id INTEGER PRIMARY KEY, mail TEXT, n INTEGER)";
+    let mut cluster = linked(2, schema, &[]);
+    tamper(&cluster, 1, "CREATE UNIQUE INDEX in_the_way ON user(mail)");
+    cluster.write(0, "INSERT INTO user VALUES(1, 'a', 1), (2, 'a', 2), (3, 'a', 3)");
+    (0..5).for_each(|_| cluster.wait(1000));
+    let parked = "SELECT \"row\", lost FROM littoral_conflicts WHERE cells IS NOT NULL ORDER BY 1";
+    let rows = [r#"[2]|{"mail":"a","n":2}"#, r#"[3]|{"mail":"a","n":3}"#];
+    assert_eq!(cluster.rows(1, parked), rows);
+
+    // What is in the way stays there: the parked rows become what they have to be, and count as parked.
+    tamper(
+        &cluster,
+        1,
+        "UPDATE littoral_conflicts SET (lost, cells) =
+           (SELECT lost, cells FROM littoral_conflicts WHERE \"row\" = '[3]') WHERE \"row\" = '[2]'",
+    );
+    let report = verify(&mut cluster, 1);
+    assert_eq!((report.differing, report.repaired, report.undecided), (0, 0, 0), "{report:?}");
+    assert_eq!(cluster.rows(1, parked), rows);
+    assert_eq!(cluster.rows(1, REPAIRED).len(), 1);
+
+    tamper(&cluster, 1, "DROP INDEX in_the_way");
+    assert_eq!(cluster.replica(1).status().parked_rows, 2);
+    let report = verify(&mut cluster, 1);
+    assert_eq!((report.differing, report.repaired, report.undecided), (2, 2, 0), "{report:?}");
+    assert_eq!(cluster.replica(1).status().parked_rows, 0);
+    cluster.assert_rows("SELECT * FROM user ORDER BY id", &["1|a|1", "2|a|2", "3|a|3"]);
+}
+
+#[test]
 fn full_text_search_learns_of_mended_rows() {
     let mut cluster = linked(2, NOTES, &[]);
     cluster.write(0, "INSERT INTO note VALUES(1, 'tide', 'low', 0), (2, 'wave', 'high', 0)");

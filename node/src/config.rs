@@ -16,8 +16,8 @@ use std::{
 };
 
 use littoral::{
-    ClusterId, Consistency, Genesis, Identity, Incarnation, NodeId, Synchronous, TablePolicy,
-    Writers,
+    ClusterId, Consistency, Genesis, Identity, Incarnation, NodeId, OnStale, Synchronous,
+    TablePolicy, Writers,
     limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE},
 };
 use serde::Deserialize;
@@ -307,6 +307,8 @@ struct RawTable {
     policy: Option<String>,
     writers: Option<String>,
     key: Option<String>,
+    max_lag_ms: Option<u64>,
+    on_stale: Option<String>,
     #[serde(default)]
     columns: BTreeMap<String, String>,
 }
@@ -445,6 +447,12 @@ impl RawTable {
         }
         let mut policy =
             TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
+        let on_stale = self.on_stale.as_deref().map(|word| {
+            word.parse::<OnStale>().map_err(|error| unknown_word(table, "on_stale", word, &error))
+        });
+        policy
+            .declare_max_lag(self.max_lag_ms, on_stale.transpose()?)
+            .map_err(|what| ConfigError::Contradiction(format!("tables.{table}: {what}")))?;
         for (column, merge) in &self.columns {
             policy.declare_column(column, merge).map_err(|error| {
                 unknown_word(table, &format!("columns.{column}"), merge, &error)
@@ -621,6 +629,10 @@ mod tests {
             "[tables.t]\ncolumns.n = \"counter\"",
             "[tables.t]\nwriters = \"everybody\"",
             "[tables.t]\nkey = \"implicit\"",
+            "[tables.t]\nmax_lag_ms = 5000",
+            "[tables.t]\npolicy = \"eventual\"\nmax_lag_ms = 5",
+            "[tables.t]\npolicy = \"eventual\"\non_stale = \"fail\"",
+            "[tables.t]\npolicy = \"eventual\"\nmax_lag_ms = 5000\non_stale = \"ask\"",
         ] {
             let raw: RawPolicies = toml::from_str(text).unwrap();
             assert!(resolve_tables(raw.tables).is_err(), "{text}");

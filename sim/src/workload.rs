@@ -24,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{Job, TablePolicy, WriteError, WriteTx, Writers};
+use littoral::{Consistency, Job, OnStale, TablePolicy, WriteError, WriteTx, Writers};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
@@ -193,6 +193,10 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
             if let Some(merges) = table.merges {
                 policy.writers = Writers::Any;
                 policy.explicit_key = table.key == ["id"];
+                if table.name == "gauge" {
+                    policy.consistency = Consistency::Eventual;
+                    policy.declare_max_lag(Some(2000), Some(OnStale::Fail)).expect("within bounds");
+                }
                 for (column, word) in merges {
                     policy.declare_column(column, word).expect("a word there is");
                 }

@@ -221,12 +221,14 @@ impl Encoder<'_> {
                 CellKind::Extreme => self.cells.extend_from_slice(new),
                 CellKind::Add => {
                     let after = count(table, column, new)?;
-                    let before =
-                        if planted(Bug::CounterAbsolute) { 0 } else { count(table, column, old)? };
+                    // As a merge has it: a value that another program has spoiled counts as nothing.
+                    let before = count(table, column, old).unwrap_or(0);
+                    let before = if planted(Bug::CounterAbsolute) { 0 } else { before };
                     put_zigzag(&mut self.cells, after.wrapping_sub(before));
                 }
                 CellKind::Set => {
-                    let (old, new) = (elements(table, column, old)?, elements(table, column, new)?);
+                    let old = elements(table, column, old).unwrap_or_default();
+                    let new = elements(table, column, new)?;
                     // Only multi-writer tables have columns that merge.
                     let clock = clock.get_or_insert_default();
                     put_set(&mut self.cells, clock, column.id, stamp, &old, &new);

@@ -8,7 +8,10 @@ use rusqlite::{
 };
 
 use crate::{
-    db::mask::ChangeMask,
+    db::{
+        mask::ChangeMask,
+        routing::{self, Touches},
+    },
     error::WriteError,
     grants::{self, Grants},
     id::{NodeId, TableId},
@@ -498,11 +501,19 @@ pub(crate) struct ReadGate {
     pub(crate) engine: bool,
     /// What the statement refused last would have needed.
     pub(crate) missing: Option<String>,
+    /// A statement is only prepared, to see what it touches.
+    pub(crate) touches: Option<Touches>,
 }
 
 impl ReadGate {
     /// Judges one action of a statement.
     pub(crate) fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
+        // Whatever else SQLite might do while it prepares, such as some PRAGMAs, is judged as always.
+        if let Some(touches) = &mut self.touches
+            && routing::note(touches, &context.action)
+        {
+            return Authorization::Allow;
+        }
         let allowed = match context.action {
             AuthAction::Select
             | AuthAction::Read { .. }

@@ -5,6 +5,7 @@ mod explicit_key;
 mod group_commit;
 mod interactive;
 pub(crate) mod mask;
+mod routing;
 mod schema_change;
 mod snapshot;
 mod tx;
@@ -14,6 +15,7 @@ pub(crate) mod writer;
 pub(crate) use group_commit::{Answer, Local, Queued, RunFor, remember};
 pub use group_commit::{Committed, Job, ProgramJob};
 pub(crate) use interactive::Interactive;
+pub use routing::Touched;
 use snapshot::Arriving;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{INCOMING, TAKEN};
@@ -63,6 +65,8 @@ pub(crate) struct File {
     pub(crate) ids: Arc<Ids>,
     /// What is committed.
     pub(crate) published: Arc<Published>,
+    /// The tables and policies of now; `None` before a replica has opened the file.
+    pub(crate) registry: Mutex<Option<Arc<Registry>>>,
     arriving: Mutex<Option<Arriving>>,
 }
 
@@ -73,6 +77,7 @@ impl File {
             vfs,
             ids: Arc::default(),
             published: Arc::default(),
+            registry: Mutex::default(),
             arriving: Mutex::default(),
         }
     }
@@ -136,7 +141,7 @@ impl Db {
         let judge = Arc::clone(&gate);
         connection
             .authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
-        Ok(Reader { connection, gate, published: Arc::clone(&self.file.published) })
+        Ok(Reader { connection, gate, file: Arc::clone(&self.file) })
     }
 
     /// Whether all that a bookmark names is visible to whoever begins to read now.
@@ -175,7 +180,7 @@ impl Db {
 pub struct Reader {
     connection: Connection,
     gate: Arc<Mutex<ReadGate>>,
-    published: Arc<Published>,
+    file: Arc<File>,
 }
 
 impl Reader {
@@ -228,7 +233,7 @@ impl Reader {
     /// # Errors
     /// SQLite's, if the file cannot be read.
     pub fn bookmark(&self) -> rusqlite::Result<Bookmark> {
-        self.published.bookmark(&self.connection)
+        self.file.published.bookmark(&self.connection)
     }
 
     /// Hashes the rows of every replicated table in key order, all of one snapshot. Two replicas that

@@ -93,7 +93,8 @@ fn declare_one(
         && (&old.policy.columns, &old.policy.groups) != (&new.policy.columns, &new.policy.groups)
     {
         return Err(WriteError::Policy(format!(
-            "the types of columns of {table:?} must be declared before the transaction writes its rows"
+            "the types of columns of {table:?} must be declared all at once, before the transaction writes \
+             its rows or a declaration has sets respelled"
         )));
     }
     if changed.changes.is_empty() { Ok(()) } else { adopt(writer, course, Vec::new(), changed) }

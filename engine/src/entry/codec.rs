@@ -17,7 +17,7 @@ use crate::{
     forward::RequestId,
     hlc::Hlc,
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
-    policy::{ColumnType, Consistency, TablePolicy, Writers},
+    policy::{ColumnType, Consistency, MaxLag, OnStale, TablePolicy, Writers},
     value::{ByteReader, DecodeError, put_prefixed, put_varint, put_zigzag},
     version::{Dot, VersionVector},
 };
@@ -229,6 +229,7 @@ pub(crate) fn put_dot(out: &mut Vec<u8>, dot: Dot) {
 }
 
 const FLAG_EXPLICIT_KEY: u8 = 1;
+const FLAG_MAX_LAG: u8 = 2;
 
 /// Behind this column type stands the group's name.
 const LWW_OF_A_GROUP: u8 = 6;
@@ -246,7 +247,16 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
         Writers::Any => 1,
         Writers::Origin => 2,
     });
-    out.push(if table.policy.explicit_key { FLAG_EXPLICIT_KEY } else { 0 });
+    let explicit_key = if table.policy.explicit_key { FLAG_EXPLICIT_KEY } else { 0 };
+    out.push(explicit_key | if table.policy.max_lag.is_some() { FLAG_MAX_LAG } else { 0 });
+    if let Some(MaxLag { ms, on_stale }) = table.policy.max_lag {
+        put_varint(out, ms);
+        out.push(match on_stale {
+            OnStale::Serve => 1,
+            OnStale::Wait => 2,
+            OnStale::Fail => 3,
+        });
+    }
     put_varint(out, table.columns.len() as u64);
     for (id, name) in &table.columns {
         put_varint(out, u64::from(id.0));
@@ -515,12 +525,25 @@ fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclarati
         2 => Writers::Origin,
         _ => return Err(DecodeError::Unknown("writers")),
     };
-    let explicit_key = match reader.byte()? {
-        0 => false,
-        FLAG_EXPLICIT_KEY => true,
-        _ => return Err(DecodeError::Unknown("table flags")),
+    let flags = reader.byte()?;
+    if flags & !(FLAG_EXPLICIT_KEY | FLAG_MAX_LAG) != 0 {
+        return Err(DecodeError::Unknown("table flags"));
+    }
+    let explicit_key = flags & FLAG_EXPLICIT_KEY != 0;
+    let max_lag = if flags & FLAG_MAX_LAG == 0 {
+        None
+    } else {
+        let ms = reader.varint()?;
+        let on_stale = match reader.byte()? {
+            1 => OnStale::Serve,
+            2 => OnStale::Wait,
+            3 => OnStale::Fail,
+            _ => return Err(DecodeError::Unknown("on_stale")),
+        };
+        Some(MaxLag { ms, on_stale })
     };
-    let mut policy = TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
+    let mut policy =
+        TablePolicy { consistency, writers, explicit_key, max_lag, ..TablePolicy::default() };
     let mut columns: Vec<(ColumnId, String)> = Vec::new();
     for _ in 0..reader.varint()? {
         let column = ColumnId(reader.varint_u32()?);

@@ -11,7 +11,7 @@ use super::{
     *,
 };
 use crate::{
-    policy::{Consistency, Writers},
+    policy::{Consistency, MaxLag, OnStale, Writers},
     set::{Element, tests::element},
     value::{ByteReader, DecodeError, put_cell, put_prefixed, put_varint, tests::Owned},
 };
@@ -300,11 +300,21 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
     let word =
         prop::sample::select(vec!["lww", "counter", "max", "min", "set", "group=a", "group=ü"]);
     let columns = prop::collection::btree_map(any::<u32>(), word, 0..5);
-    (any::<u32>(), "\\PC{0,12}", consistency, writers, any::<bool>(), columns).prop_map(
-        |(id, name, consistency, writers, explicit_key, columns)| {
+    let on_stale = prop::sample::select(vec![OnStale::Serve, OnStale::Wait, OnStale::Fail]);
+    let max_lag = prop::option::of(
+        (any::<u64>(), on_stale).prop_map(|(ms, on_stale)| MaxLag { ms, on_stale }),
+    );
+    let flags = (any::<bool>(), max_lag);
+    (any::<u32>(), "\\PC{0,12}", consistency, writers, flags, columns).prop_map(
+        |(id, name, consistency, writers, (explicit_key, max_lag), columns)| {
             let name_of = |id: u32| format!("{name}.{id}");
-            let mut policy =
-                TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
+            let mut policy = TablePolicy {
+                consistency,
+                writers,
+                explicit_key,
+                max_lag,
+                ..TablePolicy::default()
+            };
             for (id, word) in &columns {
                 policy.declare_column(&name_of(*id), word).unwrap();
             }

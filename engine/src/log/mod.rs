@@ -343,25 +343,26 @@ impl Log {
         &self.tail
     }
 
-    /// Deletes entries that the frontier covers, from the first one up to `upto` and in steps of
+    /// Deletes entries that the frontier covers, from the first one on and in steps of
     /// [`TRIM_STEP_ENTRIES`], within the transaction under way. It stops at the first entry that is not
-    /// covered, unless that is a frontier: of these a few stay while entries behind them go. Gives what is
-    /// trimmed then, `None` if nothing new is. When that has committed, [`Log::trimmed`] must follow.
+    /// covered, unless that is a frontier: of these a few stay while entries behind them go; and at one that
+    /// `stays`. Gives what is trimmed then, `None` if nothing new is. When that has committed,
+    /// [`Log::trimmed`] must follow.
     pub(crate) fn trim(
         &self,
         conn: &Connection,
         stable: &Stable,
-        upto: Lsn,
+        mut stays: impl FnMut(Dot) -> bool,
     ) -> rusqlite::Result<Option<Trimmed>> {
         let mut start = self.start.clone();
         let (mut bytes, mut gone, mut kept, mut seen) = (0, Vec::new(), false, 0);
         let mut large = Vec::new();
         let mut statement = conn.prepare_cached(
             "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
-             WHERE lsn > ? AND lsn <= ? ORDER BY lsn LIMIT ?",
+             WHERE lsn > ? ORDER BY lsn LIMIT ?",
         )?;
         let limit = TRIM_STEP_ENTRIES.cast_signed();
-        let mut rows = statement.query([start.lsn.0.cast_signed(), upto.0.cast_signed(), limit])?;
+        let mut rows = statement.query([start.lsn.0.cast_signed(), limit])?;
         while let Some(row) = rows.next()? {
             let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
             let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
@@ -371,6 +372,9 @@ impl Log {
                     kept = true;
                     continue;
                 }
+                break;
+            }
+            if stays(dot) {
                 break;
             }
             let lsn = Lsn(row.get::<_, i64>(0)?.cast_unsigned());

@@ -3,6 +3,8 @@
 //! Rows of a table that only the origin writes are stored as they come. Rows of a multi-writer table
 //! are stored as far as [`Contested`] says they win.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
     contested::{Conflict, Contested, Effects, Taking, Verdict},
     entry::{
@@ -30,7 +32,7 @@ use crate::{
     set::Element,
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, put_cell},
+    value::{ByteReader, DecodeError, KeyPart, put_cell},
 };
 
 /// Applies entries within one transaction.
@@ -522,13 +524,14 @@ fn counting(op: &RowOp<'_>, outlived: &[(ColumnId, Vec<u8>)]) -> Vec<(usize, Vec
     if outlived.is_empty() {
         return changes;
     }
+    let mut stay: BTreeMap<ColumnId, BTreeSet<&[u8]>> = BTreeMap::new();
+    for (column, element) in outlived {
+        stay.entry(*column).or_default().insert(element);
+    }
     for (place, cell) in op.cells.iter().enumerate() {
         let CellWrite::Set(change) = cell.write else { continue };
-        let stays = |element: &Element<'_>| {
-            let bytes = element.to_bytes();
-            outlived.iter().any(|(column, stays)| *column == cell.column && *stays == bytes)
-        };
-        if outlived.iter().any(|(column, _)| *column == cell.column) {
+        if let Some(stay) = stay.get(&cell.column) {
+            let stays = |element: &Element<'_>| stay.contains(element.to_bytes().as_slice());
             let added: Vec<Element<'_>> = change.added().collect();
             let removed: Vec<Removal<'_>> =
                 change.removed().filter(|removal| !stays(&removal.element)).collect();
@@ -589,7 +592,10 @@ fn check_key(table: &Table, op: &RowOp<'_>) -> Result<(), DecodeError> {
     }
     let mut key = ByteReader::new(op.key);
     for _ in &table.key {
-        key.key_part()?;
+        let part = key.key_part()?;
+        if table.has_rowid_key() && !matches!(part, KeyPart::Integer(_)) {
+            return Err(DecodeError::Invalid("a rowid that is no integer"));
+        }
     }
     if key.is_empty() { Ok(()) } else { Err(DecodeError::Invalid("a key of too many parts")) }
 }

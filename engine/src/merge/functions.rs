@@ -20,7 +20,9 @@ pub(crate) fn prepare_connection(conn: &Connection) -> rusqlite::Result<()> {
     let flags = FunctionFlags::SQLITE_DETERMINISTIC | FunctionFlags::SQLITE_UTF8;
     // In SQL, an addition that overflows gives a REAL.
     conn.create_scalar_function("littoral_add", 2, flags, |context| {
-        let (count, delta): (i64, i64) = (context.get(0)?, context.get(1)?);
+        // Nothing but littoral may have written what is no integer.
+        let count = if let ValueRef::Integer(n) = argument(context, 0) { n } else { 0 };
+        let delta: i64 = context.get(1)?;
         count.checked_add(delta).ok_or_else(overflow)
     })?;
     for (name, merge) in [("littoral_max", ColumnType::Max), ("littoral_min", ColumnType::Min)] {

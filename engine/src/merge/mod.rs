@@ -31,3 +31,6 @@ pub(crate) struct Aside {
     pub(crate) parked: Parked,
     pub(crate) checks: Checks,
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@
 //! - a row whose table is dropped, also one that is dropped to be rebuilt, stays in the list, but is
 //!   parked no more: it has no table to return to;
 //! - every operation on a parked row merges into what is parked, and tries to store the result; so does
-//!   every other change at this node, for some of them at a time;
+//!   every other change at this node, for some of them at a time, and a comparison with the origin;
 //! - what is held here in memory is what the file says, also after a transaction was rolled back.
 
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ use crate::{
     hlc::Stamp,
     id::{ColumnId, TableId},
     merge::{
-        conflict::{key_text, row_text},
+        conflict::{Conflicts, key_text, row_text},
         row,
         store::insert_row,
     },
@@ -154,6 +154,49 @@ impl Parked {
         Ok(())
     }
 
+    /// Tries to store what a parked row has to be, in a transaction of its own, and says whether that went.
+    /// If something is still in the way, that is what is parked from then on. If it fails, the transaction
+    /// must be rolled back, and what was known of parked rows before put back.
+    pub(crate) fn mend(
+        &mut self,
+        conn: &Keeping,
+        members: &[Member],
+        table: &Table,
+        (key, right): (&[u8], &[Vec<u8>]),
+    ) -> rusqlite::Result<bool> {
+        conn.prepare_cached("BEGIN IMMEDIATE")?.raw_execute()?;
+        let wrong = self.cells(conn, table, key)?.filter(|cells| cells != right);
+        let stored = match insert_row(conn, table, key, right) {
+            Ok(()) => {
+                self.take_out(conn, table, key)?;
+                true
+            }
+            Err(error) if is_rejection(&error) && wrong.is_none() => false,
+            Err(error) if is_rejection(&error) => {
+                conn.prepare_cached(
+                    "UPDATE littoral_conflicts SET lost = ?, cells = ?, reason = ?
+                     WHERE table_id = ? AND key = ? AND cells IS NOT NULL",
+                )?
+                .execute(params![
+                    row_text(table, right),
+                    pack(table, right),
+                    error.to_string(),
+                    table.id.0,
+                    key
+                ])?;
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(wrong) = wrong {
+            let mut conflicts = Conflicts::new(conn, members);
+            conflicts.record_repair(table, key, Some(right), Some(&wrong))?;
+            conflicts.flush()?;
+        }
+        conn.prepare_cached("COMMIT")?.raw_execute()?;
+        Ok(stored)
+    }
+
     /// Tries to store parked rows, those first that were not tried for longest, in a transaction of its
     /// own. If it fails, the transaction must be rolled back, and what was known of parked rows before
     /// put back.
@@ -184,6 +227,11 @@ impl Parked {
 pub(super) fn is_rejection(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{ConstraintViolation, TooBig, TypeMismatch};
     matches!(error.sqlite_error_code(), Some(ConstraintViolation | TypeMismatch | TooBig))
+}
+
+/// Whether a row was refused by a constraint of its table.
+pub(super) fn is_constraint(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation)
 }
 
 /// Each cell behind the id of its column.

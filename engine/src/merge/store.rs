@@ -8,7 +8,12 @@ use std::convert::Infallible;
 use crate::{
     entry::{Cell, CellWrite, RowOp, RowOpKind},
     id::{ColumnId, TableId},
-    merge::{functions::combining, mirror, parked::is_rejection, row},
+    merge::{
+        functions::combining,
+        mirror,
+        parked::{is_constraint, is_rejection},
+        row,
+    },
     schema::{
         Table,
         row::{lend_key, no_key},
@@ -426,8 +431,9 @@ impl<'c, 'r> Inserts<'c, 'r> {
             };
             match stored {
                 Ok(()) => done += rows,
-                Err(error) if is_rejection(&error) => {
-                    // OR FAIL: the rows before the one that collided are in, and counted.
+                // OR FAIL: the rows before the one that collided are in, and counted. They are not where
+                // SQLite refuses a value for its class or its size, which nothing that is collected has.
+                Err(error) if is_constraint(&error) || rows == 1 && is_rejection(&error) => {
                     if rows > 1 {
                         done += usize::try_from(self.conn.changes()).unwrap_or(0);
                     }

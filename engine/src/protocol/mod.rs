@@ -115,6 +115,8 @@ pub(crate) struct PeerSession {
     pub(crate) asked: BTreeSet<Incarnation>,
     /// What its entries are signed with, once that is known.
     pub(crate) author: Option<AuthorId>,
+    /// The ping in front of the answer to its last question, while it has not answered that.
+    unread: Option<u64>,
     /// Requests to the origin that go over this link.
     pub(crate) requests: Requests,
 }
@@ -209,6 +211,7 @@ impl PeerSession {
             sending: None,
             asked: BTreeSet::new(),
             author: None,
+            unread: None,
             requests: Requests::default(),
         };
         session.say(&Message::Hello(Box::new(hello)));
@@ -333,6 +336,11 @@ impl PeerSession {
             Message::Resume(author, seq, offset) => {
                 self.resume_said(Dot { author: AuthorId::from_u64(author), seq }, offset)?;
             }
+            Message::Ask(..) if self.unread.is_some() => {
+                return Err(ProtocolError::Malformed(
+                    "a question before the answer to the one before it was read".to_owned(),
+                ));
+            }
             Message::Ask(token, question) => return Ok(Received::Ask(token, question)),
             Message::Answer(token, answer) => return Ok(Received::Answer(token, answer)),
             Message::Distance(distance) => return Ok(Received::Distance(distance)),
@@ -340,6 +348,7 @@ impl PeerSession {
             Message::Reply(token, reply) => return Ok(Received::Reply(token, reply)),
             Message::Ping(token) => return Ok(Received::Ping(token)),
             Message::Pong(token, told) => {
+                self.unread.take_if(|unread| *unread == token);
                 let round_trip = now.since(Instant(token));
                 self.round_trip = Some(round_trip);
                 if let Some(told) = told {
@@ -389,9 +398,9 @@ impl PeerSession {
         Ok(all)
     }
 
-    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. What is
-    /// trimmed, every member has said to have.
-    pub(crate) fn skip_trimmed(&mut self, start: &Start) -> bool {
+    /// Goes on behind what is trimmed, if the peer has all of that; false if it may not have it. `heard` is
+    /// what it was heard to have on stable storage, on whatever link.
+    pub(crate) fn skip_trimmed(&mut self, start: &Start, heard: Option<&VersionVector>) -> bool {
         if self.cursor > start.upto {
             return true;
         }
@@ -400,11 +409,20 @@ impl PeerSession {
             Some(false) => return false,
             None => {}
         }
-        self.cursor = self.cursor.max(start.lsn.next());
-        if self.author.is_some() {
-            self.known.advance_all(&start.vector);
+        self.known.advance_all(&self.acknowledged);
+        if let Some(heard) = heard {
+            self.known.advance_all(heard);
         }
+        self.cursor = self.cursor.max(start.lsn.next());
         self.known.covers_all(&start.vector)
+    }
+
+    /// Whether the peer is a member that may have an entry from this link only, and was not sent it yet.
+    /// A node that joins counts as having what was there at its `Join`, and is sent that afterwards.
+    pub(crate) fn waits_for(&self, dot: Dot, heard: Option<&VersionVector>) -> bool {
+        let streams = self.is_streaming() && !self.needs_snapshot && self.author.is_some();
+        let has = |vector: &VersionVector| vector.covers(dot);
+        streams && !has(&self.known) && !has(&self.acknowledged) && !heard.is_some_and(has)
     }
 
     /// The newest entry of an author that the peer has, as far as is known.
@@ -516,6 +534,14 @@ impl PeerSession {
     /// Answers a ping.
     pub(crate) fn answer_ping(&mut self, token: u64, origin: Option<OriginTime>) {
         self.say(&Message::Pong(token, origin.map(OriginTime::to_wire)));
+    }
+
+    /// Answers a question. Answers have no credit, so the next question may come only when this one is
+    /// read: the pong to the ping in front of it says so.
+    pub(crate) fn answer(&mut self, now: Instant, token: u64, answer: Answer) {
+        self.say(&Message::Ping(now.0));
+        self.unread = Some(now.0);
+        self.say(&Message::Answer(token, answer));
     }
 
     /// Says what the origin had applied so long ago, as the answer to a ping.

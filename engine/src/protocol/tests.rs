@@ -14,7 +14,10 @@ use crate::{
     limits::{
         COMPRESS_FROM_BYTES, ENTRIES_FRAME_BYTES, LARGE_ENTRY_BYTES, MAX_CONTROL_FRAME_BYTES,
     },
-    protocol::frame::{FRAME_HEADER_BYTES, chunk_frame, frame_length, large_frame},
+    protocol::{
+        frame::{FRAME_HEADER_BYTES, chunk_frame, frame_length, large_frame},
+        message::Wanted,
+    },
     value::put_varint,
     version::Dot,
 };
@@ -459,6 +462,28 @@ fn chunks_that_were_not_asked_for_are_refused() {
 }
 
 #[test]
+fn a_question_is_answered_only_when_the_answer_before_it_was_read() {
+    let mut side = streaming(Vec::new());
+    let question = Question { table: 1, schema: 1, after: None, what: Wanted::Sum };
+    let ask = |token| said(&Message::Ask(token, question.clone()));
+    let receive =
+        |side: &mut Side, frame| side.session.handle_frame(START, Channel::Control, frame);
+    side.speak(START).unwrap();
+    for token in 0..3 {
+        assert!(matches!(receive(&mut side, ask(token)), Ok(Received::Ask(..))));
+        side.session.answer(START, token, Answer::NotNow);
+        let said_to_it = messages(&side.speak(START).unwrap());
+        let [.., Message::Ping(ping), Message::Answer(..)] = said_to_it[..] else {
+            panic!("{said_to_it:?}")
+        };
+        receive(&mut side, said(&Message::Pong(ping, None))).unwrap();
+    }
+    side.session.answer(START, 3, Answer::NotNow);
+    let refused = receive(&mut side, ask(4)).map(|_| ());
+    assert_eq!(refused.unwrap_err().code(), CloseCode::Malformed);
+}
+
+#[test]
 fn resuming_what_is_not_offered_is_refused() {
     for (seq, offset) in [(2, 5000), (3, 0)] {
         let (mut pair, _) = pair_with_a_large_entry();
@@ -791,10 +816,9 @@ fn message() -> impl Strategy<Value = Message> {
 fn question() -> impl Strategy<Value = Question> {
     let upto = any::<Option<Vec<u8>>>;
     let what = prop_oneof![
-        Just(message::Wanted::Sum),
-        upto().prop_map(|upto| message::Wanted::Rows { upto }),
-        (upto(), any::<Vec<[u8; 16]>>())
-            .prop_map(|(upto, keys)| message::Wanted::Images { upto, keys }),
+        Just(Wanted::Sum),
+        upto().prop_map(|upto| Wanted::Rows { upto }),
+        (upto(), any::<Vec<[u8; 16]>>()).prop_map(|(upto, keys)| Wanted::Images { upto, keys }),
     ];
     (any::<(u32, u32)>(), upto(), what).prop_map(|((table, schema), after, what)| Question {
         table,

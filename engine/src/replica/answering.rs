@@ -6,7 +6,7 @@ use crate::{
     error::ProtocolError,
     id::{PeerId, TableId},
     limits::{COMPARE_BYTES, COMPARE_IMAGE_BYTES, COMPARE_IMAGES, COMPARE_KEY_BYTES, COMPARE_ROWS},
-    protocol::message::{Answer, Image, Message, Question, Wanted, wire_vector},
+    protocol::message::{Answer, Image, Question, Wanted, wire_vector},
     replica::{Replica, is_storage_failure},
     schema::{
         Table,
@@ -37,7 +37,7 @@ impl Replica {
             }
         };
         if let Some(session) = self.sessions.get_mut(&peer) {
-            session.say(&Message::Answer(token, answer));
+            session.answer(self.now.mono, token, answer);
         }
         Ok(())
     }

@@ -36,6 +36,8 @@ pub(super) struct Checkpointing {
     pub(super) bytes: u64,
     /// More of the log can be trimmed than one step has trimmed.
     pub(super) trim_more: bool,
+    /// The entry that is not trimmed before a link has sent it.
+    pub(super) trim_waits: Option<Dot>,
     /// Anything at all was written since.
     pub(super) entries: bool,
 }
@@ -181,7 +183,8 @@ impl Replica {
         }
         let todo = &self.checkpointing;
         let cheap = todo.frontier && self.contested.unsaved_bytes() <= CLOCK_CHECKPOINT_CHEAP_BYTES;
-        let due = cheap || todo.trim_more || todo.bytes >= CLOCK_CHECKPOINT_LOG_BYTES;
+        let trims = todo.trim_more || todo.trim_waits.is_some_and(|dot| !self.is_waited_for(dot));
+        let due = cheap || trims || todo.bytes >= CLOCK_CHECKPOINT_LOG_BYTES;
         self.checkpointing.frontier = false;
         if !self.contested.shrink() || due {
             self.checkpoint_or_fail();
@@ -201,6 +204,15 @@ impl Replica {
         }
     }
 
+    /// Whether a member that is linked may still have to be sent an entry. It is not trimmed before: what
+    /// comes behind it would arrive without it.
+    fn is_waited_for(&self, dot: Dot) -> bool {
+        self.sessions.values().any(|session| {
+            let heard = session.author.and_then(|author| self.acks.of(author));
+            session.waits_for(dot, heard.map(|(vector, _)| vector))
+        })
+    }
+
     /// Writes the clocks to the file, and deletes of the log what every member has.
     pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
         self.writer.writes(Who::Apply)?;
@@ -213,13 +225,17 @@ impl Replica {
         self.log.tail().encode(&mut state);
         self.contested.stable().encode(&mut state);
         catalog::set_meta(conn, "checkpoint", state)?;
-        let trimmed = self.log.trim(conn, self.contested.stable(), self.log.last())?;
+        let mut waits = None;
+        let trimmed = self.log.trim(conn, self.contested.stable(), |dot| {
+            waits = self.is_waited_for(dot).then_some(dot);
+            waits.is_some()
+        })?;
         if let Some(trimmed) = &trimmed {
             catalog::set_meta(conn, "trimmed", trimmed.start.encode())?;
         }
         conn.prepare_cached("COMMIT")?.raw_execute()?;
         self.contested.saved();
-        self.checkpointing = Checkpointing::default();
+        self.checkpointing = Checkpointing { trim_waits: waits, ..Checkpointing::default() };
         if let Some(trimmed) = trimmed {
             self.checkpointing.trim_more = trimmed.is_step;
             self.log.trimmed(trimmed);

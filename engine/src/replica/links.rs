@@ -257,7 +257,9 @@ impl Replica {
             if session.needs_snapshot {
                 continue;
             }
-            if session.is_streaming() && !session.skip_trimmed(self.log.start()) {
+            let heard = session.author.and_then(|author| self.acks.of(author));
+            let heard = heard.map(|(vector, _)| vector);
+            if session.is_streaming() && !session.skip_trimmed(self.log.start(), heard) {
                 too_old.push(session.peer);
                 continue;
             }

@@ -216,6 +216,7 @@ impl Replica {
             .map(|member| member.author);
         let db = Db::new(parts.file);
         db.ids().tell(parts.now.wall, author);
+        db.publish_registry(&parts.registry);
         parts.log.publish_at(Arc::clone(db.published()));
         db.published().stable(parts.contested.stable());
         db.published().tell(parts.now.wall);
@@ -345,6 +346,7 @@ impl Replica {
                 continue;
             }
             self.applied_in_drain = false;
+            self.db.publish_registry(&self.registry);
             return Output::WakeAt(self.deadline());
         }
     }

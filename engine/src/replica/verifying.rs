@@ -97,6 +97,17 @@ struct Images {
     rows: Vec<(Sum, Image)>,
 }
 
+/// What came of comparing rows.
+#[derive(Debug, Default)]
+struct Judged {
+    /// The sums of the keys that are decided.
+    decided: Vec<Sum>,
+    /// The rows that differ.
+    wrong: Vec<Mended>,
+    /// Rows that are parked here: key, and the cells that the peer has stored.
+    parked: Vec<(Vec<u8>, Vec<Vec<u8>>)>,
+}
+
 /// Why a range was not judged.
 enum Unjudged {
     Log(LogError),
@@ -379,12 +390,13 @@ impl Replica {
                 round.step = Step::Images(range, suspects);
                 self.try_again(round, &error.to_string());
             }
-            Ok((decided, wrong)) => {
+            Ok(Judged { decided, wrong, parked }) => {
                 let stuck = decided.is_empty();
                 for key in decided {
                     suspects.remove(&key);
                 }
                 self.mend(table, &wrong, images.from);
+                self.mend_parked(table, &parked, images.from);
                 if suspects.is_empty() {
                     round.advance(range.upto, self.now.mono);
                 } else {
@@ -399,13 +411,12 @@ impl Replica {
         }
     }
 
-    /// Gives the sums of the keys that are decided, and the rows that differ.
     fn compare_rows(
         &mut self,
         table: &Table,
         range: &KeyRange,
         Images { vector, rows: images, .. }: &Images,
-    ) -> Result<(Vec<Sum>, Vec<Mended>), Unjudged> {
+    ) -> Result<Judged, Unjudged> {
         if !vector.covers_all(&self.log.start().vector) {
             return Err(Unjudged::NotNow);
         }
@@ -420,12 +431,12 @@ impl Replica {
             }
             ControlFlow::Continue(())
         })?;
-        let (mut decided, mut wrong) = (Vec::new(), Vec::new());
+        let mut judged = Judged::default();
         for (sum, image) in images {
             if written.contains(sum) && !planted(Bug::ComparedTooEarly) {
                 continue;
             }
-            decided.push(*sum);
+            judged.decided.push(*sum);
             let ours = ours.remove(sum);
             let (key, right) = match image {
                 Image::Parked => continue,
@@ -442,16 +453,19 @@ impl Replica {
                 Image::Row(key, _) if sum_of(key) != *sum => return Err(Unjudged::NotNow),
                 Image::Row(key, cells) => (key.clone(), Some(cells)),
             };
-            let parked = self.aside.parked.contains(table.id, &key);
-            if parked || ours.as_ref().map(|(_, cells)| cells) == right {
+            if ours.as_ref().map(|(_, cells)| cells) == right {
                 continue;
             }
             let cells = |bytes: &[u8]| cells_of(table, &key, bytes).map_err(|_| Unjudged::NotNow);
             let right = right.map(|bytes| cells(bytes)).transpose()?;
+            if self.aside.parked.contains(table.id, &key) {
+                judged.parked.extend(right.map(|right| (key, right)));
+                continue;
+            }
             let ours = ours.map(|(_, bytes)| cells(&bytes)).transpose()?;
-            wrong.push(Mended { key, right, wrong: ours });
+            judged.wrong.push(Mended { key, right, wrong: ours });
         }
-        Ok((decided, wrong))
+        Ok(judged)
     }
 
     /// The sums of the keys of a table that were written by entries which `vector` lacks; `None` if the
@@ -511,6 +525,34 @@ impl Replica {
                 }
             }
             repaired => self.count_repaired(wrong.len(), repaired),
+        }
+    }
+
+    /// Tries to store rows that are parked here, as the origin has them. Those that something is still in
+    /// the way of stay parked, and are told as such only.
+    fn mend_parked(&mut self, table: &Table, rows: &[(Vec<u8>, Vec<Vec<u8>>)], from: PeerId) {
+        let node = self.sessions.get(&from).map(|session| &session.node);
+        if !self.is_to_be_believed(node) {
+            return;
+        }
+        for (key, right) in rows {
+            let before = self.aside.parked.clone();
+            let (conn, members) = (self.writer.apply(), &self.members);
+            let mended = self
+                .writer
+                .writes(Who::Apply)
+                .and_then(|()| self.aside.parked.mend(conn, members, table, (key, right)));
+            match mended {
+                Ok(stored) => {
+                    self.verifying.report.differing += u64::from(stored);
+                    self.verifying.report.repaired += u64::from(stored);
+                }
+                Err(error) => {
+                    self.roll_back();
+                    self.aside.parked = before;
+                    return self.count_repaired(1, Err(error));
+                }
+            }
         }
     }
 

@@ -50,7 +50,7 @@ CREATE TABLE littoral_members(
 ) STRICT;
 CREATE TABLE littoral_tables(
   id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
-  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL
+  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL, max_lag_ms INTEGER, on_stale TEXT
 ) STRICT;
 CREATE TABLE littoral_ids(
   table_id INTEGER PRIMARY KEY NOT NULL, next_column INTEGER NOT NULL
@@ -240,21 +240,29 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         policy.consistency.as_str().to_owned(),
         policy.writers.as_str().to_owned(),
         policy.explicit_key,
+        policy.max_lag.map(|bound| bound.ms.cast_signed()),
+        policy.max_lag.map(|bound| bound.on_stale.as_str().to_owned()),
     );
     // A table that begins anew under its id was dropped just before.
     let known = conn
         .query_row(
-            "SELECT name, policy, writers, explicit_key FROM littoral_tables WHERE id = ?",
+            "SELECT name, policy, writers, explicit_key, max_lag_ms, on_stale
+             FROM littoral_tables WHERE id = ?",
             [id.0],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
+            |row| {
+                let word = |place| row.get(place);
+                Ok((word(0)?, word(1)?, word(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+            },
         )
         .optional()?;
     if known.as_ref() != Some(&declared) {
-        let (name, policy, writers, explicit_key) = &declared;
+        let (name, policy, writers, explicit_key, max_lag_ms, on_stale) = &declared;
+        let since = lsn.0.cast_signed();
         conn.execute(
-            "INSERT INTO littoral_tables VALUES(?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT(id) DO UPDATE SET name = ?2, policy = ?3, writers = ?4, explicit_key = ?5",
-            params![id.0, name, policy, writers, explicit_key, lsn.0.cast_signed()],
+            "INSERT INTO littoral_tables VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT(id) DO UPDATE SET name = ?2, policy = ?3, writers = ?4, explicit_key = ?5,
+               max_lag_ms = ?7, on_stale = ?8",
+            params![id.0, name, policy, writers, explicit_key, since, max_lag_ms, on_stale],
         )?;
     }
     let next = next_column(conn, *id)?.0;

@@ -188,7 +188,14 @@ impl Scope {
         let mut respelling = Vec::new();
         for table in registry.tables().iter().filter(|table| table.has_sets) {
             if concerned.contains(&table.id) && indexed != Some(table.id) {
-                respelling.append(&mut enroll::check_sets(conn, table, &mut refusals)?);
+                let before = self.before.by_id(table.id);
+                let was_set = |column: &Column| {
+                    before.is_some_and(|old| {
+                        let place = old.cell(column.id);
+                        place.is_some_and(|place| old.cells[place].merge == ColumnType::Set)
+                    })
+                };
+                respelling.append(&mut enroll::check_sets(conn, table, was_set, &mut refusals)?);
             }
         }
         if !refusals.is_empty() {

@@ -77,6 +77,7 @@ impl Call {
         }
         let mut statement = conn.prepare("SELECT key, type, atom, value FROM json_each(?)")?;
         let mut rows = statement.query([options])?;
+        let (mut max_lag, mut on_stale) = (None, None);
         while let Some(row) = rows.next()? {
             let (key, kind): (String, String) = (row.get(0)?, row.get(1)?);
             let word = |index| match row.get_ref(index) {
@@ -95,6 +96,16 @@ impl Call {
                         return Err(wrong(format!("unknown key {other:?}, expected explicit")));
                     }
                 },
+                "max_lag_ms" => {
+                    let ms = (kind == "integer").then(|| row.get::<_, i64>(2)).transpose()?;
+                    let ms = ms.and_then(|ms| u64::try_from(ms).ok());
+                    let what = "option \"max_lag_ms\" must be a whole number of milliseconds";
+                    max_lag = Some(ms.ok_or_else(|| wrong(what.to_owned()))?);
+                }
+                "on_stale" => {
+                    let word = word(2)?.parse().map_err(|error| wrong(format!("{error}")))?;
+                    on_stale = Some(word);
+                }
                 "columns" if kind == "object" => {
                     let types: Vec<(String, String)> = conn
                         .prepare("SELECT key, CAST(atom AS TEXT) FROM json_each(?)")?
@@ -111,11 +122,13 @@ impl Call {
                 "columns" => return Err(wrong("option \"columns\" must be an object".to_owned())),
                 _ => {
                     return Err(wrong(format!(
-                        "unknown option {key:?}, expected one of writers, key, columns"
+                        "unknown option {key:?}, expected one of writers, key, max_lag_ms, on_stale, \
+                         columns"
                     )));
                 }
             }
         }
+        policy.declare_max_lag(max_lag, on_stale).map_err(wrong)?;
         if consistency == Consistency::OriginStrong && policy.writers == Writers::Any {
             return Err(wrong(
                 "\"origin-strong\" implies writers = \"origin\", which \"any\" contradicts"

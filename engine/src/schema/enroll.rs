@@ -11,7 +11,7 @@ use crate::{
     id::{ColumnId, TableId},
     policy::{ColumnType, Consistency, TablePolicy, Writers},
     schema::{
-        Table,
+        Column, Table,
         catalog::{self, MARK},
         shape::{Affinity, ColumnShape, KeyColumn, KeyShape, TableShape},
         survey::Survey,
@@ -265,18 +265,21 @@ fn typed_column(
     }
 }
 
-/// Looks at what the set columns of a table hold already: a value that is no set is refused. Gives the
-/// statements that spell the others as sets are spelled. NULL, which counts as empty, may stay.
+/// Looks at what the columns of a table hold that become sets, those that `was_set` says of excepted: a
+/// value that is no set is refused. Gives the statements that spell the others as sets are spelled. NULL,
+/// which counts as empty, may stay.
 pub(super) fn check_sets(
     conn: &Connection,
     table: &Table,
+    was_set: impl Fn(&Column) -> bool,
     refusals: &mut Vec<Refusal>,
 ) -> rusqlite::Result<Vec<String>> {
     let mut respelling = Vec::new();
     let key: Vec<String> =
         table.key.iter().map(|k| format!("quote({})", quoted(&k.name))).collect();
     let (key, name) = (key.join(" || ', ' || "), quoted(&table.name));
-    for column in table.cells.iter().filter(|column| column.merge == ColumnType::Set) {
+    let becomes_set = |column: &&Column| column.merge == ColumnType::Set && !was_set(column);
+    for column in table.cells.iter().filter(becomes_set) {
         let set = quoted(&column.name);
         let mut statement = conn
             .prepare(&format!("{MARK} SELECT {set}, {key} FROM {name} WHERE {set} IS NOT NULL"))?;

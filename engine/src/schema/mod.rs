@@ -40,7 +40,7 @@ use self::{
 use crate::{
     entry::TableDeclaration,
     id::{ColumnId, Lsn, SchemaVersion, TableId},
-    policy::{ColumnType, Consistency, TablePolicy},
+    policy::{ColumnType, Consistency, MaxLag, TablePolicy},
     sqlite::{ROWID, quoted},
     time::WallTime,
     value::{Collation, ValueRef, is_canonical},
@@ -232,6 +232,11 @@ impl Table {
         self.key.first().is_some_and(|column| column.position == ROWID)
     }
 
+    /// Whether its key is the rowid, under a name of its own or not.
+    pub(crate) fn has_rowid_key(&self) -> bool {
+        self.is_alias || self.is_by_rowid()
+    }
+
     /// The place of a column among the cells.
     pub(crate) fn cell(&self, id: ColumnId) -> Option<usize> {
         self.cells.binary_search_by_key(&id, |column| column.id).ok()
@@ -346,7 +351,7 @@ impl Registry {
         };
         let mut columns = catalog::columns(conn)?;
         let mut statement = conn.prepare(
-            "SELECT id, name, policy, writers, explicit_key, next_column, since \
+            "SELECT id, name, policy, writers, explicit_key, next_column, since, max_lag_ms, on_stale \
              FROM littoral_tables JOIN littoral_ids ON table_id = id ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
@@ -358,6 +363,10 @@ impl Registry {
                 explicit_key: row.get(4)?,
                 ..TablePolicy::default()
             };
+            if let Some(ms) = row.get::<_, Option<i64>>(7)? {
+                let on_stale = word(&row.get::<_, String>(8)?)?;
+                policy.max_lag = Some(MaxLag { ms: ms.cast_unsigned(), on_stale });
+            }
             let next_column = ColumnId(row.get(5)?);
             let since = Lsn(row.get::<_, i64>(6)?.cast_unsigned());
             let shape = survey.shape(&name)?;

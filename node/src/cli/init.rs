@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use littoral::{ClusterId, Genesis, Identity, Incarnation, NodeId, Replica, TablePolicy};
+use littoral::{ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, Replica, TablePolicy};
 
 use super::{OrHint as _, say};
 use crate::{
@@ -221,7 +221,11 @@ fn table_section(text: &str) -> anyhow::Result<String> {
     for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
         let (key, value) = setting.split_once('=').ok_or_else(malformed)?;
         let key = match key {
-            "policy" | "writers" | "key" => key.to_owned(),
+            "policy" | "writers" | "key" | "on_stale" => key.to_owned(),
+            "max_lag_ms" => {
+                writeln!(section, "max_lag_ms = {value}")?;
+                continue;
+            }
             column => format!("columns.{}", quoted(column)),
         };
         writeln!(section, "{key} = {}", quoted(value))?;
@@ -355,6 +359,9 @@ fn genesis_section(genesis: &Genesis) -> String {
         if policy.explicit_key {
             text += "key = \"explicit\"\n";
         }
+        if let Some(MaxLag { ms, on_stale }) = policy.max_lag {
+            text += &format!("max_lag_ms = {ms}\non_stale = \"{on_stale}\"\n");
+        }
         for column in policy.columns.keys().chain(policy.groups.keys()) {
             let word = quoted(&policy.column_word(column));
             text += &format!("columns.{} = {word}\n", key(column));
@@ -423,7 +430,8 @@ mod tests {
         ];
         let policies = config::parse_policies(
             "[tables.\"a 'b' \\\"c\\\"\"]\nwriters = \"any\"\ncolumns.n = \"counter\"\n\
-             columns.m = \"max\"\ncolumns.x = \"group=a 'b' \\\"c\\\"\"",
+             columns.m = \"max\"\ncolumns.x = \"group=a 'b' \\\"c\\\"\"\n\
+             [tables.old]\npolicy = \"eventual\"\nmax_lag_ms = 5000\non_stale = \"fail\"",
             Path::new("policies.toml"),
         )
         .unwrap();

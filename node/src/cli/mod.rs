@@ -7,6 +7,7 @@ mod demo;
 mod gc;
 mod init;
 mod join;
+mod policy;
 mod schema;
 mod serve;
 mod sql;
@@ -61,6 +62,8 @@ enum Command {
     Verify(verify::Verify),
     /// Watch a change of the schema that waits for other nodes, or give it up.
     Schema(schema::Schema),
+    /// Explain what the policies of tables make of a statement.
+    Policy(policy::Policy),
     /// Explain what is kept of old changes, and for whom.
     Gc(gc::Gc),
     /// Watch three nodes replicate real data, part, and merge.
@@ -103,6 +106,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(show) => show.run().await,
             Command::Verify(verify) => verify.run().await,
             Command::Schema(schema) => schema.run().await,
+            Command::Policy(policy) => policy.run().await,
             Command::Gc(gc) => gc.run().await,
             Command::Demo(demo) => demo.run().await,
         }

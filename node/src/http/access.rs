@@ -201,7 +201,7 @@ fn needs_no_token(path: &str) -> bool {
 }
 
 fn is_for_operators(path: &str) -> bool {
-    matches!(path, "/status" | "/metrics" | "/verify" | "/schema/abort")
+    matches!(path, "/status" | "/metrics" | "/verify" | "/schema/abort" | "/policy/explain")
 }
 
 /// The token of `Authorization: Bearer TOKEN`.

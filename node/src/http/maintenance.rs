@@ -1,10 +1,12 @@
-//! `POST /verify` and `POST /schema/abort`: what an operator asks of a node.
+//! `POST /verify`, `POST /schema/abort` and `POST /policy/explain`: what an operator asks of a node.
 
-use axum::{extract::State, http::StatusCode, response::Response};
-use littoral::WriteError;
+use axum::{body::Bytes, extract::State, http::StatusCode, response::Response};
+use littoral::{Consistency, WriteError};
+use serde::Deserialize;
 use serde_json::json;
 
-use super::{ServerState, hrana};
+use super::{ServerState, hrana, status::millis_up};
+use crate::runtime::ReadError;
 
 /// Begins to compare all rows; `GET /status` tells how far it is.
 pub(super) async fn verify(State(state): State<ServerState>) -> Response {
@@ -36,4 +38,45 @@ pub(super) async fn abort_schema_change(State(state): State<ServerState>) -> Res
             hrana::failure(status, code, &error.to_string())
         }
     }
+}
+
+/// Says what policies make of a statement, which is not run.
+pub(super) async fn explain(State(state): State<ServerState>, body: Bytes) -> Response {
+    #[derive(Deserialize)]
+    struct Request {
+        sql: String,
+    }
+    let Ok(Request { sql }) = serde_json::from_slice(&body) else {
+        let what = "expected a JSON object with the statement as \"sql\"";
+        return hrana::failure(StatusCode::BAD_REQUEST, "BAD_JSON", what);
+    };
+    let explanation = match state.node.explain(sql).await {
+        Ok(explanation) => explanation,
+        Err(ReadError::Sqlite(error)) => {
+            return hrana::failure(StatusCode::BAD_REQUEST, "SQLITE_ERROR", &error.to_string());
+        }
+        Err(error) => {
+            let code = "LITTORAL_UNAVAILABLE";
+            return hrana::failure(StatusCode::SERVICE_UNAVAILABLE, code, &error.to_string());
+        }
+    };
+    let tables = explanation.tables.iter().map(|touched| {
+        json!({
+            "table": touched.table,
+            "policy": touched.policy.consistency.as_str(),
+            "writers": touched.policy.writers.as_str(),
+            "max_lag_ms": touched.policy.max_lag.map(|bound| bound.ms),
+            "on_stale": touched.policy.max_lag.map(|bound| bound.on_stale.as_str()),
+            "reads": touched.reads,
+            "writes": touched.writes,
+        })
+    });
+    let body = json!({
+        "tables": tables.collect::<Vec<_>>(),
+        "policy": explanation.policy.map(Consistency::as_str),
+        "runs_here": explanation.runs_here,
+        "why": explanation.why,
+        "lag_ms": explanation.lag.map(millis_up),
+    });
+    hrana::json(StatusCode::OK, &body)
 }

@@ -11,6 +11,7 @@
 //! | `GET /status` | what the node knows of itself, as JSON |
 //! | `GET /metrics` | the same for Prometheus |
 //! | `POST /verify` | compare the rows with a peer's |
+//! | `POST /policy/explain` | where a statement would run, and why |
 //! | `POST /schema/abort` | give up a change of the schema that waits |
 //!
 //! A server that asks for no tokens listens on loopback only, unless the owner says otherwise, and there
@@ -148,6 +149,7 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/verify", post(maintenance::verify))
         .route("/schema/abort", post(maintenance::abort_schema_change))
+        .route("/policy/explain", post(maintenance::explain))
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(sessions, session::carry))
         // It was measured when it was gathered.

@@ -51,6 +51,8 @@ fn to_json(status: &Status) -> Value {
             "name": name,
             "policy": policy.consistency.as_str(),
             "writers": policy.writers.as_str(),
+            "max_lag_ms": policy.max_lag.map(|bound| bound.ms),
+            "on_stale": policy.max_lag.map(|bound| bound.on_stale.as_str()),
             "columns": policy.columns.keys().chain(policy.groups.keys())
                 .map(|column| (column.clone(), policy.column_word(column)))
                 .collect::<BTreeMap<_, _>>(),

@@ -17,6 +17,7 @@ mod files;
 mod forwards;
 mod readers;
 mod replica_thread;
+mod routing;
 mod storage_threads;
 mod writes;
 
@@ -35,7 +36,6 @@ use littoral::{
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
 
-pub use self::readers::ReadError;
 use self::{
     files::Files,
     forwards::Prepare,
@@ -49,6 +49,7 @@ pub(crate) use self::{
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
+pub use self::{readers::ReadError, routing::Explanation};
 use crate::{clock::Clock, config::Config};
 
 /// How many pieces of news a slow listener may fall behind before it misses some.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::READ_TIMEOUT;
+use super::{READ_TIMEOUT, TooStale};
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +41,9 @@ pub enum ReadError {
     /// The node did not receive in time what the bookmark names.
     #[error(transparent)]
     BookmarkNotReached(#[from] BookmarkNotReached),
+    /// What the node shows is older than a table allows.
+    #[error(transparent)]
+    TooStale(#[from] TooStale),
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,

@@ -70,7 +70,8 @@ const ALIKE: [(&str, &str); 5] = [
     ),
     (
         "declarations of tables",
-        "SELECT id, name, policy, writers, explicit_key FROM littoral_tables ORDER BY 1",
+        "SELECT id, name, policy, writers, explicit_key, max_lag_ms, on_stale
+         FROM littoral_tables ORDER BY 1",
     ),
     ("ids that columns have", "SELECT * FROM littoral_ids ORDER BY 1"),
     ("declarations of columns", "SELECT * FROM littoral_columns ORDER BY 1, 2"),

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use littoral::{Consistency, TablePolicy, UnknownWord, Writers};
+use littoral::{Consistency, OnStale, TablePolicy, UnknownWord, Writers};
 use serde::Deserialize;
 
 use super::{
@@ -24,6 +24,8 @@ struct Section {
     policy: Option<String>,
     writers: Option<String>,
     key: Option<String>,
+    max_lag_ms: Option<u64>,
+    on_stale: Option<String>,
     #[serde(default)]
     columns: BTreeMap<String, String>,
 }
@@ -74,6 +76,12 @@ impl Section {
                 .declare_column(column, merge)
                 .map_err(|error| unknown(merge, &format!("columns.{column}"), &error, &wrong))?;
         }
+        let on_stale = self.on_stale.as_deref().map(|word| {
+            word.parse::<OnStale>().map_err(|error| unknown(word, "on_stale", &error, &wrong))
+        });
+        policy
+            .declare_max_lag(self.max_lag_ms, on_stale.transpose()?)
+            .map_err(|what| wrong(format!(": {what}")))?;
         let merges = !(policy.columns.is_empty() && policy.groups.is_empty());
         if writers == Writers::Origin && merges {
             let what = ": merge types of columns mean something only with writers = \"any\"";

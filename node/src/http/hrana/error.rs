@@ -63,6 +63,7 @@ impl From<&ReadError> for HranaError {
     fn from(error: &ReadError) -> Self {
         let code = match error {
             ReadError::Open(error) | ReadError::Sqlite(error) => return Self::from(error),
+            ReadError::TooStale(_) => "LITTORAL_TOO_STALE",
             ReadError::BookmarkNotReached(_) => "LITTORAL_BOOKMARK_NOT_REACHED",
             ReadError::TimedOut => "SQLITE_INTERRUPT",
             ReadError::SnapshotReplaced => "LITTORAL_SNAPSHOT_REPLACED",

@@ -184,8 +184,24 @@ impl Run<'_> {
         }
     }
 
+    /// Waits until this node may serve what steps read, as the policies of their tables say.
+    async fn admit(&self, steps: Range<usize>) -> Result<(), HranaError> {
+        if !self.node.bounds_lag() {
+            return Ok(());
+        }
+        let statements = steps.filter_map(|step| match &self.program.steps[step].action {
+            Action::Run(statement) => Some(statement.sql.clone()),
+            Action::Describe(_) | Action::Autocommit | Action::Fail(_) => None,
+        });
+        let admitted = self.node.admit(statements.collect()).await;
+        admitted.map_err(|error| HranaError::from(&error))
+    }
+
     /// Runs a step that may only read, or hands it to the writer if it turns out to write.
     async fn read_one(&mut self, step: usize) {
+        if let Err(error) = self.admit(step..step + 1).await {
+            return self.push(Outcome::Error(error));
+        }
         let program = Arc::clone(self.program);
         let mut budget = self.budget;
         let answer = self
@@ -245,6 +261,9 @@ impl Run<'_> {
         let region =
             Region { begin: step, steps: step + 1..self.program.steps.len(), explicit: true };
         if self.program.may_only_read(step) {
+            if let Err(error) = self.admit(region.steps.clone()).await {
+                return self.end_transaction(None, Err(error));
+            }
             match self.read_transaction(region.clone()).await {
                 Ok(Ok(ran)) => return self.end_transaction(Some(ran), Ok(())),
                 Ok(Err(SomethingWrites)) => {}

@@ -1,0 +1,176 @@
+//! Where a statement runs, as the policies of the tables that it touches say.
+//!
+//! | it | then |
+//! | --- | --- |
+//! | reads a table with `max_lag_ms`, and this node may be older | `serve`, `wait` for some seconds, or `fail`; of several tables the strictest word counts |
+//! | writes an origin-written table | only at the origin |
+//! | anything else | here |
+
+use std::time::Duration;
+
+use littoral::{Consistency, OnStale, Reader, Touched, Writers};
+
+use super::{NodeHandle, ReadError, TooStale};
+
+/// How long a read waits until this node is new enough for its tables.
+const STALE_WAIT: Duration = Duration::from_secs(5);
+
+/// What policies make of a statement.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explanation {
+    /// The tables that it touches, also through views, triggers and foreign keys.
+    pub tables: Vec<Touched>,
+    /// The strictest policy among them; `None` if it touches none.
+    pub policy: Option<Consistency>,
+    /// Whether it would run here now.
+    pub runs_here: bool,
+    /// Why, or why not.
+    pub why: String,
+    /// How old what this node shows may be at most, if that is known.
+    pub lag: Option<Duration>,
+}
+
+impl NodeHandle {
+    /// Whether any table bounds how old what is read of it may be; if none does, there is nothing to admit.
+    pub fn bounds_lag(&self) -> bool {
+        self.readers.db().bounds_lag()
+    }
+
+    /// Waits until this node may serve what statements read, as the policies of their tables say. A
+    /// statement that cannot be prepared, or does not read, is admitted: whoever runs it says what is wrong.
+    ///
+    /// # Errors
+    /// [`ReadError::TooStale`] if it may not, or not within five seconds.
+    pub async fn admit(&self, statements: Vec<String>) -> Result<(), ReadError> {
+        if !self.bounds_lag() || self.lag() == Some(Duration::ZERO) {
+            return Ok(());
+        }
+        let touched = self
+            .read(move |reader: &Reader| {
+                statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten().collect()
+            })
+            .await?;
+        Ok(self.await_lag(touched).await?)
+    }
+
+    async fn await_lag(&self, touched: Vec<Touched>) -> Result<(), TooStale> {
+        match judge(&touched, self.lag()) {
+            Verdict::Serve => Ok(()),
+            Verdict::Wait(most) => self.freshen(most, STALE_WAIT).await,
+            Verdict::Fail(most) => Err(TooStale { lag: self.lag(), most }),
+        }
+    }
+
+    /// Says what policies make of a statement, which is not run.
+    ///
+    /// # Errors
+    /// [`ReadError::Sqlite`] if it cannot be prepared.
+    pub async fn explain(&self, sql: String) -> Result<Explanation, ReadError> {
+        let origin = self.status().await.and_then(|status| status.origin);
+        let tables = self
+            .read(move |reader: &Reader| reader.touches(&sql))
+            .await?
+            .map_err(ReadError::Sqlite)?;
+        let is_origin = origin.as_ref() == Some(&self.identity.node);
+        let lag = self.lag();
+        let policy = tables.iter().map(|touched| touched.policy.consistency).max_by_key(strictness);
+        let elsewhere = tables.iter().find(|touched| {
+            let policy = &touched.policy;
+            let local = policy.consistency == Consistency::Local;
+            touched.writes && policy.writers == Writers::Origin && !local && !is_origin
+        });
+        let (runs_here, why) = match (elsewhere, judge(&tables, lag)) {
+            (Some(touched), _) => {
+                let origin =
+                    origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
+                let table = &touched.table;
+                (
+                    false,
+                    format!(
+                        "{table} is written at the origin only, which is {origin}: it is sent there"
+                    ),
+                )
+            }
+            _ if tables.is_empty() => (true, "it touches no table of the schema".to_owned()),
+            _ if tables.iter().any(|touched| touched.writes) => {
+                (true, "it writes, and all tables that it writes may be written here".to_owned())
+            }
+            (None, Verdict::Serve) => {
+                (true, "what this node has is new enough for the tables that it reads".to_owned())
+            }
+            (None, Verdict::Wait(most)) => {
+                let most = most.as_millis();
+                (true, format!("once this node is no more than {most} ms behind the origin"))
+            }
+            (None, Verdict::Fail(most)) => {
+                let most = most.as_millis();
+                (false, format!("this node may be more than {most} ms behind the origin"))
+            }
+        };
+        Ok(Explanation { tables, policy, runs_here, why, lag })
+    }
+}
+
+const fn strictness(consistency: &Consistency) -> u8 {
+    match consistency {
+        Consistency::Local => 0,
+        Consistency::Eventual => 1,
+        Consistency::ReadAfterWrite => 2,
+        Consistency::OriginStrong => 3,
+    }
+}
+
+/// What becomes of a read, and how old what it finds may be at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Serve,
+    Wait(Duration),
+    Fail(Duration),
+}
+
+/// An age that is not known counts as too great.
+fn judge(touched: &[Touched], lag: Option<Duration>) -> Verdict {
+    let mut verdict = Verdict::Serve;
+    for bound in touched.iter().filter_map(Touched::max_lag) {
+        let most = Duration::from_millis(bound.ms);
+        if lag.is_some_and(|lag| lag <= most) {
+            continue;
+        }
+        verdict = match (verdict, bound.on_stale) {
+            (verdict, OnStale::Serve) => verdict,
+            (Verdict::Fail(least), OnStale::Fail) => Verdict::Fail(least.min(most)),
+            (Verdict::Fail(least), OnStale::Wait) => Verdict::Fail(least),
+            (_, OnStale::Fail) => Verdict::Fail(most),
+            (Verdict::Wait(least), OnStale::Wait) => Verdict::Wait(least.min(most)),
+            (Verdict::Serve, OnStale::Wait) => Verdict::Wait(most),
+        };
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use littoral::{MaxLag, TablePolicy};
+
+    use super::*;
+
+    fn read(ms: u64, on_stale: OnStale) -> Touched {
+        let policy =
+            TablePolicy { max_lag: Some(MaxLag { ms, on_stale }), ..TablePolicy::default() };
+        Touched { table: format!("t{ms}"), policy, reads: true, writes: false }
+    }
+
+    #[test]
+    fn the_strictest_table_that_is_too_old_counts() {
+        use OnStale::{Fail, Serve, Wait};
+        let ms = Duration::from_millis;
+        let tables = [read(1000, Serve), read(3000, Wait), read(5000, Fail), read(4000, Wait)];
+        assert_eq!(judge(&tables, Some(ms(500))), Verdict::Serve);
+        assert_eq!(judge(&tables, Some(ms(2000))), Verdict::Serve);
+        assert_eq!(judge(&tables, Some(ms(4500))), Verdict::Wait(ms(3000)));
+        assert_eq!(judge(&tables, Some(ms(6000))), Verdict::Fail(ms(5000)));
+        assert_eq!(judge(&tables, None), Verdict::Fail(ms(5000)));
+        let written = Touched { reads: false, ..read(1000, Fail) };
+        assert_eq!(judge(&[written], None), Verdict::Serve);
+    }
+}
