@@ -1,6 +1,6 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
-use littoral::{Entry, Segment, limits::OWN_STAMPS_AHEAD_MAX};
+use littoral::{Entry, Segment, Status, Verification, limits::OWN_STAMPS_AHEAD_MAX};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, Stage};
@@ -209,7 +209,7 @@ impl Cluster {
                     })
                     .collect();
                 format!(
-                    "{}: vector {}, frontier {} over {}, waiting for {:?}, durable {} of {}, {} jobs open, links: {}{}",
+                    "{}: vector {}, frontier {} over {}, waiting for {:?}, durable {} of {}, {} jobs and {} requests open, {}links: {}{}",
                     machine.name,
                     status.vector,
                     status.stability.frontier,
@@ -218,6 +218,8 @@ impl Cluster {
                     status.durable,
                     status.applied,
                     machine.tickets.len(),
+                    machine.errands.open.len(),
+                    comparing(&status),
                     peers.join("; "),
                     status.halted.map_or_else(String::new, |why| format!(", halted: {why}"))
                 )
@@ -302,6 +304,15 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// What a replica compares at present.
+fn comparing(status: &Status) -> String {
+    let Verification { running, with, table, rows, .. } = &status.verification;
+    if !running {
+        return String::new();
+    }
+    format!("comparing {table:?} with {with:?} behind {rows} rows, ")
 }
 
 /// How many entries of a log hold something else than a frontier.
