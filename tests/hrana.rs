@@ -250,23 +250,6 @@ fn execute_multiple_runs_a_script() {
 }
 
 #[test]
-fn an_interactive_transaction_is_refused_with_nothing_run() {
-    let (_cluster, node) = node();
-    let results = send(
-        &node,
-        r#"{"requests":[{"type":"batch","batch":{"steps":[
-            {"stmt":{"sql":"BEGIN IMMEDIATE"}},
-            {"condition":{"type":"ok","step":0},"stmt":{"sql":"INSERT INTO items (name) VALUES ('a')"}}
-        ]}}]}"#,
-    );
-    let errors = &results[0]["response"]["result"]["step_errors"];
-    assert_eq!(errors[0]["code"], "TRANSACTION_INTERACTIVE");
-    assert!(errors[0]["message"].is_string());
-    assert_eq!(node.run(&["SELECT count(*) FROM items"])["rows"][0][0]["value"], "0");
-    stop(vec![node]);
-}
-
-#[test]
 fn a_request_that_breaks_the_protocol_is_answered_in_json() {
     let (_cluster, node) = node();
     for body in ["{", r#"{"requests":[{"type":"nonsense"}]}"#, r#"{"baton":"b","requests":[]}"#] {

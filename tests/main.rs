@@ -6,6 +6,7 @@
 mod harness;
 
 mod bookmarks;
+mod clients;
 mod convergence;
 mod crash_recovery;
 mod formats;
@@ -15,4 +16,6 @@ mod joining;
 mod scenarios;
 mod schema_migration;
 mod simulator;
+mod sockets;
+mod streams;
 mod tidy;

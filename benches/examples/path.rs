@@ -7,10 +7,10 @@
 //! $ valgrind --tool=callgrind --toggle-collect='path::measured*' target/release/examples/path insert text ours
 //! ```
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use littoral_benches::{
-    DELETE_BY_KEY, ItemRow, Key, Node, Pair, Plain, Setup, UPDATE_BY_KEY, rows,
+    DELETE_BY_KEY, INSERT, ItemRow, Key, Node, Pair, Plain, Setup, UPDATE_BY_KEY, rows,
 };
 use rusqlite::params;
 
@@ -41,8 +41,19 @@ fn measured<T>(run: impl FnOnce() -> T) -> T {
 
 fn node(path: &str, key: Key, rows: &[ItemRow]) {
     let mut node = Node::new(key);
+    // The job must not be the one that makes or frees them.
+    let shared: Arc<[ItemRow]> = rows.into();
     if path == "insert" {
-        measured(|| node.insert(key, rows));
+        let rows = Arc::clone(&shared);
+        measured(|| {
+            node.write(move |tx| {
+                let mut insert = tx.prepare(INSERT)?;
+                rows.iter().try_for_each(|r| {
+                    let values = params![r.key(key), r.qty, r.price, r.name, r.note, r.data];
+                    insert.execute(values).map(drop)
+                })
+            })
+        });
         return;
     }
     node.insert(key, rows);
@@ -50,7 +61,11 @@ fn node(path: &str, key: Key, rows: &[ItemRow]) {
     match path {
         "update" => drop(measured(|| node.write(|tx| tx.execute(UPDATE, []).map(drop)))),
         "delete" => drop(measured(|| {
-            node.each(DELETE_BY_KEY, rows, move |delete, r| delete.execute([r.key(key)]).map(drop))
+            let rows = Arc::clone(&shared);
+            node.write(move |tx| {
+                let mut delete = tx.prepare(DELETE_BY_KEY)?;
+                rows.iter().try_for_each(|r| delete.execute([r.key(key)]).map(drop))
+            })
         })),
         "column" => (0..COLUMNS).for_each(|column| {
             let sql = column_sql(column);

@@ -405,9 +405,10 @@ pub(crate) fn integral(r: f64) -> Option<i64> {
 }
 
 fn put_key_integer(out: &mut Vec<u8>, n: i64) {
-    let magnitude = n.unsigned_abs().to_be_bytes();
-    let zeros = magnitude.iter().take_while(|&&b| b == 0).count();
-    let digits = &magnitude[zeros..];
+    let magnitude = n.unsigned_abs();
+    let zeros = magnitude.leading_zeros() / u8::BITS;
+    let bytes = magnitude.to_be_bytes();
+    let digits = &bytes[zeros as usize..];
     let len = low_byte(digits.len() as u64);
     if n < 0 {
         out.push(KEY_INTEGER_ZERO - len);

@@ -145,11 +145,10 @@ fn a_derived_trigger_that_fails_costs_its_target_and_not_the_row() {
     cluster.write(0, "INSERT INTO note VALUES(1, 'apple', '', 0)");
     cluster.settle();
     // The index of one node is damaged.
-    cluster.write(
-        1,
-        "UPDATE found_data SET block = x'00' WHERE id > 1; DELETE FROM found_data WHERE id = 10",
-    );
     cluster.replicas[1].take().unwrap().close(cluster.now).1.unwrap();
+    let damage =
+        "UPDATE found_data SET block = x'00' WHERE id > 1; DELETE FROM found_data WHERE id = 10";
+    rusqlite::Connection::open(cluster.path(1)).unwrap().execute_batch(damage).unwrap();
     cluster.open(1);
     cluster.cut();
     cluster.link(0, 1);

@@ -12,7 +12,10 @@ use littoral_node::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use support::{Cluster, http, integer, stop, write};
 
@@ -300,4 +303,94 @@ async fn what_runs_at_the_origin_is_held_to_the_token_there_too() {
     let (status, _) = ask(&edge, "none", "POST", "/v1/outcome?key=same", "").await;
     assert_eq!(status, 401);
     stop(vec![origin, edge]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn web_pages_may_ask_where_tokens_are_wanted() {
+    let (_cluster, keys, node) = guarded(HttpLimits::default(), false).await;
+    let preflight = "OPTIONS /v2/pipeline HTTP/1.1\r\norigin: https://shop.example\r\n\
+        access-control-request-method: POST\r\naccess-control-request-headers: authorization";
+    let (status, head, _) = http(&node, preflight, "").await;
+    assert_eq!(status, 204, "{head}");
+    assert!(head.contains("access-control-allow-origin: *\r\n"), "{head}");
+    assert!(head.contains("access-control-allow-headers: authorization\r\n"), "{head}");
+    let (status, head, _) = http(&node, "POST /v2/pipeline HTTP/1.1", "{}").await;
+    assert_eq!(status, 401, "{head}");
+    assert!(head.contains("access-control-allow-origin: *\r\n"), "a page can read why: {head}");
+    drop(keys);
+    stop(vec![node]).await;
+}
+
+/// Opens a WebSocket without a token in its head.
+async fn socket(node: &Node) -> TcpStream {
+    let mut stream = TcpStream::connect(node.http_address().unwrap()).await.unwrap();
+    let head = "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        sec-websocket-protocol: hrana2\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&answer));
+    stream
+}
+
+/// Sends a message and reads one; `None` if the socket is closed instead.
+async fn say(stream: &mut TcpStream, message: Value) -> Option<Value> {
+    let text = message.to_string();
+    let length = u16::try_from(text.len()).unwrap();
+    // Long form, and a mask of zeros, which changes nothing.
+    let mut frame = vec![0x81, 0x80 | 126];
+    frame.extend(length.to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(text.as_bytes());
+    assert!(length >= 126, "short messages have another form");
+    stream.write_all(&frame).await.unwrap();
+    let kind = stream.read_u8().await.unwrap();
+    let length = match stream.read_u8().await.unwrap() {
+        126 => stream.read_u16().await.unwrap(),
+        short => u16::from(short),
+    };
+    let mut payload = vec![0; usize::from(length)];
+    stream.read_exact(&mut payload).await.unwrap();
+    (kind == 0x81).then(|| serde_json::from_slice(&payload).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_brings_its_token_in_the_hello() {
+    let (_cluster, keys, node) = guarded(HttpLimits::default(), false).await;
+    let reader = issue(&keys, &["--read", "counters"]);
+    let pad = " ".repeat(150);
+    let execute = |sql: &str| {
+        json!({ "type": "request", "request_id": 2, "request": { "type": "execute", "stream_id": 1,
+            "stmt": { "sql": format!("{sql}{pad}") } } })
+    };
+    let open = json!({ "type": "request", "request_id": 1, "pad": pad,
+        "request": { "type": "open_stream", "stream_id": 1 } });
+
+    let mut stream = socket(&node).await;
+    assert_eq!(say(&mut stream, open.clone()).await, None, "no hello");
+    for wrong in [Value::Null, json!("nonsense")] {
+        let mut stream = socket(&node).await;
+        let answer = say(&mut stream, json!({ "type": "hello", "jwt": wrong, "pad": pad })).await;
+        let answer = answer.unwrap();
+        assert_eq!(answer["type"], "hello_error");
+        assert_eq!(answer["error"]["code"], "LITTORAL_UNAUTHORIZED");
+    }
+    let mut stream = socket(&node).await;
+    let hello = json!({ "type": "hello", "jwt": reader, "pad": pad });
+    assert_eq!(say(&mut stream, hello).await.unwrap()["type"], "hello_ok");
+    assert_eq!(say(&mut stream, open).await.unwrap()["type"], "response_ok");
+    let read = say(&mut stream, execute("SELECT n FROM counters")).await.unwrap();
+    assert_eq!(read["response"]["result"]["rows"][0][0]["value"], "1");
+    // Also within a transaction that has the writer, or one that reads.
+    for begin in ["SELECT 1", "BEGIN IMMEDIATE", "ROLLBACK", "BEGIN"] {
+        assert_eq!(say(&mut stream, execute(begin)).await.unwrap()["type"], "response_ok");
+        for sql in ["SELECT note FROM places", "UPDATE counters SET n = 9"] {
+            let answer = say(&mut stream, execute(sql)).await.unwrap();
+            assert_eq!(answer["error"]["code"], "LITTORAL_NOT_GRANTED", "{begin}: {sql}: {answer}");
+        }
+    }
+    stop(vec![node]).await;
 }

@@ -159,23 +159,23 @@ async fn scripts_stop_at_their_first_error_and_keep_what_ran() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_open_transaction_is_refused_before_anything_runs() {
+async fn a_transaction_that_nobody_comes_back_to_leaves_nothing() {
     let (_cluster, node) = origin().await;
     let insert = "INSERT INTO counters (name) VALUES ('a')";
-    let steps = json!([step("BEGIN IMMEDIATE", Value::Null), step(insert, ok(0))]);
-    let requests = json!([{ "type": "batch", "batch": { "steps": steps } }]);
-    let result = batch(&node, requests).await;
-    assert_eq!(result["step_errors"][0]["code"], "TRANSACTION_INTERACTIVE");
-    // Statements behind it must not slip into autocommit.
     let requests = json!([
-        { "type": "execute", "stmt": { "sql": "BEGIN" } },
+        { "type": "execute", "stmt": { "sql": "BEGIN IMMEDIATE" } },
         { "type": "execute", "stmt": { "sql": insert } },
         { "type": "get_autocommit" },
     ]);
     let results = pipeline(&node, requests).await;
-    assert_eq!(results[1]["error"]["code"], "TRANSACTION_INTERACTIVE");
-    let count = sql(&node, "SELECT count(*) FROM counters").await.unwrap();
-    assert_eq!(count["rows"][0][0]["value"], "0");
+    assert_eq!(results[1]["response"]["result"]["affected_row_count"], 1);
+    assert_eq!(results[2]["response"]["is_autocommit"], false);
+    let reads = sql(&node, "SELECT count(*) FROM counters").await.unwrap();
+    assert_eq!(reads["rows"][0][0]["value"], "0");
+    // Whoever writes waits until its time is over.
+    sql(&node, "INSERT INTO counters (name) VALUES ('b')").await.unwrap();
+    let names = sql(&node, "SELECT group_concat(name) FROM counters").await.unwrap();
+    assert_eq!(names["rows"][0][0]["value"], "b");
     stop(vec![node]).await;
 }
 

@@ -163,7 +163,7 @@ async fn savepoints_need_a_transaction() {
     let insert = "INSERT INTO counters (name) VALUES ('a')";
     for statement in ["SAVEPOINT s", "RELEASE s", "ROLLBACK TO s"] {
         let error = sql(&node, statement).await.unwrap_err();
-        assert_eq!(error["code"], "TRANSACTION_INTERACTIVE", "{statement}: {error}");
+        assert_eq!(error["code"], "LITTORAL_FORBIDDEN", "{statement}: {error}");
     }
     let within = ["BEGIN", "SAVEPOINT s", insert, "ROLLBACK TO s", "RELEASE s", "COMMIT"];
     for result in pipeline(&node, executes(&within)).await {

@@ -60,6 +60,20 @@ impl Client {
         self.answer()
     }
 
+    /// Sends a request and reads only the first line of the answer, which is JSON.
+    pub(crate) fn begin(&mut self, method: &str, path: &str, body: &str) -> io::Result<Value> {
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        self.stream.get_mut().write_all(request.as_bytes())?;
+        while !self.line()?.is_empty() {}
+        // The length of the first chunk.
+        self.line()?;
+        let line = self.line()?;
+        serde_json::from_str(&line).map_err(|_| broken(&line))
+    }
+
     fn answer(&mut self) -> io::Result<Answer> {
         let first = self.line()?;
         let status = first.split(' ').nth(1).and_then(|code| code.parse().ok());

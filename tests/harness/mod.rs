@@ -112,7 +112,7 @@ pub(crate) struct Node {
     child: Child,
     pub(crate) name: String,
     links: String,
-    http: SocketAddr,
+    pub(crate) http: SocketAddr,
     database: PathBuf,
     log: PathBuf,
 }
@@ -135,6 +135,13 @@ impl Node {
 
     pub(crate) fn status(&self) -> Value {
         self.client().get("/status").unwrap().json()
+    }
+
+    /// How much memory the process has.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 
     pub(crate) fn until_ready(&self) {

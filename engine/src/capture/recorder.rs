@@ -3,7 +3,6 @@
 
 use std::{
     borrow::Cow,
-    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
@@ -24,7 +23,7 @@ use crate::{
     error::WriteError,
     id::TableId,
     schema::{Column, Registry, Table, row::read_row, spelling::put_spelling},
-    sqlite::{Change, PreupdateSink, ROWID, RowEvent, Untold},
+    sqlite::{Change, Moment, PreupdateSink, ROWID, RowEvent, Untold},
     testing::{Bug, planted},
     value::{ValueRef, put_cell, put_key_part, put_varint},
 };

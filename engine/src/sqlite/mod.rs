@@ -53,6 +53,16 @@ pub(crate) struct RowEvent<'e> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Untold(pub(crate) c_int);
 
+/// On which side of a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Moment {
+    Before,
+    After,
+}
+
+type ReadValue =
+    unsafe extern "C" fn(*mut ffi::sqlite3, c_int, *mut *mut ffi::sqlite3_value) -> c_int;
+
 /// What stands for a column's number where the rowid is meant.
 pub(crate) const ROWID: usize = usize::MAX;
 
@@ -60,31 +70,34 @@ impl<'e> RowEvent<'e> {
     /// The value before an update or a delete.
     #[inline]
     pub(crate) fn before(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
-        if column == ROWID {
-            return Ok(ValueRef::Integer(self.rowids[0]));
-        }
-        // SAFETY: `self` exists only within the hook's call, where SQLite allows this.
-        unsafe { self.value(column, ffi::sqlite3_preupdate_old) }
+        self.at(Moment::Before, column)
     }
 
     /// The value after an insert or an update.
     #[inline]
     pub(crate) fn after(&self, column: usize) -> Result<ValueRef<'e>, Untold> {
+        self.at(Moment::After, column)
+    }
+
+    /// The value at one of the two moments: before an insert and after a delete there is none.
+    // Asked for every cell of every row: kept out of line, it costs more than what it does.
+    #[inline(always)]
+    pub(crate) fn at(&self, moment: Moment, column: usize) -> Result<ValueRef<'e>, Untold> {
+        let (rowid, read): (_, ReadValue) = match moment {
+            Moment::Before => (self.rowids[0], ffi::sqlite3_preupdate_old),
+            Moment::After => (self.rowids[1], ffi::sqlite3_preupdate_new),
+        };
         if column == ROWID {
-            return Ok(ValueRef::Integer(self.rowids[1]));
+            return Ok(ValueRef::Integer(rowid));
         }
-        // SAFETY: as above.
-        unsafe { self.value(column, ffi::sqlite3_preupdate_new) }
+        // SAFETY: `self` exists only within the hook's call, where SQLite allows this.
+        unsafe { self.value(column, read) }
     }
 
     /// # Safety
     /// `read` is one of the two functions of the hook, called within the hook.
-    #[inline]
-    unsafe fn value(
-        &self,
-        column: usize,
-        read: unsafe extern "C" fn(*mut ffi::sqlite3, c_int, *mut *mut ffi::sqlite3_value) -> c_int,
-    ) -> Result<ValueRef<'e>, Untold> {
+    #[inline(always)]
+    unsafe fn value(&self, column: usize, read: ReadValue) -> Result<ValueRef<'e>, Untold> {
         let column = c_int::try_from(column).map_err(|_| Untold(ffi::SQLITE_RANGE))?;
         let mut value: *mut ffi::sqlite3_value = ptr::null_mut();
         // SAFETY: the connection is the one that calls the hook, and `value` is a place to write to.

@@ -1,6 +1,7 @@
 //! Who is let in, what for, and how often.
 //!
-//! With `[http.auth]` every request but those of `/health` and `/ready` needs a token; what it may do
+//! With `[http.auth]` every request but those of `/health` and `/ready` needs a token, and so does the
+//! hello on a WebSocket; what it may do
 //! with tables the engine judges, statement by statement. Without, whoever reaches the server may do
 //! everything, and it listens on loopback unless its owner says otherwise.
 
@@ -14,9 +15,9 @@ use std::{
 use axum::{
     body::{self, Body},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use littoral::Grants;
 use parking_lot::Mutex;
@@ -104,7 +105,11 @@ impl Access {
     }
 
     /// Counts a request; gives how long its client has to wait if it is one too many.
-    fn count(&self, subject: Option<&Arc<str>>, address: IpAddr) -> Result<(), Duration> {
+    pub(super) fn count(
+        &self,
+        subject: Option<&Arc<str>>,
+        address: IpAddr,
+    ) -> Result<(), Duration> {
         let now = Instant::now();
         if let Some(rate) = self.limits.requests_per_second_per_client {
             let client = match subject {
@@ -168,7 +173,10 @@ pub(super) async fn enter(
 ) -> Response {
     let unknown = RemoteAddress(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0));
     let RemoteAddress(address) = request.extensions().get().copied().unwrap_or(unknown);
-    let who = if needs_no_token(request.uri().path()) {
+    // Clients on a WebSocket say who they are in their hello.
+    let upgrades = request.method() == Method::GET
+        && request.headers().get(header::UPGRADE).is_some_and(|to| to == "websocket");
+    let who = if upgrades || needs_no_token(request.uri().path()) {
         Ok(Principal { operates: false, grants: Some(Arc::default()), ..Principal::anybody() })
     } else {
         access.authenticate(bearer(request.headers()))
@@ -193,6 +201,28 @@ pub(super) async fn enter(
         Ok(request) => next.run(request).await,
         Err(response) => response,
     }
+}
+
+/// Lets web pages of any site ask, since whoever asks needs a token, which no browser adds by itself.
+pub(super) async fn cross_origin(request: Request, next: Next) -> Response {
+    let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let is_preflight = request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let any = HeaderValue::from_static("*");
+    let mut response = if is_preflight {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, any.clone());
+        // Named one by one, since "*" does not stand for Authorization.
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or_else(|| any.clone()));
+        response
+    } else {
+        next.run(request).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, any.clone());
+    headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, any);
+    response
 }
 
 /// What the machinery around a node asks before it has any token.

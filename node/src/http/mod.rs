@@ -3,6 +3,7 @@
 //! | path | what |
 //! | --- | --- |
 //! | `POST /v2/pipeline`, `/v3/pipeline`, `/v3/cursor` | SQL, as libSQL clients speak it |
+//! | `GET` of any path, to be upgraded | a WebSocket of the same |
 //! | `POST /v1/execute`, `/v1/batch` | the same for older clients |
 //! | `POST /v1/outcome` | what became of a write that the origin was sent |
 //! | `GET /v2`, `/v3` | version probes of those clients |
@@ -46,7 +47,7 @@ use tracing::warn;
 
 pub(crate) use self::hrana::{prepare, statements};
 pub use self::session::SealError;
-use self::{access::Access, server::Server, session::Sessions};
+use self::{access::Access, hrana::Streams, server::Server, session::Sessions};
 use crate::{
     config::{Http, is_loopback},
     runtime::NodeHandle,
@@ -77,6 +78,7 @@ pub enum HttpError {
 pub(crate) struct HttpServer {
     address: SocketAddr,
     stop: watch::Sender<bool>,
+    streams: Arc<Streams>,
     task: JoinHandle<()>,
 }
 
@@ -85,6 +87,9 @@ pub(crate) struct HttpServer {
 struct ServerState {
     node: NodeHandle,
     access: Arc<Access>,
+    streams: Arc<Streams>,
+    max_body_bytes: usize,
+    stopping: watch::Receiver<bool>,
 }
 
 impl HttpServer {
@@ -108,10 +113,18 @@ impl HttpServer {
         let address = listener.local_addr().map_err(bind)?;
         let (stop, stopping) = watch::channel(false);
         let access = Arc::new(access);
-        let router = router(config, ServerState { node, access }, sessions);
+        let streams = Streams::start();
+        let state = ServerState {
+            node,
+            access,
+            streams: Arc::clone(&streams),
+            max_body_bytes: config.max_body_bytes,
+            stopping: stopping.clone(),
+        };
+        let router = router(config, state, sessions);
         let server = Server { listener, tls, router, connections: config.limits.connections };
         let task = tokio::spawn(server.run(stopping));
-        Ok(Self { address, stop, task })
+        Ok(Self { address, stop, streams, task })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -124,6 +137,7 @@ impl HttpServer {
         if let Err(error) = (&mut self.task).await {
             warn!(%error, "the HTTP server ended by a bug");
         }
+        self.streams.close();
     }
 }
 
@@ -150,23 +164,24 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .route("/verify", post(maintenance::verify))
         .route("/schema/abort", post(maintenance::abort_schema_change))
         .route("/policy/explain", post(maintenance::explain))
-        .fallback(not_found)
+        .fallback(hrana::upgrade)
         .layer(middleware::from_fn_with_state(sessions, session::carry))
         // It was measured when it was gathered.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Arc::clone(&state.access), access::enter))
         .with_state(state);
-    // A web page has no token. With `allow_unauthenticated` the owner vouches for the network, and
-    // proxies may use any name.
+    // With `allow_unauthenticated` the owner vouches for the network, and proxies may use any name.
     let vouched = config.allow_unauthenticated && !is_loopback(config.listen.ip());
-    if config.auth.is_some() || vouched {
+    if config.auth.is_some() {
+        router.layer(middleware::from_fn(access::cross_origin))
+    } else if vouched {
         router
     } else {
         router.layer(middleware::from_fn(only_local))
     }
 }
 
-async fn not_found() -> Response {
+fn not_found() -> Response {
     hrana::failure(StatusCode::NOT_FOUND, "NOT_FOUND", "there is nothing at this path")
 }
 

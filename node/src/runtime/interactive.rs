@@ -17,10 +17,10 @@ use super::{Event, EventSender, stopping};
 
 /// How long a transaction may have the writer, its client's thinking included. Meanwhile nobody else
 /// writes, and nothing that other nodes wrote is applied.
-pub(crate) const TRANSACTION_TIME_LIMIT: Duration = Duration::from_secs(5);
+const TRANSACTION_TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a transaction waits for the writer.
-pub(crate) const TRANSACTION_WAIT_LIMIT: Duration = Duration::from_secs(20);
+const TRANSACTION_WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a transaction is over.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -15,6 +15,7 @@
 
 mod files;
 mod forwards;
+mod interactive;
 mod readers;
 mod replica_thread;
 mod routing;
@@ -24,7 +25,11 @@ mod writes;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -46,6 +51,8 @@ use self::{
 };
 pub(crate) use self::{
     forwards::Prepared,
+    interactive::{Transaction, TransactionError},
+    readers::HeldReader,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
@@ -111,6 +118,8 @@ pub struct NodeHandle {
     readers: Arc<ReaderPool>,
     news: broadcast::Sender<News>,
     ended: watch::Receiver<()>,
+    /// How many interactive transactions there were.
+    transactions: Arc<AtomicU64>,
     clock: Clock,
 }
 
@@ -303,6 +312,17 @@ impl NodeHandle {
         self.read(Reader::bookmark).await?.map_err(ReadError::Sqlite)
     }
 
+    /// Begins an interactive transaction: waits for its turn in the queue of writes.
+    pub(crate) async fn begin(&self) -> Result<Transaction, TransactionError> {
+        let id = self.transactions.fetch_add(1, Ordering::Relaxed);
+        Transaction::begin(&self.events, id).await
+    }
+
+    /// A read-only connection for one user, for as long as that needs it.
+    pub(crate) async fn hold_reader(&self) -> Result<HeldReader, ReadError> {
+        self.readers.hold().await
+    }
+
     /// A picture of the replica, or `None` after the node has stopped.
     pub async fn status(&self) -> Option<Status> {
         let (reply, answer) = oneshot::channel();
@@ -384,6 +404,7 @@ impl Runtime {
             readers,
             news,
             ended,
+            transactions: Arc::default(),
             clock,
         };
         Ok(Self { handle, replica, watchdog, storage, _stop: stop, _lock: lock })

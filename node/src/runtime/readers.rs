@@ -4,17 +4,27 @@
 //! panicked, is not used again; work whose caller has gone away is interrupted until it ends, and only
 //! that.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use littoral::{BookmarkNotReached, Db, Grants, Reader};
 use parking_lot::Mutex;
 use rusqlite::InterruptHandle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 
 use super::{READ_TIMEOUT, TooStale};
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that are held at most, beside those of the pool.
+const HELD_MAX: usize = 64;
 
 /// An interrupt that falls between two queries is lost, so it is repeated.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
@@ -41,6 +51,9 @@ pub enum ReadError {
     /// The node did not receive in time what the bookmark names.
     #[error(transparent)]
     BookmarkNotReached(#[from] BookmarkNotReached),
+    /// As many connections as there may be are held by others.
+    #[error("{HELD_MAX} transactions that read are open already; try again")]
+    TooManyHeld,
     /// What the node shows is older than a table allows.
     #[error(transparent)]
     TooStale(#[from] TooStale),
@@ -56,6 +69,9 @@ pub(crate) struct ReaderPool {
     permits: Arc<Semaphore>,
     limit: u32,
     running: Arc<Mutex<Vec<Arc<Running>>>>,
+    /// Connections that their users hold.
+    held: Mutex<Vec<Weak<Slot>>>,
+    holds: Arc<Semaphore>,
     /// All permits, while the file is replaced.
     paused: Mutex<Option<OwnedSemaphorePermit>>,
 }
@@ -74,6 +90,8 @@ impl ReaderPool {
             permits: Arc::new(Semaphore::new(limit)),
             limit: u32::try_from(limit).unwrap_or(u32::MAX),
             running: Arc::default(),
+            held: Mutex::default(),
+            holds: Arc::new(Semaphore::new(HELD_MAX)),
             paused: Mutex::new(None),
         }
     }
@@ -94,8 +112,9 @@ impl ReaderPool {
         let idle = Arc::clone(&self.idle);
         let running = Arc::new(Running::default());
         let all_running = Arc::clone(&self.running);
-        let guard = InterruptOnDrop(Arc::clone(&running));
+        let theirs = Arc::clone(&running);
         let task = tokio::task::spawn_blocking(move || {
+            let running = theirs;
             let pooled = idle.lock().pop();
             let reader = match pooled {
                 Some(reader) => reader,
@@ -121,20 +140,45 @@ impl ReaderPool {
             drop(permit);
             result.ok_or(ReadError::TimedOut)
         });
-        let result = tokio::time::timeout(READ_TIMEOUT, task).await;
-        drop(guard);
-        match result {
-            Err(_) => Err(ReadError::TimedOut),
-            Ok(Err(_)) => Err(ReadError::Panicked),
-            Ok(Ok(result)) => result,
+        finish(running, task).await
+    }
+
+    /// Opens a connection that one user holds.
+    pub(crate) async fn hold(&self) -> Result<HeldReader, ReadError> {
+        let hold = Arc::clone(&self.holds);
+        let hold = hold.try_acquire_owned().map_err(|_| ReadError::TooManyHeld)?;
+        // None is opened while the file is replaced.
+        let permit = self.permits.acquire().await.map_err(|_| ReadError::Stopping)?;
+        let db = self.db();
+        let opened = tokio::task::spawn_blocking(move || db.reader());
+        let reader = opened.await.map_err(|_| ReadError::Panicked)?.map_err(ReadError::Open)?;
+        let slot = Arc::new(Slot(Mutex::new(Some(reader))));
+        let mut held = self.held.lock();
+        held.retain(|slot| slot.strong_count() > 0);
+        held.push(Arc::downgrade(&slot));
+        drop((held, permit));
+        Ok(HeldReader { slot, running: Arc::clone(&self.running), _hold: hold })
+    }
+
+    /// Closes what is held, as far as nobody uses it just now; tells whether that is all.
+    fn let_go(&self) -> bool {
+        let mut all = true;
+        for slot in self.held.lock().iter().filter_map(Weak::upgrade) {
+            match slot.0.try_lock() {
+                Some(mut reader) => *reader = None,
+                None => all = false,
+            }
         }
+        all
     }
 
     /// Ends the reads that run, lets none begin until [`ReaderPool::resume`], and closes all connections.
     /// Blocks until all are closed.
     pub(crate) fn pause(&self) {
         let all = loop {
-            if let Ok(all) = Arc::clone(&self.permits).try_acquire_many_owned(self.limit) {
+            if let Ok(all) = Arc::clone(&self.permits).try_acquire_many_owned(self.limit)
+                && self.let_go()
+            {
                 break Some(all);
             }
             if self.permits.is_closed() {
@@ -166,6 +210,74 @@ impl ReaderPool {
         }
         self.permits.close();
         self.idle.lock().clear();
+        // One that is in use is closed when its query ends.
+        self.let_go();
+    }
+}
+
+/// A connection that one user holds, until the file is replaced.
+#[derive(Debug)]
+struct Slot(Mutex<Option<Reader>>);
+
+/// A read-only connection that one user holds, with the transaction that is open on it.
+pub(crate) struct HeldReader {
+    slot: Arc<Slot>,
+    running: Arc<Mutex<Vec<Arc<Running>>>>,
+    _hold: OwnedSemaphorePermit,
+}
+
+impl fmt::Debug for HeldReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeldReader").finish_non_exhaustive()
+    }
+}
+
+impl HeldReader {
+    /// As [`ReaderPool::read`], on this connection.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        grants: Option<Arc<Grants>>,
+        work: impl FnOnce(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let slot = Arc::clone(&self.slot);
+        let all_running = Arc::clone(&self.running);
+        let running = Arc::new(Running::default());
+        let theirs = Arc::clone(&running);
+        let task = tokio::task::spawn_blocking(move || {
+            let running = theirs;
+            let mut slot = slot.0.lock();
+            let Some(reader) = &*slot else { return Err(ReadError::SnapshotReplaced) };
+            // Whoever had it before may have been allowed more, or less.
+            reader.restrict(grants).map_err(ReadError::Open)?;
+            let wanted = running.begin(reader.connection().get_interrupt_handle());
+            if wanted {
+                all_running.lock().push(Arc::clone(&running));
+            }
+            let result = wanted.then(|| work(reader));
+            let replaced = running.end();
+            all_running.lock().retain(|other| !Arc::ptr_eq(other, &running));
+            if replaced {
+                *slot = None;
+                return Err(ReadError::SnapshotReplaced);
+            }
+            result.ok_or(ReadError::TimedOut)
+        });
+        finish(running, task).await
+    }
+}
+
+/// Waits for work that runs. If it takes too long, or nobody waits any more, it is interrupted.
+async fn finish<T>(
+    running: Arc<Running>,
+    task: JoinHandle<Result<T, ReadError>>,
+) -> Result<T, ReadError> {
+    let guard = InterruptOnDrop(running);
+    let result = tokio::time::timeout(READ_TIMEOUT, task).await;
+    drop(guard);
+    match result {
+        Err(_) => Err(ReadError::TimedOut),
+        Ok(Err(_)) => Err(ReadError::Panicked),
+        Ok(Ok(result)) => result,
     }
 }
 

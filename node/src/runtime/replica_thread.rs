@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
-    time::Duration,
+    time::{Duration, Instant as StdInstant},
 };
 
 use bytes::Bytes;
@@ -30,6 +30,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     files::Files,
     forwards::{Ask, Asker, Prepare},
+    interactive::{Begin, Held},
     storage_threads::{SnapshotRequest, StorageRequests},
     writes::{Turn, Watchdog, Write},
 };
@@ -61,6 +62,14 @@ pub(crate) enum Event {
     Write(Write),
     /// Ask the origin for something, and answer when it has answered.
     Forward { ask: Ask, done: Asker },
+    /// Queue an interactive transaction, and answer when it has the writer.
+    Begin(Begin),
+    /// Run statements in one.
+    Step { id: u64, run: Box<dyn FnOnce(&mut WriteTx<'_>) + Send> },
+    /// Commit one, and answer when it is done.
+    Commit { id: u64, done: oneshot::Sender<Result<Committed, WriteError>> },
+    /// Roll one back, or let it wait no more.
+    RollBack(u64),
     /// Run a migration, and answer when it is done.
     Migrate { script: String, done: oneshot::Sender<Result<Committed, WriteError>> },
     /// Give up the change of the schema that waits, and answer when that is done.
@@ -113,10 +122,16 @@ pub(crate) struct ReplicaThread {
     inbox: mpsc::Receiver<Event>,
     effects: Effects,
     wake_at: Option<Instant>,
-    /// Writes that are not before the replica yet, oldest first.
-    writes: VecDeque<Write>,
+    /// What is not before the replica yet, oldest first.
+    writes: VecDeque<Waiting>,
     watchdog: Watchdog,
     prepare: Prepare,
+}
+
+/// What waits for the writer.
+enum Waiting {
+    Write(Write),
+    Begin(Begin),
 }
 
 impl ReplicaThread {
@@ -134,6 +149,7 @@ impl ReplicaThread {
             forwards: HashMap::new(),
             failed: Vec::new(),
             migrations: HashMap::new(),
+            held: None,
             postponed: Vec::new(),
             postponements: 0,
             links: HashMap::new(),
@@ -166,6 +182,7 @@ impl ReplicaThread {
                 batch.push(event);
             }
             let stop = self.take(&mut batch);
+            self.end_what_takes_too_long();
             self.run_writes();
             if self.replica.is_none() {
                 break;
@@ -179,13 +196,16 @@ impl ReplicaThread {
 
     /// Waits for an event, or for the time to wake (`Some(None)`). `None` when all senders are gone.
     fn next_event(&mut self) -> Option<Option<Event>> {
-        if !self.writes.is_empty() {
+        // One transaction has the writer, so nobody else's turn has come.
+        if !self.writes.is_empty() && self.effects.held.is_none() {
             return Some(None);
         }
-        let Some(wake_at) = self.wake_at else {
+        let wakes = self.wake_at.map(|at| at.since(self.clock.now().mono));
+        let ends_at = self.effects.held.as_ref().and_then(|held| held.ends_at);
+        let ends = ends_at.map(|at| at.saturating_duration_since(StdInstant::now()));
+        let Some(wait) = wakes.into_iter().chain(ends).min() else {
             return self.inbox.recv().ok().map(Some);
         };
-        let wait = wake_at.since(self.clock.now().mono);
         if wait > Duration::ZERO {
             match self.inbox.recv_timeout(wait) {
                 Ok(event) => return Some(Some(event)),
@@ -206,7 +226,11 @@ impl ReplicaThread {
         let mut asked = Vec::new();
         for event in batch.drain(..) {
             match event {
-                Event::Write(write) => self.writes.push_back(write),
+                Event::Write(write) => self.writes.push_back(Waiting::Write(write)),
+                Event::Begin(begin) => self.writes.push_back(Waiting::Begin(begin)),
+                Event::Step { id, run } => self.step(id, run),
+                Event::Commit { id, done } => self.commit(id, done),
+                Event::RollBack(id) => self.roll_back(id),
                 Event::Forward { ask, done } => {
                     if let Some(replica) = &mut self.replica {
                         let now = self.clock.now();
@@ -271,17 +295,20 @@ impl ReplicaThread {
         stop
     }
 
-    /// Hands all writes to the replica, and drains. Those that did not begin in time come back.
+    /// Hands writes to the replica, up to the next interactive transaction, and drains. Those that did
+    /// not begin in time come back. If nothing is before it any more, the transaction follows.
     fn run_writes(&mut self) {
-        if self.writes.is_empty() {
+        if self.effects.held.is_some() {
             return;
         }
         let turn = Turn::begin(&self.watchdog);
         let mut first = true;
-        for write in std::mem::take(&mut self.writes) {
+        while let Some(Waiting::Write(_)) = self.writes.front()
+            && let Some(replica) = &mut self.replica
+            && let Some(Waiting::Write(write)) = self.writes.pop_front()
+        {
             let write = Arc::new(Mutex::new(write));
             let (theirs, turn) = (Arc::clone(&write), Arc::clone(&turn));
-            let Some(replica) = &mut self.replica else { break };
             let now = self.clock.now();
             let program = write.lock().program.as_ref().map(|p| (p.request, Arc::clone(&p.result)));
             let ticket = match program {
@@ -300,8 +327,70 @@ impl ReplicaThread {
             self.effects.waiting.insert(ticket, write);
             first = false;
         }
-        self.drain();
-        self.writes.extend(self.effects.postponed.drain(..));
+        if !first {
+            self.drain();
+            for write in self.effects.postponed.drain(..).rev() {
+                self.writes.push_front(Waiting::Write(write));
+            }
+        }
+        if let Some(Waiting::Begin(_)) = self.writes.front()
+            && let Some(replica) = &mut self.replica
+            && let Some(Waiting::Begin(begin)) = self.writes.pop_front()
+        {
+            let ticket = replica.begin(self.clock.now());
+            self.effects.held = Some(Held::new(begin, ticket));
+            self.drain();
+        }
+    }
+
+    // --- Interactive transactions
+
+    /// The ticket of a transaction, if it has the writer or is about to get it.
+    fn ticket(&self, id: u64) -> Option<Ticket> {
+        self.effects.held.as_ref().filter(|held| held.id == id).map(|held| held.ticket)
+    }
+
+    /// Runs statements in a transaction. If it is over, whoever waits is told by `run` being dropped.
+    fn step(&mut self, id: u64, run: Box<dyn FnOnce(&mut WriteTx<'_>) + Send>) {
+        let Some(ticket) = self.ticket(id) else { return };
+        let Some(ends_at) = self.effects.held.as_ref().and_then(|held| held.ends_at) else {
+            return;
+        };
+        let Some(replica) = &mut self.replica else { return };
+        let timer = self.watchdog.start(ends_at);
+        if StdInstant::now() < ends_at {
+            // An error says that it is over, and `run` was dropped.
+            let _ = replica.step(self.clock.now(), ticket, |tx| run(tx));
+        }
+        timer.stop();
+        self.end_what_takes_too_long();
+    }
+
+    fn commit(&mut self, id: u64, done: oneshot::Sender<Result<Committed, WriteError>>) {
+        self.end_what_takes_too_long();
+        let Some(ticket) = self.ticket(id) else { return };
+        if let (Some(replica), Some(held)) = (&mut self.replica, &mut self.effects.held) {
+            held.done = Some(done);
+            replica.commit(self.clock.now(), ticket);
+            self.drain();
+        }
+    }
+
+    fn roll_back(&mut self, id: u64) {
+        self.writes.retain(|waiting| !matches!(waiting, Waiting::Begin(begin) if begin.id == id));
+        if let (Some(ticket), Some(replica)) = (self.ticket(id), &mut self.replica) {
+            let why = WriteError::Aborted("it was rolled back".to_owned());
+            replica.abandon(self.clock.now(), ticket, why);
+            self.drain();
+        }
+    }
+
+    fn end_what_takes_too_long(&mut self) {
+        let Some(held) = &self.effects.held else { return };
+        if held.ends_at.is_some_and(|at| at <= StdInstant::now()) {
+            held.timed_out();
+            self.roll_back(held.id);
+        }
     }
 
     fn status(&self) -> Option<Status> {
@@ -338,7 +427,9 @@ impl ReplicaThread {
                     }
                 }
                 Output::Run { request, program } => match (self.prepare)(&program) {
-                    Ok(prepared) => self.writes.push_back(Write::of(request, prepared)),
+                    Ok(prepared) => {
+                        self.writes.push_back(Waiting::Write(Write::of(request, prepared)));
+                    }
                     Err(answer) => replica.run_failed(self.clock.now(), request, answer),
                 },
                 output => {
@@ -398,6 +489,8 @@ struct Effects {
     /// Programs that have failed, and what who sent them is told.
     failed: Vec<(RequestId, Vec<u8>)>,
     migrations: HashMap<Ticket, oneshot::Sender<Result<Committed, WriteError>>>,
+    /// The interactive transaction that has the writer, or is about to.
+    held: Option<Held>,
     /// Writes of the drain under way that did not begin, in their order.
     postponed: Vec<Write>,
     /// How many there ever were.
@@ -420,7 +513,15 @@ impl Effects {
             }
             Output::Sync(lsn) => self.storage.sync(lsn),
             Output::WalCheckpoint => self.storage.checkpoint(),
+            Output::Begun { ticket } => {
+                if let Some(held) = self.held.as_mut().filter(|held| held.ticket == ticket) {
+                    held.begun();
+                }
+            }
             Output::Done { ticket, result } => {
+                if let Some(held) = self.held.take_if(|held| held.ticket == ticket) {
+                    return held.ended(result);
+                }
                 if let Some(done) = self.migrations.remove(&ticket) {
                     // Whoever asked may have gone away; what was done stands.
                     let _ = done.send(result);
@@ -462,10 +563,7 @@ impl Effects {
                 self.storage.snapshot(SnapshotRequest::Write { peer, offset, bytes, sync });
             }
             // The replica thread's own business.
-            Output::InstallSnapshot(_)
-            | Output::WakeAt(_)
-            | Output::Begun { .. }
-            | Output::Run { .. } => {}
+            Output::InstallSnapshot(_) | Output::WakeAt(_) | Output::Run { .. } => {}
         }
     }
 
@@ -530,6 +628,7 @@ mod tests {
             forwards: HashMap::new(),
             failed: Vec::new(),
             migrations: HashMap::new(),
+            held: None,
             postponed: Vec::new(),
             postponements: 0,
             links: HashMap::from([(PeerId(1), outbox)]),

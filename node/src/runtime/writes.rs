@@ -149,7 +149,7 @@ impl Watchdog {
     }
 
     /// Begins to watch the job that this thread runs.
-    fn start(&self, ends_at: Instant) -> Timer<'_> {
+    pub(super) fn start(&self, ends_at: Instant) -> Timer<'_> {
         let mut state = self.0.state.lock();
         state.running = Some(Running { ends_at, interrupted: false });
         // Jobs are short: the thread mostly sleeps past the end of many, and need not know of them.
@@ -172,11 +172,11 @@ impl Watchdog {
 }
 
 /// A job that is watched; dropped if it panics.
-struct Timer<'a>(&'a Shared);
+pub(super) struct Timer<'a>(&'a Shared);
 
 impl Timer<'_> {
     /// Whether the job was interrupted. From here on nothing is.
-    fn stop(self) -> bool {
+    pub(super) fn stop(self) -> bool {
         self.0.state.lock().running.take().is_some_and(|running| running.interrupted)
     }
 }

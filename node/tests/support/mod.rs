@@ -228,7 +228,6 @@ pub async fn pipeline(node: &Node, requests: Value) -> Vec<Value> {
     assert_eq!(status, 200, "{body}");
     assert!(head.contains("content-type: application/json\r\n"), "{head}");
     let answer: Value = serde_json::from_str(&body).unwrap();
-    assert!(answer["baton"].is_null());
     answer["results"].as_array().unwrap().clone()
 }
 

@@ -144,36 +144,39 @@ impl Tape {
     ) -> Result<(), Untellable> {
         match event.change {
             Change::Insert => {
-                self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c))
+                self.whole_row(scope.index, table, Change::Insert, event, Moment::After)
             }
             // If the row comes back, what it held is read where this transaction is not seen yet. A row
             // whose blob is written in place stays.
             Change::Delete if scope.alone && scope.changeable.is_nothing() && !event.blob_write => {
-                let key = self.key(table, &|c| event.before(c))?;
+                let key = self.key(table, event, Moment::Before)?;
                 self.push(table, scope.index, Change::Delete, key, self.arena.len());
                 Ok(())
             }
             Change::Delete => {
-                self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))
+                self.whole_row(scope.index, table, Change::Delete, event, Moment::Before)
             }
             Change::Update => self.update(scope, table, event),
         }
     }
 
-    pub(super) fn whole_row<'e>(
+    pub(super) fn whole_row(
         &mut self,
         index: u32,
         table: &Table,
         change: Change,
-        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+        event: &RowEvent<'_>,
+        moment: Moment,
     ) -> Result<(), Untellable> {
-        let key = self.key(table, read)?;
+        let key = self.key(table, event, moment)?;
         let start = self.arena.len();
         if table.has_spelling() {
-            self.spelling(table, read)?;
+            self.spelling(table, event, moment)?;
         }
         for column in table.stored() {
-            let value = read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            let value = event
+                .at(moment, column.position)
+                .map_err(|e| Untellable::sqlite(&column.name, e))?;
             put_cell(&mut self.arena, column.stored(value));
         }
         self.push(table, index, change, key, start);
@@ -186,30 +189,23 @@ impl Tape {
         table: &Table,
         event: &RowEvent<'_>,
     ) -> Result<(), Untellable> {
-        let rewritten = Cell::new(false);
-        let key = self.key(table, &|column| {
-            let before = event.before(column)?;
-            if scope.changeable.contains_key() || scope.verify {
-                rewritten.set(rewritten.get() || !same(event.after(column)?, before));
-            }
-            Ok(before)
-        })?;
+        let key = self.key(table, event, Moment::Before)?;
         let start = self.arena.len();
-        if rewritten.get() {
+        if (scope.changeable.contains_key() || scope.verify) && respells(table, event)? {
             assert!(scope.changeable.contains_key(), "a statement changed a key unannounced");
-            let after = self.key(table, &|c| event.after(c))?;
+            let after = self.key(table, event, Moment::After)?;
             let another = self.arena[key..start] != self.arena[after..];
             self.arena.truncate(start);
             if another {
                 // Another key is another row.
                 self.arena.truncate(key);
-                self.whole_row(scope.index, table, Change::Delete, &|c| event.before(c))?;
-                return self.whole_row(scope.index, table, Change::Insert, &|c| event.after(c));
+                self.whole_row(scope.index, table, Change::Delete, event, Moment::Before)?;
+                return self.whole_row(scope.index, table, Change::Insert, event, Moment::After);
             }
             if table.has_spelling() && !planted(Bug::RespellingIgnored) {
                 put_varint(&mut self.arena, 0);
-                self.spelling(table, &|c| event.before(c))?;
-                self.spelling(table, &|c| event.after(c))?;
+                self.spelling(table, event, Moment::Before)?;
+                self.spelling(table, event, Moment::After)?;
             }
         }
         // Cells of a group are captured together, so that what is folded of them is whole.
@@ -246,16 +242,17 @@ impl Tape {
         Ok(())
     }
 
-    pub(super) fn key<'e>(
+    pub(super) fn key(
         &mut self,
         table: &Table,
-        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+        event: &RowEvent<'_>,
+        moment: Moment,
     ) -> Result<usize, Untellable> {
         let start = self.arena.len();
         for column in &table.key {
-            // The hook tells the rowid without looking into the row.
-            let position = if table.is_alias { ROWID } else { column.position };
-            let value = read(position).map_err(|e| Untellable::sqlite(&column.name, e))?;
+            let position = key_position(table, column);
+            let value =
+                event.at(moment, position).map_err(|e| Untellable::sqlite(&column.name, e))?;
             if !table.has_spelling() && !column.is_canonical(value) {
                 // Its canonical key is that of the integer, and another node would store that.
                 return Err(Untellable {
@@ -273,13 +270,33 @@ impl Tape {
         Ok(start)
     }
 
-    pub(super) fn spelling<'e>(
+    pub(super) fn spelling(
         &mut self,
         table: &Table,
-        read: &impl Fn(usize) -> Result<ValueRef<'e>, Untold>,
+        event: &RowEvent<'_>,
+        moment: Moment,
     ) -> Result<(), Untellable> {
         put_spelling(&mut self.arena, table, |_, column| {
-            read(column.position).map_err(|e| Untellable::sqlite(&column.name, e))
+            let value = event.at(moment, column.position);
+            value.map_err(|e| Untellable::sqlite(&column.name, e))
         })
     }
+}
+
+/// Where the hook tells a column of the key: a rowid without looking into the row.
+fn key_position(table: &Table, column: &Column) -> usize {
+    if table.is_alias { ROWID } else { column.position }
+}
+
+/// Whether an update writes a column of the key in other bytes.
+fn respells(table: &Table, event: &RowEvent<'_>) -> Result<bool, Untellable> {
+    for column in &table.key {
+        let position = key_position(table, column);
+        let untellable = |e| Untellable::sqlite(&column.name, e);
+        let before = event.before(position).map_err(untellable)?;
+        if !same(event.after(position).map_err(untellable)?, before) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

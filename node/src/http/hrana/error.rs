@@ -6,7 +6,7 @@ use littoral::WriteError;
 use rusqlite::ffi;
 
 use super::wire::HranaError;
-use crate::runtime::ReadError;
+use crate::runtime::{ReadError, TransactionError};
 
 impl HranaError {
     /// Whether a statement was stopped because it, or the job it was in, took too long.
@@ -59,6 +59,16 @@ impl From<&WriteError> for HranaError {
     }
 }
 
+impl From<&TransactionError> for HranaError {
+    fn from(error: &TransactionError) -> Self {
+        match error {
+            TransactionError::TimedOut => Self::new("TRANSACTION_TIMEOUT", error.to_string()),
+            TransactionError::Busy => Self::new("SQLITE_BUSY", error.to_string()),
+            TransactionError::Write(error) => Self::from(&**error),
+        }
+    }
+}
+
 impl From<&ReadError> for HranaError {
     fn from(error: &ReadError) -> Self {
         let code = match error {
@@ -66,6 +76,7 @@ impl From<&ReadError> for HranaError {
             ReadError::TooStale(_) => "LITTORAL_TOO_STALE",
             ReadError::BookmarkNotReached(_) => "LITTORAL_BOOKMARK_NOT_REACHED",
             ReadError::TimedOut => "SQLITE_INTERRUPT",
+            ReadError::TooManyHeld => "SQLITE_BUSY",
             ReadError::SnapshotReplaced => "LITTORAL_SNAPSHOT_REPLACED",
             ReadError::Panicked | ReadError::Stopping => "LITTORAL_UNAVAILABLE",
         };

@@ -1,12 +1,14 @@
-//! Carrying out a [`Program`]: which steps go to a reader, which become one write job, and what became
-//! of each.
+//! Carrying out a [`Program`] on a [`Stream`]: which steps go to a reader, which become one write job, which
+//! an interactive transaction, and what became of each.
 //!
 //! ```text
 //!   outside a transaction    SELECT and the like ── reader pool
 //!                            anything else ──────── a write job of its own
 //!                            a script's writes ──── one write job, up to the first error
-//!   BEGIN                    everything up to COMMIT or ROLLBACK is one write job,
-//!                            or one read transaction if nothing in it writes
+//!   BEGIN, and its end in    everything up to COMMIT or ROLLBACK is one write job,
+//!   the same request         or one read transaction if nothing in it writes
+//!   BEGIN, and no end        an interactive transaction: IMMEDIATE waits for the writer,
+//!                            the others read in one snapshot until something writes
 //!   a table of the origin's  the whole job runs there; with a key, every job
 //! ```
 //!
@@ -15,110 +17,158 @@
 
 use std::{ops::Range, sync::Arc};
 
-use littoral::{Grants, TableSet, WriteError};
+use littoral::{Grants, Reader, TableSet, WriteError};
 use parking_lot::Mutex;
 
 use super::{
+    emitter::Emitter,
     forward::{Key, Parcel, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
-    region::{End, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
+    region::{End, Kind, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
     session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     sql::{self, Verb},
+    stream::{Open, Stream},
     wire::HranaError,
 };
-use crate::runtime::{NodeHandle, WRITE_TIME_LIMIT};
+use crate::runtime::{HeldReader, NodeHandle, WRITE_TIME_LIMIT};
 
-/// Runs a whole program; there is one outcome for each step.
-/// `grants` is what the engine is to allow, if not everything.
-pub(crate) async fn execute(
+/// Runs a whole program; there is one outcome for each step. With an emitter, outcomes are sent as they
+/// come, rows as they are read, and what is left is how the steps went. `grants` is what the engine is to
+/// allow, if not everything.
+pub(super) async fn execute(
     node: &NodeHandle,
     grants: Option<&Arc<Grants>>,
+    stream: &mut Stream,
     program: &Arc<Program>,
     key: Option<&Key>,
+    emitter: Option<Emitter>,
 ) -> Vec<Outcome> {
+    stream.look();
     let mut run = Run {
         node,
         grants,
+        stream,
         program,
         key,
         outcomes: Vec::new(),
         fates: Vec::new(),
-        lost: Lost::No,
         budget: RESPONSE_BYTES_MAX,
+        emitter,
     };
     while run.outcomes.len() < program.steps.len() {
+        let first = run.outcomes.len();
         run.next().await;
+        if run.emit(first).await.is_err() {
+            break;
+        }
     }
     run.outcomes
 }
 
-/// A transaction that the client believes to be open, but is not.
-#[derive(Clone, Debug)]
-enum Lost {
-    No,
-    /// Its COMMIT failed: a ROLLBACK may follow, and is welcome.
-    AtCommit,
-    /// It ended before: every statement fails until COMMIT or ROLLBACK.
-    Before(HranaError),
-}
+/// The client of a cursor has gone away.
+struct Gone;
 
-struct Run<'a> {
-    node: &'a NodeHandle,
-    grants: Option<&'a Arc<Grants>>,
-    program: &'a Arc<Program>,
+pub(super) struct Run<'a> {
+    pub(super) node: &'a NodeHandle,
+    pub(super) grants: Option<&'a Arc<Grants>>,
+    pub(super) stream: &'a mut Stream,
+    pub(super) program: &'a Arc<Program>,
     /// The name of the client's request.
     key: Option<&'a Key>,
-    outcomes: Vec<Outcome>,
+    pub(super) outcomes: Vec<Outcome>,
     fates: Vec<Fate>,
-    lost: Lost,
     /// What is left of [`RESPONSE_BYTES_MAX`].
-    budget: usize,
+    pub(super) budget: usize,
+    pub(super) emitter: Option<Emitter>,
 }
 
 impl Run<'_> {
-    fn push(&mut self, outcome: Outcome) {
+    pub(super) fn push(&mut self, outcome: Outcome) {
         self.fates.push(outcome.fate());
         self.outcomes.push(outcome);
     }
 
-    /// Runs the next step outside a transaction, or the transaction that it begins.
+    pub(super) fn fates(&self) -> &[Fate] {
+        &self.fates
+    }
+
+    pub(super) fn fail(&mut self, error: HranaError) {
+        self.push(Outcome::Error(error));
+    }
+
+    /// Sends what has become of the steps from `first` on, if that is asked for.
+    async fn emit(&mut self, first: usize) -> Result<(), Gone> {
+        let Some(emitter) = &mut self.emitter else { return Ok(()) };
+        for (step, outcome) in self.outcomes.iter_mut().enumerate().skip(first) {
+            emitter.outcome(step, outcome).await;
+            if let Outcome::Rows(_) = outcome {
+                *outcome = Outcome::Sent;
+            }
+        }
+        emitter.flush().await;
+        if emitter.is_gone() { Err(Gone) } else { Ok(()) }
+    }
+
+    /// Runs the next step, and with it those that belong to it.
     async fn next(&mut self) {
         let step = self.outcomes.len();
-        let believed_open = matches!(self.lost, Lost::Before(_));
-        if !self.program.runs(step, &self.fates, believed_open) {
+        if !self.program.runs(step, &self.fates, self.stream.is_in_transaction()) {
             return self.push(Outcome::Skipped);
         }
+        match &self.stream.open {
+            Open::No => self.outside(step).await,
+            Open::LostAtCommit => {
+                self.stream.open = Open::No;
+                match self.program.verb(step) {
+                    Some(Verb::Rollback) => self.push(Outcome::nothing()),
+                    _ => self.outside(step).await,
+                }
+            }
+            Open::Lost(error) => {
+                let error = error.clone();
+                match self.program.verb(step) {
+                    Some(Verb::Rollback) => {
+                        self.stream.open = Open::No;
+                        self.push(Outcome::nothing());
+                    }
+                    Some(Verb::Commit) => {
+                        self.stream.open = Open::No;
+                        self.fail(error);
+                    }
+                    _ => match &self.program.steps[step].action {
+                        Action::Autocommit => self.push(Outcome::Autocommit(false)),
+                        _ => self.fail(error),
+                    },
+                }
+            }
+            Open::Begun { .. } | Open::Reads { .. } | Open::Writes(_) => self.inside(step).await,
+        }
+    }
+
+    /// Runs a step outside a transaction, or the transaction that it begins.
+    async fn outside(&mut self, step: usize) {
         let verb = match &self.program.steps[step].action {
             Action::Run(statement) => statement.verb,
             Action::Describe(_) => return self.read_one(step).await,
-            Action::Autocommit => return self.push(Outcome::Autocommit(!believed_open)),
+            Action::Autocommit => return self.push(Outcome::Autocommit(true)),
             Action::Fail(error) => return self.push(Outcome::Error(error.clone())),
         };
-        let lost = std::mem::replace(&mut self.lost, Lost::No);
-        match (lost, verb) {
-            (Lost::Before(_) | Lost::AtCommit, Verb::Rollback) => self.push(Outcome::nothing()),
-            (Lost::Before(error), Verb::Commit) => self.push(Outcome::Error(error)),
-            (Lost::Before(error), _) => {
-                self.push(Outcome::Error(error.clone()));
-                self.lost = Lost::Before(error);
-            }
-            (_, Verb::Commit) => {
-                self.push(no_transaction("cannot commit - no transaction is active"));
-            }
-            (_, Verb::Rollback) => {
+        match verb {
+            Verb::Commit => self.push(no_transaction("cannot commit - no transaction is active")),
+            Verb::Rollback => {
                 self.push(no_transaction("cannot rollback - no transaction is active"));
             }
-            (_, Verb::Begin | Verb::BeginReadOnly) => self.transaction(step).await,
-            (_, Verb::MayRead) if self.switches_foreign_keys(step, "off") => {
+            Verb::Begin | Verb::BeginDeferred | Verb::BeginReadOnly => self.transaction(step).await,
+            Verb::MayRead if self.switches_foreign_keys(step, "off") => {
                 self.migration(step).await;
             }
-            (_, Verb::MayRead) => self.read_one(step).await,
-            (_, verb @ (Verb::Insert | Verb::Write | Verb::Savepoint)) => {
+            Verb::MayRead => self.read_one(step).await,
+            Verb::Insert | Verb::Write | Verb::Savepoint => {
                 let end = self.program.script_end(step);
                 // Alone it would open a transaction that later statements are meant to be in.
                 if verb == Verb::Savepoint && end == step + 1 {
-                    return self.push(Outcome::Error(interactive()));
+                    return self.fail(savepoint_outside());
                 }
                 self.write(step..end).await;
             }
@@ -199,34 +249,55 @@ impl Run<'_> {
 
     /// Runs a step that may only read, or hands it to the writer if it turns out to write.
     async fn read_one(&mut self, step: usize) {
-        if let Err(error) = self.admit(step..step + 1).await {
-            return self.push(Outcome::Error(error));
+        match self.read_on(None, step).await {
+            Ok(outcome) => self.push(outcome),
+            Err(Fault::Step(error)) => self.fail(error),
+            Err(Fault::Writes) => self.write(step..step + 1).await,
         }
+    }
+
+    /// Runs a step on a reader: one of the pool if no other is given.
+    pub(super) async fn read_on(
+        &mut self,
+        reader: Option<&HeldReader>,
+        step: usize,
+    ) -> Result<Outcome, Fault> {
+        self.admit(step..step + 1).await.map_err(Fault::Step)?;
         let program = Arc::clone(self.program);
         let mut budget = self.budget;
-        let answer = self
-            .node
-            .read_as(self.grants.cloned(), move |reader| {
-                let mut session = ReadSession(reader);
-                let outcome = perform(&mut session, &program.steps[step].action, &mut budget);
-                (outcome, budget)
-            })
-            .await;
+        let spare = self.emitter.as_ref().map(Emitter::again);
+        let mut emitter = self.emitter.take();
+        let work = move |reader: &Reader| {
+            let mut session = ReadSession(reader);
+            let emit = emitter.as_mut().map(|emitter| {
+                emitter.start();
+                (emitter, step)
+            });
+            let action = &program.steps[step].action;
+            let outcome = perform(&mut session, action, &mut budget, emit);
+            (outcome, budget, emitter)
+        };
+        let answer = match reader {
+            Some(reader) => reader.read(self.grants.cloned(), work).await,
+            None => self.node.read_as(self.grants.cloned(), work).await,
+        };
         match answer {
-            Ok((Ok(outcome), budget)) => {
+            Ok((outcome, budget, emitter)) => {
                 self.budget = budget;
-                self.push(outcome);
+                self.emitter = emitter;
+                outcome
             }
-            Ok((Err(Fault::Step(error)), _)) => self.push(Outcome::Error(error)),
-            Ok((Err(Fault::Writes), _)) => self.write(step..step + 1).await,
-            Err(error) => self.push(Outcome::Error(HranaError::from(&error))),
+            Err(error) => {
+                self.emitter = spare;
+                Err(Fault::Step(HranaError::from(&error)))
+            }
         }
     }
 
     /// Runs statements as one job that is committed as far as it came.
     async fn write(&mut self, steps: Range<usize>) {
-        let first = steps.start;
-        let (ran, result) = self.job(Region { begin: first, steps, explicit: false }).await;
+        let (ran, result) =
+            self.job(Region { begin: steps.start, steps, kind: Kind::Script }).await;
         let failure = result.err();
         match (ran, failure) {
             (Some(ran), None) => {
@@ -249,69 +320,68 @@ impl Run<'_> {
         }
     }
 
-    /// Runs the transaction that begins at `step`, and its COMMIT or ROLLBACK.
+    /// Runs the transaction that begins at `step`: with its end if that is in this request.
     async fn transaction(&mut self, step: usize) {
-        let ends = self.program.ends_transaction_after(step);
-        if !ends && !self.program.closes {
-            let error = interactive();
-            self.push(Outcome::Error(error.clone()));
-            self.lost = Lost::Before(error);
-            return;
+        let program = Arc::clone(self.program);
+        let ends = program.ends_transaction_after(step) || program.closes;
+        let reads = program.may_only_read(step);
+        // Rows that are sent as they are read need a reader for themselves.
+        if !ends || (reads && self.emitter.is_some()) {
+            return self.begin(step).await;
         }
         let region =
-            Region { begin: step, steps: step + 1..self.program.steps.len(), explicit: true };
-        if self.program.may_only_read(step) {
-            if let Err(error) = self.admit(region.steps.clone()).await {
-                return self.end_transaction(None, Err(error));
-            }
-            match self.read_transaction(region.clone()).await {
-                Ok(Ok(ran)) => return self.end_transaction(Some(ran), Ok(())),
-                Ok(Err(SomethingWrites)) => {}
-                Err(error) => return self.end_transaction(None, Err(error)),
+            Region { begin: step, steps: step + 1..program.steps.len(), kind: Kind::Begun };
+        let (ran, result) = match reads {
+            true => match self.admitted_transaction(region.clone()).await {
+                Ok(Ok(ran)) => (Some(ran), Ok(())),
+                Ok(Err(SomethingWrites)) => self.job(region).await,
+                Err(error) => (None, Err(error)),
+            },
+            false => self.job(region).await,
+        };
+        match ran {
+            // Nothing of it stands, and it has to stay open: so once more, with the steps as they come.
+            Some(Ran { end: End::Open, .. }) if !program.closes => self.begin(step).await,
+            Some(ran) => self.ended(ran, result),
+            None => {
+                // There is no more to tell than the error, so it is BEGIN that failed.
+                let error = result.err().unwrap_or_else(never_ran);
+                self.fail(error.clone());
+                self.stream.open = Open::Lost(error);
             }
         }
-        let (ran, result) = self.job(region).await;
-        self.end_transaction(ran, result);
     }
 
-    fn end_transaction(&mut self, ran: Option<Ran>, result: Result<(), HranaError>) {
-        let Some(Ran { outcomes, end, budget }) = ran else {
-            // There is no more to tell than the error, so it is BEGIN that failed.
-            let error = result.err().unwrap_or_else(never_ran);
-            self.push(Outcome::Error(error.clone()));
-            self.lost = Lost::Before(error);
-            return;
-        };
-        if end == End::Open && !self.program.closes {
-            // Nothing of it stands, so nothing of it may look as if it did.
-            let error = interactive();
-            for outcome in outcomes {
-                let skipped = outcome == Outcome::Skipped;
-                self.push(if skipped { outcome } else { Outcome::Error(error.clone()) });
-            }
-            self.lost = Lost::Before(error);
-            return;
-        }
-        self.budget = budget;
-        let interruption = match (end, outcomes.last()) {
+    /// What became of a transaction within one request.
+    fn ended(&mut self, ran: Ran, result: Result<(), HranaError>) {
+        self.budget = ran.budget;
+        let interruption = match (ran.end, ran.outcomes.last()) {
             (End::Interrupted, Some(Outcome::Error(error))) => Some(error.clone()),
             _ => None,
         };
-        for outcome in outcomes {
+        for outcome in ran.outcomes {
             self.push(outcome);
         }
         if let Some(error) = interruption {
-            self.lost = Lost::Before(error);
+            self.stream.open = Open::Lost(error);
             return;
         }
-        match (end, result) {
+        match (ran.end, result) {
             (End::Commit, Ok(())) | (End::Rollback, _) => self.push(Outcome::nothing()),
             (End::Commit, Err(error)) => {
-                self.push(Outcome::Error(error));
-                self.lost = Lost::AtCommit;
+                self.fail(error);
+                self.stream.open = Open::LostAtCommit;
             }
             (End::Open | End::Interrupted, _) => {}
         }
+    }
+
+    async fn admitted_transaction(
+        &self,
+        region: Region,
+    ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
+        self.admit(region.steps.clone()).await?;
+        self.read_transaction(region).await
     }
 
     /// Runs the transaction on a reader, as long as nothing in it writes.
@@ -379,10 +449,6 @@ fn may_migrate(grants: &Grants) -> bool {
     grants.schema && rows.iter().all(|tables| **tables == TableSet::All)
 }
 
-fn interactive() -> HranaError {
-    HranaError::new(
-        "TRANSACTION_INTERACTIVE",
-        "interactive transactions are not available in this version: send the whole transaction, \
-         from BEGIN to COMMIT, in one request, as batch() does",
-    )
+fn savepoint_outside() -> HranaError {
+    HranaError::new("LITTORAL_FORBIDDEN", "a savepoint outside of a transaction: say BEGIN first")
 }

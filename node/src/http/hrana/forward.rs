@@ -24,7 +24,7 @@ use super::{
     failure, json as answer_json,
     outcome::Outcome,
     program::{Action, BadRequest, Fate, Program, Statement, Step, check_condition},
-    region::{End, Ran, Region, RegionJob},
+    region::{End, Kind, Ran, Region, RegionJob},
     session::RESPONSE_BYTES_MAX,
     sql::Verb,
     wire::{Condition, HranaError, Value},
@@ -184,7 +184,7 @@ impl Parcel {
         let steps = &program.steps[region.begin..region.steps.end];
         Self {
             grants: grants.map(ParcelGrants::of),
-            explicit: region.explicit,
+            explicit: region.kind == Kind::Begun,
             fates: fates.to_vec(),
             steps: steps.iter().map(step).collect(),
         }
@@ -235,9 +235,10 @@ impl Parcel {
             return Err("there is nothing to run".to_owned());
         }
         let steps = begin + usize::from(self.explicit)..end;
+        let kind = if self.explicit { Kind::Begun } else { Kind::Script };
         Ok(RegionJob {
             program: Arc::new(program),
-            region: Region { begin, steps, explicit: self.explicit },
+            region: Region { begin, steps, kind },
             prior: self.fates,
             budget,
             grants: self.grants.map(|grants| Arc::new(grants.unpack())),

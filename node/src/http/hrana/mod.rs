@@ -1,44 +1,57 @@
-//! The libSQL remote protocol (Hrana over HTTP), as far as it needs no streams that outlive a request.
+//! The libSQL remote protocol: Hrana over HTTP and over WebSockets.
 //!
-//! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs
-//! it: a `region` of its steps at a time, on a `session`, or at the origin by way of `forward`. `outcome` makes answers of what became of the
-//! steps, `error` names what went wrong. Every answer's baton is null: the stream ends with its request.
-//! So a transaction must begin and end in one request; one that is left open is an error that says so.
+//! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs it: a
+//! `region` of its steps at a time, on a `session`, or at the origin by way of `forward`, those of a transaction that stays open in `interactive`.
+//! `outcome` makes answers of what became of the steps, `emitter` sends them as they come, `error` names
+//! what went wrong. A `stream` is what stays from request to request: `batons` keeps those of HTTP, `socket`
+//! has its own.
 
+mod batons;
+mod emitter;
 mod error;
 mod execute;
 mod forward;
+mod interactive;
 mod outcome;
 mod program;
 mod region;
 mod session;
+mod socket;
 mod sql;
+mod stream;
 mod wire;
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     Extension,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::mpsc;
 
+pub(crate) use self::{batons::Streams, forward::prepare, sql::statements};
 use self::{
+    emitter::Emitter,
     forward::Key,
-    outcome::Outcome,
-    program::{BadRequest, Program},
+    program::{BadRequest, Program, Stored},
+    stream::Stream,
     wire::{
-        Batch, CursorEntry, CursorRequest, HranaError, PipelineRequest, PipelineResponse, Stmt,
-        StreamRequest, StreamResponse, StreamResult,
+        Batch, CursorRequest, HranaError, PipelineRequest, PipelineResponse, Stmt, StreamRequest,
+        StreamResponse, StreamResult,
     },
 };
-pub(crate) use self::{forward::prepare, sql::statements};
+pub(super) use self::{forward::outcome, socket::upgrade};
 use super::{ServerState, access::Principal};
 use crate::runtime::NodeHandle;
-pub(super) use forward::outcome;
 
 /// `GET /v2` and `GET /v3`: clients only look at the status.
 pub(super) async fn probe() -> &'static str {
@@ -52,32 +65,94 @@ pub(super) async fn pipeline(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let answer = async {
-        let key = Key::of(&headers, &who)?;
-        let request: PipelineRequest = parse(&body)?;
-        refuse_baton(request.baton.as_deref())?;
-        let program = Arc::new(Program::plan(request.requests)?);
-        let outcomes =
-            execute::execute(&state.node, who.grants.as_ref(), &program, key.as_ref()).await;
-        let results = outcome::answer(&program, outcomes);
-        Ok(PipelineResponse { baton: None, base_url: None, results })
-    };
-    match answer.await {
+    match run_pipeline(&state, &who, &headers, &body).await {
         Ok(response) => json(StatusCode::OK, &response),
         Err(error) => bad_request(error),
     }
 }
 
-/// `POST /v3/cursor`: one batch, answered as a line for each row.
+async fn run_pipeline(
+    state: &ServerState,
+    who: &Principal,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<PipelineResponse, BadRequest> {
+    let key = Key::of(headers, who)?;
+    let request: PipelineRequest = parse(body)?;
+    let mut lease = state.streams.take(request.baton.as_deref()).await?;
+    let program = Arc::new(Program::plan(request.requests, &mut lease.stream().stored)?);
+    let (node, grants) = (&state.node, who.grants.as_ref());
+    let outcomes =
+        execute::execute(node, grants, lease.stream(), &program, key.as_ref(), None).await;
+    let results = outcome::answer(&program, outcomes);
+    let baton = lease.finish(program.closes)?;
+    Ok(PipelineResponse { baton, base_url: None, results })
+}
+
+/// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read.
 pub(super) async fn cursor(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match run_cursor(&state.node, &who, &headers, &body).await {
-        Ok(lines) => ([(header::CONTENT_TYPE, "text/plain")], lines).into_response(),
+    match open_cursor(&state, who, &headers, &body).await {
+        Ok(body) => ([(header::CONTENT_TYPE, "text/plain")], body).into_response(),
         Err(error) => bad_request(error),
+    }
+}
+
+async fn open_cursor(
+    state: &ServerState,
+    who: Principal,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Body, BadRequest> {
+    let key = Key::of(headers, &who)?;
+    let request: CursorRequest = parse(body)?;
+    let mut lease = state.streams.take(request.baton.as_deref()).await?;
+    let requests = vec![StreamRequest::Batch { batch: request.batch }];
+    let program = Arc::new(Program::plan(requests, &mut lease.stream().stored)?);
+    // It is told before anything runs, so it is kept if the stream may keep something.
+    let kept = lease.stream().keeps_something() || program.begins_transaction();
+    let baton = if kept { Some(lease.next_baton()?) } else { None };
+    let first = format!("{}\n", to_json(&CursorHead { baton, base_url: None }));
+    let (emitter, chunks) = Emitter::new();
+    let node = state.node.clone();
+    tokio::spawn(async move {
+        let grants = who.grants.as_ref();
+        let key = key.as_ref();
+        execute::execute(&node, grants, lease.stream(), &program, key, Some(emitter)).await;
+    });
+    Ok(Body::new(Lines { first: Some(first), chunks }))
+}
+
+/// The first line of a cursor's answer.
+#[derive(Serialize)]
+struct CursorHead {
+    baton: Option<String>,
+    base_url: Option<String>,
+}
+
+/// The body of a cursor's answer.
+struct Lines {
+    first: Option<String>,
+    chunks: mpsc::Receiver<String>,
+}
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = |lines: String| Ok(Frame::data(Bytes::from(lines)));
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(frame(first))),
+            None => self.chunks.poll_recv(context).map(|chunk| chunk.map(frame)),
+        }
     }
 }
 
@@ -123,12 +198,15 @@ async fn answer_once(
     struct Body<T> {
         result: T,
     }
-    let planned = requests.and_then(Program::plan);
+    let plan = |requests| Program::plan(requests, &mut Stored::default());
+    let planned = requests.and_then(plan);
     let (program, key) = match planned.and_then(|program| Ok((program, Key::of(headers, who)?))) {
         Ok((program, key)) => (Arc::new(program), key),
         Err(error) => return bad_request(error),
     };
-    let outcomes = execute::execute(node, who.grants.as_ref(), &program, key.as_ref()).await;
+    let grants = who.grants.as_ref();
+    let (mut stream, key) = (Stream::default(), key.as_ref());
+    let outcomes = execute::execute(node, grants, &mut stream, &program, key, None).await;
     match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
@@ -141,64 +219,18 @@ async fn answer_once(
     }
 }
 
-async fn run_cursor(
-    node: &NodeHandle,
-    who: &Principal,
-    headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<String, BadRequest> {
-    let key = Key::of(headers, who)?;
-    let request: CursorRequest = parse(body)?;
-    refuse_baton(request.baton.as_deref())?;
-    let program = Arc::new(Program::plan_batch(request.batch)?);
-    let outcomes = execute::execute(node, who.grants.as_ref(), &program, key.as_ref()).await;
-    let mut lines = String::from("{\"baton\":null,\"base_url\":null}\n");
-    for (step, outcome) in outcomes.iter().enumerate() {
-        match outcome {
-            Outcome::Rows(result) => {
-                push_line(&mut lines, &CursorEntry::StepBegin { step, cols: &result.cols });
-                for row in &result.rows {
-                    push_line(&mut lines, &CursorEntry::Row { row });
-                }
-                let end = CursorEntry::StepEnd {
-                    affected_row_count: result.affected_row_count,
-                    last_insert_rowid: result.last_insert_rowid.as_deref(),
-                };
-                push_line(&mut lines, &end);
-            }
-            Outcome::Error(error) => {
-                push_line(&mut lines, &CursorEntry::StepError { step, error });
-            }
-            Outcome::Skipped | Outcome::Described(_) | Outcome::Autocommit(_) => {}
-        }
-    }
-    Ok(lines)
-}
-
-fn push_line(lines: &mut String, entry: &CursorEntry<'_>) {
-    lines.push_str(&to_json(entry));
-    lines.push('\n');
-}
-
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadRequest> {
     serde_json::from_slice(body).map_err(|error| {
         BadRequest::new("BAD_JSON", format!("the request body is not as it should be: {error}"))
     })
 }
 
-fn refuse_baton(baton: Option<&str>) -> Result<(), BadRequest> {
-    if baton.is_none() {
-        return Ok(());
-    }
-    Err(BadRequest::new(
-        "STREAM_EXPIRED",
-        "the baton is not known: in this version a stream ends with its request, and every answer's \
-         baton is null",
-    ))
-}
-
 fn bad_request(error: BadRequest) -> Response {
-    failure(StatusCode::BAD_REQUEST, &error.0.code, &error.0.message)
+    let status = match error.0.code.as_str() {
+        "TOO_MANY_STREAMS" => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    failure(status, &error.0.code, &error.0.message)
 }
 
 /// An HTTP error with the body that every client can show.

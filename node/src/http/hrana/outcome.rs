@@ -13,6 +13,8 @@ use super::{
 pub(crate) enum Outcome {
     Skipped,
     Rows(StmtResult),
+    /// It went well, and all of its result is with the client already.
+    Sent,
     Described(DescribeResult),
     Autocommit(bool),
     Error(HranaError),
@@ -22,7 +24,7 @@ impl Outcome {
     pub(super) const fn fate(&self) -> Fate {
         match self {
             Self::Skipped => Fate::Skipped,
-            Self::Rows(_) | Self::Described(_) | Self::Autocommit(_) => Fate::Ok,
+            Self::Rows(_) | Self::Sent | Self::Described(_) | Self::Autocommit(_) => Fate::Ok,
             Self::Error(_) => Fate::Error,
         }
     }

@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     sql::{self, Parameters, Verb},
-    wire::{Batch, Condition, HranaError, NamedArg, SqlText, Stmt, StreamRequest, Value},
+    wire::{Condition, HranaError, NamedArg, SqlText, Stmt, StreamRequest, Value},
 };
 
-/// Statements stored by one pipeline at most.
+/// Statements stored by one stream at most.
 const STORED_MAX: usize = 1000;
+/// Bytes of their texts.
+const STORED_BYTES_MAX: usize = 16 << 20;
 /// What the uses of stored statements may come to in one pipeline: each use is a copy, so a small
 /// request could otherwise take any amount of memory.
 const STORED_USE_BYTES_MAX: usize = 64 << 20;
@@ -72,11 +74,44 @@ pub(crate) struct Statement {
 }
 
 /// What `store_sql` has stored.
-#[derive(Default)]
-struct Stored {
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
     texts: BTreeMap<i64, String>,
-    /// Bytes of all uses so far.
+    /// Bytes of all texts.
+    bytes: usize,
+    /// Bytes of all uses in one request so far.
     used: usize,
+}
+
+impl Stored {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    pub(crate) fn store(&mut self, id: i64, sql: String) -> Result<(), BadRequest> {
+        if self.texts.len() >= STORED_MAX {
+            let message = format!("a stream stores {STORED_MAX} statements at most");
+            return Err(BadRequest::new("SQL_STORE_TOO_MANY", message));
+        }
+        if self.bytes + sql.len() > STORED_BYTES_MAX {
+            let message =
+                format!("the stored statements come to {} MiB at most", STORED_BYTES_MAX >> 20);
+            return Err(BadRequest::new("SQL_STORE_TOO_LARGE", message));
+        }
+        if self.texts.contains_key(&id) {
+            let message = format!("sql_id {id} is in use");
+            return Err(BadRequest::new("SQL_ID_IN_USE", message));
+        }
+        self.bytes += sql.len();
+        self.texts.insert(id, sql);
+        Ok(())
+    }
+
+    pub(crate) fn close(&mut self, id: i64) {
+        if let Some(sql) = self.texts.remove(&id) {
+            self.bytes -= sql.len();
+        }
+    }
 }
 
 /// Which steps answer a request, and how.
@@ -102,27 +137,23 @@ pub(crate) enum Fate {
 }
 
 impl Program {
-    /// Plans a pipeline.
-    pub(crate) fn plan(requests: Vec<StreamRequest>) -> Result<Self, BadRequest> {
+    /// Plans a pipeline on a stream that has stored these statements.
+    pub(crate) fn plan(
+        requests: Vec<StreamRequest>,
+        stored: &mut Stored,
+    ) -> Result<Self, BadRequest> {
         let mut program = Self::default();
-        let mut stored = Stored::default();
+        stored.used = 0;
         for request in requests {
             if program.closes {
                 return Err(BadRequest::new("STREAM_CLOSED", "a request follows the close"));
             }
-            program.add(request, &mut stored)?;
+            program.add(request, stored)?;
             if program.steps.len() > STEPS_MAX {
                 let message = format!("a pipeline has {STEPS_MAX} statements at most");
                 return Err(BadRequest::new("PIPELINE_TOO_LONG", message));
             }
         }
-        Ok(program)
-    }
-
-    /// Plans a single batch.
-    pub(crate) fn plan_batch(batch: Batch) -> Result<Self, BadRequest> {
-        let mut program = Self { closes: true, ..Self::default() };
-        program.add(StreamRequest::Batch { batch }, &mut Stored::default())?;
         Ok(program)
     }
 
@@ -173,18 +204,11 @@ impl Program {
                 Answer::Autocommit { step: start }
             }
             StreamRequest::StoreSql { sql_id, sql } => {
-                if stored.texts.len() >= STORED_MAX {
-                    let message = format!("a stream stores {STORED_MAX} statements at most");
-                    return Err(BadRequest::new("SQL_STORE_TOO_MANY", message));
-                }
-                if stored.texts.insert(sql_id, sql).is_some() {
-                    let message = format!("sql_id {sql_id} is in use");
-                    return Err(BadRequest::new("SQL_ID_IN_USE", message));
-                }
+                stored.store(sql_id, sql)?;
                 Answer::StoreSql
             }
             StreamRequest::CloseSql { sql_id } => {
-                stored.texts.remove(&sql_id);
+                stored.close(sql_id);
                 Answer::CloseSql
             }
             StreamRequest::Close => {
@@ -230,6 +254,11 @@ impl Program {
                 .filter_map(|later| self.verb(later))
                 .take_while(|verb| !verb.ends_transaction())
                 .all(|verb| verb == Verb::MayRead)
+    }
+
+    /// Whether a transaction that is not open yet may be left open.
+    pub(crate) fn begins_transaction(&self) -> bool {
+        (0..self.steps.len()).any(|step| self.verb(step).is_some_and(Verb::begins_transaction))
     }
 
     /// The end of the statements of one script that may run as one job from `step` on: all up to the
@@ -364,7 +393,7 @@ mod tests {
     use super::*;
 
     fn plan(json: &str) -> Result<Program, BadRequest> {
-        Program::plan(serde_json::from_str(json).unwrap())
+        Program::plan(serde_json::from_str(json).unwrap(), &mut Stored::default())
     }
 
     /// What `@libsql/client` sends for a batch.

@@ -20,8 +20,18 @@ pub(super) struct Region {
     /// The BEGIN, or the first step where there is none.
     pub(super) begin: usize,
     pub(super) steps: Range<usize>,
-    /// Whether a BEGIN opened it; then COMMIT and ROLLBACK end it, and errors do not.
-    pub(super) explicit: bool,
+    pub(super) kind: Kind,
+}
+
+/// How a region came to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    /// Statements of a script, or a single one: the first error ends them.
+    Script,
+    /// A BEGIN stands before the steps: COMMIT and ROLLBACK end it, and errors do not.
+    Begun,
+    /// A transaction that was begun earlier.
+    Continued,
 }
 
 /// What became of a region, its COMMIT or ROLLBACK left out.
@@ -41,6 +51,11 @@ pub(super) enum End {
     Open,
     /// It took too long, as its last outcome says.
     Interrupted,
+}
+
+/// What a write is answered in a transaction that said `READONLY`.
+pub(super) fn read_only_transaction() -> HranaError {
+    HranaError::new("SQLITE_READONLY", "attempt to write in a read-only transaction")
 }
 
 /// A region that was taken for reading only is not.
@@ -85,7 +100,8 @@ impl RegionJob {
             End::Rollback | End::Interrupted => false,
             // Without BEGIN, what ran before the first error stands.
             End::Open => {
-                !region.explicit && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
+                region.kind == Kind::Script
+                    && !matches!(ran.outcomes.first(), Some(Outcome::Error(_)))
             }
         };
         *last_run.lock() = Some(ran);
@@ -109,25 +125,23 @@ pub(super) fn run_region(
     read_only: bool,
 ) -> Result<Ran, SomethingWrites> {
     let mut outcomes = Vec::new();
-    if region.explicit {
+    if region.kind == Kind::Begun {
         outcomes.push(Outcome::nothing());
         fates.push(Fate::Ok);
     }
+    let explicit = region.kind != Kind::Script;
     for step in region.steps.clone() {
-        let outcome = if program.runs(step, &fates, region.explicit) {
+        let outcome = if program.runs(step, &fates, explicit) {
             match program.verb(step) {
                 Some(Verb::Commit) => return Ok(Ran { outcomes, end: End::Commit, budget }),
                 Some(Verb::Rollback) => return Ok(Ran { outcomes, end: End::Rollback, budget }),
-                Some(Verb::Begin | Verb::BeginReadOnly) => {
+                Some(verb) if verb.begins_transaction() => {
                     no_transaction("cannot start a transaction within a transaction")
                 }
-                _ => match perform(session, &program.steps[step].action, &mut budget) {
+                _ => match perform(session, &program.steps[step].action, &mut budget, None) {
                     Ok(outcome) => outcome,
                     Err(Fault::Step(error)) => Outcome::Error(error),
-                    Err(Fault::Writes) if read_only => Outcome::Error(HranaError::new(
-                        "SQLITE_READONLY",
-                        "attempt to write in a read-only transaction",
-                    )),
+                    Err(Fault::Writes) if read_only => Outcome::Error(read_only_transaction()),
                     Err(Fault::Writes) => return Err(SomethingWrites),
                 },
             }
@@ -141,7 +155,7 @@ pub(super) fn run_region(
         if interrupted {
             return Ok(Ran { outcomes, end: End::Interrupted, budget });
         }
-        if failed && !region.explicit {
+        if failed && !explicit {
             break;
         }
     }

@@ -6,6 +6,7 @@ use littoral::{Reader, WriteError, WriteTx};
 use rusqlite::{ErrorCode, Row};
 
 use super::{
+    emitter::Emitter,
     outcome::Outcome,
     program::{Action, Statement},
     sql::{self, Parameters, Verb},
@@ -34,13 +35,23 @@ pub(super) fn perform(
     session: &mut impl Session,
     action: &Action,
     budget: &mut usize,
+    emit: Option<(&mut Emitter, usize)>,
 ) -> Result<Outcome, Fault> {
     match action {
         Action::Run(statement) => {
             let started = Instant::now();
-            let mut rows =
-                Rows { rows: Vec::new(), wanted: statement.want_rows, budget, overflow: false };
+            let mut rows = Rows {
+                rows: Vec::new(),
+                wanted: statement.want_rows,
+                budget,
+                overflow: false,
+                emit,
+            };
             let mut result = session.run(statement, &mut rows)?;
+            if let Some((emitter, step)) = rows.emit {
+                emitter.end(step, &result)?;
+                return Ok(Outcome::Sent);
+            }
             result.rows = rows.rows;
             result.query_duration_ms = milliseconds(started.elapsed());
             Ok(Outcome::Rows(result))
@@ -64,15 +75,36 @@ fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Collects the rows of a statement, as long as the answer does not get too large.
+/// Takes the rows of a statement: sends them on, or collects them as long as the answer does not get too
+/// large.
 pub(super) struct Rows<'a> {
     rows: Vec<Vec<Value>>,
     wanted: bool,
     budget: &'a mut usize,
     overflow: bool,
+    /// Where they go, and the step that they are of.
+    emit: Option<(&'a mut Emitter, usize)>,
 }
 
 impl Rows<'_> {
+    /// These columns follow.
+    fn begin(&mut self, cols: &[Column]) -> Result<(), Fault> {
+        match &mut self.emit {
+            Some((emitter, step)) => emitter.begin(*step, cols),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends rows on; false if nobody takes them.
+    fn send(&mut self, row: &Row<'_>, columns: usize) -> Result<bool, rusqlite::Error> {
+        let Some((emitter, _)) = &mut self.emit else { return Ok(true) };
+        let mut values = Vec::with_capacity(columns);
+        for column in 0..columns {
+            values.push(Value::from_sqlite(row.get_ref(column)?));
+        }
+        Ok(emitter.row(&values))
+    }
+
     fn take(&mut self, row: &Row<'_>, columns: usize) -> Result<(), rusqlite::Error> {
         if !self.wanted || self.overflow {
             return Ok(());
@@ -136,6 +168,8 @@ impl Session for ReadSession<'_> {
             return Err(Fault::Writes);
         }
         let cols: Vec<Column> = prepared.columns().map(|c| column(&c)).collect();
+        rows.begin(&cols)?;
+        let mut refused = false;
         let mut query = || {
             check_count(prepared.parameter_count(), statement)?;
             for (index, value) in statement.arguments.iter().enumerate() {
@@ -143,14 +177,21 @@ impl Session for ReadSession<'_> {
             }
             let mut found = prepared.raw_query();
             while let Some(row) = found.next()? {
-                rows.take(row, cols.len())?;
-                if rows.overflow {
+                if rows.emit.is_none() {
+                    rows.take(row, cols.len())?;
+                } else if rows.wanted {
+                    refused = !rows.send(row, cols.len())?;
+                }
+                if rows.overflow || refused {
                     break;
                 }
             }
             Ok(())
         };
         query().map_err(|error| self.fault(&error))?;
+        if refused {
+            return Err(Fault::Step(Emitter::refused()));
+        }
         if rows.overflow {
             return Err(Fault::Step(too_large()));
         }

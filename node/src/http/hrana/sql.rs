@@ -142,8 +142,10 @@ impl Opening {
 /// What a statement's first words say of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verb {
-    /// `BEGIN`, in any of its forms but the next.
+    /// `BEGIN IMMEDIATE` and other forms that ask for the writer at once.
     Begin,
+    /// `BEGIN` or `BEGIN DEFERRED`: the writer is asked for when something writes.
+    BeginDeferred,
     /// `BEGIN READONLY` or `BEGIN TRANSACTION READONLY`, libSQL's own.
     BeginReadOnly,
     /// `COMMIT` or `END`.
@@ -171,7 +173,8 @@ impl Verb {
             "begin" => loop {
                 match next().as_str() {
                     "readonly" => return Self::BeginReadOnly,
-                    "transaction" => {}
+                    "transaction" | "deferred" => {}
+                    "" => return Self::BeginDeferred,
                     _ => return Self::Begin,
                 }
             },
@@ -196,7 +199,12 @@ impl Verb {
 
     /// Whether it begins or ends a transaction.
     pub(crate) const fn controls_transaction(self) -> bool {
-        matches!(self, Self::Begin | Self::BeginReadOnly | Self::Commit | Self::Rollback)
+        self.begins_transaction() || self.ends_transaction()
+    }
+
+    /// Whether it begins a transaction.
+    pub(crate) const fn begins_transaction(self) -> bool {
+        matches!(self, Self::Begin | Self::BeginDeferred | Self::BeginReadOnly)
     }
 
     /// Whether it ends a transaction.
@@ -333,10 +341,12 @@ mod tests {
     #[test]
     fn first_words_tell_what_a_statement_may_do() {
         for (sql, verb) in [
-            ("BEGIN", Verb::Begin),
+            ("BEGIN", Verb::BeginDeferred),
+            ("BEGIN DEFERRED TRANSACTION;", Verb::BeginDeferred),
+            ("BEGIN EXCLUSIVE TRANSACTION", Verb::Begin),
             ("begin immediate", Verb::Begin),
             ("/* x */ BEGIN CONCURRENT", Verb::Begin),
-            ("BEGIN TRANSACTION", Verb::Begin),
+            ("BEGIN TRANSACTION", Verb::BeginDeferred),
             ("BEGIN TRANSACTION READONLY", Verb::BeginReadOnly),
             ("BEGIN READONLY", Verb::BeginReadOnly),
             ("COMMIT", Verb::Commit),

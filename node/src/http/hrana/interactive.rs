@@ -1,0 +1,236 @@
+//! Steps of a transaction that stays open from request to request.
+
+use std::{mem, sync::Arc, time::Instant};
+
+use littoral::WriteError;
+use rusqlite::Connection;
+
+use super::{
+    execute::Run,
+    outcome::{Outcome, no_transaction},
+    program::Action,
+    region::{End, Kind, Ran, Region, never_ran, read_only_transaction, run_region},
+    session::{Fault, WriteSession},
+    sql::Verb,
+    stream::Open,
+    wire::HranaError,
+};
+use crate::runtime::{HeldReader, Transaction, TransactionError};
+
+impl Run<'_> {
+    /// Begins a transaction that is left open, at least for now.
+    pub(super) async fn begin(&mut self, step: usize) {
+        self.stream.open = match self.program.verb(step) {
+            Some(Verb::Begin) => match self.node.begin().await {
+                Ok(transaction) => Open::Writes(transaction),
+                Err(error) => {
+                    let error = HranaError::from(&error);
+                    self.fail(error.clone());
+                    self.stream.open = Open::Lost(error);
+                    return;
+                }
+            },
+            verb => Open::Begun { read_only: verb == Some(Verb::BeginReadOnly) },
+        };
+        self.push(Outcome::nothing());
+    }
+
+    /// Runs a step within the transaction that is open.
+    pub(super) async fn inside(&mut self, step: usize) {
+        match mem::take(&mut self.stream.open) {
+            Open::Writes(transaction) => self.on_writer(transaction, step).await,
+            open => self.before_writing(open, step).await,
+        }
+    }
+
+    /// A step of a transaction that has not asked for the writer.
+    async fn before_writing(&mut self, open: Open, step: usize) {
+        let verb = match &self.program.steps[step].action {
+            Action::Run(statement) => statement.verb,
+            Action::Describe(_) => Verb::MayRead,
+            Action::Autocommit => {
+                self.stream.open = open;
+                return self.push(Outcome::Autocommit(false));
+            }
+            Action::Fail(error) => {
+                self.push(Outcome::Error(error.clone()));
+                self.stream.open = open;
+                return;
+            }
+        };
+        let read_only =
+            matches!(open, Open::Begun { read_only: true } | Open::Reads { read_only: true, .. });
+        match verb {
+            Verb::Commit | Verb::Rollback => self.push(Outcome::nothing()),
+            Verb::Begin | Verb::BeginDeferred | Verb::BeginReadOnly => {
+                self.push(no_transaction("cannot start a transaction within a transaction"));
+                self.stream.open = open;
+            }
+            Verb::MayRead => self.read_inside(open, read_only, step).await,
+            // The reader's connection knows them as well.
+            Verb::Savepoint if read_only => self.read_inside(open, read_only, step).await,
+            Verb::Insert | Verb::Write if read_only => {
+                self.fail(read_only_transaction());
+                self.stream.open = open;
+            }
+            Verb::Insert | Verb::Write | Verb::Savepoint => self.ask_for_writer(open, step).await,
+        }
+    }
+
+    async fn read_inside(&mut self, open: Open, read_only: bool, step: usize) {
+        let (reader, since) = match open {
+            Open::Reads { reader, since, .. } => (reader, since),
+            _ => match self.open_reader().await {
+                Ok(reader) => (reader, Instant::now()),
+                Err(error) => {
+                    self.fail(error);
+                    self.stream.open = open;
+                    return;
+                }
+            },
+        };
+        let outcome = self.read_on(Some(&reader), step).await;
+        let open = Open::Reads { reader, read_only, since };
+        match outcome {
+            Ok(outcome) => {
+                self.push(outcome);
+                self.stream.open = open;
+            }
+            Err(Fault::Writes) if !read_only => self.ask_for_writer(open, step).await,
+            Err(Fault::Writes) => {
+                self.fail(read_only_transaction());
+                self.stream.open = open;
+            }
+            Err(Fault::Step(error)) => {
+                self.stream.open = if error.code == "LITTORAL_SNAPSHOT_REPLACED" {
+                    Open::Lost(error.clone())
+                } else {
+                    open
+                };
+                self.fail(error);
+            }
+        }
+    }
+
+    /// A reader with a transaction, whose snapshot is taken by the first statement.
+    async fn open_reader(&self) -> Result<HeldReader, HranaError> {
+        let reader = self.node.hold_reader().await.map_err(|error| HranaError::from(&error))?;
+        let begun = reader.read(None, |reader| reader.connection().execute_batch("BEGIN")).await;
+        match begun {
+            Ok(Ok(())) => Ok(reader),
+            Ok(Err(error)) => Err(HranaError::from(&error)),
+            Err(error) => Err(HranaError::from(&error)),
+        }
+    }
+
+    /// Something writes: from here on the transaction has the writer, if nothing was written since it read.
+    async fn ask_for_writer(&mut self, open: Open, step: usize) {
+        let begun = self.node.begin().await.map_err(|error| HranaError::from(&error));
+        let begun = match (begun, open) {
+            (Ok(transaction), Open::Reads { reader, .. }) => {
+                is_up_to_date(&reader).await.map(|()| transaction)
+            }
+            (begun, _) => begun,
+        };
+        match begun {
+            Ok(transaction) => self.on_writer(transaction, step).await,
+            Err(error) => {
+                self.fail(error.clone());
+                self.stream.open = Open::Lost(error);
+            }
+        }
+    }
+
+    /// Runs steps on the writer, up to the end of the transaction or of the request.
+    async fn on_writer(&mut self, transaction: Transaction, step: usize) {
+        let program = Arc::clone(self.program);
+        let region =
+            Region { begin: step, steps: step..program.steps.len(), kind: Kind::Continued };
+        let (prior, budget) = (self.fates().to_vec(), self.budget);
+        let grants = self.grants.cloned();
+        let stepped = transaction
+            .step(move |tx| {
+                if let Some(grants) = grants {
+                    tx.restrict(grants)?;
+                }
+                let mut session = WriteSession { tx, failure: None, elsewhere: None };
+                Ok(run_region(&mut session, &program, &region, prior, budget, false).ok())
+            })
+            .await;
+        let ran = match stepped {
+            Ok(Ok(Some(ran))) => ran,
+            Ok(Ok(None)) => return self.lose(never_ran()),
+            Ok(Err(error)) => {
+                let error: WriteError = error;
+                return self.lose(HranaError::from(&error));
+            }
+            Err(error) => return self.lose(HranaError::from(&error)),
+        };
+        let Ran { mut outcomes, end, budget } = ran;
+        self.budget = budget;
+        let timed_out = end == End::Interrupted || transaction.has_timed_out();
+        let timeout = HranaError::from(&TransactionError::TimedOut);
+        if let (End::Interrupted, Some(last)) = (end, outcomes.last_mut()) {
+            *last = Outcome::Error(timeout.clone());
+        }
+        for outcome in outcomes {
+            self.push(outcome);
+        }
+        match end {
+            End::Commit => match transaction.commit().await {
+                Ok(_) => self.push(Outcome::nothing()),
+                Err(error) => {
+                    self.fail(HranaError::from(&error));
+                    self.stream.open = Open::LostAtCommit;
+                }
+            },
+            // Dropping it rolls it back.
+            End::Rollback => self.push(Outcome::nothing()),
+            _ if timed_out => self.stream.open = Open::Lost(timeout),
+            End::Open | End::Interrupted => self.stream.open = Open::Writes(transaction),
+        }
+    }
+
+    fn lose(&mut self, error: HranaError) {
+        // The client may say itself that it is over.
+        let step = self.outcomes.len();
+        match self.program.verb(step) {
+            Some(Verb::Rollback) => self.push(Outcome::nothing()),
+            Some(Verb::Commit) => self.fail(error),
+            _ => {
+                self.fail(error.clone());
+                self.stream.open = Open::Lost(error);
+            }
+        }
+    }
+}
+
+/// Ends the transaction of a reader, while nobody else can write: nothing may have been written since its
+/// snapshot was taken.
+async fn is_up_to_date(reader: &HeldReader) -> Result<(), HranaError> {
+    let looked = reader
+        .read(None, |reader| {
+            let connection = reader.connection();
+            let seen = data_version(connection)?;
+            connection.execute_batch("ROLLBACK")?;
+            Ok::<_, rusqlite::Error>(seen == data_version(connection)?)
+        })
+        .await;
+    match looked {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(HranaError {
+            extended_code: Some("SQLITE_BUSY_SNAPSHOT".into()),
+            ..HranaError::new(
+                "SQLITE_BUSY",
+                "database is locked: others have written since the transaction read; begin it again, \
+                 with BEGIN IMMEDIATE if it writes",
+            )
+        }),
+        Ok(Err(error)) => Err(HranaError::from(&error)),
+        Err(error) => Err(HranaError::from(&error)),
+    }
+}
+
+fn data_version(connection: &Connection) -> rusqlite::Result<u32> {
+    connection.query_row("PRAGMA data_version", [], |row| row.get(0))
+}
