@@ -1,6 +1,10 @@
 //! A client that moves from node to node with its bookmark reads nothing older than it wrote or read.
 
-use std::{thread, time::Duration};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -187,5 +191,82 @@ fn a_table_may_bound_how_old_what_is_read_of_it_may_be() {
     until("the edge to be new enough", || {
         fresh.send(&nodes[1], "SELECT count(*) FROM dishes").json()["results"][0]["type"] == "ok"
     });
+    stop(nodes);
+}
+
+/// Clients at all nodes count and read: a read that begins after a write was answered sees it, and what one
+/// client has seen, a later read of any other sees too.
+#[test]
+fn an_origin_strong_table_has_one_history() {
+    const SCHEMA: &str = "
+        CREATE TABLE seats (id INTEGER PRIMARY KEY, taken INTEGER NOT NULL DEFAULT 0);
+        CREATE VIEW free AS SELECT 1000 - taken AS n FROM seats;
+        CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);";
+    let tables = ["seats:policy=origin-strong", "hits:writers=any,n=counter"];
+    let cluster = Cluster::init(SCHEMA, &tables, &["origin", "edge1", "edge2"]);
+    let nodes = cluster.serve_star(&["origin", "edge1", "edge2"]);
+    nodes[0].run(&["INSERT INTO seats(id) VALUES(1)"]);
+    until("the edges to know their distance", || {
+        nodes[1..].iter().all(|node| {
+            Session::default().send(node, "SELECT n FROM free").json()["results"][0]["type"] == "ok"
+        })
+    });
+    // Every client notes what it knew when it asked, and nobody may be told less.
+    let known = AtomicU64::new(0);
+    let written = AtomicU64::new(0);
+    thread::scope(|threads| {
+        for client in 0..6_usize {
+            let (nodes, known, written) = (&nodes, &known, &written);
+            threads.spawn(move || {
+                let mut session = Session::default();
+                for round in 0..25 {
+                    let node = &nodes[(client + round) % 3];
+                    if (client + round) % 4 == 0 {
+                        session.run(node, "UPDATE seats SET taken = taken + 1");
+                        written.fetch_add(1, Ordering::SeqCst);
+                        continue;
+                    }
+                    let before = known.load(Ordering::SeqCst).max(written.load(Ordering::SeqCst));
+                    let sql = if round % 2 == 0 {
+                        "SELECT taken FROM seats"
+                    } else {
+                        "SELECT 1000 - n FROM free"
+                    };
+                    let taken: u64 = session.run(node, sql).as_str().unwrap().parse().unwrap();
+                    assert!(taken >= before, "{} shows {taken} after {before}", node.name);
+                    known.fetch_max(taken, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let all = written.load(Ordering::SeqCst).to_string();
+    let mut session = Session::default();
+    assert_eq!(session.run(&nodes[1], "SELECT taken FROM seats"), all.as_str());
+
+    // A transaction that reads it runs there as a whole, also if it says that it only reads.
+    let transaction = |node: &Node, begin: &str, second: &str| {
+        let steps: Vec<Value> = [begin, "SELECT taken FROM seats", second, "COMMIT"]
+            .iter()
+            .map(|sql| json!({ "stmt": { "sql": sql } }))
+            .collect();
+        let batch = json!({ "type": "batch", "batch": { "steps": steps } });
+        let mut results = node.client().pipeline(&json!([batch, { "type": "close" }])).unwrap();
+        results[0]["response"]["result"].take()
+    };
+    let read = transaction(&nodes[1], "BEGIN READONLY", "SELECT count(*) FROM hits");
+    assert_eq!(read["step_results"][1]["rows"][0][0]["value"], all.as_str(), "{read}");
+    let refused = transaction(&nodes[1], "BEGIN READONLY", "INSERT INTO hits VALUES('x', 1)");
+    assert_eq!(refused["step_errors"][2]["code"], "SQLITE_READONLY", "{refused}");
+    let mixed =
+        transaction(&nodes[1], "BEGIN", "INSERT INTO hits SELECT 'seats', taken FROM seats");
+    assert_eq!(mixed["step_errors"][2], Value::Null, "{mixed}");
+    assert_eq!(session.run(&nodes[1], "SELECT n FROM hits WHERE page = 'seats'"), all.as_str());
+    assert_eq!(session.run(&nodes[1], "SELECT count(*) FROM hits"), "1");
+
+    // Without the origin there is no answer, and other tables are read as ever.
+    nodes[0].freeze();
+    let answer = session.send(&nodes[2], "SELECT taken FROM seats");
+    nodes[0].thaw();
+    assert_eq!(answer.json()["results"][0]["type"], "error", "{answer:?}");
     stop(nodes);
 }

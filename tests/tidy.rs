@@ -78,6 +78,7 @@ fn sqlite_is_named_only_where_it_is_the_business() {
         "engine/src/replica/holds.rs",
         "engine/src/replica/links.rs",
         "engine/src/replica/mod.rs",
+        "engine/src/replica/storage.rs",
         "engine/src/replica/answering.rs",
         "engine/src/replica/verifying.rs",
         "engine/src/schema/",

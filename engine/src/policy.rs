@@ -12,7 +12,7 @@ pub enum Consistency {
     /// A session on one node sees its own writes and never goes back in time.
     #[default]
     ReadAfterWrite,
-    /// Linearizable reads and writes, both executed at the origin.
+    /// Linearizable reads and writes, both executed at the origin: no other node reads it.
     OriginStrong,
     /// Not replicated: every node has rows of its own. The table itself is the schema's, as all are.
     Local,

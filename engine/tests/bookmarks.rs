@@ -13,7 +13,7 @@ use std::{
     thread,
 };
 
-use littoral::{Bookmark, MaxLag, OnStale, Output, Seq};
+use littoral::{Bookmark, Consistency, MaxLag, OnStale, Output, Seq, TablePolicy};
 
 use support::{Cluster, any};
 
@@ -204,4 +204,43 @@ fn a_bound_on_lag_is_part_of_the_policy_everywhere() {
         let told = cluster.refused(0, sql);
         assert!(told.contains(why), "{told}");
     }
+}
+
+#[test]
+fn an_origin_strong_table_is_read_at_the_origin_only() {
+    const SCHEMA: &str = "
+        CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0);
+        CREATE TABLE account(id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0);
+        CREATE VIEW rich AS SELECT id FROM account WHERE balance > 10;";
+    let strong = TablePolicy { consistency: Consistency::OriginStrong, ..TablePolicy::default() };
+    let mut cluster = support::linked(2, SCHEMA, &[("cart", any()), ("account", strong)]);
+    cluster.write(0, "INSERT INTO account VALUES(1, 20)");
+    cluster.settle();
+    let count = |reader: &littoral::Reader, sql: &str| {
+        reader.connection().query_row(sql, [], |row| row.get::<_, i64>(0)).ok()
+    };
+    let [origin, edge] = [0, 1].map(|node| cluster.replica(node).db().reader().unwrap());
+    for sql in ["SELECT count(*) FROM account", "SELECT count(*) FROM rich"] {
+        assert_eq!(count(&origin, sql), Some(1));
+        assert_eq!(count(&edge, sql), None, "{sql}");
+        assert_eq!(edge.refused_origin_strong().as_deref(), Some("account"));
+    }
+    assert_eq!(count(&edge, "SELECT count(*) FROM cart"), Some(0));
+    let told = cluster.refused(1, "INSERT INTO cart SELECT id, balance FROM account");
+    assert!(told.contains("at the origin only"), "{told}");
+    assert_eq!(origin.digest().unwrap(), edge.digest().unwrap());
+    assert_eq!(edge.touches("SELECT * FROM rich").unwrap()[0].table, "account");
+
+    // A declaration that comes later counts also for statements that were prepared before.
+    cluster.write(0, "SELECT littoral_policy('account', 'read-after-write')");
+    cluster.settle();
+    let read = |edge: &littoral::Reader| {
+        edge.restrict(None).unwrap();
+        let found = edge.connection().prepare_cached("SELECT count(*) FROM account");
+        found.and_then(|mut found| found.query_row([], |row| row.get::<_, i64>(0))).ok()
+    };
+    assert_eq!(read(&edge), Some(1));
+    cluster.write(0, "SELECT littoral_policy('account', 'origin-strong')");
+    cluster.settle();
+    assert_eq!(read(&edge), None);
 }

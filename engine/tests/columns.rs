@@ -305,3 +305,33 @@ fn littoral_id_is_unique_ascends_and_survives_a_restart_with_the_clock_set_back(
     join(&mut cluster);
     assert_eq!(cluster.rows(1, "SELECT count(*), count(DISTINCT n) FROM gauge"), ["8|8"]);
 }
+
+/// Discarded values are written many at once, with what they have in common said once.
+#[test]
+fn each_of_many_discarded_values_is_listed_with_its_row() {
+    let schema = "CREATE TABLE pair(id TEXT PRIMARY KEY NOT NULL, a INTEGER, b TEXT)";
+    let mut cluster = support::linked(2, schema, &[("pair", support::any())]);
+    cluster.write(
+        0,
+        "INSERT INTO pair
+         WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 300)
+         SELECT printf('%04d \"quoted\"', n), 0, 'none' FROM n",
+    );
+    cluster.settle();
+    cluster.cut();
+    cluster.write(0, "UPDATE pair SET a = CAST(substr(id, 1, 4) AS INTEGER), b = 'old ' || id");
+    cluster.wait(10);
+    cluster.write(1, "UPDATE pair SET a = -CAST(substr(id, 1, 4) AS INTEGER), b = 'new ' || id");
+    cluster.link(0, 1);
+    cluster.settle();
+    cluster.assert_equal();
+    let right = "SELECT count(*) FROM littoral_conflicts c JOIN pair p ON c.\"row\" = json_array(p.id)
+         WHERE rule = 'last writer wins' AND \"table\" = 'pair' AND kept_by = 'n1' AND lost_by = 'n0'
+           AND kept_at = kept_hlc >> 16 AND lost_at = lost_hlc >> 16 AND kept_seq + lost_seq > 0
+           AND (\"column\" = 'a' AND kept = p.a AND lost = -p.a
+                OR \"column\" = 'b' AND kept = p.b AND lost = replace(p.b, 'new', 'old'))";
+    for node in 0..2 {
+        assert_eq!(cluster.rows(node, "SELECT count(*) FROM littoral_conflicts"), ["600"]);
+        assert_eq!(cluster.rows(node, right), ["600"]);
+    }
+}

@@ -10,7 +10,7 @@ use rusqlite::{
 use crate::{
     db::{
         mask::ChangeMask,
-        routing::{self, Touches},
+        routing::{self, Elsewhere, Touches},
     },
     error::WriteError,
     grants::{self, Grants},
@@ -311,7 +311,8 @@ impl Gate {
             {
                 self.change("littoral_policy()", "", Action::Policy)
             }
-            AuthAction::Read { .. } | AuthAction::Function { .. } | AuthAction::Recursive => None,
+            AuthAction::Read { table_name, .. } => self.read(table_name),
+            AuthAction::Function { .. } | AuthAction::Recursive => None,
             AuthAction::Insert { table_name }
             | AuthAction::Update { table_name, .. }
             | AuthAction::Delete { table_name } => self.write(table_name),
@@ -444,6 +445,16 @@ impl Gate {
         None
     }
 
+    /// Reads of `origin-strong` tables are the origin's.
+    fn read(&self, table: &str) -> Option<Denied> {
+        if self.origin == Origin::Here {
+            return None;
+        }
+        let place = self.registry.position(table.as_bytes())?;
+        let strong = self.registry.tables()[place].policy.consistency == Consistency::OriginStrong;
+        strong.then(|| Denied::OriginOnly(table.to_owned()))
+    }
+
     fn write(&self, table: &str) -> Option<Denied> {
         let lower = table.to_ascii_lowercase();
         // Statements that change the schema write SQLite's own tables, in part before they name what they
@@ -503,6 +514,10 @@ pub(crate) struct ReadGate {
     pub(crate) missing: Option<String>,
     /// A statement is only prepared, to see what it touches.
     pub(crate) touches: Option<Touches>,
+    /// The tables that are read at the origin, which this node is not.
+    pub(crate) elsewhere: Elsewhere,
+    /// One of them that the statement refused last wanted to read.
+    pub(crate) refused: Option<String>,
 }
 
 impl ReadGate {
@@ -513,6 +528,14 @@ impl ReadGate {
             && routing::note(touches, &context.action)
         {
             return Authorization::Allow;
+        }
+        if let AuthAction::Read { table_name, .. } = context.action
+            && !self.engine
+            && self.touches.is_none()
+            && self.elsewhere.contains(table_name)
+        {
+            self.refused.get_or_insert_with(|| table_name.to_owned());
+            return Authorization::Deny;
         }
         let allowed = match context.action {
             AuthAction::Select

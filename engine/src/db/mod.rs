@@ -15,6 +15,7 @@ pub(crate) mod writer;
 pub(crate) use group_commit::{Answer, Local, Queued, RunFor, remember};
 pub use group_commit::{Committed, Job, ProgramJob};
 pub(crate) use interactive::Interactive;
+use routing::Elsewhere;
 pub use routing::Touched;
 use snapshot::Arriving;
 pub use snapshot::Snapshot;
@@ -25,6 +26,7 @@ pub use tx::{TxStatement, WriteTx};
 use self::authorizer::{ReadGate, Restriction};
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -65,8 +67,9 @@ pub(crate) struct File {
     pub(crate) ids: Arc<Ids>,
     /// What is committed.
     pub(crate) published: Arc<Published>,
-    /// The tables and policies of now; `None` before a replica has opened the file.
-    pub(crate) registry: Mutex<Option<Arc<Registry>>>,
+    /// The tables and policies of now, and whether this node is the origin; `None` before a replica has opened the file.
+    pub(crate) registry: Mutex<Option<(Arc<Registry>, bool)>>,
+    pub(crate) elsewhere: Elsewhere,
     arriving: Mutex<Option<Arriving>>,
 }
 
@@ -78,6 +81,7 @@ impl File {
             ids: Arc::default(),
             published: Arc::default(),
             registry: Mutex::default(),
+            elsewhere: Elsewhere::default(),
             arriving: Mutex::default(),
         }
     }
@@ -137,11 +141,15 @@ impl Db {
         ids::prepare_connection(&connection, &self.file.ids)?;
         self.file.published.install(&connection)?;
         make_spell(&connection)?;
-        let gate = Arc::new(Mutex::new(ReadGate::default()));
+        let gate = Arc::new(Mutex::new(ReadGate {
+            elsewhere: self.file.elsewhere.clone(),
+            ..ReadGate::default()
+        }));
         let judge = Arc::clone(&gate);
         connection
             .authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
-        Ok(Reader { connection, gate, file: Arc::clone(&self.file) })
+        let followed = Mutex::default();
+        Ok(Reader { connection, gate, file: Arc::clone(&self.file), followed })
     }
 
     /// Whether all that a bookmark names is visible to whoever begins to read now.
@@ -181,6 +189,8 @@ pub struct Reader {
     connection: Connection,
     gate: Arc<Mutex<ReadGate>>,
     file: Arc<File>,
+    /// The tables that were read at the origin when statements in the cache were prepared.
+    followed: Mutex<Arc<BTreeSet<String>>>,
 }
 
 impl Reader {
@@ -196,7 +206,9 @@ impl Reader {
     /// # Errors
     /// SQLite's, if the schema cannot be read; then nothing may be read.
     pub fn restrict(&self, grants: Option<Arc<Grants>>) -> rusqlite::Result<()> {
+        self.follow_policies();
         let mut gate = self.gate.lock();
+        gate.refused = None;
         let same = match (&gate.restriction, &grants) {
             (None, None) => true,
             (Some(old), Some(new)) => Arc::ptr_eq(&old.grants, new),
@@ -242,6 +254,14 @@ impl Reader {
     /// # Errors
     /// SQLite's, if the file cannot be read.
     pub fn digest(&self) -> rusqlite::Result<DatabaseDigest> {
+        // Of what this node holds, whoever may read it.
+        self.gate.lock().engine = true;
+        let digest = self.digest_all();
+        self.gate.lock().engine = false;
+        digest
+    }
+
+    fn digest_all(&self) -> rusqlite::Result<DatabaseDigest> {
         let snapshot = self.connection.unchecked_transaction()?;
         let registry = Registry::load(&snapshot)?;
         let mut all = blake3::Hasher::new();

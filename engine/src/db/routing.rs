@@ -1,14 +1,18 @@
 //! Which tables a statement touches, found by SQLite's own authorizer when it is prepared: through views,
 //! triggers and foreign keys, too. What a table's policy asks for is then a matter of the driver.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use parking_lot::Mutex;
 use rusqlite::hooks::AuthAction;
 
 use crate::{
     db::{Db, Reader},
-    policy::{MaxLag, TablePolicy},
-    schema::Registry,
+    policy::{Consistency, MaxLag, TablePolicy},
+    schema::{Registry, Table},
 };
 
 /// A table that a statement touches.
@@ -41,24 +45,68 @@ pub(super) fn note(touches: &mut Touches, action: &AuthAction<'_>) -> bool {
     what == 1
 }
 
+/// The tables that are read at the origin, as long as this node is not the origin.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Elsewhere(Arc<Mutex<Arc<BTreeSet<String>>>>);
+
+impl Elsewhere {
+    pub(super) fn contains(&self, table: &str) -> bool {
+        let tables = self.0.lock();
+        !tables.is_empty() && tables.contains(&table.to_ascii_lowercase())
+    }
+
+    fn now(&self) -> Arc<BTreeSet<String>> {
+        Arc::clone(&self.0.lock())
+    }
+}
+
 impl Db {
-    /// The tables and policies of now.
-    pub(crate) fn publish_registry(&self, registry: &Arc<Registry>) {
+    /// The tables and policies of now, and whether this node is the origin.
+    pub(crate) fn publish_registry(&self, registry: &Arc<Registry>, is_origin: bool) {
         let mut published = self.file().registry.lock();
-        if !published.as_ref().is_some_and(|known| Arc::ptr_eq(known, registry)) {
-            *published = Some(Arc::clone(registry));
+        let known = published.as_ref();
+        if known.is_some_and(|(known, was)| Arc::ptr_eq(known, registry) && *was == is_origin) {
+            return;
         }
+        let is_strong =
+            |table: &&Table| table.policy.consistency == Consistency::OriginStrong && !is_origin;
+        let strong = registry.tables().iter().filter(is_strong);
+        let strong: BTreeSet<String> =
+            strong.map(|table| table.name.to_ascii_lowercase()).collect();
+        let mut elsewhere = self.file().elsewhere.0.lock();
+        if **elsewhere != strong {
+            *elsewhere = Arc::new(strong);
+        }
+        *published = Some((Arc::clone(registry), is_origin));
+    }
+
+    fn registry(&self) -> Option<Arc<Registry>> {
+        self.file().registry.lock().as_ref().map(|(registry, _)| Arc::clone(registry))
     }
 
     /// Whether any table declares how old what is read of it may be.
     pub fn bounds_lag(&self) -> bool {
-        let registry = self.file().registry.lock().clone();
+        let registry = self.registry();
         let mut tables = registry.iter().flat_map(|registry| registry.tables());
         tables.any(|table| table.policy.max_lag.is_some())
     }
 }
 
 impl Reader {
+    /// Has statements that were prepared before judged again, if other tables are read at the origin by now.
+    pub(super) fn follow_policies(&self) {
+        let now = self.file.elsewhere.now();
+        if !Arc::ptr_eq(&std::mem::replace(&mut *self.followed.lock(), Arc::clone(&now)), &now) {
+            self.connection.flush_prepared_statement_cache();
+        }
+    }
+
+    /// The `origin-strong` table that the statement refused last wanted to read, on a node that is not the
+    /// origin.
+    pub fn refused_origin_strong(&self) -> Option<String> {
+        self.gate.lock().refused.take()
+    }
+
     /// The tables of the schema that a statement touches, also one that writes. Nothing is run.
     ///
     /// # Errors
@@ -69,7 +117,9 @@ impl Reader {
         let prepared = self.connection.prepare(sql).map(drop);
         let touches = self.gate.lock().touches.take().unwrap_or_default();
         prepared?;
-        let Some(registry) = self.file.registry.lock().clone() else { return Ok(Vec::new()) };
+        let Some(registry) = Db::new(Arc::clone(&self.file)).registry() else {
+            return Ok(Vec::new());
+        };
         // Others are views, whose tables are told beside them, SQLite's own and the engine's.
         let touched = touches.into_iter().filter_map(|(name, [reads, writes])| {
             let table = &registry.tables()[registry.position(name.as_bytes())?];

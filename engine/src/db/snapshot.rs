@@ -43,9 +43,18 @@ pub struct Snapshot {
     pub bytes: u64,
 }
 
-/// The hash of a snapshot as far as it has arrived, so that it need not be read again at its end.
-#[derive(Debug, Default)]
+/// A snapshot that is being received. The file stays open: one that is opened anew syncs its directory,
+/// too, each time.
+#[derive(Debug)]
 pub(crate) struct Arriving {
+    file: VfsFile,
+    /// The hash as far as the snapshot has arrived, so that it need not be read again at its end; `None`
+    /// if some of it came before a restart.
+    hashed: Option<Hashed>,
+}
+
+#[derive(Debug, Default)]
+struct Hashed {
     upto: u64,
     hasher: blake3::Hasher,
 }
@@ -143,24 +152,30 @@ impl Db {
     /// # Errors
     /// SQLite's, if the disk fails or is full.
     pub fn write_incoming(&self, offset: u64, bytes: &[u8], sync: bool) -> rusqlite::Result<()> {
-        let path = self.file.beside(INCOMING);
-        let mut file = self.file.open_beside(INCOMING, true)?.ok_or_else(|| missing(&path))?;
-        let mut arriving = self.file.arriving.lock();
+        // If it fails, it is opened anew.
+        let mut slot = self.file.arriving.lock();
+        let Arriving { mut file, mut hashed } = match slot.take() {
+            Some(arriving) => arriving,
+            None => {
+                let path = self.file.beside(INCOMING);
+                let file = self.file.open_beside(INCOMING, true)?.ok_or_else(|| missing(&path))?;
+                Arriving { file, hashed: None }
+            }
+        };
         if offset == 0 {
             file.truncate(0)?;
-            *arriving = Some(Arriving::default());
+            hashed = Some(Hashed::default());
         }
-        // Of what came before a restart it knows nothing.
-        let mut before = arriving.take().filter(|arriving| arriving.upto == offset);
+        hashed.take_if(|hashed| hashed.upto != offset);
         file.write(offset, bytes)?;
         if sync {
             file.sync()?;
         }
-        if let Some(arriving) = &mut before {
-            arriving.hasher.update(bytes);
-            arriving.upto += bytes.len() as u64;
+        if let Some(hashed) = &mut hashed {
+            hashed.hasher.update(bytes);
+            hashed.upto += bytes.len() as u64;
         }
-        *arriving = before;
+        *slot = Some(Arriving { file, hashed });
         Ok(())
     }
 
@@ -169,11 +184,13 @@ impl Db {
     /// # Errors
     /// SQLite's, if it cannot be read.
     pub fn verify_incoming(&self, offered: &Snapshot) -> rusqlite::Result<bool> {
+        // Whatever comes of it, the file is closed at the end: it may be renamed then.
+        let arriving = self.file.arriving.lock().take();
+        let hashed = arriving.and_then(|arriving| arriving.hashed);
         let Some(mut file) = self.file.open_beside(INCOMING, false)? else { return Ok(false) };
         file.truncate(offered.bytes)?;
-        let arrived = self.file.arriving.lock().take().filter(|it| it.upto == offered.bytes);
-        let found = match arrived {
-            Some(arrived) => (file.size()?, Digest(*arrived.hasher.finalize().as_bytes())),
+        let found = match hashed.filter(|hashed| hashed.upto == offered.bytes) {
+            Some(hashed) => (file.size()?, Digest(*hashed.hasher.finalize().as_bytes())),
             None => hash(&mut file)?,
         };
         if found == (offered.bytes, offered.digest) {

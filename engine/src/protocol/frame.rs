@@ -71,8 +71,8 @@ pub(crate) enum Payload<'f> {
     Large(LargeName),
     /// Bytes of a large entry, from an offset on.
     Chunk(Dot, u64, Vec<u8>),
-    /// A piece of a snapshot, whose digest is right, and where it begins.
-    Piece(u64, Vec<u8>),
+    /// A piece of a snapshot, whose digest is right: where it begins, and its bytes, which end the frame.
+    Piece(u64, &'f [u8]),
 }
 
 /// Puts the header before a control message.
@@ -82,11 +82,10 @@ pub(crate) fn control_frame(message: &[u8]) -> Vec<u8> {
 
 /// Puts offset and digest before a piece of a snapshot.
 pub(crate) fn piece_frame(offset: u64, bytes: &[u8]) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(bytes.len() + 50);
-    put_varint(&mut payload, offset);
-    payload.extend_from_slice(&Digest::of(bytes).0);
-    payload.extend_from_slice(bytes);
-    framed(KIND_PIECE, &payload)
+    let mut head = Vec::with_capacity(50);
+    put_varint(&mut head, offset);
+    head.extend_from_slice(&Digest::of(bytes).0);
+    framed_of(KIND_PIECE, &[&head, bytes])
 }
 
 /// Offers a large entry.
@@ -156,11 +155,17 @@ impl EntriesFrame {
 }
 
 fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
-    let len = u32::try_from(payload.len()).expect("MAX_FRAME_BYTES fits a u32");
-    frame.extend_from_slice(&len.to_le_bytes());
+    framed_of(kind, &[payload])
+}
+
+/// Puts the header before a payload that is in several places.
+fn framed_of(kind: u8, payload: &[&[u8]]) -> Vec<u8> {
+    let length = payload.iter().map(|part| part.len()).sum::<usize>();
+    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + length);
+    let length = u32::try_from(length).expect("MAX_FRAME_BYTES fits a u32");
+    frame.extend_from_slice(&length.to_le_bytes());
     frame.push(kind);
-    frame.extend_from_slice(payload);
+    payload.iter().for_each(|part| frame.extend_from_slice(part));
     frame
 }
 
@@ -185,14 +190,14 @@ pub(crate) fn decode_frame(channel: Channel, frame: &[u8]) -> Result<Payload<'_>
     }
 }
 
-fn piece(payload: &[u8]) -> Result<Payload<'static>, ProtocolError> {
+fn piece(payload: &[u8]) -> Result<Payload<'_>, ProtocolError> {
     let mut reader = ByteReader::new(payload);
     let cut = |error: DecodeError| malformed(&error.to_string());
     let offset = reader.varint().map_err(cut)?;
     let digest = Digest(reader.array().map_err(cut)?);
     let bytes = &payload[payload.len() - reader.remaining()..];
     if Digest::of(bytes) == digest {
-        Ok(Payload::Piece(offset, bytes.to_vec()))
+        Ok(Payload::Piece(offset, bytes))
     } else {
         Err(malformed("a piece of a snapshot whose digest is another one"))
     }

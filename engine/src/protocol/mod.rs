@@ -227,7 +227,7 @@ impl PeerSession {
         &mut self,
         now: Instant,
         channel: Channel,
-        bytes: Vec<u8>,
+        mut bytes: Vec<u8>,
     ) -> Result<Received, ProtocolError> {
         self.last_heard = now;
         self.bytes_received += bytes.len() as u64;
@@ -244,6 +244,12 @@ impl PeerSession {
         match decode_frame(channel, &bytes)? {
             Payload::Piece(..) if !self.is_streaming() => {
                 Err(ProtocolError::Malformed("a snapshot without a hello".to_owned()))
+            }
+            Payload::Piece(offset, piece) => {
+                // The frame becomes the piece: there is no copy of it.
+                let head = bytes.len() - piece.len();
+                bytes.drain(..head);
+                Ok(Received::Piece(offset, bytes))
             }
             Payload::Control(message) => self.handle_message(now, Message::decode(message)?),
             payload => self.received(payload),
@@ -264,7 +270,7 @@ impl PeerSession {
                 self.offered(name)?;
                 Ok(Received::Large(name))
             }
-            Payload::Piece(offset, bytes) => Ok(Received::Piece(offset, bytes)),
+            Payload::Piece(offset, bytes) => Ok(Received::Piece(offset, bytes.to_vec())),
             Payload::Chunk(dot, offset, bytes) => {
                 let wanted = self.check_chunk(dot, offset, &bytes)?;
                 Ok(if wanted { Received::Chunk(dot, offset, bytes) } else { Received::Nothing })

@@ -31,6 +31,7 @@ mod requests;
 mod schema;
 mod snapshot;
 mod staleness;
+mod storage;
 mod verifying;
 
 pub(crate) use holds::Spools;
@@ -50,16 +51,15 @@ use crate::{
     contested::Contested,
     corrected::CorrectedClock,
     db::{
-        Answer, Committed, Db, File, Job, Local, Queued,
-        watch::{self, Who},
+        Answer, Committed, Db, File, Job, Local, Queued, watch,
         writer::{Synchronous, Writer},
     },
-    driver::{CloseCode, Event, Identity, Input, Output},
+    driver::{CloseCode, Identity, Input, Output},
     entry::Member,
     error::WriteError,
     hlc::HlcClock,
     id::{AuthorId, Lsn, NodeId, PeerId, Ticket},
-    limits::{GROUP_JOBS, STORAGE_RETRY},
+    limits::GROUP_JOBS,
     log::Log,
     merge::{Aside, Parked},
     open::Builder,
@@ -73,6 +73,7 @@ use crate::{
         joining::Joining,
         requests::Requests,
         snapshot::{Fetching, Sponsor},
+        storage::{Failure, Storage, is_storage_failure, is_sync_failure},
         verifying::Verifying,
     },
     schema::{Registry, catalog},
@@ -182,13 +183,6 @@ struct Durable {
     asked: Lsn,
 }
 
-/// Whether storage works.
-#[derive(Debug, Default)]
-struct Storage {
-    error: Option<String>,
-    retry_at: Option<Instant>,
-}
-
 impl Durable {
     fn appended(&mut self, lsn: Lsn, dot: Dot) {
         self.waiting.push_back((lsn, dot));
@@ -216,12 +210,13 @@ impl Replica {
             .map(|member| member.author);
         let db = Db::new(parts.file);
         db.ids().tell(parts.now.wall, author);
-        db.publish_registry(&parts.registry);
         parts.log.publish_at(Arc::clone(db.published()));
         db.published().stable(parts.contested.stable());
         db.published().tell(parts.now.wall);
         let register = parts.register.as_ref();
-        db.published().origin(register.is_some_and(|register| register.is_origin(&parts.identity)));
+        let is_origin = register.is_some_and(|register| register.is_origin(&parts.identity));
+        db.published().origin(is_origin);
+        db.publish_registry(&parts.registry, is_origin);
         let durable = Durable {
             lsn: parts.log.last(),
             vector: parts.log.vector(),
@@ -346,7 +341,7 @@ impl Replica {
                 continue;
             }
             self.applied_in_drain = false;
-            self.db.publish_registry(&self.registry);
+            self.db.publish_registry(&self.registry, self.is_origin());
             return Output::WakeAt(self.deadline());
         }
     }
@@ -563,101 +558,6 @@ impl Replica {
         result
     }
 
-    fn failed(&mut self, failure: &Failure) {
-        self.storage_fails(failure.error.clone());
-        if failure.of_sync {
-            self.sync_failed(&failure.error);
-        }
-    }
-
-    // --- Storage
-
-    fn serve_disk(&mut self) -> bool {
-        let retry = self.storage.retry_at.is_some_and(|at| self.now.mono >= at);
-        if retry && !self.is_open() {
-            self.storage.retry_at = None;
-            self.probe();
-        }
-        if self.durable.asked < self.log.last() && self.durable.lsn < self.log.last() {
-            self.durable.asked = self.log.last();
-            self.outputs.push_back(Output::Sync(self.log.last()));
-        }
-        if !self.is_open() && self.serve_checkpoint() {
-            return true;
-        }
-        self.look_for_foreign();
-        if self.writer.wants_checkpoint() {
-            self.outputs.push_back(Output::WalCheckpoint);
-        }
-        !self.outputs.is_empty()
-    }
-
-    /// Tries whether storage works again, by a write that changes nothing that matters.
-    fn probe(&mut self) {
-        let probed = self.writer.writes(Who::Apply).and_then(|()| {
-            catalog::set_meta(self.writer.apply(), "probed", self.now.wall.0.cast_signed())
-        });
-        match probed {
-            Ok(()) => self.storage_works(),
-            Err(error) => self.storage_fails(error.to_string()),
-        }
-    }
-
-    fn storage_fails(&mut self, error: String) {
-        self.storage.retry_at = Some(self.now.mono + STORAGE_RETRY);
-        // A connection that has failed reads the file anew.
-        self.writer.forget_versions();
-        if self.storage.error.is_none() {
-            self.outputs.push_back(Output::Event(Event::StorageFailed(error.clone())));
-        }
-        self.storage.error = Some(error);
-    }
-
-    fn storage_works(&mut self) {
-        if self.storage.error.take().is_some() {
-            self.storage.retry_at = None;
-            self.entries_came();
-            self.outputs.push_back(Output::Event(Event::StorageRecovered));
-        }
-    }
-
-    fn sync_failed(&mut self, error: &str) {
-        self.halt(format!(
-            "the WAL could not be synced ({error}); what the disk holds is only known after the file is \
-             opened again"
-        ));
-    }
-
-    /// Others have entries of this node that it has not: the file is an old copy, or was lost.
-    fn lost_state(&mut self, theirs: Dot) {
-        let ours = self.log.head(theirs.author).seq;
-        self.halt(format!(
-            "a peer has entry {theirs} of this node, which itself has only {ours}: the file is an old \
-             copy, or was lost. Start the node again with an empty directory and a new incarnation"
-        ));
-    }
-
-    /// Stops all links and all writing, for good: only an operator helps.
-    fn halt(&mut self, why: String) {
-        self.writes_stopped = true;
-        self.give_up_interactive(&why);
-        self.give_up_answers(&why);
-        self.stop_links(why);
-    }
-
-    /// Stops all links, for good; local writes go on.
-    fn stop_links(&mut self, why: String) {
-        if self.halted.is_some() {
-            return;
-        }
-        tracing::error!(node = %self.identity.node, %why, "replica halted");
-        self.halted = Some(why.clone());
-        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
-            self.close_link(peer, CloseCode::Halted, why.clone());
-        }
-        self.outputs.push_back(Output::Event(Event::Halted(why)));
-    }
-
     fn deadline(&self) -> Option<Instant> {
         let told = self.acknowledged();
         let links = self.sessions.values().map(|session| session.deadline(&told, &self.acks));
@@ -683,48 +583,4 @@ impl Replica {
         ];
         deadlines.into_iter().flatten().min()
     }
-}
-
-/// Storage has failed, and not merely a statement.
-struct Failure {
-    error: String,
-    of_sync: bool,
-}
-
-impl Failure {
-    fn of(error: &WriteError) -> Option<Self> {
-        match error {
-            WriteError::Sqlite(error) if is_storage_failure(error) || is_sync_failure(error) => {
-                Some(Self { error: error.to_string(), of_sync: is_sync_failure(error) })
-            }
-            _ => None,
-        }
-    }
-}
-
-/// After a failed sync the pages count as written, and a later sync would seem to succeed.
-fn is_sync_failure(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
-    let code = error.sqlite_error().map(|error| error.extended_code);
-    matches!(code, Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
-}
-
-fn is_storage_failure(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{
-        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed, OutOfMemory,
-        ReadOnly, SystemIoFailure,
-    };
-    matches!(
-        error.sqlite_error_code(),
-        Some(
-            CannotOpen
-                | DatabaseBusy
-                | DatabaseLocked
-                | DiskFull
-                | FileLockingProtocolFailed
-                | OutOfMemory
-                | ReadOnly
-                | SystemIoFailure
-        )
-    )
 }

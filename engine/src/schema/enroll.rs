@@ -181,10 +181,13 @@ fn any_table(
     table: &TableDeclaration,
     reasons: &mut Reasons<'_>,
 ) -> rusqlite::Result<()> {
-    if table.policy.consistency == Consistency::OriginStrong {
+    if table.policy.consistency == Consistency::OriginStrong && table.policy.writers == Writers::Any
+    {
         reasons.refuse(
-            "policy = \"origin-strong\" needs reads and writes to be forwarded to the origin".to_owned(),
-            "this version does not forward yet; declare \"read-after-write\" with writers = \"origin\"",
+            "policy = \"origin-strong\" means that only the origin writes it, and writers = \"any\" says \
+             otherwise"
+                .to_owned(),
+            "leave writers out, or declare another policy",
         );
     }
     let shape = survey.shape(&table.name)?;

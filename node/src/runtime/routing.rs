@@ -3,7 +3,7 @@
 //! | it | then |
 //! | --- | --- |
 //! | reads a table with `max_lag_ms`, and this node may be older | `serve`, `wait` for some seconds, or `fail`; of several tables the strictest word counts |
-//! | writes an origin-written table | only at the origin |
+//! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction |
 //! | anything else | here |
 
 use std::time::Duration;
@@ -77,17 +77,20 @@ impl NodeHandle {
         let elsewhere = tables.iter().find(|touched| {
             let policy = &touched.policy;
             let local = policy.consistency == Consistency::Local;
-            touched.writes && policy.writers == Writers::Origin && !local && !is_origin
+            let writes = touched.writes && policy.writers == Writers::Origin && !local;
+            let reads = touched.reads && policy.consistency == Consistency::OriginStrong;
+            (writes || reads) && !is_origin
         });
         let (runs_here, why) = match (elsewhere, judge(&tables, lag)) {
             (Some(touched), _) => {
                 let origin =
                     origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
                 let table = &touched.table;
+                let verb = if touched.writes { "written" } else { "read" };
                 (
                     false,
                     format!(
-                        "{table} is written at the origin only, which is {origin}: it is sent there"
+                        "{table} is {verb} at the origin only, which is {origin}: it is sent there"
                     ),
                 )
             }

@@ -12,7 +12,9 @@ use std::sync::{
 use bytes::Bytes;
 use littoral::{
     Channel, CloseCode, FRAME_HEADER_BYTES, Input, NodeId, PeerId, frame_length,
-    limits::{CREDIT_WINDOW_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES},
+    limits::{
+        CREDIT_WINDOW_BYTES, MAX_CONTROL_FRAME_BYTES, MAX_FRAME_BYTES, SNAPSHOT_WINDOW_BYTES,
+    },
 };
 use quinn::{Connection, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::{
@@ -41,6 +43,7 @@ const RECEIVE_STEP: usize = 256 << 10;
 // A frame that fits into nothing would be waited for for ever.
 const _: () = assert!(ENTRIES_WAITING_BYTES >= MAX_FRAME_BYTES);
 const _: () = assert!(ENTRIES_WAITING_BYTES as u64 >= CREDIT_WINDOW_BYTES + MAX_FRAME_BYTES as u64);
+const _: () = assert!(SNAPSHOT_WAITING_BYTES as u64 > SNAPSHOT_WINDOW_BYTES);
 const _: () = assert!(CONTROL_WAITING_BYTES >= 2 * MAX_CONTROL_FRAME_BYTES);
 
 /// Who dialed.

@@ -21,7 +21,10 @@ use std::{
 
 use littoral::{ClusterId, NodeId, PeerId};
 use parking_lot::Mutex;
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, Incoming, ServerConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
+    ServerConfig, TokioRuntime, VarInt,
+};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Semaphore, watch},
@@ -54,6 +57,9 @@ const REFUSALS_KNOWN: usize = 256;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// What a peer may send on one stream before it is read.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// The largest datagram that is tried on a path: most of what a snapshot costs is per datagram. One call
+/// hands the system ten of them, which have to fit the 64 KiB that it takes.
+const DATAGRAM_BYTES_MAX: u16 = 6400;
 /// How long stopping waits for links to say goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a link that the replica has closed may go on to deliver what was sent before.
@@ -125,7 +131,7 @@ impl Transport {
         server.transport_config(Arc::clone(&transport)).migration(false);
         let mut client = ClientConfig::new(configs.client);
         client.transport_config(transport);
-        let endpoint = Endpoint::server(server, links.listen)
+        let endpoint = bind(server, links.listen)
             .map_err(|error| TransportError::Bind { address: links.listen, error })?;
 
         let address = endpoint
@@ -212,11 +218,21 @@ impl Drop for Transport {
     }
 }
 
+fn bind(server: ServerConfig, address: SocketAddr) -> io::Result<Endpoint> {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
+    let socket = std::net::UdpSocket::bind(address)?;
+    Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime))
+}
+
 fn transport_config() -> quinn::TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(DATAGRAM_BYTES_MAX);
     let mut config = quinn::TransportConfig::default();
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("15 s is far below QUIC's bound");
     config
         .max_idle_timeout(Some(idle))
+        .mtu_discovery_config(Some(discovery))
         .max_concurrent_bidi_streams(VarInt::from_u32(3))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)

@@ -65,7 +65,8 @@ impl Section {
             }
         };
         if consistency == Consistency::OriginStrong {
-            let what = ".policy = \"origin-strong\": this version does not have it";
+            let what =
+                ".policy = \"origin-strong\": clients of the simulator do not read at the origin";
             return Err(wrong(what.to_owned())
                 .hint("writers = \"origin\" and clients at the origin come nearest to it"));
         }

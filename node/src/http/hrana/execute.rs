@@ -9,7 +9,8 @@
 //!   the same request         or one read transaction if nothing in it writes
 //!   BEGIN, and no end        an interactive transaction: IMMEDIATE waits for the writer,
 //!                            the others read in one snapshot until something writes
-//!   a table of the origin's  the whole job runs there; with a key, every job
+//!   a table of the origin's  the whole job runs there, and so does what reads an origin-strong one;
+//!                            with a key, every job
 //! ```
 //!
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
@@ -25,7 +26,7 @@ use super::{
     forward::{Key, Parcel, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
-    region::{End, Kind, Ran, Region, RegionJob, SomethingWrites, never_ran, run_region},
+    region::{End, Kind, NotHere, Ran, Region, RegionJob, never_ran, run_region},
     session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     sql::{self, Verb},
     stream::{Open, Stream},
@@ -253,6 +254,11 @@ impl Run<'_> {
             Ok(outcome) => self.push(outcome),
             Err(Fault::Step(error)) => self.fail(error),
             Err(Fault::Writes) => self.write(step..step + 1).await,
+            Err(Fault::AtOrigin(_)) => {
+                let region = Region { begin: step, steps: step..step + 1, kind: Kind::Script };
+                let (ran, result) = self.at_origin(&region).await;
+                self.wrote(ran, result);
+            }
         }
     }
 
@@ -298,6 +304,11 @@ impl Run<'_> {
     async fn write(&mut self, steps: Range<usize>) {
         let (ran, result) =
             self.job(Region { begin: steps.start, steps, kind: Kind::Script }).await;
+        self.wrote(ran, result);
+    }
+
+    /// What became of statements that ran as one job.
+    fn wrote(&mut self, ran: Option<Ran>, result: Result<(), HranaError>) {
         let failure = result.err();
         match (ran, failure) {
             (Some(ran), None) => {
@@ -334,7 +345,8 @@ impl Run<'_> {
         let (ran, result) = match reads {
             true => match self.admitted_transaction(region.clone()).await {
                 Ok(Ok(ran)) => (Some(ran), Ok(())),
-                Ok(Err(SomethingWrites)) => self.job(region).await,
+                Ok(Err(NotHere::Writes)) => self.job(region).await,
+                Ok(Err(NotHere::AtOrigin)) => self.at_origin(&region).await,
                 Err(error) => (None, Err(error)),
             },
             false => self.job(region).await,
@@ -379,16 +391,13 @@ impl Run<'_> {
     async fn admitted_transaction(
         &self,
         region: Region,
-    ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
+    ) -> Result<Result<Ran, NotHere>, HranaError> {
         self.admit(region.steps.clone()).await?;
         self.read_transaction(region).await
     }
 
     /// Runs the transaction on a reader, as long as nothing in it writes.
-    async fn read_transaction(
-        &self,
-        region: Region,
-    ) -> Result<Result<Ran, SomethingWrites>, HranaError> {
+    async fn read_transaction(&self, region: Region) -> Result<Result<Ran, NotHere>, HranaError> {
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;

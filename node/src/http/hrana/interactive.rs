@@ -101,6 +101,11 @@ impl Run<'_> {
                 self.fail(read_only_transaction());
                 self.stream.open = open;
             }
+            // An interactive transaction stays on its node.
+            Err(Fault::AtOrigin(table)) => {
+                self.fail(HranaError::from(&WriteError::OriginOnly { table }));
+                self.stream.open = open;
+            }
             Err(Fault::Step(error)) => {
                 self.stream.open = if error.code == "LITTORAL_SNAPSHOT_REPLACED" {
                     Open::Lost(error.clone())
@@ -153,7 +158,8 @@ impl Run<'_> {
                 if let Some(grants) = grants {
                     tx.restrict(grants)?;
                 }
-                let mut session = WriteSession { tx, failure: None, elsewhere: None };
+                let mut session =
+                    WriteSession { tx, failure: None, elsewhere: None, read_only: false };
                 Ok(run_region(&mut session, &program, &region, prior, budget, false).ok())
             })
             .await;

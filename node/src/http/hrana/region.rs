@@ -58,9 +58,14 @@ pub(super) fn read_only_transaction() -> HranaError {
     HranaError::new("SQLITE_READONLY", "attempt to write in a read-only transaction")
 }
 
-/// A region that was taken for reading only is not.
+/// Why a region that was taken for reading here is not.
 #[derive(Debug)]
-pub(super) struct SomethingWrites;
+pub(super) enum NotHere {
+    /// Something in it writes.
+    Writes,
+    /// Something in it reads a table that is read at the origin only.
+    AtOrigin,
+}
 
 /// A region that runs as a write job, possibly twice.
 #[derive(Debug)]
@@ -85,9 +90,12 @@ impl RegionJob {
         if let Some(grants) = &self.grants {
             tx.restrict(Arc::clone(grants))?;
         }
-        let mut session = WriteSession { tx, failure: None, elsewhere: None };
         let (prior, region) = (self.prior.clone(), &self.region);
-        let ran = run_region(&mut session, &self.program, region, prior, self.budget, false);
+        // One that only reads, and comes here for a table that is read at the origin.
+        let read_only = region.kind == Kind::Begun
+            && self.program.verb(region.begin) == Some(Verb::BeginReadOnly);
+        let mut session = WriteSession { tx, failure: None, elsewhere: None, read_only };
+        let ran = run_region(&mut session, &self.program, region, prior, self.budget, read_only);
         if let Some(table) = session.elsewhere.take() {
             return Err(WriteError::OriginOnly { table });
         }
@@ -123,7 +131,7 @@ pub(super) fn run_region(
     mut fates: Vec<Fate>,
     mut budget: usize,
     read_only: bool,
-) -> Result<Ran, SomethingWrites> {
+) -> Result<Ran, NotHere> {
     let mut outcomes = Vec::new();
     if region.kind == Kind::Begun {
         outcomes.push(Outcome::nothing());
@@ -142,7 +150,8 @@ pub(super) fn run_region(
                     Ok(outcome) => outcome,
                     Err(Fault::Step(error)) => Outcome::Error(error),
                     Err(Fault::Writes) if read_only => Outcome::Error(read_only_transaction()),
-                    Err(Fault::Writes) => return Err(SomethingWrites),
+                    Err(Fault::Writes) => return Err(NotHere::Writes),
+                    Err(Fault::AtOrigin(_)) => return Err(NotHere::AtOrigin),
                 },
             }
         } else {

@@ -23,6 +23,8 @@ pub(super) enum Fault {
     Step(HranaError),
     /// It writes, and the session only reads.
     Writes,
+    /// It reads this table, which is read at the origin only.
+    AtOrigin(String),
 }
 
 /// Where statements run: a reader, or the transaction of a write job.
@@ -144,6 +146,9 @@ impl ReadSession<'_> {
         if let Some(what) = self.0.missing() {
             return Fault::Step(HranaError::from(&WriteError::NotGranted { what }));
         }
+        if let Some(table) = self.0.refused_origin_strong() {
+            return Fault::AtOrigin(table);
+        }
         let refused = matches!(
             error.sqlite_error_code(),
             Some(ErrorCode::ReadOnly | ErrorCode::AuthorizationForStatementDenied)
@@ -223,6 +228,8 @@ pub(super) struct WriteSession<'a, 'tx> {
     pub(super) failure: Option<WriteError>,
     /// A table that a statement wanted to write, and only the origin may.
     pub(super) elsewhere: Option<String>,
+    /// Statements may only read.
+    pub(super) read_only: bool,
 }
 
 impl WriteSession<'_, '_> {
@@ -262,6 +269,9 @@ impl WriteSession<'_, '_> {
 
 impl Session for WriteSession<'_, '_> {
     fn run(&mut self, statement: &Statement, rows: &mut Rows<'_>) -> Result<StmtResult, Fault> {
+        if self.read_only && self.tx.prepare(&statement.sql).is_ok_and(|found| !found.readonly()) {
+            return Err(Fault::Writes);
+        }
         match self.try_run(statement, rows) {
             Ok(_) if rows.overflow => Err(Fault::Step(too_large())),
             Ok(result) => Ok(result),

@@ -1,0 +1,158 @@
+//! Storage: what is asked of the disk, what follows when it fails, and how a replica halts.
+
+use crate::{
+    db::watch::Who,
+    driver::{CloseCode, Event, Output},
+    error::WriteError,
+    limits::STORAGE_RETRY,
+    replica::Replica,
+    schema::catalog,
+    time::Instant,
+    version::Dot,
+};
+
+/// Whether storage works.
+#[derive(Debug, Default)]
+pub(super) struct Storage {
+    pub(super) error: Option<String>,
+    pub(super) retry_at: Option<Instant>,
+}
+
+impl Replica {
+    pub(super) fn failed(&mut self, failure: &Failure) {
+        self.storage_fails(failure.error.clone());
+        if failure.of_sync {
+            self.sync_failed(&failure.error);
+        }
+    }
+
+    pub(super) fn serve_disk(&mut self) -> bool {
+        let retry = self.storage.retry_at.is_some_and(|at| self.now.mono >= at);
+        if retry && !self.is_open() {
+            self.storage.retry_at = None;
+            self.probe();
+        }
+        if self.durable.asked < self.log.last() && self.durable.lsn < self.log.last() {
+            self.durable.asked = self.log.last();
+            self.outputs.push_back(Output::Sync(self.log.last()));
+        }
+        if !self.is_open() && self.serve_checkpoint() {
+            return true;
+        }
+        self.look_for_foreign();
+        if self.writer.wants_checkpoint() {
+            self.outputs.push_back(Output::WalCheckpoint);
+        }
+        !self.outputs.is_empty()
+    }
+
+    /// Tries whether storage works again, by a write that changes nothing that matters.
+    pub(super) fn probe(&mut self) {
+        let probed = self.writer.writes(Who::Apply).and_then(|()| {
+            catalog::set_meta(self.writer.apply(), "probed", self.now.wall.0.cast_signed())
+        });
+        match probed {
+            Ok(()) => self.storage_works(),
+            Err(error) => self.storage_fails(error.to_string()),
+        }
+    }
+
+    pub(super) fn storage_fails(&mut self, error: String) {
+        self.storage.retry_at = Some(self.now.mono + STORAGE_RETRY);
+        // A connection that has failed reads the file anew.
+        self.writer.forget_versions();
+        if self.storage.error.is_none() {
+            self.outputs.push_back(Output::Event(Event::StorageFailed(error.clone())));
+        }
+        self.storage.error = Some(error);
+    }
+
+    pub(super) fn storage_works(&mut self) {
+        if self.storage.error.take().is_some() {
+            self.storage.retry_at = None;
+            self.entries_came();
+            self.outputs.push_back(Output::Event(Event::StorageRecovered));
+        }
+    }
+
+    pub(super) fn sync_failed(&mut self, error: &str) {
+        self.halt(format!(
+            "the WAL could not be synced ({error}); what the disk holds is only known after the file is \
+             opened again"
+        ));
+    }
+
+    /// Others have entries of this node that it has not: the file is an old copy, or was lost.
+    pub(super) fn lost_state(&mut self, theirs: Dot) {
+        let ours = self.log.head(theirs.author).seq;
+        self.halt(format!(
+            "a peer has entry {theirs} of this node, which itself has only {ours}: the file is an old \
+             copy, or was lost. Start the node again with an empty directory and a new incarnation"
+        ));
+    }
+
+    /// Stops all links and all writing, for good: only an operator helps.
+    pub(super) fn halt(&mut self, why: String) {
+        self.writes_stopped = true;
+        self.give_up_interactive(&why);
+        self.give_up_answers(&why);
+        self.stop_links(why);
+    }
+
+    /// Stops all links, for good; local writes go on.
+    pub(super) fn stop_links(&mut self, why: String) {
+        if self.halted.is_some() {
+            return;
+        }
+        tracing::error!(node = %self.identity.node, %why, "replica halted");
+        self.halted = Some(why.clone());
+        for peer in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.close_link(peer, CloseCode::Halted, why.clone());
+        }
+        self.outputs.push_back(Output::Event(Event::Halted(why)));
+    }
+}
+
+/// Storage has failed, and not merely a statement.
+pub(super) struct Failure {
+    pub(super) error: String,
+    pub(super) of_sync: bool,
+}
+
+impl Failure {
+    pub(super) fn of(error: &WriteError) -> Option<Self> {
+        match error {
+            WriteError::Sqlite(error) if is_storage_failure(error) || is_sync_failure(error) => {
+                Some(Self { error: error.to_string(), of_sync: is_sync_failure(error) })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// After a failed sync the pages count as written, and a later sync would seem to succeed.
+pub(super) fn is_sync_failure(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
+}
+
+pub(super) fn is_storage_failure(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed, OutOfMemory,
+        ReadOnly, SystemIoFailure,
+    };
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            CannotOpen
+                | DatabaseBusy
+                | DatabaseLocked
+                | DiskFull
+                | FileLockingProtocolFailed
+                | OutOfMemory
+                | ReadOnly
+                | SystemIoFailure
+        )
+    )
+}
