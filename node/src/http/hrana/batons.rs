@@ -60,6 +60,8 @@ pub(super) struct Lease {
     streams: Arc<Streams>,
     /// `None` for one that is not kept so far.
     id: Option<u64>,
+    /// Room for it, if it is to be kept.
+    place: Option<Place>,
     stream: OwnedMutexGuard<Stream>,
 }
 
@@ -117,7 +119,8 @@ impl Streams {
         let streams = Arc::clone(self);
         let Some(baton) = baton else {
             let stream = Arc::new(AsyncMutex::new(Stream::default()));
-            return Ok(Lease { streams, id: None, stream: stream.lock_owned().await });
+            let stream = stream.lock_owned().await;
+            return Ok(Lease { streams, id: None, place: None, stream });
         };
         let (id, secret) = read(baton).ok_or_else(unknown)?;
         let stream = {
@@ -136,7 +139,7 @@ impl Streams {
             return Err(BadRequest::new("STREAM_BUSY", "the cursor before it has not ended"));
         };
         std::mem::forget(unused);
-        Ok(Lease { streams, id: Some(id), stream })
+        Ok(Lease { streams, id: Some(id), place: None, stream })
     }
 
     fn remove(&self, id: u64) {
@@ -162,6 +165,14 @@ impl Lease {
         &mut self.stream
     }
 
+    /// Makes room for the stream, before anything runs that it may have to be kept for.
+    pub(super) fn reserve(&mut self) -> Result<(), BadRequest> {
+        if self.id.is_none() && self.place.is_none() {
+            self.place = Some(self.streams.place()?);
+        }
+        Ok(())
+    }
+
     /// Ends the request. If the stream is to be kept, this is its next baton.
     pub(super) fn finish(mut self, closes: bool) -> Result<Option<String>, BadRequest> {
         if closes || !self.stream.keeps_something() {
@@ -176,8 +187,8 @@ impl Lease {
         getrandom::fill(&mut secret)
             .map_err(|error| BadRequest::new("LITTORAL_UNAVAILABLE", error.to_string()))?;
         let hash = Some(blake3::hash(&secret));
-        let known = self.id;
-        let place = if known.is_none() { Some(self.streams.place()?) } else { None };
+        self.reserve()?;
+        let (known, place) = (self.id, self.place.take());
         let mut kept = self.streams.kept.lock();
         let id = match (known, place) {
             (None, Some(place)) => {
@@ -251,6 +262,22 @@ mod tests {
         lease.stream().open = Open::No;
         assert_eq!(lease.finish(false), Ok(None), "there is nothing to come back to");
         assert!(streams.kept.lock().entries.is_empty());
+    }
+
+    #[tokio::test]
+    async fn whoever_finds_no_room_hears_so_before_anything_runs() {
+        let streams = Streams::start();
+        let mut all = Vec::new();
+        for _ in 0..STREAMS_MAX {
+            all.push(streams.place().unwrap());
+        }
+        let mut lease = streams.take(None).await.ok().unwrap();
+        assert_eq!(lease.reserve().unwrap_err().0.code, "TOO_MANY_STREAMS");
+        all.pop();
+        lease.reserve().unwrap();
+        assert!(streams.place().is_err(), "it has its place");
+        drop(lease);
+        assert!(streams.place().is_ok());
     }
 
     #[tokio::test]

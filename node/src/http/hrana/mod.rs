@@ -81,6 +81,10 @@ async fn run_pipeline(
     let request: PipelineRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let program = Arc::new(Program::plan(request.requests, &mut lease.stream().stored)?);
+    let keeps = lease.stream().keeps_something() || program.begins_transaction();
+    if keeps && !program.closes {
+        lease.reserve()?;
+    }
     let (node, grants) = (&state.node, who.grants.as_ref());
     let outcomes =
         execute::execute(node, grants, lease.stream(), &program, key.as_ref(), None).await;
