@@ -22,7 +22,7 @@ use crate::{
     merge::{Parked, mirror},
     protocol::message::Register,
     replica::{Parts, Progress, Replica, Spools, origin_seen_by},
-    schema::{Registry, catalog},
+    schema::{Registry, catalog, outcomes},
     testing::{Bug, planted},
     time::Now,
     value::{ByteReader, DecodeError},
@@ -147,6 +147,9 @@ impl Builder {
         let mut registry = Registry::load(&conn)?;
         if planted(Bug::FreezeForgotten) {
             registry.frozen = None;
+        }
+        if planted(Bug::OutcomesForgotten) {
+            outcomes::forget(&conn)?;
         }
         let registry = Arc::new(registry);
         let register = catalog::meta::<Vec<u8>>(&conn, "register")?

@@ -115,11 +115,25 @@ pub enum Bug {
     WatermarkUncovered,
     /// A watermark counts as new when it arrives, whatever it took to come.
     WatermarkAgeless,
+    /// The outcome of a request is not kept with what it did.
+    OutcomeLost,
+    /// Outcomes are forgotten when the file is opened.
+    OutcomesForgotten,
+    /// A request is answered before the entry with its outcome is applied.
+    AnsweredUnapplied,
+    /// The origin says what became of a request before that is on stable storage.
+    RepliedUnsynced,
+    /// Nobody looks whether a retry is of the same program.
+    OtherProgramTaken,
+    /// The origin runs a request before it has what its sender had.
+    RequirementIgnored,
+    /// A request that was refused is not remembered, and runs when it comes.
+    RefusalForgotten,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 58] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -171,6 +185,13 @@ impl Bug {
         Self::BookmarkUnwaited,
         Self::WatermarkUncovered,
         Self::WatermarkAgeless,
+        Self::OutcomeLost,
+        Self::OutcomesForgotten,
+        Self::AnsweredUnapplied,
+        Self::RepliedUnsynced,
+        Self::OtherProgramTaken,
+        Self::RequirementIgnored,
+        Self::RefusalForgotten,
     ];
 }
 

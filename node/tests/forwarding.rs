@@ -153,6 +153,15 @@ async fn what_the_origin_cannot_do_is_told_by_kind() {
     let much = "INSERT INTO places VALUES ('m', NULL) RETURNING hex(zeroblob(300000))";
     let error = sql(&nodes[2], much).await.unwrap_err();
     assert_eq!(error["code"], "RESPONSE_TOO_LARGE");
+    // What was read before a failure does not stand in the way of telling it.
+    let step = |sql: &str| json!({ "stmt": { "sql": sql } });
+    let failing = json!([{ "type": "batch", "batch": { "steps": [
+        step("BEGIN"), step("SELECT hex(zeroblob(300000))"), step("INSERT INTO places VALUES (NULL, NULL)"),
+        step("ROLLBACK"),
+    ] } }, { "type": "close" }]);
+    let failed = pipeline(&nodes[2], failing).await;
+    let error = &failed[0]["response"]["result"]["step_errors"][0];
+    assert_eq!(error["code"], "SQLITE_CONSTRAINT", "{error}");
     let slow = "INSERT INTO places WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
         SELECT 's', max(i) FROM n";
     let error = sql(&nodes[2], slow).await.unwrap_err();

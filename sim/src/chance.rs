@@ -52,6 +52,8 @@ pub(crate) enum Stream {
     Schema,
     /// How long a client thinks within an interactive transaction.
     Talk,
+    /// What clients have run at the origin, from where, and how often they try.
+    Request,
 }
 
 /// The source of every decision in one run.

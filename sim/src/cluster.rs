@@ -19,16 +19,20 @@ mod crashes;
 mod decay;
 mod ending;
 mod links;
+mod requests;
 mod sessions;
 mod snapshots;
 mod talks;
 
-pub(crate) use self::talks::Open;
+pub(crate) use self::{requests::Errands, talks::Open};
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use littoral::{Channel, CloseCode, Event as News, Input, Lsn, Output, Ticket, WriteError};
+use littoral::{
+    Channel, CloseCode, Event as News, Input, Lsn, Output, RequestId, Ticket, WriteError,
+};
 
+use self::requests::Client;
 use crate::{
     application::{Application, BuiltIn, Moment, Sight},
     chance::{Chance, Stream},
@@ -43,7 +47,7 @@ use crate::{
     },
     scenario::{BlockCounts, Tenant},
     trace::Trace,
-    workload::{JobId, PlannedJob},
+    workload::{JobId, PlannedJob, RequestNumber},
     world::{Options, World},
 };
 
@@ -79,6 +83,8 @@ enum Event {
     SnapshotWork { machine: usize, life: u64 },
     Visit { client: usize },
     Talk { machine: usize, life: u64, ticket: Ticket },
+    Request { request: RequestNumber },
+    RunProgram { machine: usize, life: u64, request: RequestId },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
     Start { machine: usize, life: u64 },
@@ -145,6 +151,8 @@ pub(crate) struct Cluster {
     world: World,
     /// Dropped before the session, so that files are closed while there are disks.
     machines: Vec<Machine>,
+    /// Whoever has something run at the origin.
+    clients: BTreeMap<RequestNumber, Client>,
     network: Network,
     oracle: Oracle,
     trace: Trace,
@@ -196,6 +204,7 @@ impl Cluster {
             chance,
             world,
             machines,
+            clients: BTreeMap::new(),
             _session: session,
         }
     }
@@ -258,6 +267,7 @@ impl Cluster {
         for fault in 0..self.world.faults.len() {
             self.schedule(self.now + self.world.faults[fault].0, Event::Strike { fault });
         }
+        self.plan_requests();
         self.schedule(self.now + self.options.chaos, Event::Heal);
     }
 
@@ -373,6 +383,10 @@ impl Cluster {
             Event::SnapshotWork { machine, life } => self.work_on_snapshot(machine, life),
             Event::Visit { client } => self.visit(client),
             Event::Talk { machine, life, ticket } => self.talk(machine, life, ticket),
+            Event::Request { request } => self.request(request),
+            Event::RunProgram { machine, life, request } => {
+                self.run_program(machine, life, request)
+            }
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
                 self.strike(fault)
@@ -633,6 +647,7 @@ impl Cluster {
                 let at = self.now + draw.between(1, 50 * MS);
                 self.schedule(at, Event::Checkpoint { machine: number, life });
             }
+            Output::Done { ticket, result } if self.program_ended(number, ticket, &result) => {}
             Output::Done { ticket, result } => {
                 self.machines[number].talks.remove(&ticket);
                 let Some(id) = self.machines[number].tickets.remove(&ticket) else {
@@ -695,8 +710,8 @@ impl Cluster {
                 let work = SnapshotWork::Write { peer, offset, bytes, sync };
                 self.queue_snapshot_work(number, work);
             }
-            // No client sends anything to the origin yet.
-            Output::Answered { .. } | Output::Run { .. } => {}
+            Output::Answered { ticket, result } => self.answered(number, ticket, &result)?,
+            Output::Run { request, program } => self.program_came(number, request, program),
             Output::InstallSnapshot(snapshot) => {
                 self.install_snapshot(number, &snapshot)?;
                 return Ok(false);

@@ -17,7 +17,7 @@ use crate::{
     application::Application,
     chance::{Chance, Stream},
     clock::{Nanos, WallClock},
-    cluster::Open,
+    cluster::{Errands, Open},
     disk::vfs,
     fault::Stop,
     workload::JobId,
@@ -72,7 +72,9 @@ pub(crate) struct Machine {
     pub(crate) engine: Option<Engine>,
     /// Jobs without an answer.
     pub(crate) tickets: BTreeMap<Ticket, JobId>,
-    /// Those of them that are interactive transactions.
+    /// What clients wait for from the origin, and, at the origin, what it has to run.
+    pub(crate) errands: Errands,
+    /// Those of the jobs that are interactive transactions.
     pub(crate) talks: BTreeMap<Ticket, Open>,
     /// Whether a sync of the WAL is under way.
     pub(crate) syncing: bool,
@@ -146,6 +148,7 @@ impl Machine {
             life: 0,
             engine: None,
             tickets: BTreeMap::new(),
+            errands: Errands::default(),
             talks: BTreeMap::new(),
             syncing: false,
             sync_wanted: None,

@@ -10,10 +10,12 @@
 //! - rows of `badge` have keys of `littoral_id()`, and no two jobs insert the same;
 //! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted;
 //! - no two rows of `ticket` ever had the same key, which `stub` remembers;
-//! - the sets of `bag` are JSON arrays.
+//! - the sets of `bag` are JSON arrays;
+//! - no request has more than one row in `parcel`, which programs that run at the origin write.
 
 mod author;
 mod bag;
+mod request;
 mod schema;
 mod talk;
 
@@ -27,6 +29,7 @@ use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
 pub(crate) use self::{
+    request::{Kind, Program, RequestNumber},
     schema::{Errand, times as schema_change_times},
     talk::{Progress, Talk},
 };
@@ -74,6 +77,7 @@ CREATE TABLE handle (
 CREATE TABLE jotting (line TEXT UNIQUE, at);
 CREATE TABLE ticket (id INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT UNIQUE);
 CREATE TABLE stub (id INTEGER PRIMARY KEY);
+CREATE TABLE parcel (id INTEGER PRIMARY KEY, request INTEGER NOT NULL, edition INTEGER NOT NULL);
 CREATE TABLE stall (
   id INTEGER PRIMARY KEY, label TEXT, amount INTEGER NOT NULL DEFAULT 0, rank INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE plot (id INTEGER PRIMARY KEY, crop TEXT, seeds INTEGER NOT NULL DEFAULT 0);
@@ -141,7 +145,7 @@ impl TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`], as a run begins.
-pub(crate) const TABLES: [TableShape; 24] = [
+pub(crate) const TABLES: [TableShape; 25] = [
     any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
     any("cart", &["owner", "sku"], &[("quantity", "counter")]),
     any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
@@ -177,6 +181,7 @@ pub(crate) const TABLES: [TableShape; 24] = [
     origin("jotting").by_rowid(),
     origin("ticket"),
     origin("stub"),
+    origin("parcel"),
 ];
 
 /// The policies that belong to [`SCHEMA`].
@@ -202,7 +207,11 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 10] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 11] = [
+    (
+        "a request that ran twice",
+        "SELECT count(*) FROM (SELECT 1 FROM parcel GROUP BY request HAVING count(*) > 1)",
+    ),
     (
         "an id that two nodes have given",
         "SELECT count(*) FROM littoral_conflicts WHERE \"table\" = 'badge' AND rule <> 'repaired'",

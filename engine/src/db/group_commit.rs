@@ -441,7 +441,7 @@ impl Writer {
             schema_changes += 1;
             catalog::unfreeze(conn, freeze, None)?;
         }
-        if let Some(run_for) = run_for.filter(|_| !draft.is_empty()) {
+        if let Some(run_for) = run_for.filter(|_| !draft.is_empty() && !planted(Bug::OutcomeLost)) {
             let fate = run_for.fate();
             draft.segment(|body| body.push_outcome(run_for.request, &fate))?;
             outcomes::keep(conn, &header, run_for.request, &fate)?;

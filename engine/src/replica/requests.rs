@@ -35,6 +35,7 @@ use crate::{
     },
     replica::{Replica, is_sync_failure},
     schema::outcomes,
+    testing::{Bug, planted},
     time::{Instant, Now},
     version::Dot,
 };
@@ -137,7 +138,7 @@ impl Replica {
     /// Begins what can begin, and says what is on stable storage.
     pub(super) fn serve_requests(&mut self) {
         while let Some((dot, ..)) = self.requests.replies.front()
-            && self.durable.vector.covers(*dot)
+            && (self.durable.vector.covers(*dot) || planted(Bug::RepliedUnsynced))
             && let Some((_, waiter, reply)) = self.requests.replies.pop_front()
         {
             self.reply_to(waiter, reply);
@@ -161,7 +162,7 @@ impl Replica {
     }
 
     fn reply_when_durable(&mut self, dot: Dot, waiter: Waiter, reply: Reply) {
-        if self.durable.vector.covers(dot) {
+        if self.durable.vector.covers(dot) || planted(Bug::RepliedUnsynced) {
             self.reply_to(waiter, reply);
         } else {
             self.requests.replies.push_back((dot, waiter, reply));
@@ -182,7 +183,7 @@ impl Replica {
                 let reply = match fate {
                     Fate::Committed { program: ran, result } => {
                         let other = program.is_some_and(|program| program != ran);
-                        if other {
+                        if other && !planted(Bug::OtherProgramTaken) {
                             return Step::Reply(waiter, Reply::OtherProgram);
                         }
                         Reply::Committed(dot.author.to_u64(), dot.seq, result)
@@ -199,14 +200,14 @@ impl Replica {
             return if run.is_some() { Step::Waits(waiting) } else { self.refuse_request(waiting) };
         };
         if let Some(run) = run {
-            if run.program != program {
+            if run.program != program && !planted(Bug::OtherProgramTaken) {
                 return Step::Reply(waiter, Reply::OtherProgram);
             }
             run.waiters.push(waiter);
             return Step::Done;
         }
         let required = read_vector(&carried.requires);
-        let has = self.log.vector().covers_all(&required);
+        let has = self.log.vector().covers_all(&required) || planted(Bug::RequirementIgnored);
         let late = waiting.deadline <= self.now.mono;
         if !has || late || self.author.is_none() || self.writes_stopped {
             return Step::Waits(waiting);
@@ -220,6 +221,9 @@ impl Replica {
 
     /// Decides that a request never runs, so that saying so is final.
     fn refuse_request(&mut self, waiting: Waiting) -> Step {
+        if planted(Bug::RefusalForgotten) {
+            return Step::Reply(waiting.waiter, Reply::Refused);
+        }
         let ready = self.halted.is_none() && self.storage.error.is_none() && !self.is_open();
         let (true, Some(author)) = (ready, self.author) else { return Step::Waits(waiting) };
         let mut body = Body::default();

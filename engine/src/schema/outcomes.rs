@@ -72,6 +72,11 @@ pub(crate) fn find(conn: &Connection, request: RequestId) -> rusqlite::Result<Op
     .optional()
 }
 
+/// Forgets all of them.
+pub(crate) fn forget(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute("DELETE FROM littoral_outcomes", []).map(drop)
+}
+
 fn millis(length: std::time::Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }

@@ -50,6 +50,23 @@ fn page(status: &Status) -> String {
         "Rows that a concurrent write may still meet",
         status.contested_rows,
     );
+    if let Some(distance) = status.distance {
+        page.gauge(
+            "littoral_origin_distance",
+            "Links between this node and the origin",
+            distance.into(),
+        );
+    }
+    page.gauge(
+        "littoral_requests_waiting",
+        "Requests of this node's clients that wait for the origin",
+        status.requests_waiting,
+    );
+    page.gauge(
+        "littoral_requests_here",
+        "Requests that have come to the origin and are not answered",
+        status.requests_here,
+    );
     page.gauge("littoral_parked_rows", "Rows that could not be stored", status.parked_rows);
     let verified = &status.verification;
     page.gauge(

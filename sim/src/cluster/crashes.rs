@@ -170,6 +170,8 @@ impl Cluster {
         machine.power_was_cut |= plan.stop == Stop::PowerCut;
         machine.life += 1;
         machine.talks.clear();
+        self.errands_lost(number);
+        let machine = &mut self.machines[number];
         for id in std::mem::take(&mut machine.tickets).into_values() {
             self.application.unanswered(id);
         }

@@ -1,6 +1,6 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
-use littoral::{Entry, Segment, limits::OWN_STAMPS_AHEAD_MAX};
+use littoral::{Entry, Segment, Status, Verification, limits::OWN_STAMPS_AHEAD_MAX};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, Stage};
@@ -8,7 +8,10 @@ use crate::{
     application::Moment,
     clock::WallClock,
     disk::vfs,
-    oracle::{Check, Failure, Promise, broken, convergence, schema, sights, spools, unreadable},
+    oracle::{
+        Check, Failure, Promise, broken, convergence, schema, shapes::Shapes, sights, spools,
+        unreadable,
+    },
 };
 
 impl Cluster {
@@ -86,6 +89,7 @@ impl Cluster {
                         self.write(number, vec![job])?;
                     }
                 }
+                self.ask_for_outcomes()?;
             }
             Stage::Marked { .. } => {
                 self.stage = Stage::Mending { deadline: self.now + SETTLE_WITHIN };
@@ -164,7 +168,7 @@ impl Cluster {
             if !settled || !belongs || !writes {
                 return false;
             }
-            if !machine.tickets.is_empty() {
+            if !machine.tickets.is_empty() || !machine.errands.is_empty() {
                 return false;
             }
             vectors.push(status.vector);
@@ -205,7 +209,7 @@ impl Cluster {
                     })
                     .collect();
                 format!(
-                    "{}: vector {}, frontier {} over {}, waiting for {:?}, durable {} of {}, {} jobs open, links: {}{}",
+                    "{}: vector {}, frontier {} over {}, waiting for {:?}, durable {} of {}, {} jobs and {} requests open, {}links: {}{}",
                     machine.name,
                     status.vector,
                     status.stability.frontier,
@@ -214,6 +218,8 @@ impl Cluster {
                     status.durable,
                     status.applied,
                     machine.tickets.len(),
+                    machine.errands.open.len(),
+                    comparing(&status),
                     peers.join("; "),
                     status.halted.map_or_else(String::new, |why| format!(", halted: {why}"))
                 )
@@ -248,6 +254,9 @@ impl Cluster {
                     Promise::Convergence,
                     format!("m0 and m{number} hold the same rows, but their digests differ"),
                 );
+            }
+            if matches!(self.oracle.shapes, Shapes::BuiltIn) {
+                self.oracle.requests.judge(number, reader)?;
             }
             self.oracle.jobs.judge(number, reader, |dot| logs.holds(number, dot))?;
             if matches!(self.stage, Stage::Over)
@@ -295,6 +304,15 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// What a replica compares at present.
+fn comparing(status: &Status) -> String {
+    let Verification { running, with, table, rows, .. } = &status.verification;
+    if !running {
+        return String::new();
+    }
+    format!("comparing {table:?} with {with:?} behind {rows} rows, ")
 }
 
 /// How many entries of a log hold something else than a frontier.

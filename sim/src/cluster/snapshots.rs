@@ -109,6 +109,8 @@ impl Cluster {
         machine.life += 1;
         machine.tickets.clear();
         machine.talks.clear();
+        self.errands_lost(number);
+        let machine = &mut self.machines[number];
         machine.syncing = false;
         machine.sync_wanted = None;
         machine.wake_at = None;

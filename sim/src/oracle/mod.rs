@@ -6,6 +6,7 @@
 //! - [`logs`]: logs are causal and never fork, and only what is durable leaves a machine;
 //! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
 //! - [`jobs`]: what was answered is true and stays true;
+//! - [`requests`]: what clients had run at the origin ran once, and they were told the truth;
 //! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
@@ -23,6 +24,7 @@ pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod recording;
 pub(crate) mod references;
+pub(crate) mod requests;
 pub(crate) mod schema;
 pub(crate) mod sessions;
 pub(crate) mod shadow;
@@ -35,7 +37,9 @@ use std::fmt;
 
 use rusqlite::Connection;
 
-use self::{clocks::Clocks, jobs::Jobs, logs::Logs, sessions::Sessions, shapes::Shapes};
+use self::{
+    clocks::Clocks, jobs::Jobs, logs::Logs, requests::Requests, sessions::Sessions, shapes::Shapes,
+};
 use crate::scenario::Violation;
 
 /// How a run can fail.
@@ -77,6 +81,8 @@ pub(crate) enum Promise {
     Atomicity,
     /// Answers are true.
     Answers,
+    /// What is sent to the origin runs once, and what is told of it is true.
+    ExactlyOnce,
     /// A run is a function of its seed.
     Determinism,
     /// A cluster without writes writes nothing.
@@ -105,6 +111,7 @@ impl fmt::Display for Promise {
             Self::Exactness => "exactness",
             Self::Atomicity => "atomicity",
             Self::Answers => "answers",
+            Self::ExactlyOnce => "exactly once",
             Self::Determinism => "determinism",
             Self::Silence => "silence",
             Self::Availability => "availability",
@@ -152,6 +159,8 @@ pub(crate) struct Oracle {
     pub(crate) clocks: Clocks,
     /// What was asked and answered.
     pub(crate) jobs: Jobs,
+    /// What the origin was asked.
+    pub(crate) requests: Requests,
     /// Clients that move between machines.
     pub(crate) sessions: Sessions,
     /// Who knows how tables are read.
@@ -165,6 +174,7 @@ impl Oracle {
             logs: Logs::new(machines, shapes, recording),
             clocks: Clocks::default(),
             jobs: Jobs::default(),
+            requests: Requests::default(),
             sessions: Sessions::default(),
             shapes,
         }

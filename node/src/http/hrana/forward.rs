@@ -12,7 +12,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use littoral::{ForwardError, Grants, Outcome as Became, RequestId, TableSet, WallTime};
+use littoral::{
+    ForwardError, Grants, Outcome as Became, RequestId, TableSet, WallTime,
+    limits::RESULT_BYTES_MAX,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -259,7 +262,12 @@ pub(crate) fn prepare(program: &[u8]) -> Result<Prepared, Vec<u8>> {
             job.run(tx, &last_run)?;
             Ok(pack(last_run.lock().take(), None))
         }),
-        failed: Box::new(move |error| pack(ran.lock().take(), Some(HranaError::from(error)))),
+        failed: Box::new(move |error| {
+            let error = HranaError::from(error);
+            let packed = pack(ran.lock().take(), Some(error.clone()));
+            // The rows of what was taken back are worth less than the reason.
+            if packed.len() > RESULT_BYTES_MAX { pack(None, Some(error)) } else { packed }
+        }),
     })
 }
 
