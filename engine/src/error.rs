@@ -154,8 +154,8 @@ pub enum WriteError {
     ReadOnly,
     /// The table is written at the origin only. Send the statement to the origin.
     #[error(
-        "table {table:?} is written, and if it is origin-strong read, at the origin only; do it there, or \
-         declare the table in another way"
+        "table {table:?} is written at the origin only, and read there only if it is origin-strong; run the \
+         statement there, or declare the table with writers = \"any\""
     )]
     OriginOnly {
         /// The table.
