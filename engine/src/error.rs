@@ -163,7 +163,7 @@ pub enum WriteError {
     },
     /// The schema changes at the origin only. Run the statement there: it reaches every node.
     #[error(
-        "{what} changes the schema, which is the origin's: run it there{}, and it reaches every node",
+        "{what} concerns the schema, which is the origin's: run it there{}, and it reaches every node",
         at(.origin.as_ref())
     )]
     SchemaChange {

@@ -88,7 +88,10 @@ pub enum ForwardError {
         id: RequestId,
     },
     /// Another program was sent under this id. Nothing was run.
-    #[error("request {id} was used for something else before; give every request an id of its own")]
+    #[error(
+        "request {id} was used for something else before; give every request an id, or an Idempotency-Key, of \
+         its own"
+    )]
     OtherProgram {
         /// The request.
         id: RequestId,

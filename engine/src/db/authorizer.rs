@@ -461,7 +461,7 @@ impl Gate {
         // are; other statements cannot write these two, SQLite sees to that.
         if matches!(lower.as_str(), "sqlite_master" | "sqlite_schema") {
             return (self.origin != Origin::Here)
-                .then(|| Denied::SchemaChange("a change of the schema".to_owned()));
+                .then(|| Denied::SchemaChange("this statement".to_owned()));
         }
         if lower.starts_with("sqlite_") && self.action.is_some() {
             return None;

@@ -1,11 +1,11 @@
 //! `littoral conflicts`: what merging has discarded, and which rows need somebody's attention.
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{client::Target, say, sql, table};
+use super::{OrHint as _, client::Target, say, sql, table};
 
 /// Shows what concurrent writes have discarded at a node, the newest first: the value that stands, the one
 /// that was lost, and who wrote each. A parked row, or one that breaks a CHECK, is listed with its reason.
@@ -56,7 +56,9 @@ impl Conflicts {
         let outcome = &answer["results"][0];
         if outcome["type"] == "error" {
             let message = outcome["error"]["message"].as_str().unwrap_or_default();
-            bail!("the node could not tell: {message}");
+            return Err(anyhow!("the node could not tell: {message}")).or_hint(
+                "a token needs the right \"engine\" for it: `littoral token issue --engine`",
+            );
         }
         let result = &outcome["response"]["result"];
         if self.json {

@@ -61,7 +61,11 @@ impl Explain {
         }
         print_list(
             held,
-            &[("held back by", "node"), ("entries missing", "missing"), ("heard ms", "heard_ms")],
+            &[
+                ("held back by", "node"),
+                ("entries missing", "missing"),
+                ("heard at (unix ms)", "heard_ms"),
+            ],
         )
     }
 }

@@ -37,8 +37,8 @@ pub(super) struct Init {
     /// What one table promises; may be given more than once.
     #[arg(long, value_name = "NAME:KEY=VALUE,...")]
     #[arg(long_help = "What one table promises; may be given more than once.\n\
-        Keys are policy, writers and key, as in a policies file; any other key is a column and its \
-        merge type, for example stock:writers=any,quantity=counter")]
+        Keys are policy, writers, key, max_lag_ms and on_stale, as in a policies file; any other key is a \
+        column and its merge type, for example stock:writers=any,quantity=counter")]
     table: Vec<String>,
     /// The nodes, the origin first.
     #[arg(long, value_delimiter = ',', required = true, value_name = "ORIGIN,EDGE,...")]
@@ -251,7 +251,7 @@ pub(super) fn refuse_existing(directory: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Ok(false) => Ok(()),
         _ => Err(anyhow!("{} exists already", directory.display()))
-            .or_hint("init never overwrites anything: choose another directory"),
+            .or_hint("nothing is overwritten: choose another directory"),
     }
 }
 

@@ -1,17 +1,23 @@
 //! `littoral join`: runs a node that the cluster does not know yet, with a peer to begin with.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use littoral::Genesis;
 
-use super::serve::{Serve, dial};
+use super::{
+    init::quoted,
+    serve::{Serve, dial},
+};
 use crate::config::{Config, Dial};
 
 /// Makes a node part of a running cluster, and runs it until SIGINT or SIGTERM. The peer may be any
-/// node of the cluster; it is written nowhere, so name it under [links] in the configuration to have it
-/// dialed by `littoral serve` later.
+/// node of the cluster. If the configuration names no node to dial yet, this one is written there, so that
+/// `littoral serve` dials it from then on.
 #[derive(Debug, Args)]
 pub(super) struct Join {
     /// The directory that `littoral ca issue` made.
@@ -32,7 +38,31 @@ impl Join {
             bail!("{}: the origin of a cluster does not join one", path.display());
         }
         let peer: Dial = dial(&self.peer)?;
+        if config.links.dial.is_empty() {
+            remember(&path, &peer)?;
+        }
         let serve = Serve { config: path, dial: Vec::new(), json: self.json };
         serve.serve(config, vec![peer]).await
     }
+}
+
+/// Writes the first node to dial into a configuration that was issued without one.
+fn remember(path: &Path, peer: &Dial) -> anyhow::Result<()> {
+    let text = fs::read_to_string(path)?;
+    let dial =
+        format!("\ndial = [{{ node = \"{}\", address = {} }}]\n", peer.node, quoted(&peer.address));
+    let changed = text.replacen("\ndial = []\n", &dial, 1);
+    if changed == text {
+        // Somebody has written the file in another way, and keeps it so.
+        tracing::warn!(
+            peer = %peer.node,
+            "name it under [links] in {}, or `littoral serve` will not dial it", path.display()
+        );
+        return Ok(());
+    }
+    let new = path.with_extension("toml.new");
+    fs::write(&new, &changed).with_context(|| format!("cannot write {}", new.display()))?;
+    // What is written here, serve must be able to read.
+    Config::load(&new)?;
+    fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -51,7 +51,11 @@ impl Show {
         )?;
         print_list(
             &status["stability"]["held_back_by"],
-            &[("frontier waits for", "node"), ("missing", "missing"), ("heard ms", "heard_ms")],
+            &[
+                ("frontier waits for", "node"),
+                ("missing", "missing"),
+                ("heard at (unix ms)", "heard_ms"),
+            ],
         )?;
         print_list(
             &status["peers"],

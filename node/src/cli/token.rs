@@ -62,20 +62,20 @@ struct Issue {
     /// For how long it is valid: 90s, 15m, 12h or 30d.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
     expires: Duration,
-    /// Tables and views that may be read; may be given more than once.
-    #[arg(long, value_name = "TABLE")]
+    /// Tables and views that may be read, with commas between them.
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
     read: Vec<String>,
     /// Tables whose rows may be inserted, updated and deleted.
-    #[arg(long, value_name = "TABLE")]
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
     write: Vec<String>,
     /// Tables whose rows may be inserted.
-    #[arg(long, value_name = "TABLE")]
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
     insert: Vec<String>,
     /// Tables whose rows may be updated.
-    #[arg(long, value_name = "TABLE")]
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
     update: Vec<String>,
     /// Tables whose rows may be deleted.
-    #[arg(long, value_name = "TABLE")]
+    #[arg(long, value_name = "TABLE", value_delimiter = ',')]
     delete: Vec<String>,
     /// Schema and policies may be changed, at the origin.
     #[arg(long)]
