@@ -66,3 +66,26 @@ fn remember(path: &Path, peer: &Dial) -> anyhow::Result<()> {
     Config::load(&new)?;
     fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_peer_is_written_down_and_a_configuration_of_ones_own_is_not_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("littoral.toml");
+        let text = "[node]\nname = \"edge2\"\ncluster = \"000102030405060708090a0b0c0d0e0f\"\n\
+                    incarnation = \"ffffffffffffffffffffffffffffffff\"\n\n\
+                    [links]\nlisten = \"127.0.0.1:0\"\ndial = []\n\n\
+                    [tls]\nca = \"ca.pem\"\ncertificate = \"node.pem\"\nkey = \"node.key\"\n";
+        fs::write(&path, text).unwrap();
+        let peer = dial("edge1=127.0.0.1:4402").unwrap();
+        remember(&path, &peer).unwrap();
+        assert_eq!(Config::load(&path).unwrap().links.dial, [peer.clone()]);
+        let own = text.replace("dial = []", "dial=[ ] # to come");
+        fs::write(&path, &own).unwrap();
+        remember(&path, &peer).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), own);
+    }
+}
