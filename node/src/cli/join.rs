@@ -82,7 +82,7 @@ mod tests {
         fs::write(&path, text).unwrap();
         let peer = dial("edge1=127.0.0.1:4402").unwrap();
         remember(&path, &peer).unwrap();
-        assert_eq!(Config::load(&path).unwrap().links.dial, [peer.clone()]);
+        assert_eq!(Config::load(&path).unwrap().links.dial, std::slice::from_ref(&peer));
         let own = text.replace("dial = []", "dial=[ ] # to come");
         fs::write(&path, &own).unwrap();
         remember(&path, &peer).unwrap();
