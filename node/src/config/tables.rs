@@ -10,7 +10,7 @@ use super::{ConfigError, quoted, read};
 /// Reads a file that holds only `[tables.NAME]` sections.
 ///
 /// # Errors
-/// As [`Config::load`].
+/// As [`Config::load`](super::Config::load).
 pub fn load_policies(path: &Path) -> Result<BTreeMap<String, TablePolicy>, ConfigError> {
     parse_policies(&read(path)?, path)
 }
@@ -18,7 +18,7 @@ pub fn load_policies(path: &Path) -> Result<BTreeMap<String, TablePolicy>, Confi
 /// Parses the text of a file that holds only `[tables.NAME]` sections; `path` is for errors.
 ///
 /// # Errors
-/// As [`Config::load`].
+/// As [`Config::load`](super::Config::load).
 pub fn parse_policies(
     text: &str,
     path: &Path,
