@@ -130,6 +130,25 @@ fn no_file_knows_the_machine_it_was_written_on() {
 }
 
 #[test]
+fn every_metric_and_every_part_of_the_status_is_documented() {
+    let document = read("docs/http-api.md");
+    let metrics = read("node/src/http/metrics.rs");
+    for part in metrics.split("\"littoral_").skip(1) {
+        let name: String =
+            part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+        assert!(document.contains(&format!("`littoral_{name}`")), "littoral_{name}");
+    }
+    let status = read("node/src/http/status.rs");
+    for line in status.lines() {
+        // The keys of the answer itself; what is within them is told in their rows.
+        let key = line.strip_prefix("        \"").and_then(|rest| rest.split_once("\":"));
+        if let Some((key, _)) = key {
+            assert!(document.contains(&format!("`{key}`")), "{key} of /status");
+        }
+    }
+}
+
+#[test]
 fn every_bug_that_the_engine_knows_can_be_planted() {
     let declared = variants(&read("engine/src/testing.rs"), "pub enum Bug {");
     let mut planted = vec!["None".to_owned()];
