@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 
 use rusqlite::hooks::AuthAction;
 
-use crate::schema::{catalog::PREFIX, declaring};
+use crate::{
+    db::authorizer::is_reading_pragma,
+    schema::{catalog::PREFIX, declaring},
+};
 
 /// Which tables a right is given for. SQLite's names are compared without regard to ASCII case.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -111,11 +114,11 @@ impl Grants {
     fn missing_read(&self, table: &str, shadows: &BTreeSet<String>) -> Option<String> {
         let allowed = if is_ours(table) {
             self.engine
-        } else if is_schema(table) || table.starts_with("pragma_") {
+        } else if is_schema(table) || is_pragma_function(table) {
             self.read.holds(SCHEMA)
         } else {
             self.read.holds(table)
-                || table.starts_with("json_")
+                || JSON_FUNCTIONS.contains(&table)
                 || owner(table, shadows).is_some_and(|index| self.read.holds(index))
         };
         (!allowed).then(|| format!("reading {table}"))
@@ -150,6 +153,14 @@ fn is_schema(name: &str) -> bool {
 
 fn is_ours(name: &str) -> bool {
     name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+}
+
+/// Table-valued functions that read what they are given, and nothing else. A user's table is told from
+/// them by its whole name.
+const JSON_FUNCTIONS: [&str; 4] = ["json_each", "json_tree", "jsonb_each", "jsonb_tree"];
+
+fn is_pragma_function(name: &str) -> bool {
+    name.strip_prefix("pragma_").is_some_and(|pragma| is_reading_pragma(pragma, None))
 }
 
 /// Whether a module gives a table-valued function that touches no table of its own.

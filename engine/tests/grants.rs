@@ -22,6 +22,8 @@ const SCHEMA: &str = "
         UPDATE watched SET v = (SELECT secret FROM b) WHERE id = new.id;
     END;
     CREATE TRIGGER spread AFTER INSERT ON watched BEGIN INSERT INTO b(secret) VALUES(new.v); END;
+    CREATE TABLE json_notes(id INTEGER PRIMARY KEY, secret);
+    CREATE TABLE pragma_notes(id INTEGER PRIMARY KEY, secret);
     CREATE VIRTUAL TABLE words USING fts5(text);";
 
 /// A cluster of one with rows that must not be told.
@@ -84,6 +86,8 @@ fn other_tables_cannot_be_read_in_any_way() {
         ("PRAGMA table_info(b)", "PRAGMA table_info"),
         ("PRAGMA table_list", "PRAGMA table_list"),
         ("SELECT * FROM pragma_table_info('b')", "pragma_table_info"),
+        ("SELECT secret FROM json_notes", "reading json_notes"),
+        ("SELECT secret FROM pragma_notes", "reading pragma_notes"),
         ("SELECT bytes FROM littoral_log", "reading littoral_log"),
         ("SELECT * FROM littoral_conflicts", "reading littoral_conflicts"),
     ] {
@@ -95,6 +99,11 @@ fn other_tables_cannot_be_read_in_any_way() {
     drop(reader.connection().prepare_cached("SELECT secret FROM b").unwrap());
     reader.restrict(Some(Arc::new(on_a()))).unwrap();
     assert!(reader.connection().prepare_cached("SELECT secret FROM b").is_err());
+    // The schema is no table of that name.
+    let schema = Grants { read: TableSet::named(["sqlite_schema"]), ..Grants::default() };
+    reader.restrict(Some(Arc::new(schema))).unwrap();
+    assert!(read(&reader, "SELECT name FROM pragma_table_info('b')").is_ok());
+    assert!(read(&reader, "SELECT secret FROM pragma_notes").is_err());
     reader.restrict(Some(Arc::new(Grants::default()))).unwrap();
     assert_eq!(read(&reader, "SELECT v FROM a").unwrap_err(), "reading a");
     reader.restrict(Some(Arc::new(Grants::all()))).unwrap();

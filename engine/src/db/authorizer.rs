@@ -570,7 +570,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// Whether a PRAGMA only tells something, in the form it is used.
-fn is_reading_pragma(name: &str, value: Option<&str>) -> bool {
+pub(crate) fn is_reading_pragma(name: &str, value: Option<&str>) -> bool {
     const WITH_ARGUMENT: [&str; 11] = [
         "foreign_key_check",
         "foreign_key_list",

@@ -15,7 +15,7 @@ use super::{ConfigError, bounded, is_loopback, socket_address};
 pub struct Http {
     /// Where clients connect; port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Whether addresses other than loopback may be served although clients are not authenticated.
+    /// Whether addresses other than loopback may be served although clients need no token.
     pub allow_unauthenticated: bool,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
