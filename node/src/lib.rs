@@ -17,6 +17,7 @@ pub mod pki;
 mod runtime;
 mod token;
 mod transport;
+mod watched;
 
 pub use cli::main;
 pub use config::Config;

@@ -236,3 +236,45 @@ fn a_wrong_configuration_is_explained() {
     let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
     assert!(message.contains("reader") && message.contains("readers"), "{message}");
 }
+
+#[test]
+fn certificates_are_renewed_revoked_and_listed() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let read = |path: &str| fs::read_to_string(home.path().join("cluster").join(path)).unwrap();
+    let (certificate, key) = (read("edge1/node.pem"), read("edge1/node.key"));
+    succeed(home.path(), &["ca", "renew", "edge1", "--cluster", "cluster", "--days", "7"]);
+    assert_ne!(read("edge1/node.pem"), certificate);
+    assert_eq!(read("edge1/node.key"), key);
+    succeed(home.path(), &["ca", "renew", "edge1", "--cluster", "cluster", "--new-key"]);
+    assert_ne!(read("edge1/node.key"), key);
+    let check = ["check-config", "--config", "cluster/edge1/littoral.toml"];
+    succeed(home.path(), &check);
+    // A node whose directory is elsewhere is renewed by what the authority has noted.
+    fs::rename(home.path().join("cluster/edge1"), home.path().join("away")).unwrap();
+    let told = succeed(home.path(), &["ca", "renew", "edge1", "--cluster", "cluster"]);
+    let copied = told.split(' ').nth(1).unwrap();
+    fs::copy(home.path().join(copied), home.path().join("away/node.pem")).unwrap();
+    succeed(home.path(), &["check-config", "--config", "away/littoral.toml"]);
+
+    let list = |home: &Path| -> Vec<Value> {
+        let text = succeed(home, &["ca", "list", "--cluster", "cluster", "--json"]);
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(list(home.path()).len(), 5);
+    let told = succeed(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
+    assert!(told.contains("4 certificates of edge1") && told.contains("origin"), "{told}");
+    for one in list(home.path()) {
+        assert_eq!(one["revoked"].is_null(), one["node"] == "origin", "{one}");
+    }
+    succeed(home.path(), &["check-config", "--config", "cluster/origin/littoral.toml"]);
+    fs::copy(home.path().join("cluster/ca/revoked.pem"), home.path().join("away/revoked.pem"))
+        .unwrap();
+    let message = fail(home.path(), &["check-config", "--config", "away/littoral.toml"]);
+    assert!(message.contains("revoked"), "{message}");
+    let message = fail(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
+    assert!(message.contains("hint:"), "{message}");
+    // The name is free again.
+    succeed(home.path(), &["ca", "issue", "edge1", "--cluster", "cluster"]);
+    succeed(home.path(), &check);
+}

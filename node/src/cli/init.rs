@@ -15,7 +15,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use littoral::{ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, Replica, TablePolicy};
 
-use super::{OrHint as _, say};
+use super::{OrHint as _, ca::AuthorityHome, say};
 use crate::{
     clock::Clock,
     config::{self, is_loopback},
@@ -258,20 +258,15 @@ pub(super) fn refuse_existing(directory: &Path) -> anyhow::Result<()> {
 fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow::Result<()> {
     let cluster = nodes[0].identity.cluster;
     let authority = Authority::create(cluster)?;
-    let ca = directory.join("ca");
-    create_private_dir(&ca)?;
-    fs::write(ca.join("ca.pem"), authority.certificate())?;
-    pki::write_private(&ca.join("ca.key"), &authority.key())?;
+    let ca = AuthorityHome::create(&directory.join("ca"), authority)?;
     let bookmark_key = bookmark_key()?;
-    pki::write_private(&ca.join(BOOKMARK_KEY), &bookmark_key)?;
+    ca.keep_bookmark_key(&bookmark_key)?;
     for (i, node) in nodes.iter().enumerate() {
         let home = directory.join(node.identity.node.as_str());
         create_private_dir(&home)?;
-        let issued = authority.issue(&node.identity.node)?;
-        fs::write(home.join("ca.pem"), authority.certificate())?;
-        fs::write(home.join("node.pem"), &issued.certificate)?;
+        let issued = ca.issue(&node.identity.node, pki::days(pki::VALID_DAYS))?;
+        ca.furnish(&home, &issued.certificate)?;
         pki::write_private(&home.join("node.key"), &issued.key)?;
-        pki::write_private(&home.join(BOOKMARK_KEY), &bookmark_key)?;
         let mut text = node_section(node, true);
         if i == 0 {
             fs::write(home.join("schema.sql"), &genesis.schema)?;
@@ -288,7 +283,7 @@ fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow:
     Ok(())
 }
 
-pub(super) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
     let mut builder = fs::DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
@@ -314,7 +309,9 @@ pub(super) fn node_section(node: &Node, has_bookmark_key: bool) -> String {
          [tls]\n\
          ca = \"ca.pem\"\n\
          certificate = \"node.pem\"\n\
-         key = \"node.key\"\n\n\
+         key = \"node.key\"\n\
+         # What `littoral ca revoke` writes; copy it here when it changes.\n\
+         revoked = \"revoked.pem\"\n\n\
          [http]\n\
          listen = \"{http}\"\n\
          {key}\n\
