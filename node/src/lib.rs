@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod authority;
 mod cli;
 mod clock;
 pub mod config;

@@ -12,9 +12,9 @@ use std::{
 
 use littoral::{ClusterId, NodeId};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData,
-    RevokedCertParams, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, PublicKeyData, RevokedCertParams, SerialNumber, SubjectPublicKeyInfo,
 };
 use time::{Duration, OffsetDateTime};
 use x509_parser::{
@@ -190,6 +190,35 @@ impl Authority {
         self.certify(&node, &key, lifetime)
     }
 
+    /// Issues a certificate to a node for a key that only the node has. Nothing but the key is taken from
+    /// its request.
+    pub(crate) fn sign(
+        &self,
+        node: &NodeId,
+        request: &SigningRequest,
+        lifetime: std::time::Duration,
+    ) -> Result<String, PkiError> {
+        self.certify(node, &request.0.public_key, lifetime)
+    }
+
+    /// Issues a certificate to whoever signs for machines that join. It is of no node's.
+    pub(crate) fn issue_to_signer(
+        &self,
+        lifetime: std::time::Duration,
+    ) -> Result<Issued, PkiError> {
+        let key = KeyPair::generate()?;
+        let params = CertificateParams::new(vec![signer_name(self.cluster)])?;
+        let mut params = valid_for(params, lifetime);
+        params.serial_number = Some(serial()?);
+        params.distinguished_name.push(DnType::OrganizationName, "littoral");
+        params.distinguished_name.push(DnType::CommonName, "signer");
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Issued { certificate, key: key.serialize_pem() })
+    }
+
     fn certify(
         &self,
         node: &NodeId,
@@ -257,13 +286,13 @@ fn serial() -> Result<SerialNumber, PkiError> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], PkiError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], PkiError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(PkiError::NoEntropy)?;
     Ok(bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
@@ -282,6 +311,42 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 /// The DNS name by which a node of a cluster is certified.
 pub fn dns_name(node: &NodeId, cluster: ClusterId) -> String {
     format!("{node}.{cluster}.littoral")
+}
+
+/// The DNS name of whoever signs for machines that join a cluster. No node has such a name.
+pub(crate) fn signer_name(cluster: ClusterId) -> String {
+    format!("{cluster}.signer.littoral")
+}
+
+/// Somebody's wish for a certificate: their public key, and a proof that they have the private one.
+#[derive(Debug)]
+pub(crate) struct SigningRequest(CertificateSigningRequestParams);
+
+impl SigningRequest {
+    /// Reads one, PEM; `None` if it is damaged, or not signed by its own key.
+    pub(crate) fn read(pem: &str) -> Option<Self> {
+        CertificateSigningRequestParams::from_pem(pem).ok().map(Self)
+    }
+
+    /// Tells keys apart.
+    pub(crate) fn key_hash(&self) -> String {
+        hex(blake3::hash(self.0.public_key.der_bytes()).as_bytes())
+    }
+}
+
+/// A wish for a certificate for this key, PEM.
+pub(crate) fn signing_request(key: &KeyPair) -> Result<String, PkiError> {
+    Ok(CertificateParams::new(Vec::new())?.serialize_request(key)?.pem()?)
+}
+
+/// SHA-256 of a certificate, in hexadecimal, as other programs show it.
+pub(crate) fn fingerprint_of(der: &[u8]) -> String {
+    hex(ring::digest::digest(&ring::digest::SHA256, der).as_ref())
+}
+
+/// As [`fingerprint_of`], of a certificate in PEM.
+pub(crate) fn fingerprint(certificate: &str) -> Result<String, PkiError> {
+    Ok(fingerprint_of(&read_pem(certificate)?.contents))
 }
 
 /// The cluster whose authority's certificate this is.

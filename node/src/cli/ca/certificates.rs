@@ -10,8 +10,8 @@ use clap::Args;
 use littoral::NodeId;
 use serde_json::json;
 
-use super::home::{AuthorityHome, Certificate, REVOKED, now};
 use crate::{
+    authority::{AuthorityHome, Certificate, REVOKED, now},
     cli::{OrHint as _, say},
     pki,
 };
@@ -171,6 +171,9 @@ impl Revoke {
                 bail!("{} is a certificate of {}", path.display(), facts.node);
             }
             serials.push(facts.serial);
+        }
+        if ca.withdraw(&self.node)? > 0 {
+            say(format_args!("its tokens to join with are taken back"))?;
         }
         if serials.is_empty() {
             return Err(anyhow!("no certificate of {} is known that is not revoked", self.node))

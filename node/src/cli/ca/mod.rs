@@ -1,25 +1,23 @@
 //! `littoral ca`: what the cluster's certificate authority does after `init`.
 
 mod certificates;
-mod home;
+mod invite;
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use littoral::{Identity, Incarnation, NodeId};
 
-pub(super) use self::home::AuthorityHome;
 use super::{
-    init::{
-        Node, create_private_dir, node_section, parse_address, quoted, random, refuse_existing,
-    },
+    create_private_dir,
+    init::{Node, configuration, given_address, random, refuse_existing},
     say,
 };
-use crate::{config, pki};
+use crate::{authority::AuthorityHome, config, pki};
 
 /// Issues, renews and revokes certificates of the cluster's authority. It works on the directory that
 /// `littoral init` made, with `ca/ca.pem` and `ca/ca.key`; nodes take up what it writes into their
@@ -39,6 +37,10 @@ pub(super) struct Ca {
 enum Command {
     /// Make the directory of one more node: its certificate, its key and its configuration.
     Issue(Issue),
+    /// Make a token with which a machine makes itself one more node.
+    Invite(invite::Invite),
+    /// Answer machines that join with a token, until SIGINT or SIGTERM.
+    Serve(invite::Serve),
     /// Show the certificates that were issued.
     List(certificates::List),
     /// Issue another certificate to a node, before its own expires.
@@ -78,6 +80,8 @@ impl Ca {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Issue(issue) => issue.run(),
+            Command::Invite(invite) => invite.run(),
+            Command::Serve(serve) => serve.run(),
             Command::List(list) => list.run(),
             Command::Renew(renew) => renew.run(),
             Command::Revoke(revoke) => revoke.run(),
@@ -104,14 +108,7 @@ impl Issue {
     }
 
     fn write(&self, ca: &AuthorityHome, node: NodeId, home: &Path) -> anyhow::Result<()> {
-        let given = match &self.address {
-            Some(address) => {
-                let text = format!("{node}={address}");
-                let parsed = parse_address(&text).map_err(|error| anyhow!("{error:#}"))?;
-                Some(parsed.1)
-            }
-            None => None,
-        };
+        let given = given_address(&node, self.address.as_deref())?;
         let dials = self.dial.iter().map(|text| super::serve::dial(text));
         let dials = dials.collect::<Result<Vec<_>, _>>()?;
         let issued = ca.issue(&node, pki::days(self.days))?;
@@ -128,24 +125,7 @@ impl Issue {
         create_private_dir(&new)?;
         let bookmark_key = ca.furnish(&new, &issued.certificate)?;
         pki::write_private(&new.join("node.key"), &issued.key)?;
-        let mut text = node_section(&node, bookmark_key);
-        if self.read_only {
-            text = text.replacen(
-                "data = \"data.sqlite\"\n",
-                "data = \"data.sqlite\"\n\
-                 # Applies and relays only: no member, and nothing waits for it.\n\
-                 read_only = true\n",
-                1,
-            );
-        }
-        text += &format!("[links]\nlisten = \"{}\"\n", node.links);
-        let dials: Vec<String> = dials
-            .iter()
-            .map(|dial| {
-                format!("{{ node = \"{}\", address = {} }}", dial.node, quoted(&dial.address))
-            })
-            .collect();
-        text += &format!("dial = [{}]\n", dials.join(", "));
+        let text = configuration(&node, bookmark_key, self.read_only, &dials);
         let path = new.join("littoral.toml");
         fs::write(&path, &text)?;
         // What is written here, serve must be able to read.

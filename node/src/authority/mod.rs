@@ -6,6 +6,14 @@
 //! | `issued/NODE-SERIAL.pem` | every certificate that it has issued |
 //! | `revoked.pem` | the list of those that are worth nothing any more, which every node is given |
 //! | `bookmark.key` | the key of bookmarks, which every node is given |
+//! | `invitations/HASH.json` | who may join with a token, see [`Invitation`] |
+//!
+//! The commands of `littoral ca` work on it; [`Signer`] serves machines that join with a token, and
+//! [`ask_to_be_signed`] is what such a machine does.
+
+mod invitations;
+mod request;
+mod signer;
 
 use std::{
     fs, io,
@@ -16,16 +24,21 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use littoral::{ClusterId, NodeId};
 
+pub(crate) use self::{
+    invitations::{Invitation, Token},
+    request::{ask_to_be_signed, new_key},
+    signer::Signer,
+};
 use crate::{
-    cli::{
-        OrHint as _,
-        init::{BOOKMARK_KEY, create_private_dir},
-    },
+    cli::{OrHint as _, create_private_dir},
     pki::{self, Authority, Facts, Issued, Revoked, RevokedList},
 };
 
+/// The file with the key with which bookmarks are sealed.
+pub(crate) const BOOKMARK_KEY: &str = "bookmark.key";
+
 /// The list of revoked certificates, here and in the directories of nodes.
-pub(super) const REVOKED: &str = "revoked.pem";
+pub(crate) const REVOKED: &str = "revoked.pem";
 
 const ISSUED: &str = "issued";
 
@@ -39,11 +52,11 @@ pub(crate) struct AuthorityHome {
 
 /// A certificate that was issued.
 #[derive(Debug)]
-pub(super) struct Certificate {
-    pub(super) facts: Facts,
-    pub(super) pem: String,
+pub(crate) struct Certificate {
+    pub(crate) facts: Facts,
+    pub(crate) pem: String,
     /// Since when it is revoked, in seconds since 1970.
-    pub(super) revoked: Option<i64>,
+    pub(crate) revoked: Option<i64>,
     /// When it was issued: certificates of one second may be for different keys.
     noted: SystemTime,
 }
@@ -77,6 +90,22 @@ impl AuthorityHome {
         Ok(Self { directory, cluster, authority })
     }
 
+    /// Keeps other processes from using invitations, for as long as the file lives.
+    pub(crate) fn lock(&self) -> anyhow::Result<fs::File> {
+        let path = self.directory.join("serve.lock");
+        let file =
+            fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(anyhow!("{} is served by another process", self.directory.display()))
+            }
+            Err(fs::TryLockError::Error(error)) => {
+                Err(anyhow!("cannot lock {}: {error}", path.display()))
+            }
+        }
+    }
+
     pub(crate) fn cluster(&self) -> ClusterId {
         self.cluster
     }
@@ -89,10 +118,22 @@ impl AuthorityHome {
     }
 
     /// Draws up another certificate for the key of one, and notes it.
-    pub(super) fn renew(&self, certificate: &str, lifetime: Duration) -> anyhow::Result<String> {
+    pub(crate) fn renew(&self, certificate: &str, lifetime: Duration) -> anyhow::Result<String> {
         let renewed = self.authority.renew(certificate, lifetime)?;
         self.note(&renewed)?;
         Ok(renewed)
+    }
+
+    /// Draws up a certificate for somebody else's key, and notes it.
+    fn sign(
+        &self,
+        node: &NodeId,
+        request: &pki::SigningRequest,
+        lifetime: Duration,
+    ) -> anyhow::Result<String> {
+        let certificate = self.authority.sign(node, request, lifetime)?;
+        self.note(&certificate)?;
+        Ok(certificate)
     }
 
     fn note(&self, certificate: &str) -> anyhow::Result<()> {
@@ -106,7 +147,7 @@ impl AuthorityHome {
     }
 
     /// Where a certificate is noted.
-    pub(super) fn noted_at(&self, facts: &Facts) -> PathBuf {
+    pub(crate) fn noted_at(&self, facts: &Facts) -> PathBuf {
         self.directory.join(ISSUED).join(format!("{}-{}.pem", facts.node, facts.serial))
     }
 
@@ -119,25 +160,34 @@ impl AuthorityHome {
     pub(crate) fn furnish(&self, node: &Path, certificate: &str) -> anyhow::Result<bool> {
         fs::write(node.join("ca.pem"), self.authority.certificate())?;
         fs::write(node.join("node.pem"), certificate)?;
-        let list = self.directory.join(REVOKED);
-        if !list.exists() {
-            self.write_list(&RevokedList::default())?;
-        }
-        fs::copy(&list, node.join(REVOKED))?;
-        // A cluster that an earlier version made has none.
-        let key = match fs::read_to_string(self.directory.join(BOOKMARK_KEY)) {
-            Ok(key) => Some(key),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).context("cannot read the key of bookmarks"),
-        };
+        fs::write(node.join(REVOKED), self.signed_list()?)?;
+        let key = self.bookmark_key()?;
         if let Some(key) = &key {
             pki::write_private(&node.join(BOOKMARK_KEY), key)?;
         }
         Ok(key.is_some())
     }
 
+    /// The list of revoked certificates, signed, PEM.
+    fn signed_list(&self) -> anyhow::Result<String> {
+        let path = self.directory.join(REVOKED);
+        if !path.exists() {
+            self.write_list(&RevokedList::default())?;
+        }
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// The key of bookmarks; a cluster that an earlier version made has none.
+    fn bookmark_key(&self) -> anyhow::Result<Option<String>> {
+        match fs::read_to_string(self.directory.join(BOOKMARK_KEY)) {
+            Ok(key) => Ok(Some(key)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("cannot read the key of bookmarks"),
+        }
+    }
+
     /// All certificates that were issued, by node and age.
-    pub(super) fn issued(&self) -> anyhow::Result<Vec<Certificate>> {
+    pub(crate) fn issued(&self) -> anyhow::Result<Vec<Certificate>> {
         let list = self.list()?;
         let directory = self.directory.join(ISSUED);
         let entries = match fs::read_dir(&directory) {
@@ -166,7 +216,7 @@ impl AuthorityHome {
     }
 
     /// The list of revoked certificates as it is.
-    pub(super) fn list(&self) -> anyhow::Result<RevokedList> {
+    pub(crate) fn list(&self) -> anyhow::Result<RevokedList> {
         let path = self.directory.join(REVOKED);
         match fs::read_to_string(&path) {
             Ok(text) => pki::read_list(&text).with_context(|| path.display().to_string()),
@@ -176,7 +226,7 @@ impl AuthorityHome {
     }
 
     /// Puts certificates on the list; gives where the list is.
-    pub(super) fn revoke(&self, serials: &[String]) -> anyhow::Result<PathBuf> {
+    pub(crate) fn revoke(&self, serials: &[String]) -> anyhow::Result<PathBuf> {
         let mut list = self.list()?;
         list.number += 1;
         let at = now();
@@ -197,7 +247,7 @@ impl AuthorityHome {
 }
 
 /// Seconds since 1970.
-pub(super) fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
