@@ -36,6 +36,7 @@ pub(crate) struct RunSummary {
     power_cuts_with_loss: u64,
     connections: u64,
     snapshots: u64,
+    origin_strong_calls: u64,
     schema_changes: u64,
     freezes: u64,
     freezes_ended_by_change: u64,
@@ -197,6 +198,7 @@ impl RunSummary {
         self.power_cuts_with_loss += report.tally.losses;
         self.connections += report.tally.connections;
         self.snapshots += report.tally.snapshots;
+        self.origin_strong_calls += report.tally.strong_calls;
         self.schema_changes += report.tally.changes;
         self.freezes += report.tally.freezes[0];
         self.freezes_ended_by_change += report.tally.freezes[1];
@@ -230,6 +232,7 @@ impl RunSummary {
         self.power_cuts_with_loss += other.power_cuts_with_loss;
         self.connections += other.connections;
         self.snapshots += other.snapshots;
+        self.origin_strong_calls += other.origin_strong_calls;
         self.schema_changes += other.schema_changes;
         self.freezes += other.freezes;
         self.freezes_ended_by_change += other.freezes_ended_by_change;
@@ -363,6 +366,10 @@ impl RunSummary {
             self.connections,
             self.snapshots
         ));
+        if self.origin_strong_calls > 0 {
+            let calls = self.origin_strong_calls;
+            lines.push(format!("{calls} reads and writes of an origin-strong table answered"));
+        }
         if self.schema_changes > 0 {
             lines.push(format!(
                 "{} changes of the schema; {} freezes, {} ended by their change",
