@@ -7,16 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use rcgen::KeyPair;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    version::TLS13,
-};
+use rustls::{ClientConfig, pki_types::ServerName, version::TLS13};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -28,7 +19,11 @@ use super::{
     Token,
     signer::{ALPN, Ask, LINE_BYTES_MAX, No, Signed},
 };
-use crate::{cli::OrHint as _, pki};
+use crate::{
+    cli::OrHint as _,
+    pinned::{Expected, Pinned},
+    pki,
+};
 
 /// How long it waits for the authority.
 const TIME_LIMIT: Duration = Duration::from_secs(15);
@@ -65,7 +60,7 @@ pub(crate) async fn ask_to_be_signed(token: &Token, key: &str) -> anyhow::Result
 
 async fn exchange(token: &Token, ask: &Ask) -> anyhow::Result<Vec<u8>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Pinned { ca: token.ca.clone(), provider: Arc::clone(&provider) };
+    let pinned = Pinned::new(Expected::Authority(token.ca.clone()));
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
@@ -89,57 +84,4 @@ async fn exchange(token: &Token, ask: &Ask) -> anyhow::Result<Vec<u8>> {
     let mut answer = Vec::new();
     stream.take(LINE_BYTES_MAX).read_to_end(&mut answer).await?;
     Ok(answer)
-}
-
-/// Accepts a server whose chain leads to one certificate, told by its hash.
-#[derive(Debug)]
-struct Pinned {
-    ca: String,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let mut shown = intermediates.iter();
-        let root = shown.find(|der| pki::fingerprint_of(der) == self.ca).ok_or(unknown)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned())?;
-        let provider = Arc::clone(&self.provider);
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

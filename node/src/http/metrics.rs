@@ -15,7 +15,8 @@ use crate::transport::Validity;
 pub(super) async fn metrics(State(state): State<ServerState>) -> Response {
     match state.node.status().await {
         Some(status) => {
-            let page = page(&status, &state.trust.validity());
+            let is_ready = not_ready(&status, state.ready_max_lag).is_none();
+            let page = page(&status, is_ready, &state.trust.validity());
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response()
         }
         None => hrana::failure(
@@ -36,14 +37,10 @@ struct Peer {
     received: u64,
 }
 
-fn page(status: &Status, validity: &Validity) -> String {
+fn page(status: &Status, is_ready: bool, validity: &Validity) -> String {
     let mut page = Page::default();
     let counts = &status.counts;
-    page.gauge(
-        "littoral_ready",
-        "Whether writes are accepted",
-        u64::from(not_ready(status).is_none()),
-    );
+    page.gauge("littoral_ready", "Whether /ready says so", u64::from(is_ready));
     page.gauge("littoral_applied_lsn", "Newest position in the log", status.applied.0);
     page.gauge("littoral_durable_lsn", "Position up to which the log is on disk", status.durable.0);
     page.gauge("littoral_members", "Members of the cluster", count(status.members.len()));

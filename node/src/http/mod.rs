@@ -32,6 +32,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -96,6 +97,7 @@ struct ServerState {
     access: Arc<Access>,
     streams: Arc<Streams>,
     max_body_bytes: usize,
+    ready_max_lag: Duration,
     stopping: watch::Receiver<bool>,
 }
 
@@ -144,6 +146,7 @@ impl HttpServer {
             access,
             streams: Arc::clone(&streams),
             max_body_bytes: config.max_body_bytes,
+            ready_max_lag: config.ready_max_lag,
             stopping: stopping.clone(),
         };
         let router = router(config, state, sessions);

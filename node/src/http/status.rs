@@ -15,7 +15,11 @@ use crate::transport::Validity;
 
 pub(super) async fn status(State(state): State<ServerState>) -> Response {
     match state.node.status().await {
-        Some(status) => hrana::json(StatusCode::OK, &to_json(&status, &state.trust.validity())),
+        Some(status) => {
+            let not_ready = not_ready(&status, state.ready_max_lag);
+            let body = to_json(&status, not_ready, &state.trust.validity());
+            hrana::json(StatusCode::OK, &body)
+        }
         None => hrana::failure(
             StatusCode::SERVICE_UNAVAILABLE,
             "LITTORAL_UNAVAILABLE",
@@ -24,8 +28,7 @@ pub(super) async fn status(State(state): State<ServerState>) -> Response {
     }
 }
 
-fn to_json(status: &Status, validity: &Validity) -> Value {
-    let not_ready = not_ready(status);
+fn to_json(status: &Status, not_ready: Option<String>, validity: &Validity) -> Value {
     json!({
         "node": status.identity.node.as_str(),
         "incarnation": status.identity.incarnation.to_string(),
