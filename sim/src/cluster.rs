@@ -20,6 +20,7 @@ mod contract;
 mod crashes;
 mod decay;
 mod ending;
+mod forwarded;
 mod links;
 mod requests;
 mod sessions;
@@ -440,6 +441,9 @@ impl Cluster {
             self.oracle.jobs.queued(id, number, machine.plan.full, &job);
             self.trace
                 .event(self.now, number, "job", &[id], &[], || format!("{id}: {}", job.describe()));
+            if self.options.scenario.is_some() {
+                machine.scripts.insert(id, job.script());
+            }
             let (ticket, talk) = job.queue(&mut engine.replica, now);
             machine.tickets.insert(ticket, id);
             if let Some(talk) = talk {

@@ -21,7 +21,7 @@ use crate::{
     cluster::{Errands, Open, UnderWay},
     disk::vfs,
     fault::Stop,
-    workload::JobId,
+    workload::{JobId, Script},
     world::MachinePlan,
 };
 
@@ -77,6 +77,8 @@ pub(crate) struct Machine {
     pub(crate) tickets: BTreeMap<Ticket, JobId>,
     /// What clients wait for from the origin, and, at the origin, what it has to run.
     pub(crate) errands: Errands,
+    /// Jobs of a scenario that are run at the origin if they cannot be run here.
+    pub(crate) scripts: BTreeMap<JobId, Script>,
     /// Calls of clients that are routed, without an answer.
     pub(crate) calls: BTreeMap<Ticket, UnderWay>,
     /// Those of the jobs that are interactive transactions.
@@ -157,6 +159,7 @@ impl Machine {
             engine: None,
             tickets: BTreeMap::new(),
             errands: Errands::default(),
+            scripts: BTreeMap::new(),
             calls: BTreeMap::new(),
             talks: BTreeMap::new(),
             syncing: false,

@@ -319,9 +319,10 @@ impl RunSummary {
         let mut lines = Vec::new();
         for counts in &self.calls {
             let parts: Vec<String> = [
+                (counts.forwarded, "of them sent to the origin"),
                 (counts.constraint, "refused by a constraint"),
-                (counts.origin_only, "refused, not being at the origin"),
                 (counts.refused, "refused otherwise"),
+                (counts.out_of_reach, "did not reach the origin"),
                 (counts.unreachable, "found the node down"),
                 (counts.unanswered, "unanswered"),
             ]
@@ -330,12 +331,6 @@ impl RunSummary {
             .map(|(count, what)| format!(", {count} {what}"))
             .collect();
             lines.push(format!("{}: {} done{}", counts.block, counts.done, parts.concat()));
-            if let Some(table) = &counts.origin_table {
-                lines.push(format!(
-                    "  {table} is written at the origin only: place these clients with at = \
-                     \"origin\", or declare the table with writers = \"any\""
-                ));
-            }
             if let Some(why) = &counts.refused_why {
                 lines.push(format!("  refused otherwise, the last time: {why}"));
             }

@@ -34,7 +34,7 @@ use self::author::Author;
 pub(crate) use self::{
     request::{Kind, Program, RequestNumber},
     schema::{Errand, times as schema_change_times},
-    script::{Script, decode_values},
+    script::{Failed, Script, decode_values},
     seat::{BOUNDED_READS, SEATS, SeatCall},
     talk::{Progress, Talk},
 };
@@ -462,6 +462,11 @@ impl PlannedJob {
             })
             .collect();
         format!("{}{}", steps.join("; "), if self.aborts { "; gives up" } else { "" })
+    }
+
+    /// Its statements, to be run at the origin.
+    pub(crate) fn script(&self) -> Script {
+        Script::of(self.steps.iter().map(|step| (step.sql.clone(), step.values.clone())).collect())
     }
 
     /// The closure that the engine runs.

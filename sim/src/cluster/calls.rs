@@ -339,6 +339,7 @@ impl Cluster {
 
     /// A machine has stopped, and whoever waited at it waits in vain.
     pub(super) fn calls_lost(&mut self, number: usize) {
+        self.machines[number].scripts.clear();
         for UnderWay { caller, mut call, sent } in
             mem::take(&mut self.machines[number].calls).into_values()
         {

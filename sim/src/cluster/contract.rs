@@ -123,6 +123,12 @@ impl Cluster {
                         format!("m{number} answers {ticket:?}, which is not open"),
                     );
                 };
+                let script = self.machines[number].scripts.remove(&id);
+                if let (Some(script), Err(WriteError::OriginOnly { .. })) = (script, &result)
+                    && self.forward_job(number, id, &script)
+                {
+                    return Ok(true);
+                }
                 let text = match &result {
                     Ok(committed) => format!("{id}: {committed:?}"),
                     Err(error) => format!("{id}: {error}"),
@@ -180,7 +186,10 @@ impl Cluster {
             Output::Answered { ticket, result } => {
                 match self.machines[number].calls.remove(&ticket) {
                     Some(call) => self.call_answered(number, call, &result)?,
-                    None => self.answered(number, ticket, &result)?,
+                    None => match self.machines[number].tickets.remove(&ticket) {
+                        Some(id) => self.job_answered(number, id, &result)?,
+                        None => self.answered(number, ticket, &result)?,
+                    },
                 }
             }
             Output::Run { request, program } => self.program_came(number, request, program),

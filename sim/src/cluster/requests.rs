@@ -7,7 +7,7 @@ use littoral::{
     Committed, ForwardError, Outcome, Request, RequestId, Ticket, VersionVector, WriteError,
 };
 
-use super::{Cluster, Event, Stage};
+use super::{Cluster, Event, Stage, forwarded::job_of};
 use crate::{
     chance::{Draw, Stream},
     clock::{MS, Nanos, SECOND},
@@ -16,7 +16,7 @@ use crate::{
         Check, Promise, broken,
         requests::{Asked, Known},
     },
-    workload::{Program, RequestNumber, Script},
+    workload::{Failed, Program, RequestNumber, Script},
 };
 
 /// Once a run is over, an answer comes within this time.
@@ -235,7 +235,10 @@ impl Cluster {
         let Some(request) = machine.errands.runs.remove(&ticket) else { return false };
         if let (Err(error), Some(engine)) = (result, &mut machine.engine) {
             let now = machine.clock.at(self.now);
-            engine.replica.run_failed(now, request, error.to_string().into_bytes());
+            engine.replica.run_failed(now, request, Failed::of(error).encode());
+        }
+        if let (Some(id), Ok(Committed { dot: Some(dot), .. })) = (job_of(request), result) {
+            self.oracle.jobs.ran(id, *dot);
         }
         let text = format!("{request}: {result:?}");
         self.trace.event(self.now, number, "ran", &[], text.as_bytes(), || text.clone());

@@ -1,14 +1,14 @@
 //! [`Script`]: statements that a client wants run as one transaction, here or, as bytes, at the origin.
 
 use littoral::{ProgramJob, WriteError, WriteTx};
-use rusqlite::{Connection, params_from_iter, types::Value};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params_from_iter, types::Value};
 
 use super::describe_value;
 
 /// Its bytes begin with this; those of a [`Program`](super::Program) begin with its kind.
 const TAG: u8 = 0xf0;
 
-/// Statements with their parameters. A SELECT gives the first value of its first row.
+/// Statements with their parameters. A SELECT gives the first value of its first row, or NULL.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Script {
     steps: Vec<(String, Vec<Value>)>,
@@ -37,7 +37,9 @@ impl Script {
     /// Runs it on a reader, statement by statement.
     pub(crate) fn read(&self, reader: &Connection) -> rusqlite::Result<Vec<Value>> {
         let step = |(sql, values): &(String, Vec<Value>)| {
-            reader.prepare_cached(sql)?.query_row(params_from_iter(values.iter()), |row| row.get(0))
+            let mut query = reader.prepare_cached(sql)?;
+            let found = query.query_row(params_from_iter(values.iter()), |row| row.get(0));
+            Ok(found.optional()?.unwrap_or(Value::Null))
         };
         self.steps.iter().map(step).collect()
     }
@@ -48,7 +50,10 @@ impl Script {
         for (sql, values) in &self.steps {
             let values = params_from_iter(values.iter());
             if is_select(sql) {
-                given.push(tx.query_row(sql, values, |row| row.get(0))?);
+                given.push(match tx.query_row(sql, values, |row| row.get(0)) {
+                    Err(WriteError::Sqlite(rusqlite::Error::QueryReturnedNoRows)) => Value::Null,
+                    found => found?,
+                });
             } else {
                 tx.execute(sql, values)?;
             }
@@ -80,6 +85,37 @@ impl Script {
             steps.push((sql, decode_values(take_bytes(&mut rest)?)?));
         }
         Some(Self { steps })
+    }
+}
+
+/// Why a job or a program has failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Failed {
+    /// A constraint of the schema, or one of its triggers, has refused it.
+    pub(crate) constraint: bool,
+    /// For people.
+    pub(crate) why: String,
+}
+
+impl Failed {
+    /// What an error says.
+    pub(crate) fn of(error: &WriteError) -> Self {
+        let constraint = matches!(error, WriteError::Sqlite(error)
+            if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation));
+        Self { constraint, why: error.to_string() }
+    }
+
+    /// As the origin says it to who has sent the program.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![u8::from(self.constraint)];
+        bytes.extend(self.why.as_bytes());
+        bytes
+    }
+
+    /// As it was said.
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        let (constraint, why) = bytes.split_first().unwrap_or((&0, &[]));
+        Self { constraint: *constraint == 1, why: String::from_utf8_lossy(why).into_owned() }
     }
 }
 
