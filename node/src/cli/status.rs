@@ -45,6 +45,7 @@ impl Show {
         say(format_args!("{:<11} {lag}", "lag"))?;
         let conflicts = shown(&status["counts"]["conflicts"]);
         say(format_args!("{:<11} {conflicts} since start", "conflicts"))?;
+        say(format_args!("{:<11} {}", "certificate", certificate(&status)))?;
         print_list(
             &status["members"],
             &[("member", "node"), ("author", "author"), ("incarnation", "incarnation")],
@@ -84,6 +85,19 @@ impl Show {
             say(format_args!("stale: {} (a restart of the node rebuilds it)", shown(table)))?;
         }
         Ok(())
+    }
+}
+
+/// For how long the node's certificate is valid, by the node's clock.
+fn certificate(status: &Value) -> String {
+    let days = |until: &Value| {
+        let ms = until.as_i64()? - status["clock"]["wall_ms"].as_i64()?;
+        Some(ms.div_euclid(24 * 60 * 60 * 1000))
+    };
+    match days(&status["certificate"]["not_after_ms"]) {
+        Some(days) if days < 0 => "has expired: peers refuse this node".to_owned(),
+        Some(days) => format!("valid for {days} days"),
+        None => "-".to_owned(),
     }
 }
 
