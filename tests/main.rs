@@ -12,6 +12,7 @@ mod crash_recovery;
 mod formats;
 mod forwarding;
 mod hrana;
+mod invitations;
 mod joining;
 mod scenarios;
 mod schema_migration;

@@ -84,6 +84,14 @@ impl Db {
         self.file().registry.lock().as_ref().map(|(registry, _)| Arc::clone(registry))
     }
 
+    /// Whether this node has received nothing of the cluster's schema yet.
+    pub fn awaits_schema(&self) -> bool {
+        let published = self.file().registry.lock();
+        let is_empty =
+            |(tables, is_origin): &(Arc<Registry>, bool)| !is_origin && tables.tables().is_empty();
+        published.as_ref().is_none_or(is_empty)
+    }
+
     /// Whether any table declares how old what is read of it may be.
     pub fn bounds_lag(&self) -> bool {
         let registry = self.registry();

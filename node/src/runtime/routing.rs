@@ -36,6 +36,11 @@ impl NodeHandle {
         self.readers.db().bounds_lag()
     }
 
+    /// Whether this node has received nothing of the cluster's schema yet.
+    pub fn awaits_schema(&self) -> bool {
+        self.readers.db().awaits_schema()
+    }
+
     /// Waits until this node may serve what statements read, as the policies of their tables say. A
     /// statement that cannot be prepared, or does not read, is admitted: whoever runs it says what is wrong.
     ///
@@ -66,7 +71,9 @@ impl NodeHandle {
     /// # Errors
     /// [`ReadError::Sqlite`] if it cannot be prepared.
     pub async fn explain(&self, sql: String) -> Result<Explanation, ReadError> {
-        let origin = self.status().await.and_then(|status| status.origin);
+        let status = self.status().await;
+        let is_away = status.as_ref().is_none_or(|status| status.distance.is_none());
+        let origin = status.and_then(|status| status.origin);
         let tables = self
             .read(move |reader: &Reader| reader.touches(&sql))
             .await?
@@ -90,7 +97,12 @@ impl NodeHandle {
                 (
                     false,
                     format!(
-                        "{table} is {verb} at the origin only, which is {origin}: it is sent there"
+                        "{table} is {verb} at the origin only, which is {origin}: {}",
+                        if is_away {
+                            "it would be sent there, but no way there is known now"
+                        } else {
+                            "it is sent there"
+                        }
                     ),
                 )
             }
