@@ -15,6 +15,7 @@ mod forwarding;
 mod hrana;
 mod invitations;
 mod joining;
+mod linearizability;
 mod scenarios;
 mod schema_migration;
 mod simulator;

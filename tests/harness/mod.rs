@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub(crate) use self::{
-    http::{Answer, Client},
+    http::{Answer, Client, batch},
     rows::rows_of,
 };
 

@@ -7,7 +7,7 @@ use littoral::{
     Committed, ForwardError, Outcome, Request, RequestId, Ticket, VersionVector, WriteError,
 };
 
-use super::{Cluster, Event, Stage};
+use super::{Cluster, Event, Stage, forwarded::job_of};
 use crate::{
     chance::{Draw, Stream},
     clock::{MS, Nanos, SECOND},
@@ -16,7 +16,7 @@ use crate::{
         Check, Promise, broken,
         requests::{Asked, Known},
     },
-    workload::{Program, RequestNumber},
+    workload::{Failed, Program, RequestNumber, Script},
 };
 
 /// Once a run is over, an answer comes within this time.
@@ -148,7 +148,7 @@ impl Cluster {
         };
         self.trace
             .event(self.now, number, "answered", &[request], text.as_bytes(), || text.clone());
-        let reader = self.machines[number].engine.as_ref().map(|e| e.reader.connection());
+        let reader = self.machines[number].engine.as_ref().map(|e| &e.eye);
         self.oracle.requests.answered(request, asked, result, number, reader)?;
         if matches!(self.stage, Stage::Marked { .. }) && result.is_err() {
             let what = format!("after all faults have ended m{number} cannot ask: {text}");
@@ -180,6 +180,7 @@ impl Cluster {
                 self.again(request, &mut draw);
             }
         }
+        self.calls_lost(number);
     }
 
     // --- The origin's driver
@@ -204,6 +205,11 @@ impl Cluster {
         let Some(bytes) = machine.errands.programs.remove(&request) else { return Ok(()) };
         let now = machine.clock.at(self.now);
         vfs::with(|store| store.wall_ms = now.wall.0);
+        if let Some(script) = Script::decode(&bytes) {
+            let ticket = engine.replica.run(now, request, script.into_program_job());
+            machine.errands.runs.insert(ticket, request);
+            return self.drain(number);
+        }
         let Some(program) = Program::decode(&bytes) else {
             return broken(Promise::ExactlyOnce, format!("{request} came as another program"));
         };
@@ -229,7 +235,10 @@ impl Cluster {
         let Some(request) = machine.errands.runs.remove(&ticket) else { return false };
         if let (Err(error), Some(engine)) = (result, &mut machine.engine) {
             let now = machine.clock.at(self.now);
-            engine.replica.run_failed(now, request, error.to_string().into_bytes());
+            engine.replica.run_failed(now, request, Failed::of(error).encode());
+        }
+        if let (Some(id), Ok(Committed { dot: Some(dot), .. })) = (job_of(request), result) {
+            self.oracle.jobs.ran(id, *dot);
         }
         let text = format!("{request}: {result:?}");
         self.trace.event(self.now, number, "ran", &[], text.as_bytes(), || text.clone());

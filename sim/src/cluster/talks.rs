@@ -6,7 +6,7 @@
 //! - while one is open, nothing else is committed on its machine;
 //! - a step finds the log as the first one found it.
 
-use littoral::{Event as News, Now, Output, Replica, Ticket, WriteError, WriteTx};
+use littoral::{Event as News, Lsn, Now, Output, Replica, Ticket, WriteError, WriteTx};
 
 use super::{Cluster, Event};
 use crate::{
@@ -27,14 +27,16 @@ pub(crate) struct Open {
     talk: Talk,
     /// When it has the writer no more; `None` while it waits.
     ends: Option<Nanos>,
-    /// The newest entry in the log, as the first step saw it.
+    /// The newest entry in the log as it got the writer, as its machine says.
+    begun_at: Lsn,
+    /// The same, as the first step saw it.
     seen: Option<i64>,
 }
 
 impl Open {
     /// One that waits for its turn.
     pub(super) const fn waiting(id: JobId, talk: Talk) -> Self {
-        Self { id, talk, ends: None, seen: None }
+        Self { id, talk, ends: None, begun_at: Lsn(0), seen: None }
     }
 
     /// Whether its turn has come.
@@ -55,6 +57,8 @@ impl Cluster {
         if self.is_writer_held(number) {
             return broken(Promise::Atomicity, format!("m{number} begins a second transaction"));
         }
+        let engine = self.machines[number].engine.as_ref();
+        let applied = engine.map_or(Lsn(0), |engine| engine.replica.status().applied);
         let Some(open) = self.machines[number].talks.get_mut(&ticket) else {
             return broken(
                 Promise::Answers,
@@ -62,6 +66,7 @@ impl Cluster {
             );
         };
         open.ends = Some(ends);
+        open.begun_at = applied;
         let id = open.id;
         self.trace.event(self.now, number, "begun", &[id], &[], || format!("{id}"));
         self.think(number, ticket);
@@ -139,7 +144,11 @@ impl Cluster {
         let held = self.machines[number].talks.iter().find(|(_, open)| open.has_writer());
         let Some((holder, open)) = held else { return Ok(()) };
         let what = match output {
-            Output::Done { ticket, result: Ok(_) } if ticket != holder => {
+            // What was committed before is answered when it is on stable storage.
+            Output::Done { ticket, result: Ok(committed) }
+                if ticket != holder
+                    && (committed.dot.is_none() || committed.lsn > open.begun_at) =>
+            {
                 "another job is committed"
             }
             Output::Event(News::Applied { .. }) => "remote entries are applied",
