@@ -19,3 +19,4 @@ mod simulator;
 mod sockets;
 mod streams;
 mod tidy;
+mod visits;

@@ -129,11 +129,15 @@ pub enum Bug {
     RequirementIgnored,
     /// A request that was refused is not remembered, and runs when it comes.
     RefusalForgotten,
+    /// A step of a guest that comes again runs again.
+    StepTwice,
+    /// What a guest has committed leaves no outcome.
+    GuestOutcomeLost,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 58] = [
+    pub const ALL: [Self; 60] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -192,6 +196,8 @@ impl Bug {
         Self::OtherProgramTaken,
         Self::RequirementIgnored,
         Self::RefusalForgotten,
+        Self::StepTwice,
+        Self::GuestOutcomeLost,
     ];
 }
 

@@ -18,13 +18,14 @@
 mod crashes;
 mod decay;
 mod ending;
+mod guests;
 mod links;
 mod requests;
 mod sessions;
 mod snapshots;
 mod talks;
 
-pub(crate) use self::{requests::Errands, talks::Open};
+pub(crate) use self::{guests::Move, requests::Errands, talks::Open};
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -32,7 +33,7 @@ use littoral::{
     Channel, CloseCode, Event as News, Input, Lsn, Output, RequestId, Ticket, WriteError,
 };
 
-use self::requests::Client;
+use self::{guests::Visitor, requests::Client};
 use crate::{
     application::{Application, BuiltIn, Moment, Sight},
     chance::{Chance, Stream},
@@ -85,6 +86,9 @@ enum Event {
     Talk { machine: usize, life: u64, ticket: Ticket },
     Request { request: RequestNumber },
     RunProgram { machine: usize, life: u64, request: RequestId },
+    Guest { request: RequestNumber },
+    HostGuest { machine: usize, life: u64, request: RequestId },
+    EndGuest { machine: usize, life: u64, ticket: Ticket },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
     Start { machine: usize, life: u64 },
@@ -153,6 +157,8 @@ pub(crate) struct Cluster {
     machines: Vec<Machine>,
     /// Whoever has something run at the origin.
     clients: BTreeMap<RequestNumber, Client>,
+    /// Whoever has a transaction there.
+    visitors: BTreeMap<RequestNumber, Visitor>,
     network: Network,
     oracle: Oracle,
     trace: Trace,
@@ -205,6 +211,7 @@ impl Cluster {
             world,
             machines,
             clients: BTreeMap::new(),
+            visitors: BTreeMap::new(),
             _session: session,
         }
     }
@@ -268,6 +275,7 @@ impl Cluster {
             self.schedule(self.now + self.world.faults[fault].0, Event::Strike { fault });
         }
         self.plan_requests();
+        self.plan_guests();
         self.schedule(self.now + self.options.chaos, Event::Heal);
     }
 
@@ -387,6 +395,9 @@ impl Cluster {
             Event::RunProgram { machine, life, request } => {
                 self.run_program(machine, life, request)
             }
+            Event::Guest { request } => self.guest_moves(request),
+            Event::HostGuest { machine, life, request } => self.host_guest(machine, life, request),
+            Event::EndGuest { machine, life, ticket } => self.end_guest(machine, life, ticket),
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
                 self.strike(fault)
@@ -712,6 +723,10 @@ impl Cluster {
             }
             Output::Answered { ticket, result } => self.answered(number, ticket, &result)?,
             Output::Run { request, program } => self.program_came(number, request, program),
+            Output::GuestArrived { request } => self.guest_arrived(number, request),
+            Output::GuestStep { ticket, program, .. } => {
+                self.guest_step(number, ticket, &program)?;
+            }
             Output::InstallSnapshot(snapshot) => {
                 self.install_snapshot(number, &snapshot)?;
                 return Ok(false);

@@ -20,6 +20,7 @@ mod readers;
 mod replica_thread;
 mod routing;
 mod storage_threads;
+mod visit;
 mod writes;
 
 use std::{
@@ -43,17 +44,17 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use self::{
     files::Files,
-    forwards::Prepare,
     readers::ReaderPool,
     replica_thread::{ReplicaThread, Runner},
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
 pub(crate) use self::{
-    forwards::Prepared,
+    forwards::{Next, Prepared, Programs, StepJob},
     interactive::{Transaction, TransactionError},
     readers::HeldReader,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
+    visit::{NoVisit, Visit},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
 pub use self::{readers::ReadError, routing::Explanation};
@@ -364,7 +365,7 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// Opens the replica and starts its threads. Blocks on the disk.
-    pub(crate) fn start(config: &Config, prepare: Prepare) -> Result<Self, RuntimeError> {
+    pub(crate) fn start(config: &Config, programs: Programs) -> Result<Self, RuntimeError> {
         let lock = lock_beside(&config.database)?;
         let clock = Clock::start();
         let replica = open(config, clock)?;
@@ -379,7 +380,7 @@ impl Runtime {
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let readers = Arc::new(ReaderPool::new(db, config.storage.readers));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
-        let runner = Runner { watchdog: dog, prepare };
+        let runner = Runner { watchdog: dog, programs };
         let thread = ReplicaThread::new(
             replica,
             files,
