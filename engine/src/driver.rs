@@ -268,6 +268,9 @@ pub enum CloseCode {
     Storage = 11,
     /// One of the two lacks entries that the other has trimmed from its log.
     TooOld = 12,
+    /// The peer's certificate is not accepted any more: it is revoked, it has expired, or its authority is
+    /// another than by now. The replica never says this; the driver does.
+    Certificate = 13,
 }
 
 impl CloseCode {

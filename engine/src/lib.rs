@@ -72,8 +72,8 @@ mod watermarks;
 
 pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
 pub use db::{
-    Committed, Db, Job, ProgramJob, Reader, Snapshot, Touched, TxStatement, WriteTx,
-    writer::Synchronous,
+    Admission, Committed, Db, Job, ProgramJob, ReadRefused, Reader, Snapshot, Touched, TxStatement,
+    WriteTx, writer::Synchronous,
 };
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{

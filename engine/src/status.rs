@@ -77,6 +77,13 @@ pub struct Status {
     pub halted: Option<String>,
 }
 
+impl Status {
+    /// Whether the node is the origin.
+    pub fn is_origin(&self) -> bool {
+        self.origin.as_ref() == Some(&self.identity.node)
+    }
+}
+
 /// Another program has written the replica's file. What it wrote is in no entry: other nodes do not get
 /// it, and later entries may not fit what they meet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

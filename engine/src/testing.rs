@@ -129,6 +129,16 @@ pub enum Bug {
     RequirementIgnored,
     /// A request that was refused is not remembered, and runs when it comes.
     RefusalForgotten,
+    /// A node that is not the origin shows its own rows of an `origin-strong` table.
+    StrongReadHere,
+    /// It does so where a view reads them.
+    StrongViewHere,
+    /// It does so where a job reads them that writes something else.
+    StrongJobHere,
+    /// What a program gave that only read is given again to who sends the same program later.
+    AnswerKept,
+    /// A read does not wait, or fail, for rows that are older than its table allows.
+    LagBoundIgnored,
     /// A step of a guest that comes again runs again.
     StepTwice,
     /// What a guest has committed leaves no outcome.
@@ -137,7 +147,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 60] = [
+    pub const ALL: [Self; 65] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -196,6 +206,11 @@ impl Bug {
         Self::OtherProgramTaken,
         Self::RequirementIgnored,
         Self::RefusalForgotten,
+        Self::StrongReadHere,
+        Self::StrongViewHere,
+        Self::StrongJobHere,
+        Self::AnswerKept,
+        Self::LagBoundIgnored,
         Self::StepTwice,
         Self::GuestOutcomeLost,
     ];

@@ -67,7 +67,7 @@ pub struct Dial {
     pub address: String,
 }
 
-/// Certificate and key, as PEM files.
+/// Certificate and key, as PEM files. They are read again when they change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tls {
     /// The certificate of the cluster's authority.
@@ -76,6 +76,8 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// The node's private key; nobody but its owner may be able to read the file.
     pub key: PathBuf,
+    /// The authority's list of revoked certificates; without it, none is.
+    pub revoked: Option<PathBuf>,
 }
 
 /// How the database is used.
@@ -255,6 +257,7 @@ struct RawTls {
     ca: PathBuf,
     certificate: PathBuf,
     key: PathBuf,
+    revoked: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -324,6 +327,7 @@ impl RawTls {
             ca: directory.join(self.ca),
             certificate: directory.join(self.certificate),
             key: directory.join(self.key),
+            revoked: self.revoked.map(|path| directory.join(path)),
         }
     }
 }

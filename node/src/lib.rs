@@ -8,15 +8,18 @@
 
 #![forbid(unsafe_code)]
 
+mod authority;
 mod cli;
 mod clock;
 pub mod config;
 mod http;
 mod node;
+mod pinned;
 pub mod pki;
 mod runtime;
 mod token;
 mod transport;
+mod watched;
 
 pub use cli::main;
 pub use config::Config;

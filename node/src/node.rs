@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tracing::{info, warn};
@@ -72,22 +73,21 @@ impl Node {
         let runtime = tokio::task::spawn_blocking(move || Runtime::start(&config, PROGRAMS))
             .await
             .map_err(|_| StartError::Panicked)??;
-        let transport = match Transport::start(
-            &links,
-            &tls,
-            identity.cluster,
-            runtime.handle().events().clone(),
-        ) {
-            Ok(transport) => transport,
-            Err(error) => return Err(undo(runtime, None, error.into()).await),
-        };
+        let transport =
+            match Transport::start(&links, &tls, &identity, runtime.handle().events().clone()) {
+                Ok(transport) => transport,
+                Err(error) => return Err(undo(runtime, None, error.into()).await),
+            };
         let listen = transport.address();
         let http = match http {
             None => None,
-            Some(config) => match HttpServer::start(&config, runtime.handle().clone()).await {
-                Ok(server) => Some(server),
-                Err(error) => return Err(undo(runtime, Some(transport), error.into()).await),
-            },
+            Some(config) => {
+                let trust = Arc::clone(transport.trust());
+                match HttpServer::start(&config, runtime.handle().clone(), trust).await {
+                    Ok(server) => Some(server),
+                    Err(error) => return Err(undo(runtime, Some(transport), error.into()).await),
+                }
+            }
         };
         info!(node = %identity.node, links = %listen, "started");
         Ok(Self { http, transport, runtime, links: listen, database })

@@ -108,6 +108,9 @@ async fn strangers_are_kept_out() {
     let issued = forger.issue(&NodeId::new("edge1").unwrap()).unwrap();
     std::fs::write(&config.tls.certificate, issued.certificate).unwrap();
     std::fs::write(&config.tls.key, issued.key).unwrap();
+    // It trusts both, and itself with them.
+    let both = std::fs::read_to_string(&config.tls.ca).unwrap() + forger.certificate();
+    std::fs::write(&config.tls.ca, both).unwrap();
     let stranger = Node::start(config.clone()).await.unwrap();
     origin.dial(dial_to(&stranger));
     // Under a name that is not its own, a node is not linked to either.

@@ -236,3 +236,101 @@ fn a_wrong_configuration_is_explained() {
     let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
     assert!(message.contains("reader") && message.contains("readers"), "{message}");
 }
+
+#[test]
+fn mistakes_are_answered_with_what_to_do() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let node = Served::start(home.path(), "origin", &[]);
+    let url = node.http.clone();
+    let message = fail(
+        home.path(),
+        &["backup", "--config", "cluster/origin/littoral.toml", "nowhere/copy.sqlite"],
+    );
+    assert!(message.contains("no directory nowhere") && message.contains("hint:"), "{message}");
+    let message = fail(home.path(), &["conflicts", "--url", &url, "--table", "nonsense"]);
+    assert!(message.contains("no table nonsense") && message.contains("hint:"), "{message}");
+    assert_eq!(
+        succeed(home.path(), &["conflicts", "--url", &url, "--table", "Stock"]),
+        "there are none\n"
+    );
+    for sql in ["CREATE TABLE t (a)", " drop table stock", "ALTER TABLE stock ADD x"] {
+        let message = fail(home.path(), &["policy", "explain", "--url", &url, sql]);
+        assert!(message.contains("changes the schema"), "{message}");
+    }
+    node.stop();
+}
+
+#[test]
+fn commands_speak_https() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(home.path().join("server.pem"), made.cert.pem()).unwrap();
+    fs::write(home.path().join("server.key"), made.signing_key.serialize_pem()).unwrap();
+    let path = home.path().join("cluster/origin/littoral.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (before, rest) = text.split_once("[http]\nlisten = \"127.0.0.1:0\"").unwrap();
+    let tls = "[http.tls]\ncertificate = \"../../server.pem\"\nkey = \"../../server.key\"\n";
+    let text = format!("{before}[http]\nlisten = \"127.0.0.1:{port}\"{rest}\n{tls}");
+    fs::write(&path, text).unwrap();
+    let node = Served::start(home.path(), "origin", &[]);
+    assert!(node.http.starts_with("https://"), "{}", node.http);
+    let url = format!("https://localhost:{port}");
+    fn sql<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["sql", "-c", "SELECT 40 + 2 AS n", "--json"], more].concat()
+    }
+    let asked = succeed(home.path(), &sql(&["--url", &url, "--ca", "server.pem"]));
+    assert_eq!(asked, "[{\"n\":42}]\n");
+    // The node's own configuration says which certificate it shows.
+    succeed(home.path(), &sql(&["--config", "cluster/origin/littoral.toml"]));
+    // Somebody else's certificate, or none that the system knows.
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(home.path().join("other.pem"), other.cert.pem()).unwrap();
+    let message = fail(home.path(), &sql(&["--url", &url, "--ca", "other.pem"]));
+    assert!(message.contains("no TLS connection") && message.contains("hint:"), "{message}");
+    node.stop();
+}
+
+#[test]
+fn certificates_are_renewed_revoked_and_listed() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let read = |path: &str| fs::read_to_string(home.path().join("cluster").join(path)).unwrap();
+    let (certificate, key) = (read("edge1/node.pem"), read("edge1/node.key"));
+    succeed(home.path(), &["ca", "renew", "edge1", "--cluster", "cluster", "--days", "7"]);
+    assert_ne!(read("edge1/node.pem"), certificate);
+    assert_eq!(read("edge1/node.key"), key);
+    succeed(home.path(), &["ca", "renew", "edge1", "--cluster", "cluster", "--new-key"]);
+    assert_ne!(read("edge1/node.key"), key);
+    let check = ["check-config", "--config", "cluster/edge1/littoral.toml"];
+    succeed(home.path(), &check);
+    // A node whose directory is elsewhere is renewed by what the authority has noted.
+    fs::rename(home.path().join("cluster/edge1"), home.path().join("away")).unwrap();
+    let told = succeed(home.path(), &["ca", "renew", "edge1", "--cluster", "cluster"]);
+    let copied = told.split(' ').nth(1).unwrap();
+    fs::copy(home.path().join(copied), home.path().join("away/node.pem")).unwrap();
+    succeed(home.path(), &["check-config", "--config", "away/littoral.toml"]);
+
+    let list = |home: &Path| -> Vec<Value> {
+        let text = succeed(home, &["ca", "list", "--cluster", "cluster", "--json"]);
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(list(home.path()).len(), 5);
+    let told = succeed(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
+    assert!(told.contains("4 certificates of edge1") && told.contains("origin"), "{told}");
+    for one in list(home.path()) {
+        assert_eq!(one["revoked"].is_null(), one["node"] == "origin", "{one}");
+    }
+    succeed(home.path(), &["check-config", "--config", "cluster/origin/littoral.toml"]);
+    fs::copy(home.path().join("cluster/ca/revoked.pem"), home.path().join("away/revoked.pem"))
+        .unwrap();
+    let message = fail(home.path(), &["check-config", "--config", "away/littoral.toml"]);
+    assert!(message.contains("revoked"), "{message}");
+    let message = fail(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
+    assert!(message.contains("hint:"), "{message}");
+    // The name is free again.
+    succeed(home.path(), &["ca", "issue", "edge1", "--cluster", "cluster"]);
+    succeed(home.path(), &check);
+}

@@ -13,7 +13,7 @@ use crate::{
     clock::{MS, Nanos},
     oracle::{Check, Oracle, Promise, broken, sights},
     scenario::{BlockCounts, Violation},
-    workload::{self, Habits, JobId, PlannedJob},
+    workload::{self, Failed, Habits, JobId, PlannedJob},
     world::Options,
 };
 
@@ -26,6 +26,19 @@ pub(crate) struct Visit {
     pub(crate) jobs: Vec<(JobId, PlannedJob)>,
     /// When it comes again, from now.
     pub(crate) again: Option<Nanos>,
+}
+
+/// What a client hears of a job that was sent to the origin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Forwarded<'f> {
+    /// It is done.
+    Done,
+    /// It has failed there.
+    Failed(&'f Failed),
+    /// The origin could not be reached, and nothing was run.
+    OutOfReach,
+    /// No answer came in time.
+    Unanswered,
 }
 
 /// When a reader looks at a machine.
@@ -73,6 +86,9 @@ pub(crate) trait Application: fmt::Debug {
     fn answered(&mut self, _id: JobId, _result: &Result<Committed, WriteError>) -> Check {
         Ok(())
     }
+
+    /// What became of a job that the origin was to do for a machine.
+    fn forwarded(&mut self, _id: JobId, _told: Forwarded<'_>) {}
 
     /// A machine stopped before it had answered a job.
     fn unanswered(&mut self, _id: JobId) {}

@@ -54,6 +54,8 @@ pub(crate) enum Stream {
     Talk,
     /// What clients have run at the origin, from where, and how often they try.
     Request,
+    /// What clients do with the rows of an `origin-strong` table, and from where.
+    Seat,
     /// What clients do in transactions at the origin, and how long they think.
     Guest,
 }

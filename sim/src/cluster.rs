@@ -15,9 +15,12 @@
 //! - every input is followed by a full drain; what a machine puts out after it has stopped is void;
 //! - time moves only from event to event; idle time costs nothing.
 
+mod calls;
+mod contract;
 mod crashes;
 mod decay;
 mod ending;
+mod forwarded;
 mod guests;
 mod links;
 mod requests;
@@ -25,22 +28,20 @@ mod sessions;
 mod snapshots;
 mod talks;
 
-pub(crate) use self::{guests::Move, requests::Errands, talks::Open};
+pub(crate) use self::{calls::UnderWay, guests::Move, requests::Errands, talks::Open};
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use littoral::{
-    Channel, CloseCode, Event as News, Input, Lsn, Output, RequestId, Ticket, WriteError,
-};
+use littoral::{Channel, Input, Lsn, RequestId, Ticket};
 
-use self::{guests::Visitor, requests::Client};
+use self::{calls::Callers, guests::Visitor, requests::Client};
 use crate::{
     application::{Application, BuiltIn, Moment, Sight},
     chance::{Chance, Stream},
     clock::{MS, Nanos, SECOND},
     disk::vfs,
     fault::Stop,
-    machine::{Machine, SnapshotWork, StopPlan, node},
+    machine::{Machine, StopPlan, node},
     network::{Arrival, Network, Port},
     oracle::{
         Check, Failure, Oracle, Promise, broken, jobs::JobCounts, shapes::Shapes, sights, spools,
@@ -51,9 +52,6 @@ use crate::{
     workload::{JobId, PlannedJob, RequestNumber},
     world::{Options, World},
 };
-
-/// A replica that gives more outputs than this after one input will never be quiet.
-const OUTPUTS_PER_DRAIN: u64 = 200_000;
 
 /// A run with more events than this is going in circles.
 const EVENTS_PER_RUN: u64 = 4_000_000;
@@ -85,6 +83,7 @@ enum Event {
     Visit { client: usize },
     Talk { machine: usize, life: u64, ticket: Ticket },
     Request { request: RequestNumber },
+    Call { caller: usize },
     RunProgram { machine: usize, life: u64, request: RequestId },
     Guest { request: RequestNumber },
     HostGuest { machine: usize, life: u64, request: RequestId },
@@ -136,6 +135,8 @@ pub(crate) struct Tally {
     pub(crate) stops: u64,
     /// Power cuts that took something.
     pub(crate) losses: u64,
+    /// What clients did with the rows of an `origin-strong` table, and were answered.
+    pub(crate) strong_calls: u64,
     /// Changes of the schema and of policies.
     pub(crate) changes: u64,
     /// Freezes, and those that ended with the change that they waited for.
@@ -159,6 +160,8 @@ pub(crate) struct Cluster {
     clients: BTreeMap<RequestNumber, Client>,
     /// Whoever has a transaction there.
     visitors: BTreeMap<RequestNumber, Visitor>,
+    /// Clients whose statements go where policies send them.
+    callers: Callers,
     network: Network,
     oracle: Oracle,
     trace: Trace,
@@ -212,6 +215,7 @@ impl Cluster {
             machines,
             clients: BTreeMap::new(),
             visitors: BTreeMap::new(),
+            callers: Callers::default(),
             _session: session,
         }
     }
@@ -275,6 +279,7 @@ impl Cluster {
             self.schedule(self.now + self.world.faults[fault].0, Event::Strike { fault });
         }
         self.plan_requests();
+        self.plan_calls();
         self.plan_guests();
         self.schedule(self.now + self.options.chaos, Event::Heal);
     }
@@ -304,6 +309,7 @@ impl Cluster {
         Tally {
             jobs: self.oracle.jobs.counts(),
             conflicts: self.oracle.logs.shadow(0).conflicts.len() as u64,
+            strong_calls: self.oracle.seats.count(),
             changes: self.oracle.logs.shadow(0).changes,
             freezes: self.oracle.logs.shadow(0).freezes(),
             ..self.tally
@@ -392,6 +398,7 @@ impl Cluster {
             Event::Visit { client } => self.visit(client),
             Event::Talk { machine, life, ticket } => self.talk(machine, life, ticket),
             Event::Request { request } => self.request(request),
+            Event::Call { caller } => self.call(caller),
             Event::RunProgram { machine, life, request } => {
                 self.run_program(machine, life, request)
             }
@@ -445,6 +452,9 @@ impl Cluster {
             self.oracle.jobs.queued(id, number, machine.plan.full, &job);
             self.trace
                 .event(self.now, number, "job", &[id], &[], || format!("{id}: {}", job.describe()));
+            if self.options.scenario.is_some() {
+                machine.scripts.insert(id, job.script());
+            }
             let (ticket, talk) = job.queue(&mut engine.replica, now);
             machine.tickets.insert(ticket, id);
             if let Some(talk) = talk {
@@ -538,7 +548,7 @@ impl Cluster {
         if self.machines[number].decayed {
             return Ok(());
         }
-        let reader = engine.reader.connection();
+        let reader = &engine.eye;
         spools::look(number, reader, &self.machines[number].plan.sizes)?;
         if draw.percent(20) {
             self.oracle.compare(number, reader)?;
@@ -557,202 +567,7 @@ impl Cluster {
             moment => moment,
         };
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
-        let sight =
-            Sight { machine: number, at: self.now, moment, reader: engine.reader.connection() };
+        let sight = Sight { machine: number, at: self.now, moment, reader: &engine.eye };
         self.application.look(sight)
-    }
-
-    // --- The engine's contract
-
-    fn handle(&mut self, number: usize, input: Input) -> Check {
-        let machine = &mut self.machines[number];
-        let Some(engine) = &mut machine.engine else { return Ok(()) };
-        let now = machine.clock.at(self.now);
-        vfs::with(|store| store.wall_ms = now.wall.0);
-        engine.replica.handle(now, input);
-        self.drain(number)
-    }
-
-    fn drain(&mut self, number: usize) -> Check {
-        for _ in 0..OUTPUTS_PER_DRAIN {
-            let machine = &mut self.machines[number];
-            let Some(engine) = &mut machine.engine else { return Ok(()) };
-            let wall = machine.clock.at(self.now).wall;
-            vfs::with(|store| store.wall_ms = wall.0);
-            let output = engine.replica.poll();
-            if vfs::with(|store| store.is_down(&machine.name)) {
-                return self.stop(number);
-            }
-            if !self.carry_out(number, output)? {
-                // Before anything of it can be trimmed.
-                if let Some(engine) = &self.machines[number].engine {
-                    self.oracle.refresh(number, engine.reader.connection())?;
-                }
-                self.judge_lag(number)?;
-                return self.judge_clock(number);
-            }
-        }
-        Err(Failure::NoProgress(format!(
-            "m{number} has given {OUTPUTS_PER_DRAIN} outputs without becoming quiet"
-        )))
-    }
-
-    /// What a machine has just taken into its log is not from the future.
-    fn judge_clock(&mut self, number: usize) -> Check {
-        let news = self.oracle.logs.take_news();
-        match &self.machines[number].engine {
-            Some(engine) if !news.is_empty() => {
-                let clock = engine.replica.status().clock;
-                let mine = news.iter().filter(|(machine, ..)| *machine == number);
-                let mine = mine.map(|(_, own, header)| (*own, header));
-                self.oracle.clocks.judge(number, self.now, &clock, mine)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Returns whether more outputs may follow.
-    fn carry_out(&mut self, number: usize, output: Output) -> Check<bool> {
-        let life = self.machines[number].life;
-        self.judge_alone(number, &output)?;
-        match output {
-            Output::Begun { ticket } => self.begun(number, ticket)?,
-            Output::Send { peer, channel, bytes } => {
-                self.trace.event(self.now, number, "send", &[peer.0], &bytes, || {
-                    format!("{} bytes of {channel:?} on {peer:?}", bytes.len())
-                });
-                if let Some((port, at)) = self.network.send(self.now, number, peer, channel, bytes)
-                {
-                    self.schedule(at, Event::Arrive { port, channel });
-                }
-            }
-            Output::Close { peer, code, reason } => {
-                self.trace.event(self.now, number, "close", &[peer.0], reason.as_bytes(), || {
-                    format!("{peer:?} {code:?}: {reason}")
-                });
-                self.close_link(number, peer);
-                let machine = &self.machines[number];
-                let excused = match code {
-                    CloseCode::Shutdown
-                    | CloseCode::TimedOut
-                    | CloseCode::Replaced
-                    | CloseCode::TooOld => true,
-                    // Nothing can be kept until there is space again.
-                    CloseCode::Storage => vfs::with(|store| store.is_full(&machine.name)),
-                    _ => false,
-                };
-                if !excused && !machine.may_halt {
-                    return broken(
-                        Promise::Availability,
-                        format!("m{number} closed an honest peer's link as {code:?}: {reason}"),
-                    );
-                }
-            }
-            Output::Sync(lsn) => {
-                let wanted = &mut self.machines[number].sync_wanted;
-                *wanted = (*wanted).max(Some(lsn));
-                self.begin_sync(number);
-            }
-            Output::WalCheckpoint => {
-                let mut draw = self.chance.draw(Stream::Disk, number as u64, self.queued << 8);
-                let at = self.now + draw.between(1, 50 * MS);
-                self.schedule(at, Event::Checkpoint { machine: number, life });
-            }
-            Output::Done { ticket, result } if self.program_ended(number, ticket, &result) => {}
-            Output::Done { ticket, result } => {
-                self.machines[number].talks.remove(&ticket);
-                let Some(id) = self.machines[number].tickets.remove(&ticket) else {
-                    return broken(
-                        Promise::Answers,
-                        format!("m{number} answers {ticket:?}, which is not open"),
-                    );
-                };
-                let text = match &result {
-                    Ok(committed) => format!("{id}: {committed:?}"),
-                    Err(error) => format!("{id}: {error}"),
-                };
-                self.trace
-                    .event(self.now, number, "answer", &[id], text.as_bytes(), || text.clone());
-                if let Err(WriteError::Unavailable(why)) = &result
-                    && matches!(self.stage, Stage::Marked { .. })
-                {
-                    return broken(
-                        Promise::Availability,
-                        format!("m{number} cannot write after all faults have ended: {why}"),
-                    );
-                }
-                self.application.answered(id, &result)?;
-                let Some(engine) = &self.machines[number].engine else { return Ok(false) };
-                let reader = engine.reader.connection();
-                // A frontier of a node that is the only member may trim it at once.
-                self.oracle.refresh(number, reader)?;
-                let shadow = self.oracle.logs.shadow(number);
-                self.oracle.jobs.answered(id, &result, reader, shadow)?;
-                if let Ok(committed) = result {
-                    self.session_wrote(number, id, committed)?;
-                }
-            }
-            Output::Event(news) => {
-                let text = format!("{news:?}");
-                self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
-                if let (News::Applied { .. } | News::Member { .. }, Some(engine)) =
-                    (&news, &self.machines[number].engine)
-                {
-                    // A frontier that covers them may be near, and trims them.
-                    self.oracle.refresh(number, engine.reader.connection())?;
-                }
-                if matches!(news, News::ForeignWrites) && !self.machines[number].foreign {
-                    let what = format!("m{number} takes its own writes for another program's");
-                    return broken(Promise::Answers, what);
-                }
-                if let News::Halted(why) = news
-                    && !self.machines[number].may_halt
-                {
-                    return broken(Promise::Availability, format!("m{number} halted: {why}"));
-                }
-                self.record(number)?;
-            }
-            Output::TakeSnapshot => self.queue_snapshot_work(number, SnapshotWork::Take),
-            Output::ReadSnapshot { peer, offset, bytes } => {
-                self.queue_snapshot_work(number, SnapshotWork::Read { peer, offset, bytes });
-            }
-            Output::DiscardSnapshot => self.queue_snapshot_work(number, SnapshotWork::Discard),
-            Output::WriteSnapshot { peer, offset, bytes, sync } => {
-                let work = SnapshotWork::Write { peer, offset, bytes, sync };
-                self.queue_snapshot_work(number, work);
-            }
-            Output::Answered { ticket, result } => self.answered(number, ticket, &result)?,
-            Output::Run { request, program } => self.program_came(number, request, program),
-            Output::GuestArrived { request } => self.guest_arrived(number, request),
-            Output::GuestStep { ticket, program, .. } => {
-                self.guest_step(number, ticket, &program)?;
-            }
-            Output::InstallSnapshot(snapshot) => {
-                self.install_snapshot(number, &snapshot)?;
-                return Ok(false);
-            }
-            Output::WakeAt(at) => {
-                if let Some(at) = at {
-                    let at = at.0.max(self.now + 1);
-                    let machine = &mut self.machines[number];
-                    if machine.wake_at.is_none_or(|due| due > at || due <= self.now) {
-                        machine.wake_at = Some(at);
-                        self.schedule(at, Event::Wake { machine: number, life });
-                    }
-                }
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// If this run is to be explained, takes down when entries came.
-    fn record(&mut self, number: usize) -> Check {
-        match &self.machines[number].engine {
-            Some(engine) if self.options.recording => {
-                self.oracle.refresh(number, engine.reader.connection())
-            }
-            _ => Ok(()),
-        }
     }
 }

@@ -29,6 +29,8 @@ mod world;
 
 use std::process::ExitCode;
 
+pub use oracle::linear::{Action, Contradiction, Operation, check_linearizable};
+
 /// What the binary does: parses the command line, runs, and gives the exit code.
 pub fn main() -> ExitCode {
     cli::main()

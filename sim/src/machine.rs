@@ -12,15 +12,16 @@ use littoral::{
     ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader,
     Replica, Synchronous, TablePolicy, Ticket, VersionVector,
 };
+use rusqlite::{Connection, OpenFlags};
 
 use crate::{
     application::Application,
     chance::{Chance, Stream},
     clock::{Nanos, WallClock},
-    cluster::{Errands, Open},
+    cluster::{Errands, Open, UnderWay},
     disk::vfs,
     fault::Stop,
-    workload::JobId,
+    workload::{JobId, Script},
     world::MachinePlan,
 };
 
@@ -29,8 +30,10 @@ use crate::{
 pub(crate) struct Engine {
     /// A reader in the middle of a transaction, and the length of the log that it saw.
     pub(crate) held: Option<(Reader, i64)>,
-    /// Declared before the replica, so that it is dropped first.
+    /// Declared before the replica, so that it is dropped first: what clients read with.
     pub(crate) reader: Reader,
+    /// What the oracle reads with: SQLite without the engine, and so all that the file holds.
+    pub(crate) eye: Connection,
     /// The shipped engine.
     pub(crate) replica: Replica,
 }
@@ -74,6 +77,10 @@ pub(crate) struct Machine {
     pub(crate) tickets: BTreeMap<Ticket, JobId>,
     /// What clients wait for from the origin, and, at the origin, what it has to run.
     pub(crate) errands: Errands,
+    /// Jobs of a scenario that are run at the origin if they cannot be run here.
+    pub(crate) scripts: BTreeMap<JobId, Script>,
+    /// Calls of clients that are routed, without an answer.
+    pub(crate) calls: BTreeMap<Ticket, UnderWay>,
     /// Those of the jobs that are interactive transactions.
     pub(crate) talks: BTreeMap<Ticket, Open>,
     /// Whether a sync of the WAL is under way.
@@ -110,6 +117,9 @@ pub(crate) struct Machine {
     pub(crate) copy: Option<Vec<u8>>,
     identity: Identity,
 }
+
+/// So many statements the oracle keeps prepared.
+const EYE_STATEMENTS: usize = 128;
 
 const CLUSTER: ClusterId = ClusterId(0x6c69_7474_6f72_616c);
 
@@ -149,6 +159,8 @@ impl Machine {
             engine: None,
             tickets: BTreeMap::new(),
             errands: Errands::default(),
+            scripts: BTreeMap::new(),
+            calls: BTreeMap::new(),
             talks: BTreeMap::new(),
             syncing: false,
             sync_wanted: None,
@@ -207,7 +219,10 @@ impl Machine {
         vfs::with(|store| store.wall_ms = now.wall.0);
         let replica = builder.open(&self.database(), now, seed)?;
         let reader = replica.db().reader()?;
-        Ok(Engine { held: None, reader, replica })
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let eye = Connection::open_with_flags_and_vfs(self.database(), flags, vfs::NAME)?;
+        eye.set_prepared_statement_cache_capacity(EYE_STATEMENTS);
+        Ok(Engine { held: None, reader, eye, replica })
     }
 
     /// How long the next sync takes.

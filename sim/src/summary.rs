@@ -36,6 +36,7 @@ pub(crate) struct RunSummary {
     power_cuts_with_loss: u64,
     connections: u64,
     snapshots: u64,
+    origin_strong_calls: u64,
     schema_changes: u64,
     freezes: u64,
     freezes_ended_by_change: u64,
@@ -197,6 +198,7 @@ impl RunSummary {
         self.power_cuts_with_loss += report.tally.losses;
         self.connections += report.tally.connections;
         self.snapshots += report.tally.snapshots;
+        self.origin_strong_calls += report.tally.strong_calls;
         self.schema_changes += report.tally.changes;
         self.freezes += report.tally.freezes[0];
         self.freezes_ended_by_change += report.tally.freezes[1];
@@ -230,6 +232,7 @@ impl RunSummary {
         self.power_cuts_with_loss += other.power_cuts_with_loss;
         self.connections += other.connections;
         self.snapshots += other.snapshots;
+        self.origin_strong_calls += other.origin_strong_calls;
         self.schema_changes += other.schema_changes;
         self.freezes += other.freezes;
         self.freezes_ended_by_change += other.freezes_ended_by_change;
@@ -316,9 +319,10 @@ impl RunSummary {
         let mut lines = Vec::new();
         for counts in &self.calls {
             let parts: Vec<String> = [
+                (counts.forwarded, "of them sent to the origin"),
                 (counts.constraint, "refused by a constraint"),
-                (counts.origin_only, "refused, not being at the origin"),
                 (counts.refused, "refused otherwise"),
+                (counts.out_of_reach, "did not reach the origin"),
                 (counts.unreachable, "found the node down"),
                 (counts.unanswered, "unanswered"),
             ]
@@ -327,12 +331,6 @@ impl RunSummary {
             .map(|(count, what)| format!(", {count} {what}"))
             .collect();
             lines.push(format!("{}: {} done{}", counts.block, counts.done, parts.concat()));
-            if let Some(table) = &counts.origin_table {
-                lines.push(format!(
-                    "  {table} is written at the origin only: place these clients with at = \
-                     \"origin\", or declare the table with writers = \"any\""
-                ));
-            }
             if let Some(why) = &counts.refused_why {
                 lines.push(format!("  refused otherwise, the last time: {why}"));
             }
@@ -363,6 +361,10 @@ impl RunSummary {
             self.connections,
             self.snapshots
         ));
+        if self.origin_strong_calls > 0 {
+            let calls = self.origin_strong_calls;
+            lines.push(format!("{calls} reads and writes of an origin-strong table answered"));
+        }
         if self.schema_changes > 0 {
             lines.push(format!(
                 "{} changes of the schema; {} freezes, {} ended by their change",

@@ -11,6 +11,7 @@
 //! - a row of `ghost` is inserted by one job only, and never comes back once it was deleted;
 //! - no two rows of `ticket` ever had the same key, which `stub` remembers;
 //! - the sets of `bag` are JSON arrays;
+//! - the rows of `seat` are registers that clients read and write from everywhere, and only the origin does;
 //! - no request has more than one row of an edition in `parcel`, which programs that run at the origin write,
 //!   and one of a guest has all or none.
 
@@ -18,6 +19,8 @@ mod author;
 mod bag;
 mod request;
 mod schema;
+mod script;
+mod seat;
 mod talk;
 
 use std::{
@@ -32,6 +35,8 @@ use self::author::Author;
 pub(crate) use self::{
     request::{Kind, Program, RequestNumber, guest_number, rows_of},
     schema::{Errand, times as schema_change_times},
+    script::{Failed, Script, decode_values},
+    seat::{BOUNDED_READS, SEATS, SeatCall},
     talk::{Progress, Talk},
 };
 use crate::chance::{Chance, Draw, Stream};
@@ -81,6 +86,8 @@ CREATE TABLE stub (id INTEGER PRIMARY KEY);
 CREATE TABLE parcel (id INTEGER PRIMARY KEY, request INTEGER NOT NULL, edition INTEGER NOT NULL);
 CREATE TABLE stall (
   id INTEGER PRIMARY KEY, label TEXT, amount INTEGER NOT NULL DEFAULT 0, rank INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE seat (id INTEGER PRIMARY KEY, holder INTEGER NOT NULL);
+CREATE VIEW seated AS SELECT id, holder FROM seat;
 CREATE TABLE plot (id INTEGER PRIMARY KEY, crop TEXT, seeds INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE ware (id INTEGER PRIMARY KEY, title TEXT UNIQUE, weight REAL DEFAULT 1);
 CREATE TABLE memo (id INTEGER PRIMARY KEY, line TEXT, body, n INTEGER NOT NULL DEFAULT 0);
@@ -100,6 +107,9 @@ BEGIN SELECT raise(ABORT, 'forbidden'); END;
 CREATE TRIGGER item_echo AFTER UPDATE OF name ON item
 BEGIN INSERT INTO echo VALUES (new.id, new.name) ON CONFLICT (id) DO UPDATE SET name = new.name; END;
 ";
+
+/// How old what is read of `gauge` may be.
+pub(crate) const GAUGE_LAG_MS: u64 = 2000;
 
 /// A replicated table as the oracles read it.
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +156,7 @@ impl TableShape {
 }
 
 /// Every replicated table of [`SCHEMA`], as a run begins.
-pub(crate) const TABLES: [TableShape; 25] = [
+pub(crate) const TABLES: [TableShape; 26] = [
     any("item", &["id"], &[("stock", "counter"), ("sold", "counter")]),
     any("cart", &["owner", "sku"], &[("quantity", "counter")]),
     any("loose", &["k"], &[("seen", "counter")]).spelled(&[false]),
@@ -183,6 +193,7 @@ pub(crate) const TABLES: [TableShape; 25] = [
     origin("ticket"),
     origin("stub"),
     origin("parcel"),
+    origin("seat"),
 ];
 
 /// The policies that belong to [`SCHEMA`].
@@ -191,12 +202,16 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
         .iter()
         .map(|table| {
             let mut policy = TablePolicy::default();
+            if table.name == "seat" {
+                policy.consistency = Consistency::OriginStrong;
+            }
             if let Some(merges) = table.merges {
                 policy.writers = Writers::Any;
                 policy.explicit_key = table.key == ["id"];
                 if table.name == "gauge" {
                     policy.consistency = Consistency::Eventual;
-                    policy.declare_max_lag(Some(2000), Some(OnStale::Fail)).expect("within bounds");
+                    let bound = Some(GAUGE_LAG_MS);
+                    policy.declare_max_lag(bound, Some(OnStale::Fail)).expect("within bounds");
                 }
                 for (column, word) in merges {
                     policy.declare_column(column, word).expect("a word there is");
@@ -454,6 +469,11 @@ impl PlannedJob {
             })
             .collect();
         format!("{}{}", steps.join("; "), if self.aborts { "; gives up" } else { "" })
+    }
+
+    /// Its statements, to be run at the origin.
+    pub(crate) fn script(&self) -> Script {
+        Script::of(self.steps.iter().map(|step| (step.sql.clone(), step.values.clone())).collect())
     }
 
     /// The closure that the engine runs.

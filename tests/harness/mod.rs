@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub(crate) use self::{
-    http::{Answer, Client},
+    http::{Answer, Client, batch},
     rows::rows_of,
 };
 
@@ -60,12 +60,29 @@ impl Cluster {
     /// Runs `littoral serve` for a node, dialing others, and waits until it listens.
     pub(crate) fn serve(&self, name: &str, dial: &[&Node]) -> Node {
         let directory = self.home.path().join("cluster").join(name);
-        let log = self.home.path().join(format!("{name}.log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
         command.args(["serve", "--json", "--config"]).arg(directory.join("littoral.toml"));
         for peer in dial {
             command.args(["--dial", &format!("{}={}", peer.name, peer.links)]);
         }
+        self.run_node(name, &directory, command)
+    }
+
+    /// Runs `littoral join` with a token, and waits until the node listens.
+    pub(crate) fn join(&self, directory: &str, name: &str, token: &str) -> Node {
+        let directory = self.home.path().join(directory);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
+        command.arg("join").arg(&directory).args(["--json", "--token", token]);
+        self.run_node(name, &directory, command)
+    }
+
+    /// The directory that holds the cluster's.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    fn run_node(&self, name: &str, directory: &Path, mut command: Command) -> Node {
+        let log = self.home.path().join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
         let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().unwrap();
         let mut line = String::new();
@@ -121,6 +138,11 @@ impl Node {
     /// The database file; to be read only, as the process has it open.
     pub(crate) fn database(&self) -> &Path {
         &self.database
+    }
+
+    /// Where it takes links.
+    pub(crate) fn links(&self) -> &str {
+        &self.links
     }
 
     /// Where it takes requests.

@@ -16,7 +16,7 @@ pub(crate) use group_commit::{Answer, Local, Queued, RunFor, remember};
 pub use group_commit::{Committed, Job, ProgramJob};
 pub(crate) use interactive::Interactive;
 use routing::Elsewhere;
-pub use routing::Touched;
+pub use routing::{Admission, ReadRefused, Touched};
 use snapshot::Arriving;
 pub use snapshot::Snapshot;
 pub(crate) use snapshot::{INCOMING, TAKEN};

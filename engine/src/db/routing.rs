@@ -4,15 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use rusqlite::hooks::AuthAction;
+use rusqlite::{ErrorCode, hooks::AuthAction};
 
 use crate::{
     db::{Db, Reader},
-    policy::{Consistency, MaxLag, TablePolicy, Writers},
+    policy::{Consistency, MaxLag, OnStale, TablePolicy, Writers},
     schema::{Registry, Table},
+    testing::{Bug, planted},
 };
 
 /// A table that a statement touches.
@@ -26,6 +28,60 @@ pub struct Touched {
     pub reads: bool,
     /// Whether rows of it may be written.
     pub writes: bool,
+}
+
+/// Why a [`Reader`] has not run a statement, and with that who is to run it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReadRefused {
+    /// Nobody for this client: its grants do not allow it.
+    NotGranted {
+        /// What it would need, in words.
+        what: String,
+    },
+    /// The origin: it reads an `origin-strong` table, and this node is not the origin.
+    AtOrigin {
+        /// The table.
+        table: String,
+    },
+    /// The writer of this node: it writes, or calls what only the writer knows.
+    Writes,
+    /// Nobody: the statement is wrong, or the file cannot be read. SQLite's error says what is the matter.
+    Failed,
+}
+
+/// What becomes of a read where rows may be too old for the tables that it reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Admission {
+    /// It is answered.
+    Serve,
+    /// It waits until what it finds is no older than this.
+    Wait(Duration),
+    /// It fails, since what it would find may be older than this.
+    Fail(Duration),
+}
+
+impl Admission {
+    /// What the policies of the tables that a read touches make of it where rows may be as old as `lag`; an
+    /// age that is not known counts as too great. Of several tables the strictest word counts: `fail`, then
+    /// `wait` for the least bound, then `serve`.
+    pub fn of(touched: &[Touched], lag: Option<Duration>) -> Self {
+        let mut admission = Self::Serve;
+        for bound in touched.iter().filter_map(Touched::max_lag) {
+            let most = Duration::from_millis(bound.ms);
+            if lag.is_some_and(|lag| lag <= most) || planted(Bug::LagBoundIgnored) {
+                continue;
+            }
+            admission = match (admission, bound.on_stale) {
+                (admission, OnStale::Serve) => admission,
+                (Self::Fail(least), OnStale::Fail) => Self::Fail(least.min(most)),
+                (Self::Fail(least), OnStale::Wait) => Self::Fail(least),
+                (_, OnStale::Fail) => Self::Fail(most),
+                (Self::Wait(least), OnStale::Wait) => Self::Wait(least.min(most)),
+                (Self::Serve, OnStale::Wait) => Self::Wait(most),
+            };
+        }
+        admission
+    }
 }
 
 /// By name, what the statement that is being prepared does: reads, and writes.
@@ -95,6 +151,14 @@ impl Db {
         })
     }
 
+    /// Whether this node has received nothing of the cluster's schema yet.
+    pub fn awaits_schema(&self) -> bool {
+        let published = self.file().registry.lock();
+        let is_empty =
+            |(tables, is_origin): &(Arc<Registry>, bool)| !is_origin && tables.tables().is_empty();
+        published.as_ref().is_none_or(is_empty)
+    }
+
     /// Whether any table declares how old what is read of it may be.
     pub fn bounds_lag(&self) -> bool {
         let registry = self.registry();
@@ -116,6 +180,26 @@ impl Reader {
     /// origin.
     pub fn refused_origin_strong(&self) -> Option<String> {
         self.gate.lock().refused.take()
+    }
+
+    /// Why the statement that has just failed with `error` was not run, and so who is to run it.
+    pub fn refused(&self, error: &rusqlite::Error) -> ReadRefused {
+        if let Some(what) = self.missing() {
+            return ReadRefused::NotGranted { what };
+        }
+        if let Some(table) = self.refused_origin_strong() {
+            return ReadRefused::AtOrigin { table };
+        }
+        let refused = matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::ReadOnly | ErrorCode::AuthorizationForStatementDenied)
+        );
+        // Functions of the engine's own exist on the writer only.
+        if refused || error.to_string().contains("no such function") {
+            ReadRefused::Writes
+        } else {
+            ReadRefused::Failed
+        }
     }
 
     /// The tables of the schema that a statement touches, also one that writes. Nothing is run.
@@ -145,5 +229,30 @@ impl Touched {
     /// How old what a statement that touches it reads of it may be.
     pub fn max_lag(&self) -> Option<MaxLag> {
         self.policy.max_lag.filter(|_| self.reads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(ms: u64, on_stale: OnStale) -> Touched {
+        let policy =
+            TablePolicy { max_lag: Some(MaxLag { ms, on_stale }), ..TablePolicy::default() };
+        Touched { table: format!("t{ms}"), policy, reads: true, writes: false }
+    }
+
+    #[test]
+    fn the_strictest_table_that_is_too_old_counts() {
+        use OnStale::{Fail, Serve, Wait};
+        let ms = Duration::from_millis;
+        let tables = [read(1000, Serve), read(3000, Wait), read(5000, Fail), read(4000, Wait)];
+        assert_eq!(Admission::of(&tables, Some(ms(500))), Admission::Serve);
+        assert_eq!(Admission::of(&tables, Some(ms(2000))), Admission::Serve);
+        assert_eq!(Admission::of(&tables, Some(ms(4500))), Admission::Wait(ms(3000)));
+        assert_eq!(Admission::of(&tables, Some(ms(6000))), Admission::Fail(ms(5000)));
+        assert_eq!(Admission::of(&tables, None), Admission::Fail(ms(5000)));
+        let written = Touched { reads: false, ..read(1000, Fail) };
+        assert_eq!(Admission::of(&[written], None), Admission::Serve);
     }
 }

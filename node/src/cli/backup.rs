@@ -42,6 +42,11 @@ impl Backup {
             return Err(anyhow!("{} exists already", self.out.display()))
                 .or_hint("a backup overwrites nothing; give it another name");
         }
+        let directory = self.out.parent().filter(|path| !path.as_os_str().is_empty());
+        if let Some(directory) = directory.filter(|path| !path.is_dir()) {
+            return Err(anyhow!("there is no directory {}", directory.display()))
+                .or_hint("make it first: a backup makes a file and no directory");
+        }
         let began = Instant::now();
         // What is not whole must not look like a backup.
         let partial = beside(&self.out, ".partial");

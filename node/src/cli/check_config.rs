@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
@@ -24,7 +25,10 @@ pub(super) struct CheckConfig {
 impl CheckConfig {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = Config::load(&self.config)?;
-        transport::check(&config.tls, config.identity.cluster, &config.identity.node)?;
+        let (certificate, refused) = transport::check(&config.tls, &config.identity)?;
+        if let Some(why) = refused {
+            bail!("{}: peers refuse this node: {why}", config.tls.certificate.display());
+        }
         if let Some(server) = &config.http {
             http::check(server)?;
         }
@@ -38,6 +42,7 @@ impl CheckConfig {
                 "dials": config.links.dial.iter().map(|dial| dial.node.as_str()).collect::<Vec<_>>(),
                 "http": clients,
                 "tokens": tokens,
+                "certificate_not_after": certificate.not_after,
                 "begins_cluster": config.genesis.is_some(),
             }));
         }

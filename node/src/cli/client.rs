@@ -1,6 +1,11 @@
-//! A small HTTP client for the commands that talk to a running node.
+//! A small HTTP client for the commands that talk to a running node, with TLS where the node has it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -11,11 +16,23 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
 use serde_json::Value;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
 
 use super::OrHint as _;
-use crate::config::Config;
+use crate::{
+    config::Config,
+    pinned::{Expected, Pinned},
+};
 
 /// Longer than any statement may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -23,36 +40,114 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// The variable of the environment that holds the token, for nodes that want one.
 const TOKEN_VARIABLE: &str = "LITTORAL_TOKEN";
 
+/// Where systems keep the certificates of the authorities that they trust.
+const SYSTEM_AUTHORITIES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
 /// Which node to talk to.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 pub(super) struct Target {
+    #[command(flatten)]
+    node: Which,
+    /// Certificates of the authorities, PEM, that the certificate of an https server is to be of; those that
+    /// the system trusts, if left out.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Which {
     /// Address of the node's HTTP server. A token for it is taken from the variable LITTORAL_TOKEN.
-    #[arg(long, value_name = "http://HOST:PORT")]
+    #[arg(long, value_name = "http[s]://HOST:PORT")]
     url: Option<String>,
     /// Configuration of a node on this machine.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
+/// A server, and how it is spoken to.
+struct Server {
+    /// `HOST:PORT`.
+    authority: String,
+    tls: Option<(ServerName<'static>, ClientConfig)>,
+}
+
 impl Target {
-    /// `HOST:PORT` of the node.
-    fn authority(&self) -> anyhow::Result<String> {
-        if let Some(url) = &self.url {
-            let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-            return authority
-                .filter(|authority| !authority.is_empty() && !authority.contains('/'))
-                .map(str::to_owned)
-                .ok_or_else(|| anyhow!("--url {url}: expected http://HOST:PORT"));
+    fn server(&self) -> anyhow::Result<Server> {
+        if let Some(url) = &self.node.url {
+            return self.server_at(url);
         }
-        let path = self.config.as_ref().context("one of --url and --config is needed")?;
+        let path = self.node.config.as_ref().context("one of --url and --config is needed")?;
         let config = Config::load(path)?;
         let http = config.http.ok_or_else(|| anyhow!("this node serves no HTTP"))?;
         if http.listen.port() == 0 {
             return Err(anyhow!("the configuration lets the system choose the port"))
                 .or_hint("give the address that `littoral serve` printed as --url");
         }
-        Ok(reachable(http.listen).to_string())
+        let address = reachable(http.listen);
+        let tls = match &http.tls {
+            None => None,
+            Some(files) => {
+                // The name in it is that by which others know the server; this is the very certificate.
+                let own = certificates(&files.certificate)?;
+                let own = own.into_iter().next().context("there is no certificate")?;
+                let verifier = Arc::new(Pinned::new(Expected::Certificate(own)));
+                let config = client().dangerous().with_custom_certificate_verifier(verifier);
+                Some((ServerName::from(address.ip()), config.with_no_client_auth()))
+            }
+        };
+        Ok(Server { authority: address.to_string(), tls })
+    }
+
+    fn server_at(&self, url: &str) -> anyhow::Result<Server> {
+        let expected = || anyhow!("--url {url}: expected http://HOST:PORT or https://HOST:PORT");
+        let (scheme, rest) = url.split_once("://").ok_or_else(expected)?;
+        let rest = rest.trim_end_matches('/');
+        if rest.is_empty() || rest.contains('/') {
+            return Err(expected());
+        }
+        match scheme {
+            "http" if self.ca.is_some() => bail!("--ca is for https://"),
+            "http" => Ok(Server { authority: rest.to_owned(), tls: None }),
+            "https" => {
+                let has_port =
+                    rest.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+                let authority = if has_port { rest.to_owned() } else { format!("{rest}:443") };
+                let host = authority.rsplit_once(':').map_or(rest, |(host, _)| host);
+                let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(host).map_err(|_| expected())?;
+                let config = client().with_root_certificates(self.authorities()?);
+                let tls = Some((name, config.with_no_client_auth()));
+                Ok(Server { authority, tls })
+            }
+            _ => Err(expected()),
+        }
+    }
+
+    /// Whom the certificate of an https server is to be of.
+    fn authorities(&self) -> anyhow::Result<RootCertStore> {
+        let system = || {
+            let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+            named.or_else(|| SYSTEM_AUTHORITIES.map(PathBuf::from).into_iter().find(|p| p.exists()))
+        };
+        let path = match &self.ca {
+            Some(path) => path.clone(),
+            None => system()
+                .ok_or_else(|| anyhow!("the authorities that this system trusts were not found"))
+                .or_hint("name the certificate of the server's authority with --ca FILE")?,
+        };
+        let mut roots = RootCertStore::empty();
+        // A bundle of the system may hold some that cannot be used.
+        let (used, _) = roots.add_parsable_certificates(certificates(&path)?);
+        if used == 0 {
+            bail!("{} holds no certificate that can be used", path.display());
+        }
+        Ok(roots)
     }
 
     /// What the node says of itself.
@@ -76,13 +171,26 @@ impl Target {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        let authority = self.authority()?;
-        let exchange = exchange(&authority, method, path, body);
+        let server = self.server()?;
+        let authority = server.authority.clone();
+        let exchange = server.exchange(method, path, body);
         match timeout(TIMEOUT, exchange).await {
             Ok(answer) => answer,
             Err(_) => bail!("{authority} did not answer within {} s", TIMEOUT.as_secs()),
         }
     }
+}
+
+fn client() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("the provider has what both versions need")
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("cannot read certificates from {}", path.display()))
 }
 
 /// Where to connect to a server that listens on `address`.
@@ -95,16 +203,41 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
+impl Server {
+    async fn exchange(
+        self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let authority = &self.authority;
+        let stream = TcpStream::connect(authority)
+            .await
+            .with_context(|| format!("cannot connect to {authority}"))
+            .or_hint(
+                "is the node running? `littoral serve` prints the address of its HTTP server",
+            )?;
+        match self.tls {
+            None => exchange(stream, authority, method, path, body).await,
+            Some((name, config)) => {
+                let stream = TlsConnector::from(Arc::new(config))
+                    .connect(name, stream)
+                    .await
+                    .with_context(|| format!("no TLS connection to {authority}"))
+                    .or_hint("does the node have [http.tls], and is --ca the authority of its certificate?")?;
+                exchange(stream, authority, method, path, body).await
+            }
+        }
+    }
+}
+
 async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     authority: &str,
     method: Method,
     path: &str,
     body: Option<&Value>,
 ) -> anyhow::Result<(StatusCode, Value)> {
-    let stream = TcpStream::connect(authority)
-        .await
-        .with_context(|| format!("cannot connect to {authority}"))
-        .or_hint("is the node running? `littoral serve` prints the address of its HTTP server")?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let driver = tokio::spawn(connection);
@@ -137,15 +270,26 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_from_urls() {
-        let authority = |url: &str| {
-            Target { url: Some(url.to_owned()), config: None }
-                .authority()
-                .map_err(|e| e.to_string())
+        let server = |url: &str| {
+            let node = Which { url: Some(url.to_owned()), config: None };
+            // Any certificates will do.
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let authority = crate::pki::Authority::create(littoral::ClusterId(1)).unwrap();
+            std::fs::write(file.path(), authority.certificate()).unwrap();
+            let ca = url.starts_with("https").then(|| file.path().to_owned());
+            let server = Target { node, ca }.server().ok()?;
+            let tls = server.tls.map(|(name, _)| name.to_str().into_owned());
+            Some((server.authority, tls))
         };
-        assert_eq!(authority("http://127.0.0.1:80/"), Ok("127.0.0.1:80".to_owned()));
-        assert_eq!(authority("http://[::1]:80"), Ok("[::1]:80".to_owned()));
-        for url in ["127.0.0.1:80", "https://a:1", "http://", "http://a:1/b"] {
-            assert!(authority(url).is_err(), "{url}");
+        let plain = |authority: &str| Some((authority.to_owned(), None));
+        let tls = |authority: &str, name: &str| Some((authority.to_owned(), Some(name.to_owned())));
+        assert_eq!(server("http://127.0.0.1:80/"), plain("127.0.0.1:80"));
+        assert_eq!(server("http://[::1]:80"), plain("[::1]:80"));
+        assert_eq!(server("https://a.example:1/"), tls("a.example:1", "a.example"));
+        assert_eq!(server("https://a.example"), tls("a.example:443", "a.example"));
+        assert_eq!(server("https://[::1]:80"), tls("[::1]:80", "::1"));
+        for url in ["127.0.0.1:80", "ftp://a:1", "http://", "http://a:1/b", "https://"] {
+            assert_eq!(server(url), None, "{url}");
         }
     }
 }

@@ -37,6 +37,9 @@ const SQL: &str = "SELECT id, rule, \"table\", \"row\", \"column\", kept, kept_b
   WHERE (?1 IS NULL OR \"table\" = ?1 COLLATE NOCASE) AND (?2 IS NULL OR rule = ?2)
   ORDER BY id DESC LIMIT ?3";
 
+/// A table that is gone may have conflicts, so this counts only where there are none.
+const KNOWN: &str = "SELECT count(*) FROM littoral_tables WHERE name = ?1 COLLATE NOCASE";
+
 impl Conflicts {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let text = |value: &Option<String>| match value {
@@ -47,6 +50,7 @@ impl Conflicts {
         let args = json!([text(&self.table), text(&self.rule), limit]);
         let body = json!({ "requests": [
             { "type": "execute", "stmt": { "sql": SQL, "args": args } },
+            { "type": "execute", "stmt": { "sql": KNOWN, "args": [text(&self.table)] } },
             { "type": "close" },
         ]});
         let (status, answer) = self.target.ask(Method::POST, "/v3/pipeline", Some(&body)).await?;
@@ -61,6 +65,12 @@ impl Conflicts {
             );
         }
         let result = &outcome["response"]["result"];
+        let is_empty = result["rows"].as_array().is_none_or(Vec::is_empty);
+        let known = &answer["results"][1]["response"]["result"]["rows"][0][0]["value"];
+        if let Some(table) = self.table.as_ref().filter(|_| is_empty && known == "0") {
+            return Err(anyhow!("there is no table {table} that replicates"))
+                .or_hint("`littoral status` lists the tables");
+        }
         if self.json {
             return say(Value::Array(sql::objects(result)));
         }

@@ -15,10 +15,11 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use littoral::{ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, Replica, TablePolicy};
 
-use super::{OrHint as _, say};
+use super::{OrHint as _, create_private_dir, say};
 use crate::{
+    authority::{AuthorityHome, BOOKMARK_KEY},
     clock::Clock,
-    config::{self, is_loopback},
+    config::{self, Dial, is_loopback},
     pki::{self, Authority},
 };
 
@@ -125,11 +126,8 @@ impl Init {
         if let Some(unknown) = addresses.keys().next() {
             bail!("--address: {unknown} is not among --nodes");
         }
-        // A socket bound to loopback cannot reach other machines.
         if nodes.iter().any(|node| !is_loopback(node.links.ip())) {
-            for node in &mut nodes {
-                node.links.set_ip(IpAddr::from([0, 0, 0, 0]));
-            }
+            nodes.iter_mut().for_each(Node::reach_other_machines);
         }
         Ok(nodes)
     }
@@ -163,6 +161,11 @@ impl Init {
 }
 
 impl Node {
+    /// A socket bound to loopback cannot.
+    pub(super) fn reach_other_machines(&mut self) {
+        self.links.set_ip(IpAddr::from([0, 0, 0, 0]));
+    }
+
     pub(super) fn place(
         identity: Identity,
         given: Option<Address>,
@@ -196,7 +199,7 @@ pub(super) struct Address {
     http: Option<u16>,
 }
 
-pub(super) fn parse_address(text: &str) -> anyhow::Result<(NodeId, Address)> {
+fn parse_address(text: &str) -> anyhow::Result<(NodeId, Address)> {
     let (dialed, http) = match text.rsplit_once(',') {
         Some((dialed, http)) => {
             let port = http.parse().map_err(|_| anyhow!("--address {text}: {http} is no port"))?;
@@ -258,20 +261,15 @@ pub(super) fn refuse_existing(directory: &Path) -> anyhow::Result<()> {
 fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow::Result<()> {
     let cluster = nodes[0].identity.cluster;
     let authority = Authority::create(cluster)?;
-    let ca = directory.join("ca");
-    create_private_dir(&ca)?;
-    fs::write(ca.join("ca.pem"), authority.certificate())?;
-    pki::write_private(&ca.join("ca.key"), &authority.key())?;
+    let ca = AuthorityHome::create(&directory.join("ca"), authority)?;
     let bookmark_key = bookmark_key()?;
-    pki::write_private(&ca.join(BOOKMARK_KEY), &bookmark_key)?;
+    ca.keep_bookmark_key(&bookmark_key)?;
     for (i, node) in nodes.iter().enumerate() {
         let home = directory.join(node.identity.node.as_str());
         create_private_dir(&home)?;
-        let issued = authority.issue(&node.identity.node)?;
-        fs::write(home.join("ca.pem"), authority.certificate())?;
-        fs::write(home.join("node.pem"), &issued.certificate)?;
+        let issued = ca.issue(&node.identity.node, pki::days(pki::VALID_DAYS))?;
+        ca.furnish(&home, &issued.certificate)?;
         pki::write_private(&home.join("node.key"), &issued.key)?;
-        pki::write_private(&home.join(BOOKMARK_KEY), &bookmark_key)?;
         let mut text = node_section(node, true);
         if i == 0 {
             fs::write(home.join("schema.sql"), &genesis.schema)?;
@@ -288,14 +286,7 @@ fn write_cluster(directory: &Path, nodes: &[Node], genesis: &Genesis) -> anyhow:
     Ok(())
 }
 
-pub(super) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path).with_context(|| format!("cannot create {}", path.display()))
-}
-
-pub(super) fn node_section(node: &Node, has_bookmark_key: bool) -> String {
+fn node_section(node: &Node, has_bookmark_key: bool) -> String {
     let Identity { cluster, node: name, incarnation } = &node.identity;
     let http = node.http;
     let key = if has_bookmark_key {
@@ -314,7 +305,9 @@ pub(super) fn node_section(node: &Node, has_bookmark_key: bool) -> String {
          [tls]\n\
          ca = \"ca.pem\"\n\
          certificate = \"node.pem\"\n\
-         key = \"node.key\"\n\n\
+         key = \"node.key\"\n\
+         # What `littoral ca revoke` writes; copy it here when it changes.\n\
+         revoked = \"revoked.pem\"\n\n\
          [http]\n\
          listen = \"{http}\"\n\
          {key}\n\
@@ -322,6 +315,38 @@ pub(super) fn node_section(node: &Node, has_bookmark_key: bool) -> String {
          # \"full\": an answered commit is on disk. \"normal\": a power cut may lose the newest ones.\n\
          synchronous = \"full\"\n\n"
     )
+}
+
+/// The configuration of a node that is not there from the beginning.
+pub(super) fn configuration(
+    node: &Node,
+    has_bookmark_key: bool,
+    read_only: bool,
+    dials: &[Dial],
+) -> String {
+    let mut text = node_section(node, has_bookmark_key);
+    if read_only {
+        text = text.replacen(
+            "data = \"data.sqlite\"\n",
+            "data = \"data.sqlite\"\n\
+             # Applies and relays only: no member, and nothing waits for it.\n\
+             read_only = true\n",
+            1,
+        );
+    }
+    text += &format!("[links]\nlisten = \"{}\"\n", node.links);
+    let dials: Vec<String> = dials
+        .iter()
+        .map(|dial| format!("{{ node = \"{}\", address = {} }}", dial.node, quoted(&dial.address)))
+        .collect();
+    text += &format!("dial = [{}]\n", dials.join(", "));
+    text
+}
+
+/// Where a node is reached, given as `HOST:PORT[,HTTPPORT]`.
+pub(super) fn given_address(node: &NodeId, text: Option<&str>) -> anyhow::Result<Option<Address>> {
+    let parse = |text| parse_address(&format!("{node}={text}")).map(|(_, address)| address);
+    text.map(parse).transpose().map_err(|error| anyhow!("{error:#}"))
 }
 
 fn links_section(node: &Node, dialed: Option<&Node>) -> String {
@@ -380,9 +405,6 @@ fn key(text: &str) -> String {
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\x7f', "\\u007f")
 }
-
-/// The file with the key with which bookmarks are sealed.
-pub(super) const BOOKMARK_KEY: &str = "bookmark.key";
 
 fn bookmark_key() -> anyhow::Result<String> {
     Ok(format!("{:032x}{:032x}\n", random()?, random()?))

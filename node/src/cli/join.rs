@@ -5,26 +5,51 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use littoral::Genesis;
+use littoral::{Genesis, Identity, Incarnation, NodeId};
+use tracing::info;
 
 use super::{
-    init::quoted,
+    OrHint as _, create_private_dir,
+    init::{Node, configuration, given_address, quoted, random},
     serve::{Serve, dial},
 };
-use crate::config::{Config, Dial};
+use crate::{
+    authority::{BOOKMARK_KEY, REVOKED, Token, ask_to_be_signed, new_key},
+    config::{Config, Dial, is_loopback},
+    pki,
+};
 
-/// Makes a node part of a running cluster, and runs it until SIGINT or SIGTERM. The peer may be any
-/// node of the cluster. If the configuration names no node to dial yet, this one is written there, so that
-/// `littoral serve` dials it from then on.
+/// The variable of the environment that may hold the token.
+const TOKEN_VARIABLE: &str = "LITTORAL_JOIN_TOKEN";
+
+/// Makes a node part of a running cluster, and runs it until SIGINT or SIGTERM.
+///
+/// Either with a directory that `littoral ca issue` made, and any node of the cluster as its peer: if the
+/// configuration names no node to dial yet, the peer is written there, so that `littoral serve` dials it from
+/// then on.
+///
+/// Or with a token that `littoral ca invite` made, which is all that a machine needs: the directory is made,
+/// with a key that does not leave it, and the authority signs a certificate. Joining that was interrupted is
+/// gone on with by the same command, and a node that has joined is only run.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral join shop/edge2 edge1=10.0.0.2:4400\n  \
+    LITTORAL_JOIN_TOKEN=littoral-join.eyJ2... littoral join edge3 --address 10.0.0.3:4400,8080")]
 pub(super) struct Join {
-    /// The directory that `littoral ca issue` made.
+    /// The node's directory.
     directory: PathBuf,
     /// Any node of the cluster.
     #[arg(value_name = "NODE=HOST:PORT")]
-    peer: String,
+    peer: Option<String>,
+    /// The token; other users of the machine can see it, those in the variable LITTORAL_JOIN_TOKEN they
+    /// cannot.
+    #[arg(long, conflicts_with = "peer")]
+    token: Option<String>,
+    /// Where links and clients are accepted, with a token; by default at ports the system chooses, clients on
+    /// loopback.
+    #[arg(long, value_name = "HOST:PORT[,HTTPPORT]")]
+    address: Option<String>,
     /// Print the addresses as JSON.
     #[arg(long)]
     json: bool,
@@ -33,17 +58,102 @@ pub(super) struct Join {
 impl Join {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let path = self.directory.join("littoral.toml");
-        let config = Config::load(&path)?;
-        if matches!(config.genesis, Some(Genesis { .. })) {
-            bail!("{}: the origin of a cluster does not join one", path.display());
+        let from_environment = || std::env::var(TOKEN_VARIABLE).ok();
+        let token = self.token.clone().or_else(|| match self.peer {
+            None => from_environment(),
+            Some(_) => None,
+        });
+        let Some(token) = token else {
+            let Some(peer) = &self.peer else {
+                return Err(anyhow!("neither a peer nor a token is given")).or_hint(
+                    "littoral join DIR NODE=HOST:PORT, or littoral join DIR --token TOKEN",
+                );
+            };
+            let peer: Dial = dial(peer)?;
+            let config = member_to_be(&path)?;
+            if config.links.dial.is_empty() {
+                remember(&path, &peer)?;
+            }
+            let serve = Serve { config: path, dial: Vec::new(), json: self.json };
+            return serve.serve(config, vec![peer]).await;
+        };
+        let token = Token::parse(&token)?;
+        if path.exists() {
+            info!("this node has joined before; the token is not used");
+        } else {
+            self.make(&token, &path).await?;
         }
-        let peer: Dial = dial(&self.peer)?;
-        if config.links.dial.is_empty() {
-            remember(&path, &peer)?;
+        let config = member_to_be(&path)?;
+        if config.identity.node.as_str() != token.node {
+            bail!("{} is of {}, the token of {}", path.display(), config.identity.node, token.node);
         }
         let serve = Serve { config: path, dial: Vec::new(), json: self.json };
-        serve.serve(config, vec![peer]).await
+        serve.serve(config, Vec::new()).await
     }
+
+    /// Makes the directory. The configuration comes last, so a directory with one is whole.
+    async fn make(&self, token: &Token, path: &Path) -> anyhow::Result<()> {
+        let home = &self.directory;
+        let name = NodeId::new(&token.node)?;
+        let given = given_address(&name, self.address.as_deref())?;
+        if !home.exists() {
+            create_private_dir(home)?;
+        }
+        let key_file = home.join("node.key");
+        let key = match fs::read_to_string(&key_file) {
+            Ok(key) => key,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let key = new_key()?;
+                pki::write_private(&key_file, &key)
+                    .with_context(|| format!("cannot write {}", key_file.display()))?;
+                key
+            }
+            Err(error) => bail!("cannot read {}: {error}", key_file.display()),
+        };
+        let signed = ask_to_be_signed(token, &key).await?;
+        let dials: Vec<Dial> =
+            signed.dial.iter().map(|text| dial(text)).collect::<Result<_, _>>()?;
+        let identity =
+            Identity { cluster: token.cluster()?, node: name, incarnation: Incarnation(random()?) };
+        let is_far = given.is_none() && dials.iter().any(|dial| !is_local(&dial.address));
+        let mut node = Node::place(identity, given, (0, 0));
+        if is_far {
+            node.reach_other_machines();
+        }
+        let write = |name: &str, text: &str| {
+            let path = home.join(name);
+            pki::replace_private(&path, text)
+                .with_context(|| format!("cannot write {}", path.display()))
+        };
+        write("ca.pem", &signed.ca)?;
+        write("node.pem", &signed.certificate)?;
+        write(REVOKED, &signed.revoked)?;
+        if let Some(key) = &signed.bookmark_key {
+            write(BOOKMARK_KEY, key)?;
+        }
+        let has_key = signed.bookmark_key.is_some();
+        let text = configuration(&node, has_key, signed.read_only, &dials);
+        // What is written here, serve must be able to read.
+        Config::parse(&text, path, home)?;
+        write("littoral.toml", &text)?;
+        info!(node = token.node, "the authority has signed this node's certificate");
+        Ok(())
+    }
+}
+
+fn member_to_be(path: &Path) -> anyhow::Result<Config> {
+    let config = Config::load(path)?;
+    if matches!(config.genesis, Some(Genesis { .. })) {
+        bail!("{}: the origin of a cluster does not join one", path.display());
+    }
+    Ok(config)
+}
+
+/// Whether `HOST:PORT` is on this machine.
+fn is_local(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse().is_ok_and(is_loopback)
 }
 
 /// Writes the first node to dial into a configuration that was issued without one.

@@ -20,11 +20,13 @@ mod token;
 mod verify;
 
 use std::{
-    fmt,
+    fmt, fs,
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
@@ -215,7 +217,16 @@ impl fmt::Display for Hinted {
 
 impl std::error::Error for Hinted {}
 
-trait OrHint<T> {
+/// Makes a directory that only its owner may enter.
+pub(crate) fn create_private_dir(path: &Path) -> anyhow::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+/// An error and what can be done about it.
+pub(crate) trait OrHint<T> {
     /// Says what can be done about an error.
     fn or_hint(self, hint: &str) -> anyhow::Result<T>;
 }

@@ -38,11 +38,13 @@ impl Serve {
     /// Runs a node with these settings.
     pub(super) async fn serve(self, config: Config, dials: Vec<Dial>) -> anyhow::Result<()> {
         let mut signals = Signals::new()?;
+        let has_tls = config.http.as_ref().is_some_and(|http| http.tls.is_some());
+        let scheme = if has_tls { "https" } else { "http" };
         let node = Node::start(config).await?;
         for dial in dials {
             node.dial(dial);
         }
-        self.announce(&node)?;
+        self.announce(&node, scheme)?;
         let handle = node.handle().clone();
         let ended = tokio::select! {
             () = signals.next() => false,
@@ -62,10 +64,10 @@ impl Serve {
         Ok(())
     }
 
-    fn announce(&self, node: &Node) -> anyhow::Result<()> {
+    fn announce(&self, node: &Node, scheme: &str) -> anyhow::Result<()> {
         let name = node.handle().identity().node.as_str();
         let links = node.links_address().to_string();
-        let http = node.http_address().map(|address| format!("http://{address}"));
+        let http = node.http_address().map(|address| format!("{scheme}://{address}"));
         if self.json {
             return say(json!({ "node": name, "links": links, "http": http }));
         }

@@ -164,7 +164,7 @@ fn read_private(path: &Path) -> anyhow::Result<Vec<u8>> {
         .or_hint("`littoral token key` makes a key that signs tokens")
 }
 
-fn parse_time(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
     let expected =
         || format!("{text:?}: expected a number with s, m, h or d behind it, such as 12h");
     let unit = text.chars().last().ok_or_else(expected)?;

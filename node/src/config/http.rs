@@ -19,6 +19,8 @@ pub struct Http {
     pub allow_unauthenticated: bool,
     /// The largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// `/ready` says no while what this node shows may be older than this.
+    pub ready_max_lag: Duration,
     /// The key with which bookmarks are sealed, the same at all nodes; nobody but its owner may be able to
     /// read the file. Without it sessions get no bookmarks.
     pub bookmark_key: Option<PathBuf>,
@@ -68,12 +70,17 @@ impl Http {
     pub const DEFAULT_MAX_BODY_BYTES: usize = 32 << 20;
     const MAX_BODY_BYTES_BOUNDS: (i64, i64) = (64 << 10, 1 << 30);
 
+    /// The default of `ready_max_lag`: an origin may be restarted, and no edge sends its clients away.
+    pub const DEFAULT_READY_MAX_LAG: Duration = Duration::from_secs(60);
+    const READY_MAX_LAG_MS_BOUNDS: (i64, i64) = (100, 86_400_000);
+
     /// A server with the defaults.
     pub fn on(listen: SocketAddr) -> Self {
         Self {
             listen,
             allow_unauthenticated: false,
             max_body_bytes: Self::DEFAULT_MAX_BODY_BYTES,
+            ready_max_lag: Self::DEFAULT_READY_MAX_LAG,
             bookmark_key: None,
             auth: None,
             tls: None,
@@ -111,6 +118,7 @@ pub(super) struct RawHttp {
     #[serde(default)]
     allow_unauthenticated: bool,
     max_body_bytes: Option<i64>,
+    ready_max_lag_ms: Option<i64>,
     bookmark_key: Option<PathBuf>,
     auth: Option<RawAuth>,
     tls: Option<RawServerTls>,
@@ -164,10 +172,19 @@ impl RawHttp {
             None => Http::DEFAULT_MAX_BODY_BYTES,
             Some(n) => bounded("http.max_body_bytes", n, Http::MAX_BODY_BYTES_BOUNDS)?,
         };
+        let ready_max_lag = match self.ready_max_lag_ms {
+            None => Http::DEFAULT_READY_MAX_LAG,
+            Some(n) => Duration::from_millis(bounded(
+                "http.ready_max_lag_ms",
+                n,
+                Http::READY_MAX_LAG_MS_BOUNDS,
+            )? as u64),
+        };
         Ok(Http {
             listen,
             allow_unauthenticated: self.allow_unauthenticated,
             max_body_bytes,
+            ready_max_lag,
             bookmark_key: self.bookmark_key.map(|path| directory.join(path)),
             auth,
             tls: self.tls.map(|tls| ServerTls {

@@ -50,6 +50,11 @@ pub(super) async fn explain(State(state): State<ServerState>, body: Bytes) -> Re
         let what = "expected a JSON object with the statement as \"sql\"";
         return hrana::failure(StatusCode::BAD_REQUEST, "BAD_JSON", what);
     };
+    if hrana::changes_schema(&sql) {
+        let what = "it changes the schema, which the origin alone does; what is explained are statements \
+                    that read or write rows";
+        return hrana::failure(StatusCode::BAD_REQUEST, "LITTORAL_SCHEMA_CHANGE", what);
+    }
     let explanation = match state.node.explain(sql).await {
         Ok(explanation) => explanation,
         Err(ReadError::Sqlite(error)) => {

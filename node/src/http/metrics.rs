@@ -10,11 +10,14 @@ use axum::{
 use littoral::{Hold, HoldReason, PeerStatus, Status, WallTime};
 
 use super::{ServerState, health::not_ready, hrana};
+use crate::transport::Validity;
 
 pub(super) async fn metrics(State(state): State<ServerState>) -> Response {
     match state.node.status().await {
         Some(status) => {
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page(&status)).into_response()
+            let is_ready = not_ready(&status, state.ready_max_lag).is_none();
+            let page = page(&status, is_ready, &state.trust.validity());
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response()
         }
         None => hrana::failure(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -34,14 +37,10 @@ struct Peer {
     received: u64,
 }
 
-fn page(status: &Status) -> String {
+fn page(status: &Status, is_ready: bool, validity: &Validity) -> String {
     let mut page = Page::default();
     let counts = &status.counts;
-    page.gauge(
-        "littoral_ready",
-        "Whether writes are accepted",
-        u64::from(not_ready(status).is_none()),
-    );
+    page.gauge("littoral_ready", "Whether /ready says so", u64::from(is_ready));
     page.gauge("littoral_applied_lsn", "Newest position in the log", status.applied.0);
     page.gauge("littoral_durable_lsn", "Position up to which the log is on disk", status.durable.0);
     page.gauge("littoral_members", "Members of the cluster", count(status.members.len()));
@@ -178,6 +177,7 @@ fn page(status: &Status) -> String {
         &peers,
         |p| Some(p.received),
     );
+    page.certificates(validity);
     page.0
 }
 
@@ -201,6 +201,23 @@ impl Page {
     fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.metric(name, help, "gauge");
         self.line(name, "", value);
+    }
+
+    fn certificates(&mut self, validity: &Validity) {
+        let name = "littoral_certificate_not_after_seconds";
+        let help = "When the certificates of this node and of its peers expire, since 1970";
+        self.metric(name, help, "gauge");
+        let mut all = BTreeMap::from([(&validity.own.node, validity.own.not_after)]);
+        for peer in validity.peers.values() {
+            let not_after = all.entry(&peer.node).or_insert(peer.not_after);
+            *not_after = peer.not_after.min(*not_after);
+        }
+        for (node, not_after) in all {
+            self.line(name, &format!("{{node=\"{node}\"}}"), not_after);
+        }
+        let name = "littoral_authority_not_after_seconds";
+        self.metric(name, "When the certificate of the authority expires, since 1970", "gauge");
+        self.line(name, "", validity.authority_not_after);
     }
 
     fn peers<V: std::fmt::Display>(

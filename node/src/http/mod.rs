@@ -32,6 +32,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -47,10 +48,16 @@ use tracing::warn;
 
 pub(crate) use self::hrana::{PROGRAMS, statements};
 pub use self::session::SealError;
-use self::{access::Access, hrana::Streams, server::Server, session::Sessions};
+use self::{
+    access::Access,
+    hrana::Streams,
+    server::{Renewals, Server},
+    session::Sessions,
+};
 use crate::{
     config::{Http, is_loopback},
     runtime::NodeHandle,
+    transport::Trust,
 };
 
 /// Why the HTTP server could not start.
@@ -86,9 +93,11 @@ pub(crate) struct HttpServer {
 #[derive(Clone, Debug)]
 struct ServerState {
     node: NodeHandle,
+    trust: Arc<Trust>,
     access: Arc<Access>,
     streams: Arc<Streams>,
     max_body_bytes: usize,
+    ready_max_lag: Duration,
     stopping: watch::Receiver<bool>,
 }
 
@@ -105,9 +114,14 @@ pub(crate) fn check(config: &Http) -> Result<(), HttpError> {
 }
 
 impl HttpServer {
-    pub(crate) async fn start(config: &Http, node: NodeHandle) -> Result<Self, HttpError> {
+    pub(crate) async fn start(
+        config: &Http,
+        node: NodeHandle,
+        trust: Arc<Trust>,
+    ) -> Result<Self, HttpError> {
         let sessions = Sessions::new(node.clone(), config.bookmark_key.as_deref())?;
         let access = Access::new(config).map_err(|error| HttpError::Keys(error.to_string()))?;
+        let renewals = Renewals::of(config.tls.clone());
         let tls = match &config.tls {
             None => None,
             Some(files) => {
@@ -128,13 +142,16 @@ impl HttpServer {
         let streams = Streams::start();
         let state = ServerState {
             node,
+            trust,
             access,
             streams: Arc::clone(&streams),
             max_body_bytes: config.max_body_bytes,
+            ready_max_lag: config.ready_max_lag,
             stopping: stopping.clone(),
         };
         let router = router(config, state, sessions);
-        let server = Server { listener, tls, router, connections: config.limits.connections };
+        let connections = config.limits.connections;
+        let server = Server { listener, tls, router, connections, renewals };
         let task = tokio::spawn(server.run(stopping));
         Ok(Self { address, stop, streams, task })
     }

@@ -26,16 +26,19 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
-use tracing::{debug, warn};
+use tracing::{debug, error, info, warn};
 
 use super::access::RemoteAddress;
-use crate::config::ServerTls;
+use crate::{
+    config::ServerTls,
+    watched::{LOOK_EVERY, Watched},
+};
 
 /// How long stopping waits for requests that are being answered.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,12 +58,67 @@ pub(super) struct Server {
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) router: Router,
     pub(super) connections: usize,
+    pub(super) renewals: Renewals,
+}
+
+/// Certificate and key of the server, read again when their files change. Connections that are up keep what
+/// they began with.
+pub(super) struct Renewals(mpsc::Receiver<TlsAcceptor>);
+
+impl Renewals {
+    /// Watches the files, if there are any, for as long as this lives.
+    pub(super) fn of(files: Option<ServerTls>) -> Self {
+        let (send, receive) = mpsc::channel(1);
+        if let Some(files) = files {
+            // Looked at before they are read, so that no change goes unseen.
+            let watched = Watched::new(vec![files.certificate.clone(), files.key.clone()]);
+            tokio::spawn(watch_files(files, watched, send));
+        }
+        Self(receive)
+    }
+
+    async fn next(&mut self) -> TlsAcceptor {
+        match self.0.recv().await {
+            Some(acceptor) => acceptor,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn watch_files(files: ServerTls, mut watched: Watched, send: mpsc::Sender<TlsAcceptor>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = send.closed() => return,
+        }
+        let files = files.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            let changed = watched.look();
+            (changed.then(|| acceptor(&files)), watched)
+        });
+        // It ends with an error only when the runtime does.
+        let Ok((loaded, again)) = looked.await else { return };
+        watched = again;
+        match loaded {
+            None => {}
+            Some(Ok(acceptor)) => {
+                info!("certificate and key of the HTTP server were read again");
+                if send.send(acceptor).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(error)) => {
+                error!(%error, "certificate or key of the HTTP server have changed and cannot be used; \
+                    the old ones stay");
+            }
+        }
+    }
 }
 
 impl Server {
     /// Serves until `stopping` says so, then waits for requests under way. Dropping the future ends all
     /// connections.
-    pub(super) async fn run(self, mut stopping: watch::Receiver<bool>) {
+    pub(super) async fn run(mut self, mut stopping: watch::Receiver<bool>) {
         let permits = Arc::new(Semaphore::new(self.connections));
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
@@ -74,6 +132,10 @@ impl Server {
                 // An error says that the server was dropped, which stops it as well.
                 _ = stopping.wait_for(|stop| *stop) => break,
                 accepted = accept => accepted,
+                renewed = self.renewals.next() => {
+                    self.tls = Some(renewed);
+                    continue;
+                }
             };
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,

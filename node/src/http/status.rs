@@ -11,10 +11,15 @@ use super::{
     health::{degraded, not_ready},
     hrana,
 };
+use crate::transport::Validity;
 
 pub(super) async fn status(State(state): State<ServerState>) -> Response {
     match state.node.status().await {
-        Some(status) => hrana::json(StatusCode::OK, &to_json(&status)),
+        Some(status) => {
+            let not_ready = not_ready(&status, state.ready_max_lag);
+            let body = to_json(&status, not_ready, &state.trust.validity());
+            hrana::json(StatusCode::OK, &body)
+        }
         None => hrana::failure(
             StatusCode::SERVICE_UNAVAILABLE,
             "LITTORAL_UNAVAILABLE",
@@ -23,8 +28,7 @@ pub(super) async fn status(State(state): State<ServerState>) -> Response {
     }
 }
 
-fn to_json(status: &Status) -> Value {
-    let not_ready = not_ready(status);
+fn to_json(status: &Status, not_ready: Option<String>, validity: &Validity) -> Value {
     json!({
         "node": status.identity.node.as_str(),
         "incarnation": status.identity.incarnation.to_string(),
@@ -34,6 +38,11 @@ fn to_json(status: &Status) -> Value {
         "receiving": status.receiving.map(|(got, bytes)| json!({ "bytes": got, "of": bytes })),
         "origin": status.origin.as_ref().map(|node| node.as_str()),
         "origin_distance": status.distance,
+        "certificate": {
+            "serial": validity.own.serial,
+            "not_after_ms": validity.own.not_after.saturating_mul(1000),
+            "authority_not_after_ms": validity.authority_not_after.saturating_mul(1000),
+        },
         "requests_waiting": status.requests_waiting,
         "requests_here": status.requests_here,
         "ready": not_ready.is_none(),
@@ -89,6 +98,8 @@ fn to_json(status: &Status) -> Value {
                 },
             })),
             "held_by_peer": peer.held_by_peer.map(|dot| dot.to_string()),
+            "certificate_not_after_ms": validity.peers.get(&peer.peer)
+                .map(|facts| facts.not_after.saturating_mul(1000)),
             "bytes_sent": peer.bytes_sent,
             "bytes_received": peer.bytes_received,
         })).collect::<Vec<_>>(),

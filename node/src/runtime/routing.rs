@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use littoral::{Consistency, OnStale, Reader, Touched, Writers};
+use littoral::{Admission, Consistency, Reader, Touched, Writers};
 
 use super::{NodeHandle, ReadError, TooStale};
 
@@ -36,6 +36,11 @@ impl NodeHandle {
         self.readers.db().bounds_lag()
     }
 
+    /// Whether this node has received nothing of the cluster's schema yet.
+    pub fn awaits_schema(&self) -> bool {
+        self.readers.db().awaits_schema()
+    }
+
     /// Waits until this node may serve what statements read, as the policies of their tables say. A
     /// statement that cannot be prepared, or does not read, is admitted: whoever runs it says what is wrong.
     ///
@@ -54,10 +59,10 @@ impl NodeHandle {
     }
 
     async fn await_lag(&self, touched: Vec<Touched>) -> Result<(), TooStale> {
-        match judge(&touched, self.lag()) {
-            Verdict::Serve => Ok(()),
-            Verdict::Wait(most) => self.freshen(most, STALE_WAIT).await,
-            Verdict::Fail(most) => Err(TooStale { lag: self.lag(), most }),
+        match Admission::of(&touched, self.lag()) {
+            Admission::Serve => Ok(()),
+            Admission::Wait(most) => self.freshen(most, STALE_WAIT).await,
+            Admission::Fail(most) => Err(TooStale { lag: self.lag(), most }),
         }
     }
 
@@ -66,7 +71,9 @@ impl NodeHandle {
     /// # Errors
     /// [`ReadError::Sqlite`] if it cannot be prepared.
     pub async fn explain(&self, sql: String) -> Result<Explanation, ReadError> {
-        let origin = self.status().await.and_then(|status| status.origin);
+        let status = self.status().await;
+        let is_away = status.as_ref().is_none_or(|status| status.distance.is_none());
+        let origin = status.and_then(|status| status.origin);
         let tables = self
             .read(move |reader: &Reader| reader.touches(&sql))
             .await?
@@ -81,7 +88,7 @@ impl NodeHandle {
             let reads = touched.reads && policy.consistency == Consistency::OriginStrong;
             (writes || reads) && !is_origin
         });
-        let (runs_here, why) = match (elsewhere, judge(&tables, lag)) {
+        let (runs_here, why) = match (elsewhere, Admission::of(&tables, lag)) {
             (Some(touched), _) => {
                 let origin =
                     origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
@@ -90,7 +97,12 @@ impl NodeHandle {
                 (
                     false,
                     format!(
-                        "{table} is {verb} at the origin only, which is {origin}: it is sent there"
+                        "{table} is {verb} at the origin only, which is {origin}: {}",
+                        if is_away {
+                            "it would be sent there, but no way there is known now"
+                        } else {
+                            "it is sent there"
+                        }
                     ),
                 )
             }
@@ -98,14 +110,14 @@ impl NodeHandle {
             _ if tables.iter().any(|touched| touched.writes) => {
                 (true, "it writes, and all tables that it writes may be written here".to_owned())
             }
-            (None, Verdict::Serve) => {
+            (None, Admission::Serve) => {
                 (true, "what this node has is new enough for the tables that it reads".to_owned())
             }
-            (None, Verdict::Wait(most)) => {
+            (None, Admission::Wait(most)) => {
                 let most = most.as_millis();
                 (true, format!("once this node is no more than {most} ms behind the origin"))
             }
-            (None, Verdict::Fail(most)) => {
+            (None, Admission::Fail(most)) => {
                 let most = most.as_millis();
                 (false, format!("this node may be more than {most} ms behind the origin"))
             }
@@ -120,60 +132,5 @@ const fn strictness(consistency: &Consistency) -> u8 {
         Consistency::Eventual => 1,
         Consistency::ReadAfterWrite => 2,
         Consistency::OriginStrong => 3,
-    }
-}
-
-/// What becomes of a read, and how old what it finds may be at most.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Verdict {
-    Serve,
-    Wait(Duration),
-    Fail(Duration),
-}
-
-/// An age that is not known counts as too great.
-fn judge(touched: &[Touched], lag: Option<Duration>) -> Verdict {
-    let mut verdict = Verdict::Serve;
-    for bound in touched.iter().filter_map(Touched::max_lag) {
-        let most = Duration::from_millis(bound.ms);
-        if lag.is_some_and(|lag| lag <= most) {
-            continue;
-        }
-        verdict = match (verdict, bound.on_stale) {
-            (verdict, OnStale::Serve) => verdict,
-            (Verdict::Fail(least), OnStale::Fail) => Verdict::Fail(least.min(most)),
-            (Verdict::Fail(least), OnStale::Wait) => Verdict::Fail(least),
-            (_, OnStale::Fail) => Verdict::Fail(most),
-            (Verdict::Wait(least), OnStale::Wait) => Verdict::Wait(least.min(most)),
-            (Verdict::Serve, OnStale::Wait) => Verdict::Wait(most),
-        };
-    }
-    verdict
-}
-
-#[cfg(test)]
-mod tests {
-    use littoral::{MaxLag, TablePolicy};
-
-    use super::*;
-
-    fn read(ms: u64, on_stale: OnStale) -> Touched {
-        let policy =
-            TablePolicy { max_lag: Some(MaxLag { ms, on_stale }), ..TablePolicy::default() };
-        Touched { table: format!("t{ms}"), policy, reads: true, writes: false }
-    }
-
-    #[test]
-    fn the_strictest_table_that_is_too_old_counts() {
-        use OnStale::{Fail, Serve, Wait};
-        let ms = Duration::from_millis;
-        let tables = [read(1000, Serve), read(3000, Wait), read(5000, Fail), read(4000, Wait)];
-        assert_eq!(judge(&tables, Some(ms(500))), Verdict::Serve);
-        assert_eq!(judge(&tables, Some(ms(2000))), Verdict::Serve);
-        assert_eq!(judge(&tables, Some(ms(4500))), Verdict::Wait(ms(3000)));
-        assert_eq!(judge(&tables, Some(ms(6000))), Verdict::Fail(ms(5000)));
-        assert_eq!(judge(&tables, None), Verdict::Fail(ms(5000)));
-        let written = Touched { reads: false, ..read(1000, Fail) };
-        assert_eq!(judge(&[written], None), Verdict::Serve);
     }
 }

@@ -17,13 +17,14 @@ use littoral::{
     },
 };
 use quinn::{Connection, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
-use super::{DELIVERY_TIMEOUT, GOODBYE_TIMEOUT, HANDSHAKE_TIMEOUT, Mode, Shared};
+use super::{DELIVERY_TIMEOUT, GOODBYE_TIMEOUT, HANDSHAKE_TIMEOUT, Mode, Shared, Trust, chain_of};
 use crate::runtime::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost};
 
 /// Bytes of entries that one link may have waiting for the replica, or be receiving: what credit
@@ -77,8 +78,10 @@ pub(super) async fn run_link(
             return;
         }
     };
-    let _counted = Counted::new(Arc::clone(shared), node.clone());
     let peer = shared.next_peer();
+    let chain = chain_of(&connection);
+    shared.trust.linked(peer, &chain);
+    let _counted = Counted::new(Arc::clone(shared), node.clone(), peer);
     let (control, control_frames) = mpsc::unbounded_channel();
     let (entries, entry_frames) = mpsc::unbounded_channel();
     let (snapshot, snapshot_frames) = mpsc::unbounded_channel();
@@ -128,6 +131,7 @@ pub(super) async fn run_link(
         end = receive => end,
         end = given_up(overflowed) => end,
         _ = suspensions.changed() => End::Suspended,
+        why = distrusted(&shared.trust, &chain) => End::Distrusted(why),
     };
     match end {
         End::Closed => {
@@ -149,6 +153,10 @@ pub(super) async fn run_link(
             );
             warn!(peer = peer.0, %node, why, "link closed");
             close(&connection, CloseCode::TimedOut, &why);
+        }
+        End::Distrusted(why) => {
+            warn!(peer = peer.0, %node, why, "link closed");
+            close(&connection, CloseCode::Certificate, &format!("{node}: {why}"));
         }
         End::Suspended => {
             debug!(peer = peer.0, %node, "link dropped");
@@ -177,6 +185,20 @@ enum End {
     Overflow,
     /// The operator suspended links.
     Suspended,
+    /// The peer's certificate is not accepted any more.
+    Distrusted(String),
+}
+
+/// Ends, with the reason, when the peer's certificate is not accepted any more.
+async fn distrusted(trust: &Trust, chain: &[CertificateDer<'static>]) -> String {
+    let mut judgements = trust.judgements();
+    loop {
+        if let Err(why) = trust.judge(chain) {
+            return why.to_string();
+        }
+        // The sender lives in `trust`, so the wait cannot fail.
+        let _ = judgements.changed().await.is_ok();
+    }
 }
 
 /// Ends when the replica has closed the link and what it had sent before is not delivered in time, or
@@ -334,17 +356,19 @@ fn close(connection: &Connection, code: CloseCode, reason: &str) {
 struct Counted {
     shared: Arc<Shared>,
     node: NodeId,
+    peer: PeerId,
 }
 
 impl Counted {
-    fn new(shared: Arc<Shared>, node: NodeId) -> Self {
+    fn new(shared: Arc<Shared>, node: NodeId, peer: PeerId) -> Self {
         shared.links.send_modify(|links| *links.entry(node.clone()).or_default() += 1);
-        Self { shared, node }
+        Self { shared, node, peer }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        self.shared.trust.unlinked(self.peer);
         self.shared.links.send_modify(|links| {
             if let Some(count) = links.get_mut(&self.node) {
                 *count -= 1;
@@ -360,7 +384,7 @@ impl Drop for Counted {
 mod tests {
     use std::{sync::mpsc::TryRecvError, time::Duration};
 
-    use littoral::ClusterId;
+    use littoral::{ClusterId, Identity, Incarnation};
     use quinn::{ClientConfig, Endpoint, ServerConfig};
 
     use super::*;
@@ -380,11 +404,14 @@ mod tests {
             ca: home.path().join("ca.pem"),
             certificate: home.path().join("node.pem"),
             key: home.path().join("node.key"),
+            revoked: None,
         };
         std::fs::write(&files.ca, authority.certificate()).unwrap();
         std::fs::write(&files.certificate, issued.certificate).unwrap();
         pki::write_private(&files.key, &issued.key).unwrap();
-        let configs = tls::load(&files).unwrap();
+        let me =
+            Identity { cluster: ClusterId(1), node: node.clone(), incarnation: Incarnation(1) };
+        let configs = tls::load(&files, &me).unwrap();
         let server = ServerConfig::with_crypto(configs.server);
         let endpoint = Endpoint::server(server, ([127, 0, 0, 1], 0).into()).unwrap();
         let address = endpoint.local_addr().unwrap();

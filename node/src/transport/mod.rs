@@ -7,6 +7,7 @@
 
 mod link;
 mod tls;
+mod trust;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,11 +20,11 @@ use std::{
     time::Duration,
 };
 
-use littoral::{ClusterId, NodeId, PeerId};
+use littoral::{ClusterId, Identity, NodeId, PeerId};
 use parking_lot::Mutex;
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
-    ServerConfig, TokioRuntime, VarInt,
+    Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
+    TokioRuntime, VarInt,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -34,11 +35,15 @@ use tracing::{Instrument as _, debug, info_span, warn};
 
 use self::link::{Role, run_link};
 pub use self::tls::TlsError;
-pub(crate) use self::tls::check;
+pub(crate) use self::{
+    tls::check,
+    trust::{Trust, Validity},
+};
 use crate::{
     config::{Dial, Links, Tls},
     pki,
     runtime::EventSender,
+    watched::Watched,
 };
 
 /// The first pause of a dialer; each failure doubles it.
@@ -98,7 +103,7 @@ pub(crate) struct Transport {
 struct Shared {
     endpoint: Endpoint,
     cluster: ClusterId,
-    client: ClientConfig,
+    trust: Arc<Trust>,
     events: EventSender,
     next_peer: AtomicU64,
     /// How many links are up to each node.
@@ -123,15 +128,10 @@ impl Transport {
     pub(crate) fn start(
         links: &Links,
         tls: &Tls,
-        cluster: ClusterId,
+        me: &Identity,
         events: EventSender,
     ) -> Result<Self, TransportError> {
-        let configs = tls::load(tls)?;
-        let transport = Arc::new(transport_config());
-        let mut server = ServerConfig::with_crypto(configs.server);
-        server.transport_config(Arc::clone(&transport)).migration(false);
-        let mut client = ClientConfig::new(configs.client);
-        client.transport_config(transport);
+        let (trust, server, watched) = Trust::load(tls, me, Arc::new(transport_config()))?;
         let endpoint = bind(server, links.listen)
             .map_err(|error| TransportError::Bind { address: links.listen, error })?;
 
@@ -141,8 +141,8 @@ impl Transport {
 
         let shared = Arc::new(Shared {
             endpoint,
-            cluster,
-            client,
+            cluster: me.cluster,
+            trust: Arc::new(trust),
             events,
             next_peer: AtomicU64::new(1),
             links: watch::Sender::new(BTreeMap::new()),
@@ -151,6 +151,7 @@ impl Transport {
             refusals: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&shared).accept());
+        tokio::spawn(Arc::clone(&shared).keep_trust(watched));
         let this = Self { shared, address };
         for dial in &links.dial {
             this.dial(dial.clone());
@@ -161,6 +162,11 @@ impl Transport {
     /// The address on which links are accepted.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Which certificates are accepted.
+    pub(crate) fn trust(&self) -> &Arc<Trust> {
+        &self.shared.trust
     }
 
     /// Dials a node whenever no link to it is up, until the transport stops.
@@ -217,6 +223,12 @@ impl Drop for Transport {
     fn drop(&mut self) {
         self.stop_linking();
     }
+}
+
+/// The certificates of a connection's peer, which were accepted when it was made.
+fn chain_of(connection: &Connection) -> Vec<CertificateDer<'static>> {
+    let identity = connection.peer_identity();
+    identity.and_then(|identity| identity.downcast().ok()).map_or_else(Vec::new, |chain| *chain)
 }
 
 fn bind(server: ServerConfig, address: SocketAddr) -> io::Result<Endpoint> {
@@ -290,12 +302,16 @@ impl Shared {
 
     /// Who is at the other end, as its certificate says, which rustls has verified.
     fn certified(&self, connection: &Connection) -> Result<NodeId, String> {
-        let chain = connection
-            .peer_identity()
-            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .ok_or("the peer has no certificate")?;
+        let chain = chain_of(connection);
         let certificate = chain.first().ok_or("the peer has no certificate")?;
         pki::certified_node(certificate, self.cluster).map_err(|error| error.to_string())
+    }
+
+    async fn keep_trust(self: Arc<Self>, watched: Watched) {
+        tokio::select! {
+            () = Arc::clone(&self.trust).keep(watched, self.endpoint.clone()) => {}
+            () = self.until(Mode::Stopping) => {}
+        }
     }
 
     async fn keep_dialing(self: Arc<Self>, dial: Dial) {
@@ -351,7 +367,7 @@ impl Shared {
                 .ok_or_else(|| "the name has no address".to_owned())?;
             let name = pki::dns_name(&dial.node, self.cluster);
             self.endpoint
-                .connect_with(self.client.clone(), address, &name)
+                .connect_with(self.trust.client(), address, &name)
                 .map_err(|error| error.to_string())?
                 .await
                 .map_err(|error| error.to_string())

@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    borrow::Borrow,
     collections::BTreeMap,
     path::Path,
     time::{Duration, Instant},
@@ -16,7 +17,7 @@ use littoral::{ClusterId, DatabaseDigest, Genesis, Identity, Incarnation, NodeId
 use littoral_node::{
     Config, Node,
     config::{Dial, Http, Links, Storage, Tls, parse_policies},
-    pki::{self, Authority},
+    pki::{self, Authority, RevokedList},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -46,6 +47,8 @@ pub struct Cluster {
     identities: Vec<Identity>,
     /// How many of them the cluster begins with.
     members: usize,
+    /// Whether nodes look at a list of revoked certificates.
+    lists: bool,
 }
 
 impl Cluster {
@@ -62,7 +65,27 @@ impl Cluster {
                 incarnation: Incarnation(n),
             })
             .collect();
-        Self { directory: tempfile::tempdir().unwrap(), authority, identities, members }
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            authority,
+            identities,
+            members,
+            lists: false,
+        }
+    }
+
+    /// Every node has a list of revoked certificates, on which nothing is yet.
+    pub fn with_lists(mut self) -> Self {
+        self.lists = true;
+        self
+    }
+
+    pub fn id(&self) -> ClusterId {
+        self.identities[0].cluster
+    }
+
+    pub fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// Only the first nodes are members from the beginning.
@@ -75,7 +98,15 @@ impl Cluster {
     pub fn config(&self, place: usize, dial: Vec<Dial>) -> Config {
         let identity = self.identities[place].clone();
         let home = self.directory.path().join(identity.node.as_str());
-        let tls = install(&home, &self.authority, &identity.node);
+        let mut tls = install(&home, &self.authority, &identity.node);
+        if self.lists {
+            let list = home.join("revoked.pem");
+            if !list.exists() {
+                let empty = self.authority.sign_list(&RevokedList::default()).unwrap();
+                std::fs::write(&list, empty).unwrap();
+            }
+            tls.revoked = Some(list);
+        }
         let any_port = ([127, 0, 0, 1], 0).into();
         Config {
             identity,
@@ -121,6 +152,7 @@ pub fn install(home: &Path, authority: &Authority, node: &NodeId) -> Tls {
         ca: home.join("ca.pem"),
         certificate: home.join("node.pem"),
         key: home.join("node.key"),
+        revoked: None,
     };
     if !home.exists() {
         std::fs::create_dir(home).unwrap();
@@ -150,10 +182,12 @@ pub async fn digest(node: &Node) -> DatabaseDigest {
 }
 
 /// Waits until all nodes have applied the same entries and hold the same rows.
-pub async fn converge(nodes: &[Node]) {
+pub async fn converge<N: Borrow<Node>>(nodes: &[N]) {
     until("the nodes to be equal", async || {
-        let first = (nodes[0].handle().status().await.unwrap().vector, digest(&nodes[0]).await);
-        for node in &nodes[1..] {
+        let mut nodes = nodes.iter().map(Borrow::borrow);
+        let Some(node) = nodes.next() else { return true };
+        let first = (node.handle().status().await.unwrap().vector, digest(node).await);
+        for node in nodes {
             if first != (node.handle().status().await.unwrap().vector, digest(node).await) {
                 return false;
             }

@@ -134,14 +134,14 @@ impl Cluster {
         let name = machine.name.clone();
         self.tally.stops += 1;
         // What its readers have seen until now is what may be lost.
-        self.oracle.refresh(number, engine.reader.connection())?;
+        self.oracle.refresh(number, &engine.eye)?;
         machine.durable_told = engine.replica.status().durable;
         let acknowledged = self.heard_from(number);
         let machine = &mut self.machines[number];
         machine.acknowledged = acknowledged;
         if plan.stop == Stop::Clean {
             let closing = machine.clock.at(now);
-            drop((engine.held, engine.reader));
+            drop((engine.held, engine.reader, engine.eye));
             let (outputs, closed) = engine.replica.close(closing);
             if !vfs::with(|store| store.is_full(&name)) {
                 closed.map_err(unreadable(number))?;
@@ -249,12 +249,12 @@ impl Cluster {
                 && other != number
                 && power_cut
             {
-                self.oracle.refresh(other, engine.reader.connection())?;
+                self.oracle.refresh(other, &engine.eye)?;
             }
         }
         if let Some(engine) = &self.machines[number].engine {
             let told = self.machines[number].durable_told;
-            let reader = engine.reader.connection();
+            let reader = &engine.eye;
             if sights::log_end(number, reader)?.cast_unsigned() < told.0 {
                 return broken(
                     Promise::Durability,
@@ -263,7 +263,8 @@ impl Cluster {
                     ),
                 );
             }
-            self.oracle.restarted(number, power_cut, reader)?;
+            let full = self.machines[number].plan.full;
+            self.oracle.restarted(number, full, power_cut, reader)?;
             // What is read again was judged when it was new.
             self.oracle.logs.take_news();
             let logs = &self.oracle.logs;

@@ -23,8 +23,9 @@ impl Cluster {
     pub(super) fn compare_at_random(&mut self, number: usize, count: u64) -> Check {
         self.judge_verification(number)?;
         let mut draw = self.chance.draw(Stream::Decay, number as u64, count + 1);
-        // Over slow links a comparison takes long, and those under way must end before rows are lost.
-        let waits = matches!(self.stage, Stage::Marked { .. });
+        // Over slow links a comparison takes long: those under way must end before rows are lost, and there must be
+        // a time at which everybody has done the one that finds what was lost.
+        let waits = matches!(self.stage, Stage::Marked { .. } | Stage::Mending { .. });
         if draw.percent(COMPARES) && !waits { self.verify(number) } else { Ok(()) }
     }
 

@@ -90,6 +90,7 @@ impl Cluster {
                     }
                 }
                 self.ask_for_outcomes()?;
+                self.ask_for_calls()?;
             }
             Stage::Marked { .. } => {
                 self.stage = Stage::Mending { deadline: self.now + SETTLE_WITHIN };
@@ -116,7 +117,7 @@ impl Cluster {
         let mut lengths = Vec::new();
         for (number, machine) in self.machines.iter().enumerate() {
             if let Some(engine) = &machine.engine {
-                let kept = sights::log_length(number, engine.reader.connection())?;
+                let kept = sights::log_length(number, &engine.eye)?;
                 lengths.push((engine.replica.status().applied.0, kept));
             }
         }
@@ -128,7 +129,7 @@ impl Cluster {
         self.machines.iter().find_map(|machine| {
             let engine = machine.engine.as_ref()?;
             let rows = engine.replica.status().contested_rows;
-            let reader = engine.reader.connection();
+            let reader = &engine.eye;
             let blocks: i64 = reader
                 .query_row("SELECT count(*) FROM littoral_clock", [], |row| row.get(0))
                 .unwrap_or(i64::MAX);
@@ -168,7 +169,8 @@ impl Cluster {
             if !settled || !belongs || !writes {
                 return false;
             }
-            if !machine.tickets.is_empty() || !machine.errands.is_empty() {
+            let answered = machine.tickets.is_empty() && machine.calls.is_empty();
+            if !answered || !machine.errands.is_empty() {
                 return false;
             }
             vectors.push(status.vector);
@@ -217,7 +219,7 @@ impl Cluster {
                     status.stability.held_back_by,
                     status.durable,
                     status.applied,
-                    machine.tickets.len(),
+                    machine.tickets.len() + machine.calls.len(),
                     machine.errands.open.len(),
                     comparing(&status),
                     peers.join("; "),
@@ -232,20 +234,23 @@ impl Cluster {
     pub(super) fn judge(&mut self) -> Check {
         for number in 0..self.machines.len() {
             let Some(engine) = &self.machines[number].engine else { continue };
-            self.oracle.compare(number, engine.reader.connection())?;
-            spools::none_left(number, engine.reader.connection())?;
+            self.oracle.compare(number, &engine.eye)?;
+            spools::none_left(number, &engine.eye)?;
             self.look(number, Moment::Final)?;
         }
         let Some(first) = &self.machines[0].engine else { return Ok(()) };
+        if matches!(self.oracle.shapes, Shapes::BuiltIn) {
+            self.oracle.seats.judge(&first.eye)?;
+        }
         let digest = first.reader.digest().map_err(unreadable(0))?;
         for (number, machine) in self.machines.iter().enumerate() {
             let Some(engine) = &machine.engine else { continue };
-            let reader = engine.reader.connection();
+            let reader = &engine.eye;
             let logs = &self.oracle.logs;
-            schema::same([0, number], [first.reader.connection(), reader])?;
+            schema::same([0, number], [&first.eye, reader])?;
             convergence::same_rows(
                 [0, number],
-                [first.reader.connection(), reader],
+                [&first.eye, reader],
                 logs.shadow(0),
                 self.oracle.shapes,
             )?;
@@ -274,7 +279,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let closing = self.machines[number].clock.at(self.now);
             if let Some(engine) = self.machines[number].engine.take() {
-                drop((engine.held, engine.reader));
+                drop((engine.held, engine.reader, engine.eye));
                 engine.replica.close(closing).1.map_err(unreadable(number))?;
             }
             let path = self.machines[number].database();

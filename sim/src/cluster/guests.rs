@@ -112,7 +112,7 @@ impl Cluster {
             visitor.place = Some((number, machine.life, engine.replica.status().vector));
             let last = Program { kind: Kind::Ends, request, edition: visitor.steps };
             self.oracle.requests.begun(last);
-            return self.ask(number, request, Move::Begin, &mut draw);
+            return self.guest_asks(number, request, Move::Begin, &mut draw);
         };
         if visitor.guest.is_none() {
             return Ok(());
@@ -126,17 +126,23 @@ impl Cluster {
             && let Some(says_so) = visitor.gives_up
         {
             return if says_so {
-                self.ask(number, request, Move::Leave, &mut draw)
+                self.guest_asks(number, request, Move::Leave, &mut draw)
             } else {
                 Ok(())
             };
         }
         let kind = if next == visitor.steps { Kind::Ends } else { Kind::Steps };
         let program = Program { kind, request, edition: next };
-        self.ask(number, request, Move::Step(program), &mut draw)
+        self.guest_asks(number, request, Move::Step(program), &mut draw)
     }
 
-    fn ask(&mut self, number: usize, request: RequestNumber, what: Move, draw: &mut Draw) -> Check {
+    fn guest_asks(
+        &mut self,
+        number: usize,
+        request: RequestNumber,
+        what: Move,
+        draw: &mut Draw,
+    ) -> Check {
         let guest = self.visitors.get(&request).and_then(|visitor| visitor.guest);
         let machine = &mut self.machines[number];
         let Some(engine) = &mut machine.engine else { return Ok(()) };
@@ -199,7 +205,7 @@ impl Cluster {
                 if let Ok(Outcome::Stepped { .. } | Outcome::Begun(_)) = result {
                     return wrong(text);
                 }
-                let reader = self.machines[number].engine.as_ref().map(|e| e.reader.connection());
+                let reader = self.machines[number].engine.as_ref().map(|e| &e.eye);
                 let asked = Asked::Run(program);
                 self.oracle.requests.answered(request, asked, result, number, reader)?;
                 if !matches!(result, Err(ForwardError::Unknown { .. })) {

@@ -9,6 +9,7 @@ use littoral::{
 
 use super::{
     Cluster, Event, Stage,
+    forwarded::job_of,
     guests::{Hosts, Move},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         Check, Promise, broken,
         requests::{Asked, Known},
     },
-    workload::{Kind, Program, RequestNumber},
+    workload::{Failed, Kind, Program, RequestNumber, Script},
 };
 
 /// Once a run is over, an answer comes within this time.
@@ -156,7 +157,7 @@ impl Cluster {
         };
         self.trace
             .event(self.now, number, "answered", &[request], text.as_bytes(), || text.clone());
-        let reader = self.machines[number].engine.as_ref().map(|e| e.reader.connection());
+        let reader = self.machines[number].engine.as_ref().map(|e| &e.eye);
         self.oracle.requests.answered(request, asked, result, number, reader)?;
         if matches!(self.stage, Stage::Marked { .. }) && result.is_err() {
             let what = format!("after all faults have ended m{number} cannot ask: {text}");
@@ -194,6 +195,7 @@ impl Cluster {
                 self.again(request, &mut draw);
             }
         }
+        self.calls_lost(number);
     }
 
     // --- The origin's driver
@@ -218,6 +220,11 @@ impl Cluster {
         let Some(bytes) = machine.errands.programs.remove(&request) else { return Ok(()) };
         let now = machine.clock.at(self.now);
         vfs::with(|store| store.wall_ms = now.wall.0);
+        if let Some(script) = Script::decode(&bytes) {
+            let ticket = engine.replica.run(now, request, script.into_program_job());
+            machine.errands.runs.insert(ticket, request);
+            return self.drain(number);
+        }
         let Some(program) = Program::decode(&bytes) else {
             return broken(Promise::ExactlyOnce, format!("{request} came as another program"));
         };
@@ -245,7 +252,10 @@ impl Cluster {
         };
         if let (Err(error), Some(engine)) = (result, &mut machine.engine) {
             let now = machine.clock.at(self.now);
-            engine.replica.run_failed(now, request, error.to_string().into_bytes());
+            engine.replica.run_failed(now, request, Failed::of(error).encode());
+        }
+        if let (Some(id), Ok(Committed { dot: Some(dot), .. })) = (job_of(request), result) {
+            self.oracle.jobs.ran(id, *dot);
         }
         let text = format!("{request}: {result:?}");
         self.trace.event(self.now, number, "ran", &[], text.as_bytes(), || text.clone());

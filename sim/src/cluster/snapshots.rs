@@ -39,7 +39,7 @@ impl Cluster {
         let input = match work {
             SnapshotWork::Take => {
                 // What a copy holds is known by what its source held at that time.
-                self.oracle.refresh(number, engine.reader.connection())?;
+                self.oracle.refresh(number, &engine.eye)?;
                 let taken = db.take_snapshot().map_err(why);
                 if let Ok(snapshot) = &taken {
                     self.oracle.logs.copied(number, snapshot.digest);
@@ -86,10 +86,10 @@ impl Cluster {
         let now = self.now;
         let machine = &mut self.machines[number];
         let Some(engine) = machine.engine.take() else { return Ok(()) };
-        self.oracle.refresh(number, engine.reader.connection())?;
+        self.oracle.refresh(number, &engine.eye)?;
         let db = engine.replica.db().clone();
         let closing = machine.clock.at(now);
-        drop((engine.held, engine.reader));
+        drop((engine.held, engine.reader, engine.eye));
         // An error leaves what a crash would leave.
         let (outputs, _) = engine.replica.close(closing);
         for output in outputs {

@@ -150,9 +150,9 @@ impl Cluster {
             return Ok(());
         };
         let what = match output {
-            // What was committed before may be answered now.
+            // What was committed before is answered when it is on stable storage.
             Output::Done { ticket, result: Ok(committed) }
-                if *ticket != holder && committed.lsn > began =>
+                if *ticket != holder && (committed.dot.is_none() || committed.lsn > began) =>
             {
                 "another job is committed"
             }

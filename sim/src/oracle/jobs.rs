@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{Committed, Dot, WriteError};
+use littoral::{Committed, Dot, ForwardError, Outcome, WriteError};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{Check, Promise, broken, shadow::Shadow, sights::has_schema, unreadable};
@@ -135,6 +135,34 @@ impl Jobs {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// The origin has done a job for another machine, whose client is not told yet.
+    pub(crate) fn ran(&mut self, id: JobId, dot: Dot) {
+        self.by_dot.insert(dot, id);
+    }
+
+    /// The client of a job that the origin was to do was told what became of it.
+    pub(crate) fn forwarded(&mut self, id: JobId, result: &Result<Outcome, ForwardError>) -> Check {
+        let Some(record) = self.records.get_mut(&id).filter(|record| record.fate == Fate::Unknown)
+        else {
+            return broken(Promise::Answers, format!("a second answer to job {id}"));
+        };
+        record.fate = match result {
+            Ok(Outcome::Committed { dot, .. }) => {
+                if self.by_dot.insert(*dot, id).is_some_and(|other| other != id) {
+                    let what = format!("job {id} was answered {dot}, which is another's");
+                    return broken(Promise::ExactlyOnce, what);
+                }
+                // It is on the origin's stable storage, whatever its setting.
+                record.full = true;
+                Fate::Done(Some(*dot))
+            }
+            Ok(Outcome::Unchanged { .. }) => Fate::Done(None),
+            Err(ForwardError::Unknown { .. } | ForwardError::Stopping { .. }) => Fate::Unknown,
+            Ok(_) | Err(_) => Fate::Refused,
+        };
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! - [`shadow`]: rows and conflicts are those that the merge rules lead to;
 //! - [`jobs`]: what was answered is true and stays true;
 //! - [`requests`]: what clients had run at the origin ran once, and they were told the truth;
+//! - [`linear`], [`seats`]: an `origin-strong` table has one history, whoever reads and writes it where;
 //! - [`references`]: foreign keys hold after every entry;
 //! - [`sights`]: readers see whole transactions;
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
@@ -21,11 +22,13 @@ pub(crate) mod clocks;
 pub(crate) mod convergence;
 pub(crate) mod jobs;
 pub(crate) mod keys;
+pub(crate) mod linear;
 pub(crate) mod logs;
 pub(crate) mod recording;
 pub(crate) mod references;
 pub(crate) mod requests;
 pub(crate) mod schema;
+pub(crate) mod seats;
 pub(crate) mod sessions;
 pub(crate) mod shadow;
 pub(crate) mod shapes;
@@ -38,7 +41,8 @@ use std::fmt;
 use rusqlite::Connection;
 
 use self::{
-    clocks::Clocks, jobs::Jobs, logs::Logs, requests::Requests, sessions::Sessions, shapes::Shapes,
+    clocks::Clocks, jobs::Jobs, logs::Logs, requests::Requests, seats::Seats, sessions::Sessions,
+    shapes::Shapes,
 };
 use crate::scenario::Violation;
 
@@ -81,6 +85,8 @@ pub(crate) enum Promise {
     Atomicity,
     /// Answers are true.
     Answers,
+    /// An `origin-strong` table has one history, whoever reads and writes it where.
+    Linearizability,
     /// What is sent to the origin runs once, and what is told of it is true.
     ExactlyOnce,
     /// A run is a function of its seed.
@@ -111,6 +117,7 @@ impl fmt::Display for Promise {
             Self::Exactness => "exactness",
             Self::Atomicity => "atomicity",
             Self::Answers => "answers",
+            Self::Linearizability => "linearizability",
             Self::ExactlyOnce => "exactly once",
             Self::Determinism => "determinism",
             Self::Silence => "silence",
@@ -161,6 +168,8 @@ pub(crate) struct Oracle {
     pub(crate) jobs: Jobs,
     /// What the origin was asked.
     pub(crate) requests: Requests,
+    /// What was done with the rows of an `origin-strong` table.
+    pub(crate) seats: Seats,
     /// Clients that move between machines.
     pub(crate) sessions: Sessions,
     /// Who knows how tables are read.
@@ -175,6 +184,7 @@ impl Oracle {
             clocks: Clocks::default(),
             jobs: Jobs::default(),
             requests: Requests::default(),
+            seats: Seats::default(),
             sessions: Sessions::default(),
             shapes,
         }
@@ -197,10 +207,14 @@ impl Oracle {
     pub(crate) fn restarted(
         &mut self,
         machine: usize,
+        full: bool,
         power_cut: bool,
         reader: &Connection,
     ) -> Check {
         let lost = self.logs.reopened(machine, power_cut, reader)?;
+        if machine == 0 && !full && !lost.is_empty() {
+            self.seats.rolled_back(reader)?;
+        }
         for dot in lost {
             self.jobs.lost(dot)?;
             self.sessions.lost(dot)?;

@@ -26,6 +26,20 @@ pub(crate) fn judge(logs: &mut Logs, machine: usize, now: Nanos, lag: Option<Dur
     )
 }
 
+/// A machine, whose log was just read, serves a read of rows that may be `bound` old at most.
+pub(crate) fn judge_bound(logs: &mut Logs, machine: usize, now: Nanos, bound: Nanos) -> Check {
+    let Some((dot, since)) = logs.oldest_missing(machine) else { return Ok(()) };
+    let truly = now - since;
+    if truly <= bound {
+        return Ok(());
+    }
+    let what = format!(
+        "m{machine} shows rows that may be {bound} ns old, and lacks {dot}, which the origin has had for \
+         {truly} ns"
+    );
+    broken(Promise::Staleness, what)
+}
+
 /// After quiet every machine knows that it is up to date.
 pub(crate) fn judge_quiet(machine: usize, lag: Option<Duration>) -> Check {
     if lag.is_some_and(|lag| nanos(lag) < QUIET_LAG) {

@@ -64,12 +64,6 @@ impl Section {
                 return Err(wrong(what));
             }
         };
-        if consistency == Consistency::OriginStrong {
-            let what =
-                ".policy = \"origin-strong\": clients of the simulator do not read at the origin";
-            return Err(wrong(what.to_owned())
-                .hint("writers = \"origin\" and clients at the origin come nearest to it"));
-        }
         let mut policy =
             TablePolicy { consistency, writers, explicit_key, ..TablePolicy::default() };
         for (column, merge) in &self.columns {

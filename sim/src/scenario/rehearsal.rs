@@ -37,10 +37,10 @@ pub(super) fn rehearse(scenario: &mut Scenario) -> Result<(), Mistake> {
             .hint("the engine judges schema and policies as it would at `littoral init`"),
         error => Mistake::new(&scenario.schema_file, error.to_string()),
     })?;
-    let tables = user_tables(engine.reader.connection())
+    let tables = user_tables(&engine.eye)
         .map_err(|error| Mistake::new(&scenario.schema_file, error.to_string()))?;
     for table in &tables {
-        let keys = key_columns(table, engine.reader.connection())
+        let keys = key_columns(table, &engine.eye)
             .map_err(|error| Mistake::new(&scenario.schema_file, error.to_string()))?;
         // A table without a key is told by its rowid.
         let keys = if keys.is_empty() { vec!["rowid".to_owned()] } else { keys };
@@ -64,7 +64,7 @@ pub(super) fn rehearse(scenario: &mut Scenario) -> Result<(), Mistake> {
     for invariant in &mut scenario.invariants {
         let mut plain = Connection::open_with_flags_and_vfs(machine.database(), flags, vfs::NAME)
             .map_err(|error| Mistake::new(&invariant.place, error.to_string()))?;
-        check(invariant, engine.reader.connection(), &mut plain).map_err(|what| {
+        check(invariant, &engine.eye, &mut plain).map_err(|what| {
             let mistake = Mistake::new(&invariant.place, what);
             if mistake.what.contains("no such table") {
                 mistake.hint(hint.as_str())

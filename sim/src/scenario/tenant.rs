@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use littoral::{Committed, TablePolicy, WriteError};
-use rusqlite::{ErrorCode, types::Value};
+use rusqlite::types::Value;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,12 +13,12 @@ use super::{
     violation::{Found, Violation},
 };
 use crate::{
-    application::{Application, Moment, Sight, Visit},
+    application::{Application, Forwarded, Moment, Sight, Visit},
     chance::{Chance, Stream},
     clock::Nanos,
     fault::Fault,
     oracle::{Check, Failure, Oracle, Promise, broken},
-    workload::{JobId, PlannedJob, describe_value},
+    workload::{Failed, JobId, PlannedJob, describe_value},
     world::World,
 };
 
@@ -34,10 +34,10 @@ pub(crate) struct BlockCounts {
     pub(crate) done: u64,
     /// Refused by a constraint of the schema, or by one of its triggers.
     pub(crate) constraint: u64,
-    /// Refused because the origin alone writes the table.
-    pub(crate) origin_only: u64,
-    /// The table of the last such refusal.
-    pub(crate) origin_table: Option<String>,
+    /// Of those done: by the origin for a client elsewhere.
+    pub(crate) forwarded: u64,
+    /// Belonged to the origin, which could not be reached; nothing was run.
+    pub(crate) out_of_reach: u64,
     /// Refused for another reason; the last of them.
     pub(crate) refused: u64,
     /// The last of these reasons.
@@ -53,42 +53,29 @@ impl BlockCounts {
     pub(crate) fn add(&mut self, other: &Self) {
         self.done += other.done;
         self.constraint += other.constraint;
-        self.origin_only += other.origin_only;
+        self.forwarded += other.forwarded;
+        self.out_of_reach += other.out_of_reach;
         self.refused += other.refused;
         self.unreachable += other.unreachable;
         self.unanswered += other.unanswered;
-        for (ours, theirs) in [
-            (&mut self.origin_table, &other.origin_table),
-            (&mut self.refused_why, &other.refused_why),
-        ] {
-            if theirs.is_some() {
-                ours.clone_from(theirs);
-            }
+        if other.refused_why.is_some() {
+            self.refused_why.clone_from(&other.refused_why);
         }
     }
 
     /// Whether it was called, and the cluster never did anything for it. That a constraint refuses a call
     /// is something.
     pub(crate) const fn is_mute(&self) -> bool {
-        let in_vain = self.origin_only + self.refused + self.unreachable + self.unanswered;
+        let in_vain = self.out_of_reach + self.refused + self.unreachable + self.unanswered;
         self.done + self.constraint == 0 && in_vain > 0
     }
 
-    fn refuse(&mut self, error: &WriteError) {
-        match error {
-            WriteError::OriginOnly { table } => {
-                self.origin_only += 1;
-                self.origin_table = Some(table.clone());
-            }
-            WriteError::Sqlite(error)
-                if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) =>
-            {
-                self.constraint += 1;
-            }
-            other => {
-                self.refused += 1;
-                self.refused_why = Some(other.to_string());
-            }
+    fn refuse(&mut self, failure: &Failed) {
+        if failure.constraint {
+            self.constraint += 1;
+        } else {
+            self.refused += 1;
+            self.refused_why = Some(failure.why.clone());
         }
     }
 }
@@ -275,9 +262,22 @@ impl Application for Tenant {
         let Some(counts) = self.ended(id) else { return Ok(()) };
         match result {
             Ok(_) => counts.done += 1,
-            Err(error) => counts.refuse(error),
+            Err(error) => counts.refuse(&Failed::of(error)),
         }
         Ok(())
+    }
+
+    fn forwarded(&mut self, id: JobId, told: Forwarded<'_>) {
+        let Some(counts) = self.ended(id) else { return };
+        match told {
+            Forwarded::Done => {
+                counts.done += 1;
+                counts.forwarded += 1;
+            }
+            Forwarded::Failed(failed) => counts.refuse(failed),
+            Forwarded::OutOfReach => counts.out_of_reach += 1,
+            Forwarded::Unanswered => counts.unanswered += 1,
+        }
     }
 
     fn unanswered(&mut self, id: JobId) {

@@ -153,6 +153,7 @@ fn install(home: &Path, authority: &Authority, node: &NodeId) -> anyhow::Result<
         ca: home.join("ca.pem"),
         certificate: home.join("node.pem"),
         key: home.join("node.key"),
+        revoked: None,
     };
     std::fs::write(&tls.ca, authority.certificate())?;
     std::fs::write(&tls.certificate, issued.certificate)?;

@@ -85,7 +85,20 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    pub(super) fn push(&mut self, outcome: Outcome) {
+    pub(super) fn push(&mut self, mut outcome: Outcome) {
+        if let Outcome::Error(error) = &mut outcome
+            && error.message.starts_with("no such table")
+            && self.node.awaits_schema()
+        {
+            *error = HranaError::new(
+                "LITTORAL_NOT_A_MEMBER",
+                format!(
+                    "{}: this node has not received the cluster's tables yet; they come with its first \
+                     link to the cluster",
+                    error.message
+                ),
+            );
+        }
         self.fates.push(outcome.fate());
         self.outcomes.push(outcome);
     }

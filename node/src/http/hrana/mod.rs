@@ -41,7 +41,7 @@ use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-pub(crate) use self::{batons::Streams, forward::PROGRAMS, sql::statements};
+pub(crate) use self::{batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements};
 use self::{
     emitter::Emitter,
     forward::Key,

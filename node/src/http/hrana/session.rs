@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use littoral::{Reader, WriteError, WriteTx};
-use rusqlite::{ErrorCode, Row};
+use littoral::{ReadRefused, Reader, WriteError, WriteTx};
+use rusqlite::Row;
 
 use super::{
     emitter::Emitter,
@@ -143,21 +143,13 @@ pub(super) struct ReadSession<'a>(pub(super) &'a Reader);
 impl ReadSession<'_> {
     /// A statement that the reader is refused goes to the writer, which knows why, if it refuses too.
     fn fault(&self, error: &rusqlite::Error) -> Fault {
-        if let Some(what) = self.0.missing() {
-            return Fault::Step(HranaError::from(&WriteError::NotGranted { what }));
-        }
-        if let Some(table) = self.0.refused_origin_strong() {
-            return Fault::AtOrigin(table);
-        }
-        let refused = matches!(
-            error.sqlite_error_code(),
-            Some(ErrorCode::ReadOnly | ErrorCode::AuthorizationForStatementDenied)
-        );
-        // Functions of the engine's own exist on the writer only.
-        if refused || error.to_string().contains("no such function") {
-            Fault::Writes
-        } else {
-            Fault::Step(HranaError::from(error))
+        match self.0.refused(error) {
+            ReadRefused::NotGranted { what } => {
+                Fault::Step(HranaError::from(&WriteError::NotGranted { what }))
+            }
+            ReadRefused::AtOrigin { table } => Fault::AtOrigin(table),
+            ReadRefused::Writes => Fault::Writes,
+            ReadRefused::Failed => Fault::Step(HranaError::from(error)),
         }
     }
 }

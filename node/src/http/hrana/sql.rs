@@ -101,6 +101,16 @@ pub(crate) fn statements(script: &str) -> Vec<&str> {
     found
 }
 
+/// Whether a statement changes the schema, as its first word says.
+pub(crate) fn changes_schema(sql: &str) -> bool {
+    let first = tokens(sql).find_map(|(token, _)| match token {
+        Token::Word(word) => Some(word),
+        _ => None,
+    });
+    let words = ["create", "alter", "drop"];
+    first.is_some_and(|first| words.iter().any(|word| first.eq_ignore_ascii_case(word)))
+}
+
 /// How far a statement is towards being a `CREATE TRIGGER`, and within one, towards its `END;`.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Opening {

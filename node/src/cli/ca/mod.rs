@@ -1,29 +1,33 @@
 //! `littoral ca`: what the cluster's certificate authority does after `init`.
 
+mod certificates;
+mod invite;
+
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use littoral::{ClusterId, Identity, Incarnation, NodeId};
+use littoral::{Identity, Incarnation, NodeId};
 
 use super::{
-    OrHint as _,
-    init::{
-        BOOKMARK_KEY, Node, create_private_dir, node_section, parse_address, quoted, random,
-        refuse_existing,
-    },
+    create_private_dir,
+    init::{Node, configuration, given_address, random, refuse_existing},
     say,
 };
-use crate::{
-    config,
-    pki::{self, Authority},
-};
+use crate::{authority::AuthorityHome, config, pki};
 
-/// Issues certificates of the cluster's authority.
+/// Issues, renews and revokes certificates of the cluster's authority. It works on the directory that
+/// `littoral init` made, with `ca/ca.pem` and `ca/ca.key`; nodes take up what it writes into their
+/// directories while they run.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  littoral ca issue edge3 --cluster shop --dial origin=10.0.0.1:4400\n  \
+    littoral ca list --cluster shop\n  littoral ca renew edge3 --cluster shop --days 365\n  \
+    littoral ca revoke edge3 --cluster shop"
+)]
 pub(super) struct Ca {
     #[command(subcommand)]
     command: Command,
@@ -33,6 +37,16 @@ pub(super) struct Ca {
 enum Command {
     /// Make the directory of one more node: its certificate, its key and its configuration.
     Issue(Issue),
+    /// Make a token with which a machine makes itself one more node.
+    Invite(invite::Invite),
+    /// Answer machines that join with a token, until SIGINT or SIGTERM.
+    Serve(invite::Serve),
+    /// Show the certificates that were issued.
+    List(certificates::List),
+    /// Issue another certificate to a node, before its own expires.
+    Renew(certificates::Renew),
+    /// Shut a node out: its certificates are worth nothing any more.
+    Revoke(certificates::Revoke),
 }
 
 /// Makes the directory of one more node, beside those that `init` made. Copy it to the node's machine and
@@ -57,12 +71,20 @@ pub(super) struct Issue {
     /// The node only applies and relays; nothing in the cluster waits for it.
     #[arg(long)]
     read_only: bool,
+    /// For how many days the certificate is valid.
+    #[arg(long, value_name = "N", default_value_t = pki::VALID_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    days: u32,
 }
 
 impl Ca {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Issue(issue) => issue.run(),
+            Command::Invite(invite) => invite.run(),
+            Command::Serve(serve) => serve.run(),
+            Command::List(list) => list.run(),
+            Command::Renew(renew) => renew.run(),
+            Command::Revoke(revoke) => revoke.run(),
         }
     }
 }
@@ -73,20 +95,10 @@ impl Issue {
         if self.node == "ca" {
             bail!("ca is the authority's directory; give the node another name");
         }
-        let ca = self.cluster.join("ca");
-        let read = |name: &str| {
-            let path = ca.join(name);
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let hint =
-            "run it where the directory is that `littoral init` made, or name that with --cluster";
-        let certificate = read("ca.pem").or_hint(hint)?;
-        let key = read("ca.key").or_hint(hint)?;
-        let cluster = pki::cluster_of(&certificate)?;
-        let authority = Authority::from_pem(cluster, &certificate, &key)?;
+        let ca = AuthorityHome::open(&self.cluster)?;
         let home = self.dir.clone().unwrap_or_else(|| self.cluster.join(node.as_str()));
         refuse_existing(&home)?;
-        self.write(&authority, cluster, node, &home)?;
+        self.write(&ca, node, &home)?;
         let home = home.display();
         if self.dial.is_empty() {
             say(format_args!("  littoral join {home} NODE=HOST:PORT"))
@@ -95,25 +107,13 @@ impl Issue {
         }
     }
 
-    fn write(
-        &self,
-        authority: &Authority,
-        cluster: ClusterId,
-        node: NodeId,
-        home: &Path,
-    ) -> anyhow::Result<()> {
-        let given = match &self.address {
-            Some(address) => {
-                let text = format!("{node}={address}");
-                let parsed = parse_address(&text).map_err(|error| anyhow!("{error:#}"))?;
-                Some(parsed.1)
-            }
-            None => None,
-        };
+    fn write(&self, ca: &AuthorityHome, node: NodeId, home: &Path) -> anyhow::Result<()> {
+        let given = given_address(&node, self.address.as_deref())?;
         let dials = self.dial.iter().map(|text| super::serve::dial(text));
         let dials = dials.collect::<Result<Vec<_>, _>>()?;
-        let issued = authority.issue(&node)?;
-        let identity = Identity { cluster, node, incarnation: Incarnation(random()?) };
+        let issued = ca.issue(&node, pki::days(self.days))?;
+        let identity =
+            Identity { cluster: ca.cluster(), node, incarnation: Incarnation(random()?) };
         let node = Node::place(identity, given, (0, 0));
         let made = tempfile::Builder::new().prefix(".littoral-issue-").tempdir_in(
             match home.parent() {
@@ -123,36 +123,9 @@ impl Issue {
         )?;
         let new = made.path().join("node");
         create_private_dir(&new)?;
-        fs::write(new.join("ca.pem"), authority.certificate())?;
-        fs::write(new.join("node.pem"), &issued.certificate)?;
+        let bookmark_key = ca.furnish(&new, &issued.certificate)?;
         pki::write_private(&new.join("node.key"), &issued.key)?;
-        // A cluster that an earlier version made has none.
-        let bookmark_key = match fs::read_to_string(self.cluster.join("ca").join(BOOKMARK_KEY)) {
-            Ok(key) => Some(key),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).context("cannot read the key of bookmarks"),
-        };
-        if let Some(key) = &bookmark_key {
-            pki::write_private(&new.join(BOOKMARK_KEY), key)?;
-        }
-        let mut text = node_section(&node, bookmark_key.is_some());
-        if self.read_only {
-            text = text.replacen(
-                "data = \"data.sqlite\"\n",
-                "data = \"data.sqlite\"\n\
-                 # Applies and relays only: no member, and nothing waits for it.\n\
-                 read_only = true\n",
-                1,
-            );
-        }
-        text += &format!("[links]\nlisten = \"{}\"\n", node.links);
-        let dials: Vec<String> = dials
-            .iter()
-            .map(|dial| {
-                format!("{{ node = \"{}\", address = {} }}", dial.node, quoted(&dial.address))
-            })
-            .collect();
-        text += &format!("dial = [{}]\n", dials.join(", "));
+        let text = configuration(&node, bookmark_key, self.read_only, &dials);
         let path = new.join("littoral.toml");
         fs::write(&path, &text)?;
         // What is written here, serve must be able to read.
@@ -163,16 +136,16 @@ impl Issue {
 
 #[cfg(test)]
 mod tests {
+    use littoral::ClusterId;
+
     use super::*;
+    use crate::pki::Authority;
 
     #[test]
     fn an_issued_directory_is_one_that_serve_reads() {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create(ClusterId(0x77)).unwrap();
-        let ca = directory.path().join("ca");
-        fs::create_dir(&ca).unwrap();
-        fs::write(ca.join("ca.pem"), authority.certificate()).unwrap();
-        pki::write_private(&ca.join("ca.key"), &authority.key()).unwrap();
+        AuthorityHome::create(&directory.path().join("ca"), authority).unwrap();
         let issue = |node: &str, read_only| {
             Issue {
                 node: node.to_owned(),
@@ -181,6 +154,7 @@ mod tests {
                 address: None,
                 dial: vec!["origin=127.0.0.1:4400".to_owned()],
                 read_only,
+                days: 1,
             }
             .run()
         };
