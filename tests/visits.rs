@@ -22,7 +22,7 @@ const SCHEMA: &str = "
     CREATE TABLE cart (id INTEGER NOT NULL PRIMARY KEY, item TEXT, pieces INTEGER);
     CREATE TABLE ledger (id INTEGER PRIMARY KEY AUTOINCREMENT, who TEXT NOT NULL);
     CREATE TABLE vault (id INTEGER PRIMARY KEY, gold INTEGER NOT NULL);";
-const POLICIES: &[&str] = &["cart:writers=any", "vault:policy=origin-strong"];
+const POLICIES: &[&str] = &["cart:writers=any,key=explicit", "vault:policy=origin-strong"];
 
 /// An edge behind a relay behind the origin.
 fn line() -> (Cluster, Vec<Node>) {
@@ -174,6 +174,7 @@ fn without_the_origin_only_what_needs_it_fails() {
     nodes.remove(0).kill();
     assert_eq!(visiting.run("UPDATE stock SET n = 2"), Err("LITTORAL_TRANSACTION_LOST".to_owned()));
     assert_eq!(visiting.run("COMMIT"), Err("LITTORAL_TRANSACTION_LOST".to_owned()));
+    until("the edge to notice", || nodes[1].status()["origin_distance"].is_null());
     let mut stream = Stream::of(&nodes[1]);
     assert_eq!(stream.run("BEGIN IMMEDIATE"), done());
     assert_eq!(stream.run(STOCK), ok("10"), "what the edge has");
@@ -216,8 +217,8 @@ fn a_cursor_goes_to_the_origin_too() {
     let ok = |step: usize| json!({ "type": "ok", "step": step });
     let body = json!({ "batch": { "steps": [
         { "stmt": { "sql": "BEGIN" } },
-        { "condition": ok(0), "stmt": { "sql": STOCK } },
-        { "condition": ok(1), "stmt": { "sql": "SELECT gold FROM vault" } },
+        { "condition": ok(0), "stmt": { "sql": "SELECT gold FROM vault" } },
+        { "condition": ok(1), "stmt": { "sql": STOCK } },
         { "condition": ok(2), "stmt": { "sql": "COMMIT" } },
     ] } });
     let answer = nodes[2].client().send("POST", "/v3/cursor", &body.to_string()).unwrap();
