@@ -430,6 +430,15 @@ impl Replica {
         }
     }
 
+    /// For each link how many entries this replica has applied, and how many of these the peer has not
+    /// acknowledged.
+    pub fn progress(&self) -> Vec<(PeerId, u64, u64)> {
+        let vector = self.log.vector();
+        let entries = vector.missing_from(&VersionVector::new());
+        let missing = |session: &PeerSession| vector.missing_from(session.acknowledged());
+        self.sessions.values().map(|s| (s.peer, entries, missing(s))).collect()
+    }
+
     /// Closes all links, then the file. Jobs that still wait are not run.
     ///
     /// # Errors

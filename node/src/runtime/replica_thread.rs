@@ -34,6 +34,7 @@ use super::{
     files::Files,
     forwards::{Ask, Asker, Programs},
     interactive::{Begin, Held, Who},
+    meter::Meter,
     storage_threads::{SnapshotRequest, StorageRequests},
     writes::{Turn, Watchdog, Write},
 };
@@ -115,6 +116,7 @@ pub(crate) fn frame_cost(frame: &Bytes) -> usize {
 pub(crate) struct Runner {
     pub(crate) watchdog: Watchdog,
     pub(crate) programs: Programs,
+    pub(crate) meter: Arc<Meter>,
 }
 
 pub(crate) struct ReplicaThread {
@@ -129,6 +131,7 @@ pub(crate) struct ReplicaThread {
     writes: VecDeque<Waiting>,
     watchdog: Watchdog,
     programs: Programs,
+    meter: Arc<Meter>,
 }
 
 /// What waits for the writer.
@@ -146,7 +149,7 @@ impl ReplicaThread {
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
-        Runner { watchdog, programs }: Runner,
+        Runner { watchdog, programs, meter }: Runner,
     ) -> Self {
         let effects = Effects {
             waiting: HashMap::new(),
@@ -172,6 +175,7 @@ impl ReplicaThread {
             writes,
             watchdog,
             programs,
+            meter,
         }
     }
 
@@ -285,6 +289,9 @@ impl ReplicaThread {
             }
         }
         self.wake();
+        if let Some(replica) = &self.replica {
+            self.meter.look_at_peers(|| replica.progress());
+        }
         for reply in asked {
             // Nobody waits any more if this fails, and nothing is lost.
             if let Some(status) = self.status() {

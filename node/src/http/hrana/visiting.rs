@@ -106,6 +106,7 @@ impl Run<'_> {
 
     /// A step of a transaction at the origin, and with it those that follow in the request.
     pub(super) async fn visiting(&mut self, mut visit: Visit, step: usize, read_only: bool) {
+        self.spent.at("the origin, in a transaction");
         let program = Arc::clone(self.program);
         match program.verb(step) {
             // Only its steps commit anything, so none is needed to undo them.
