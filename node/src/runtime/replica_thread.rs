@@ -21,8 +21,8 @@ use littoral::{
     Channel, CloseCode, Committed, Event as News, Input, Instant, NodeId, Output, PeerId, Replica,
     RequestId, Snapshot, Status, Ticket, WriteError, WriteTx,
     limits::{
-        CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, REQUEST_BYTES_PER_LINK, REQUESTS_PER_LINK,
-        RESULT_BYTES_MAX, SNAPSHOT_WINDOW_BYTES,
+        CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, PROGRAM_BYTES_MAX, REQUEST_BYTES_PER_LINK,
+        REQUESTS_PER_LINK, RESULT_BYTES_MAX, SNAPSHOT_WINDOW_BYTES, STEPS_PER_LINK,
     },
 };
 use parking_lot::Mutex;
@@ -53,6 +53,7 @@ pub(crate) const OUTBOX_BYTES_MAX: usize = CREDIT_WINDOW_BYTES as usize
     + SNAPSHOT_WINDOW_BYTES as usize
     + REQUEST_BYTES_PER_LINK
     + REQUESTS_PER_LINK * RESULT_BYTES_MAX
+    + STEPS_PER_LINK * (PROGRAM_BYTES_MAX + RESULT_BYTES_MAX)
     + (8 << 20);
 
 /// What a frame that waits takes beside its bytes.
