@@ -139,6 +139,8 @@ pub enum Bug {
     AnswerKept,
     /// A read does not wait, or fail, for rows that are older than its table allows.
     LagBoundIgnored,
+    /// A replica whose disk was full goes on refusing writes when there is room.
+    FullForGood,
     /// A step of a guest that comes again runs again.
     StepTwice,
     /// What a guest has committed leaves no outcome.
@@ -147,7 +149,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 65] = [
+    pub const ALL: [Self; 66] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -211,6 +213,7 @@ impl Bug {
         Self::StrongJobHere,
         Self::AnswerKept,
         Self::LagBoundIgnored,
+        Self::FullForGood,
         Self::StepTwice,
         Self::GuestOutcomeLost,
     ];

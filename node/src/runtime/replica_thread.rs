@@ -564,7 +564,7 @@ fn log(news: &News) {
         News::Member { node, author } => info!(%node, %author, "a node has joined"),
         News::Streaming { peer, node } => info!(peer = peer.0, %node, "linked"),
         News::Applied { lsn, entries } => debug!(%lsn, entries, "applied"),
-        News::StorageFailed(why) => error!(why, "storage fails: local writes are refused"),
+        News::StorageFailed(why) => error!(why, "storage fails: writes fail until it works again"),
         News::StorageRecovered => warn!("storage works again"),
         News::ForeignWrites => error!(
             "another program has written this node's file; what it wrote replicates nowhere, see \
