@@ -9,6 +9,7 @@ mod bookmarks;
 mod clients;
 mod convergence;
 mod crash_recovery;
+mod draining;
 mod formats;
 mod forwarding;
 mod hrana;

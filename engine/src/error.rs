@@ -278,6 +278,13 @@ pub enum WriteError {
     /// The job itself gave up.
     #[error("{0}")]
     Aborted(String),
+    /// The disk is full; nothing was written. The replica reads only until there is room, which it tries
+    /// twice a second; retry then.
+    #[error(
+        "the disk is full, and nothing was written: this node takes no writes until there is room, and \
+         tries twice a second whether there is; reads go on"
+    )]
+    DiskFull,
     /// The replica stopped, or its storage fails; retry once it has recovered.
     #[error("the replica cannot write: {0}")]
     Unavailable(String),
@@ -288,6 +295,7 @@ impl WriteError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotAMember
+            | Self::DiskFull
             | Self::Unavailable(_)
             | Self::SchemaChanging { .. }
             | Self::ClockAhead { .. } => true,

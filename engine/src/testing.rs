@@ -142,11 +142,13 @@ pub enum Bug {
     AnswerKept,
     /// A read does not wait, or fail, for rows that are older than its table allows.
     LagBoundIgnored,
+    /// A replica whose disk was full goes on refusing writes when there is room.
+    FullForGood,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 63] = [
+    pub const ALL: [Self; 64] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -210,6 +212,7 @@ impl Bug {
         Self::StrongJobHere,
         Self::AnswerKept,
         Self::LagBoundIgnored,
+        Self::FullForGood,
     ];
 }
 

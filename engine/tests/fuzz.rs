@@ -2,6 +2,8 @@
 //! what it is. It never panics, never reserves memory for what a length merely says, and never answers
 //! without end.
 
+#![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
+
 mod support;
 
 use littoral::{

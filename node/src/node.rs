@@ -73,11 +73,10 @@ impl Node {
         let runtime = tokio::task::spawn_blocking(move || Runtime::start(&config, prepare))
             .await
             .map_err(|_| StartError::Panicked)??;
-        let transport =
-            match Transport::start(&links, &tls, &identity, runtime.handle().events().clone()) {
-                Ok(transport) => transport,
-                Err(error) => return Err(undo(runtime, None, error.into()).await),
-            };
+        let transport = match Transport::start(&links, &tls, &identity, runtime.handle()) {
+            Ok(transport) => transport,
+            Err(error) => return Err(undo(runtime, None, error.into()).await),
+        };
         let listen = transport.address();
         let http = match http {
             None => None,

@@ -73,7 +73,7 @@ impl Replica {
                         for (peer, entry) in batch.into_iter().rev() {
                             self.incoming.entry(peer).or_default().put_back(entry.into());
                         }
-                        self.storage_fails(error.to_string());
+                        self.storage_failed(&error);
                     }
                     error => self.stop_links(error.to_string()),
                 }

@@ -135,7 +135,7 @@ impl Replica {
         }
         let Some(ticket) = self.interactive.waiting.pop_front() else { return false };
         let begun = self
-            .may_write()
+            .may_begin_write()
             .and_then(|_| self.writer.begin_interactive(&self.registry, self.log.last().next()));
         match begun {
             Ok(open) => {

@@ -73,7 +73,7 @@ use crate::{
         joining::Joining,
         requests::Requests,
         snapshot::{Fetching, Sponsor},
-        storage::{Failure, Storage, is_storage_failure, is_sync_failure},
+        storage::{Failure, Storage, is_disk_full, is_storage_failure, is_sync_failure},
         verifying::Verifying,
     },
     schema::{Registry, catalog},
@@ -426,6 +426,15 @@ impl Replica {
         }
     }
 
+    /// For each link how many entries this replica has applied, and how many of these the peer has not
+    /// acknowledged.
+    pub fn progress(&self) -> Vec<(PeerId, u64, u64)> {
+        let vector = self.log.vector();
+        let entries = vector.missing_from(&VersionVector::new());
+        let missing = |session: &PeerSession| vector.missing_from(session.acknowledged());
+        self.sessions.values().map(|s| (s.peer, entries, missing(s))).collect()
+    }
+
     /// Closes all links, then the file. Jobs that still wait are not run.
     ///
     /// # Errors
@@ -463,13 +472,13 @@ impl Replica {
         }
         let rest = self.jobs.split_off(ready);
         let mut jobs = mem::replace(&mut self.jobs, rest);
-        let answers = match self.may_write() {
+        let answers = match self.may_begin_write() {
             Ok(author) => self.commit_all(author, &mut jobs),
             Err(_) => jobs
                 .into_iter()
                 .map(|job| Answer {
                     ticket: job.ticket,
-                    result: self.may_write().and(Err(WriteError::NotAMember)),
+                    result: self.may_begin_write().and(Err(WriteError::NotAMember)),
                 })
                 .collect(),
         };
@@ -489,7 +498,16 @@ impl Replica {
         }
     }
 
+    /// As [`Replica::may_write`], for what has not begun.
+    fn may_begin_write(&self) -> Result<AuthorId, WriteError> {
+        let author = self.may_write()?;
+        if self.storage.is_full { Err(WriteError::DiskFull) } else { Ok(author) }
+    }
+
     fn answer_job(&mut self, ticket: Ticket, mut result: Result<Committed, WriteError>) {
+        if matches!(&result, Err(WriteError::Sqlite(error)) if is_disk_full(error)) {
+            result = Err(WriteError::DiskFull);
+        }
         if let Err(WriteError::SchemaChanging { waiting_for, .. }) = &mut result {
             *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
         }

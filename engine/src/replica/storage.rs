@@ -7,6 +7,7 @@ use crate::{
     limits::STORAGE_RETRY,
     replica::Replica,
     schema::catalog,
+    testing::{Bug, planted},
     time::Instant,
     version::Dot,
 };
@@ -15,11 +16,14 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Storage {
     pub(super) error: Option<String>,
+    /// The error is that the disk is full: no local write is begun.
+    pub(super) is_full: bool,
     pub(super) retry_at: Option<Instant>,
 }
 
 impl Replica {
     pub(super) fn failed(&mut self, failure: &Failure) {
+        self.storage.is_full |= failure.is_full;
         self.storage_fails(failure.error.clone());
         if failure.of_sync {
             self.sync_failed(&failure.error);
@@ -53,8 +57,14 @@ impl Replica {
         });
         match probed {
             Ok(()) => self.storage_works(),
-            Err(error) => self.storage_fails(error.to_string()),
+            Err(error) => self.storage_failed(&error),
         }
+    }
+
+    /// As [`Replica::storage_fails`], for an error of SQLite.
+    pub(super) fn storage_failed(&mut self, error: &rusqlite::Error) {
+        self.storage.is_full |= is_disk_full(error);
+        self.storage_fails(error.to_string());
     }
 
     pub(super) fn storage_fails(&mut self, error: String) {
@@ -68,6 +78,10 @@ impl Replica {
     }
 
     pub(super) fn storage_works(&mut self) {
+        if self.storage.is_full && planted(Bug::FullForGood) {
+            return;
+        }
+        self.storage.is_full = false;
         if self.storage.error.take().is_some() {
             self.storage.retry_at = None;
             self.entries_came();
@@ -117,17 +131,26 @@ impl Replica {
 pub(super) struct Failure {
     pub(super) error: String,
     pub(super) of_sync: bool,
+    pub(super) is_full: bool,
 }
 
 impl Failure {
     pub(super) fn of(error: &WriteError) -> Option<Self> {
         match error {
             WriteError::Sqlite(error) if is_storage_failure(error) || is_sync_failure(error) => {
-                Some(Self { error: error.to_string(), of_sync: is_sync_failure(error) })
+                Some(Self {
+                    error: error.to_string(),
+                    of_sync: is_sync_failure(error),
+                    is_full: is_disk_full(error),
+                })
             }
             _ => None,
         }
     }
+}
+
+pub(super) fn is_disk_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
 }
 
 /// After a failed sync the pages count as written, and a later sync would seem to succeed.

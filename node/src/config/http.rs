@@ -21,6 +21,8 @@ pub struct Http {
     pub max_body_bytes: usize,
     /// `/ready` says no while what this node shows may be older than this.
     pub ready_max_lag: Duration,
+    /// A statement that takes this long is logged, without values; `None` for none.
+    pub slow_statement: Option<Duration>,
     /// The key with which bookmarks are sealed, the same at all nodes; nobody but its owner may be able to
     /// read the file. Without it sessions get no bookmarks.
     pub bookmark_key: Option<PathBuf>,
@@ -74,6 +76,10 @@ impl Http {
     pub const DEFAULT_READY_MAX_LAG: Duration = Duration::from_secs(60);
     const READY_MAX_LAG_MS_BOUNDS: (i64, i64) = (100, 86_400_000);
 
+    /// The default of `slow_statement`.
+    pub const DEFAULT_SLOW_STATEMENT: Duration = Duration::from_secs(1);
+    const SLOW_STATEMENT_MS_BOUNDS: (i64, i64) = (0, 3_600_000);
+
     /// A server with the defaults.
     pub fn on(listen: SocketAddr) -> Self {
         Self {
@@ -81,6 +87,7 @@ impl Http {
             allow_unauthenticated: false,
             max_body_bytes: Self::DEFAULT_MAX_BODY_BYTES,
             ready_max_lag: Self::DEFAULT_READY_MAX_LAG,
+            slow_statement: Some(Self::DEFAULT_SLOW_STATEMENT),
             bookmark_key: None,
             auth: None,
             tls: None,
@@ -119,6 +126,7 @@ pub(super) struct RawHttp {
     allow_unauthenticated: bool,
     max_body_bytes: Option<i64>,
     ready_max_lag_ms: Option<i64>,
+    slow_statement_ms: Option<i64>,
     bookmark_key: Option<PathBuf>,
     auth: Option<RawAuth>,
     tls: Option<RawServerTls>,
@@ -180,11 +188,21 @@ impl RawHttp {
                 Http::READY_MAX_LAG_MS_BOUNDS,
             )? as u64),
         };
+        let slow_statement = match self.slow_statement_ms {
+            None => Some(Http::DEFAULT_SLOW_STATEMENT),
+            Some(0) => None,
+            Some(n) => Some(Duration::from_millis(bounded(
+                "http.slow_statement_ms",
+                n,
+                Http::SLOW_STATEMENT_MS_BOUNDS,
+            )? as u64)),
+        };
         Ok(Http {
             listen,
             allow_unauthenticated: self.allow_unauthenticated,
             max_body_bytes,
             ready_max_lag,
+            slow_statement,
             bookmark_key: self.bookmark_key.map(|path| directory.join(path)),
             auth,
             tls: self.tls.map(|tls| ServerTls {

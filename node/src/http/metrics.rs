@@ -9,15 +9,16 @@ use axum::{
 };
 use littoral::{Hold, HoldReason, PeerStatus, Status, WallTime};
 
-use super::{ServerState, health::not_ready, hrana};
+use super::{ServerState, health::not_ready, hrana, meters};
 use crate::transport::Validity;
 
 pub(super) async fn metrics(State(state): State<ServerState>) -> Response {
     match state.node.status().await {
         Some(status) => {
             let is_ready = not_ready(&status, state.ready_max_lag).is_none();
-            let page = page(&status, is_ready, &state.trust.validity());
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page).into_response()
+            let mut page = page(&status, is_ready, &state.trust.validity());
+            meters::add(&mut page, &status, state.node.meter());
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.0).into_response()
         }
         None => hrana::failure(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -37,7 +38,7 @@ struct Peer {
     received: u64,
 }
 
-fn page(status: &Status, is_ready: bool, validity: &Validity) -> String {
+fn page(status: &Status, is_ready: bool, validity: &Validity) -> Page {
     let mut page = Page::default();
     let counts = &status.counts;
     page.gauge("littoral_ready", "Whether /ready says so", u64::from(is_ready));
@@ -178,7 +179,7 @@ fn page(status: &Status, is_ready: bool, validity: &Validity) -> String {
         |p| Some(p.received),
     );
     page.certificates(validity);
-    page.0
+    page
 }
 
 fn count(n: usize) -> u64 {
@@ -186,19 +187,19 @@ fn count(n: usize) -> u64 {
 }
 
 #[derive(Default)]
-struct Page(String);
+pub(super) struct Page(String);
 
 impl Page {
-    fn metric(&mut self, name: &str, help: &str, kind: &str) {
+    pub(super) fn metric(&mut self, name: &str, help: &str, kind: &str) {
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}.\n# TYPE {name} {kind}");
     }
 
-    fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+    pub(super) fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: u64) {
         self.metric(name, help, "gauge");
         self.line(name, "", value);
     }

@@ -23,6 +23,7 @@ mod access;
 mod health;
 mod hrana;
 mod maintenance;
+mod meters;
 mod metrics;
 mod server;
 mod session;

@@ -1,6 +1,9 @@
 //! Requests to the origin: those of this node's clients, and, at the origin, the programs of all.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use littoral::{
     ForwardError, Outcome, ProgramJob, Request, RequestId, WallTime, WriteError, WriteTx,
@@ -98,8 +101,11 @@ impl NodeHandle {
     async fn ask(&self, id: RequestId, ask: Ask) -> Result<Outcome, ForwardError> {
         let (done, answer) = oneshot::channel();
         let stopping = || ForwardError::Stopping { id };
+        let began = Instant::now();
         self.events.send(Event::Forward { ask, done }).map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
+        let result = answer.await.map_err(|_| stopping())?;
+        self.meter.forwarded.took(began.elapsed());
+        result
     }
 }
 

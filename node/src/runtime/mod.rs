@@ -16,6 +16,7 @@
 mod files;
 mod forwards;
 mod interactive;
+mod meter;
 mod readers;
 mod replica_thread;
 mod routing;
@@ -31,7 +32,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use littoral::{
@@ -52,6 +53,7 @@ use self::{
 pub(crate) use self::{
     forwards::Prepared,
     interactive::{Transaction, TransactionError},
+    meter::{BOUNDS_US, Histogram, LinkMeter, Meter},
     readers::HeldReader,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     writes::{WRITE_TIME_LIMIT, out_of_time},
@@ -121,6 +123,9 @@ pub struct NodeHandle {
     /// How many interactive transactions there were.
     transactions: Arc<AtomicU64>,
     clock: Clock,
+    meter: Arc<Meter>,
+    /// A statement of a client that takes this long is logged.
+    slow: Option<Duration>,
 }
 
 impl fmt::Debug for NodeHandle {
@@ -199,6 +204,8 @@ impl NodeHandle {
     ) -> Result<(T, Committed), WriteError> {
         let slot = Arc::new(Mutex::new(None));
         let result = Arc::clone(&slot);
+        let _waits = self.meter.writes_waiting.enter();
+        let began = Instant::now();
         let (done, answer) = oneshot::channel();
         let job = Box::new(move |tx: &mut WriteTx<'_>| {
             *result.lock() = None;
@@ -208,6 +215,7 @@ impl NodeHandle {
         let write = Write::new(job, limit, done);
         self.events.send(Event::Write(write)).map_err(|_| stopping())?;
         let committed = answer.await.map_err(|_| stopping())??;
+        self.meter.commits.took(began.elapsed());
         let value = slot.lock().take().ok_or_else(stopping)?;
         Ok((value, committed))
     }
@@ -341,6 +349,16 @@ impl NodeHandle {
         while ended.changed().await.is_ok() {}
     }
 
+    /// What is counted of this node.
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// A statement of a client that takes this long is logged.
+    pub(crate) fn slow(&self) -> Option<Duration> {
+        self.slow
+    }
+
     pub(crate) fn events(&self) -> &EventSender {
         &self.events
     }
@@ -373,13 +391,15 @@ impl Runtime {
         let (events, inbox) = mpsc::channel();
         let (news, _) = broadcast::channel(NEWS_KEPT);
         let (alive, ended) = watch::channel(());
-        let storage = StorageThreads::start(&db, &config.database, events.clone())
+        let meter = Arc::new(Meter::default());
+        let theirs = Arc::clone(&meter);
+        let storage = StorageThreads::start(&db, &config.database, events.clone(), theirs)
             .map_err(|error| io_error("cannot start a storage thread", error))?;
         let (dog, watchdog) = Watchdog::start_thread(replica.interrupt_handle())
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
-        let readers = Arc::new(ReaderPool::new(db, config.storage.readers));
+        let readers = Arc::new(ReaderPool::new(db, config.storage.readers, Arc::clone(&meter)));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
-        let runner = Runner { watchdog: dog, prepare };
+        let runner = Runner { watchdog: dog, prepare, meter: Arc::clone(&meter) };
         let thread = ReplicaThread::new(
             replica,
             files,
@@ -406,6 +426,8 @@ impl Runtime {
             ended,
             transactions: Arc::default(),
             clock,
+            meter,
+            slow: config.http.as_ref().and_then(|http| http.slow_statement),
         };
         Ok(Self { handle, replica, watchdog, storage, _stop: stop, _lock: lock })
     }

@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use littoral::{BookmarkNotReached, Db, Grants, Reader};
@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{READ_TIMEOUT, TooStale};
+use super::{READ_TIMEOUT, TooStale, meter::Meter};
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -74,6 +74,7 @@ pub(crate) struct ReaderPool {
     holds: Arc<Semaphore>,
     /// All permits, while the file is replaced.
     paused: Mutex<Option<OwnedSemaphorePermit>>,
+    meter: Arc<Meter>,
 }
 
 impl fmt::Debug for ReaderPool {
@@ -83,7 +84,7 @@ impl fmt::Debug for ReaderPool {
 }
 
 impl ReaderPool {
-    pub(crate) fn new(db: Db, limit: usize) -> Self {
+    pub(crate) fn new(db: Db, limit: usize, meter: Arc<Meter>) -> Self {
         Self {
             db: Mutex::new(db),
             idle: Arc::default(),
@@ -93,6 +94,7 @@ impl ReaderPool {
             held: Mutex::default(),
             holds: Arc::new(Semaphore::new(HELD_MAX)),
             paused: Mutex::new(None),
+            meter,
         }
     }
 
@@ -106,8 +108,11 @@ impl ReaderPool {
         grants: Option<Arc<Grants>>,
         work: impl FnOnce(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
+        let began = Instant::now();
+        let waits = self.meter.reads_waiting.enter();
         let permit =
             Arc::clone(&self.permits).acquire_owned().await.map_err(|_| ReadError::Stopping)?;
+        drop(waits);
         let db = self.db();
         let idle = Arc::clone(&self.idle);
         let running = Arc::new(Running::default());
@@ -140,7 +145,9 @@ impl ReaderPool {
             drop(permit);
             result.ok_or(ReadError::TimedOut)
         });
-        finish(running, task).await
+        let result = finish(running, task).await;
+        self.meter.reads.took(began.elapsed());
+        result
     }
 
     /// Opens a connection that one user holds.

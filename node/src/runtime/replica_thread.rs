@@ -31,6 +31,7 @@ use super::{
     files::Files,
     forwards::{Ask, Asker, Prepare},
     interactive::{Begin, Held},
+    meter::Meter,
     storage_threads::{SnapshotRequest, StorageRequests},
     writes::{Turn, Watchdog, Write},
 };
@@ -112,6 +113,7 @@ pub(crate) fn frame_cost(frame: &Bytes) -> usize {
 pub(crate) struct Runner {
     pub(crate) watchdog: Watchdog,
     pub(crate) prepare: Prepare,
+    pub(crate) meter: Arc<Meter>,
 }
 
 pub(crate) struct ReplicaThread {
@@ -126,6 +128,7 @@ pub(crate) struct ReplicaThread {
     writes: VecDeque<Waiting>,
     watchdog: Watchdog,
     prepare: Prepare,
+    meter: Arc<Meter>,
 }
 
 /// What waits for the writer.
@@ -142,7 +145,7 @@ impl ReplicaThread {
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
-        Runner { watchdog, prepare }: Runner,
+        Runner { watchdog, prepare, meter }: Runner,
     ) -> Self {
         let effects = Effects {
             waiting: HashMap::new(),
@@ -167,6 +170,7 @@ impl ReplicaThread {
             writes,
             watchdog,
             prepare,
+            meter,
         }
     }
 
@@ -286,6 +290,9 @@ impl ReplicaThread {
             }
         }
         self.wake();
+        if let Some(replica) = &self.replica {
+            self.meter.look_at_peers(|| replica.progress());
+        }
         for reply in asked {
             // Nobody waits any more if this fails, and nothing is lost.
             if let Some(status) = self.status() {
@@ -594,7 +601,7 @@ fn log(news: &News) {
         News::Member { node, author } => info!(%node, %author, "a node has joined"),
         News::Streaming { peer, node } => info!(peer = peer.0, %node, "linked"),
         News::Applied { lsn, entries } => debug!(%lsn, entries, "applied"),
-        News::StorageFailed(why) => error!(why, "storage fails: local writes are refused"),
+        News::StorageFailed(why) => error!(why, "storage fails: writes fail until it works again"),
         News::StorageRecovered => warn!("storage works again"),
         News::ForeignWrites => error!(
             "another program has written this node's file; what it wrote replicates nowhere, see \

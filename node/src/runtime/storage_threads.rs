@@ -11,14 +11,18 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread::{Builder, JoinHandle},
+    time::Instant,
 };
 
 use littoral::{Db, Input, Lsn, PeerId};
 use tracing::{debug, error, warn};
 
-use super::replica_thread::{Event, EventSender};
+use super::{
+    meter::Meter,
+    replica_thread::{Event, EventSender},
+};
 
 /// The threads. They end when all [`StorageRequests`] are dropped.
 #[derive(Debug)]
@@ -46,7 +50,12 @@ pub(crate) enum SnapshotRequest {
 }
 
 impl StorageThreads {
-    pub(crate) fn start(db: &Db, database: &Path, events: EventSender) -> io::Result<Self> {
+    pub(crate) fn start(
+        db: &Db,
+        database: &Path,
+        events: EventSender,
+        meter: Arc<Meter>,
+    ) -> io::Result<Self> {
         let (syncs, sync_requests) = mpsc::channel();
         // One request waiting covers all that come before it is taken.
         let (checkpoints, checkpoint_requests) = mpsc::sync_channel(1);
@@ -56,7 +65,7 @@ impl StorageThreads {
         let snapshot_events = events.clone();
         let sync = Builder::new()
             .name("littoral-sync".to_owned())
-            .spawn(move || run_syncs(&wal, &sync_requests, &events))?;
+            .spawn(move || run_syncs(&wal, &sync_requests, &events, &meter))?;
         let checkpoint = Builder::new()
             .name("littoral-checkpoint".to_owned())
             .spawn(move || run_checkpoints(&db, &checkpoint_requests))?;
@@ -133,7 +142,12 @@ fn wal_path(database: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
-fn run_syncs(wal: &Path, requests: &mpsc::Receiver<(u64, Lsn)>, events: &EventSender) {
+fn run_syncs(
+    wal: &Path,
+    requests: &mpsc::Receiver<(u64, Lsn)>,
+    events: &EventSender,
+    meter: &Meter,
+) {
     // Kept open, since the system reports a failed write-back only to descriptors open at that time.
     let mut file = None;
     let mut file_of = 0;
@@ -150,7 +164,10 @@ fn run_syncs(wal: &Path, requests: &mpsc::Receiver<(u64, Lsn)>, events: &EventSe
             file_of = opening;
             file = None;
         }
-        let input = match sync(wal, &mut file) {
+        let began = Instant::now();
+        let synced = sync(wal, &mut file);
+        meter.syncs.took(began.elapsed());
+        let input = match synced {
             Ok(()) => Input::Synced(lsn),
             Err(error) => {
                 error!(%error, path = %wal.display(), "the WAL cannot be synced");

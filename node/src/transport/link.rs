@@ -88,6 +88,7 @@ pub(super) async fn run_link(
     let closing = Arc::new(OnceLock::new());
     let waiting = Arc::new(AtomicUsize::new(0));
     let (overflow, overflowed) = oneshot::channel();
+    shared.meter.linked(peer, Arc::clone(&waiting));
     let outbox = LinkOutbox {
         control,
         entries,
@@ -369,6 +370,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.shared.trust.unlinked(self.peer);
+        self.shared.meter.unlinked(self.peer);
         self.shared.links.send_modify(|links| {
             if let Some(count) = links.get_mut(&self.node) {
                 *count -= 1;

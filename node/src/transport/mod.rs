@@ -42,7 +42,7 @@ pub(crate) use self::{
 use crate::{
     config::{Dial, Links, Tls},
     pki,
-    runtime::EventSender,
+    runtime::{EventSender, Meter, NodeHandle},
     watched::Watched,
 };
 
@@ -105,6 +105,7 @@ struct Shared {
     cluster: ClusterId,
     trust: Arc<Trust>,
     events: EventSender,
+    meter: Arc<Meter>,
     next_peer: AtomicU64,
     /// How many links are up to each node.
     links: watch::Sender<BTreeMap<NodeId, usize>>,
@@ -129,7 +130,7 @@ impl Transport {
         links: &Links,
         tls: &Tls,
         me: &Identity,
-        events: EventSender,
+        runtime: &NodeHandle,
     ) -> Result<Self, TransportError> {
         let (trust, server, watched) = Trust::load(tls, me, Arc::new(transport_config()))?;
         let endpoint = bind(server, links.listen)
@@ -143,7 +144,8 @@ impl Transport {
             endpoint,
             cluster: me.cluster,
             trust: Arc::new(trust),
-            events,
+            events: runtime.events().clone(),
+            meter: Arc::clone(runtime.meter()),
             next_peer: AtomicU64::new(1),
             links: watch::Sender::new(BTreeMap::new()),
             mode: watch::Sender::new(Mode::Open),

@@ -135,7 +135,7 @@ impl Cluster {
                 };
                 self.trace
                     .event(self.now, number, "answer", &[id], text.as_bytes(), || text.clone());
-                if let Err(WriteError::Unavailable(why)) = &result
+                if let Err(why @ (WriteError::Unavailable(_) | WriteError::DiskFull)) = &result
                     && matches!(self.stage, Stage::Marked { .. })
                 {
                     return broken(

@@ -24,6 +24,9 @@ impl From<&rusqlite::Error> for HranaError {
         };
         let message = message.unwrap_or_else(|| sqlite.to_string());
         let primary = sqlite.extended_code & 0xff;
+        if primary == ffi::SQLITE_FULL {
+            return Self::from(&WriteError::DiskFull);
+        }
         let code = match primary {
             ffi::SQLITE_ERROR if is_syntax_error(&message) => "SQL_PARSE_ERROR",
             ffi::SQLITE_ERROR if message.starts_with("no such column") => "SQL_INPUT_ERROR",
@@ -52,6 +55,7 @@ impl From<&WriteError> for HranaError {
             WriteError::Value { .. } => "LITTORAL_VALUE",
             WriteError::EntryTooLarge { .. } => "LITTORAL_ENTRY_TOO_LARGE",
             WriteError::ResultTooLarge { .. } => "RESPONSE_TOO_LARGE",
+            WriteError::DiskFull => "SQLITE_FULL",
             WriteError::Unavailable(_) => "LITTORAL_UNAVAILABLE",
             _ => "LITTORAL_ABORTED",
         };

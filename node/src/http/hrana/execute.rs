@@ -16,7 +16,7 @@
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
 //! statement fails until the client says ROLLBACK or COMMIT: none may slip into autocommit.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use littoral::{Grants, Reader, TableSet, WriteError};
 use parking_lot::Mutex;
@@ -28,6 +28,7 @@ use super::{
     program::{Action, Fate, Program},
     region::{End, Kind, NotHere, Ran, Region, RegionJob, never_ran, run_region},
     session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
+    slow::Spent,
     sql::{self, Verb},
     stream::{Open, Stream},
     wire::HranaError,
@@ -56,10 +57,13 @@ pub(super) async fn execute(
         fates: Vec::new(),
         budget: RESPONSE_BYTES_MAX,
         emitter,
+        spent: Spent::default(),
     };
     while run.outcomes.len() < program.steps.len() {
         let first = run.outcomes.len();
+        let began = Instant::now();
         run.next().await;
+        run.note_slow(first, began.elapsed());
         if run.emit(first).await.is_err() {
             break;
         }
@@ -82,6 +86,8 @@ pub(super) struct Run<'a> {
     /// What is left of [`RESPONSE_BYTES_MAX`].
     pub(super) budget: usize,
     pub(super) emitter: Option<Emitter>,
+    /// Where the time of the steps goes that run now.
+    pub(super) spent: Spent,
 }
 
 impl Run<'_> {
@@ -257,7 +263,9 @@ impl Run<'_> {
             Action::Run(statement) => Some(statement.sql.clone()),
             Action::Describe(_) | Action::Autocommit | Action::Fail(_) => None,
         });
+        let began = Instant::now();
         let admitted = self.node.admit(statements.collect()).await;
+        self.spent.waited_for_lag(began);
         admitted.map_err(|error| HranaError::from(&error))
     }
 
@@ -282,6 +290,7 @@ impl Run<'_> {
         step: usize,
     ) -> Result<Outcome, Fault> {
         self.admit(step..step + 1).await.map_err(Fault::Step)?;
+        self.spent.at("a reader");
         let program = Arc::clone(self.program);
         let mut budget = self.budget;
         let spare = self.emitter.as_ref().map(Emitter::again);
@@ -411,6 +420,7 @@ impl Run<'_> {
 
     /// Runs the transaction on a reader, as long as nothing in it writes.
     async fn read_transaction(&self, region: Region) -> Result<Result<Ran, NotHere>, HranaError> {
+        self.spent.at("a reader");
         let program = Arc::clone(self.program);
         let prior = self.fates.clone();
         let budget = self.budget;
@@ -446,6 +456,7 @@ impl Run<'_> {
             prior: self.fates.clone(),
             budget: self.budget,
         };
+        self.spent.at("the writer");
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
         let result =
@@ -459,6 +470,7 @@ impl Run<'_> {
     }
 
     async fn at_origin(&self, region: &Region) -> (Option<Ran>, Result<(), HranaError>) {
+        self.spent.at("the origin");
         let (program, fates) = (self.program, &self.fates);
         let parcel = Parcel::of(program, region, fates, self.grants.map(AsRef::as_ref));
         run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await

@@ -20,6 +20,7 @@ use crate::runtime::{HeldReader, Transaction, TransactionError};
 impl Run<'_> {
     /// Begins a transaction that is left open, at least for now.
     pub(super) async fn begin(&mut self, step: usize) {
+        self.spent.at("the queue for the writer");
         self.stream.open = match self.program.verb(step) {
             Some(Verb::Begin) => match self.node.begin().await {
                 Ok(transaction) => Open::Writes(transaction),
@@ -148,6 +149,7 @@ impl Run<'_> {
 
     /// Runs steps on the writer, up to the end of the transaction or of the request.
     async fn on_writer(&mut self, transaction: Transaction, step: usize) {
+        self.spent.at("the writer, in a transaction");
         let program = Arc::clone(self.program);
         let region =
             Region { begin: step, steps: step..program.steps.len(), kind: Kind::Continued };

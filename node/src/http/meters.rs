@@ -1,0 +1,135 @@
+//! The part of `GET /metrics` that the node counts itself: how long things take, what waits, how far peers and
+//! tables are.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+
+use littoral::{Consistency, Status, WallTime};
+
+use super::metrics::Page;
+use crate::runtime::{BOUNDS_US, Histogram, LinkMeter, Meter};
+
+/// Adds it to the page.
+pub(super) fn add(page: &mut Page, status: &Status, meter: &Meter) {
+    for (name, help, histogram) in [
+        (
+            "littoral_commit_seconds",
+            "How long write jobs took to be committed and durable, waiting included",
+            &meter.commits,
+        ),
+        ("littoral_read_seconds", "How long reads took, waiting included", &meter.reads),
+        (
+            "littoral_forwarded_seconds",
+            "How long requests to the origin took until they were answered or given up",
+            &meter.forwarded,
+        ),
+        ("littoral_sync_seconds", "How long syncs of the WAL took", &meter.syncs),
+    ] {
+        add_histogram(page, name, help, histogram);
+    }
+    let name = "littoral_slow_statements_total";
+    page.metric(name, "Statements that took longer than http.slow_statement_ms", "counter");
+    page.line(name, "", meter.slow_statements.load(Ordering::Relaxed));
+    page.gauge(
+        "littoral_writes_waiting",
+        "Write jobs that are not done",
+        meter.writes_waiting.now(),
+    );
+    page.gauge(
+        "littoral_reads_waiting",
+        "Reads that wait for a connection",
+        meter.reads_waiting.now(),
+    );
+    page.gauge(
+        "littoral_frontier_held_seconds",
+        "How long ago a member was heard of last that holds back what is forgotten",
+        held(status, meter).as_secs(),
+    );
+    add_links(page, status, meter);
+    add_tables(page, status);
+}
+
+fn add_histogram(page: &mut Page, name: &str, help: &str, histogram: &Histogram) {
+    page.metric(name, help, "histogram");
+    let counts = histogram.cumulative();
+    let bucket = format!("{name}_bucket");
+    for (bound, count) in BOUNDS_US.iter().zip(counts) {
+        let bound = Duration::from_micros(*bound).as_secs_f64();
+        page.line(&bucket, &format!("{{le=\"{bound}\"}}"), count);
+    }
+    let all = counts[BOUNDS_US.len()];
+    page.line(&bucket, "{le=\"+Inf\"}", all);
+    page.line(&format!("{name}_sum"), "", histogram.sum());
+    page.line(&format!("{name}_count"), "", all);
+}
+
+/// The longest silence of a member that has not acknowledged everything; of one that was never heard, since the
+/// node was started.
+fn held(status: &Status, meter: &Meter) -> Duration {
+    let now = status.clock.wall.0;
+    let since = |heard: Option<WallTime>| match heard {
+        Some(at) => Duration::from_millis(now.saturating_sub(at.0)),
+        None => meter.started.elapsed(),
+    };
+    let held = status.stability.held_back_by.iter().map(|held| since(held.heard));
+    held.max().unwrap_or_default()
+}
+
+fn add_links(page: &mut Page, status: &Status, meter: &Meter) {
+    let links = meter.links();
+    let mut nodes: BTreeMap<&str, LinkMeter> = BTreeMap::new();
+    for peer in &status.peers {
+        let Some(link) = links.get(&peer.peer) else { continue };
+        nodes
+            .entry(peer.node.as_str())
+            .and_modify(|node| {
+                node.outbox += link.outbox;
+                node.lag = node.lag.max(link.lag);
+            })
+            .or_insert(*link);
+    }
+    let name = "littoral_peer_lag_seconds";
+    page.metric(name, "The peer has acknowledged all that this node had so long ago", "gauge");
+    for (node, link) in &nodes {
+        page.line(name, &label("node", node), format!("{:.3}", link.lag.as_secs_f64()));
+    }
+    let name = "littoral_peer_outbox_bytes";
+    page.metric(name, "Bytes of frames that wait to be sent to the peer", "gauge");
+    for (node, link) in &nodes {
+        page.line(name, &label("node", node), link.outbox);
+    }
+}
+
+fn add_tables(page: &mut Page, status: &Status) {
+    let replicated =
+        || status.tables.iter().filter(|(_, policy)| policy.consistency != Consistency::Local);
+    let name = "littoral_table_lag_seconds";
+    page.metric(name, "How old what this node shows of the table may be at most", "gauge");
+    if let Some(lag) = status.lag {
+        for (table, _) in replicated() {
+            page.line(name, &label("table", table), format!("{:.3}", lag.as_secs_f64()));
+        }
+    }
+    let name = "littoral_table_too_stale";
+    page.metric(name, "Whether that is more than the table's max_lag_ms", "gauge");
+    for (table, policy) in replicated() {
+        let Some(bound) = policy.max_lag else { continue };
+        let is_new = status.lag.is_some_and(|lag| lag <= Duration::from_millis(bound.ms));
+        page.line(name, &label("table", table), u8::from(!is_new));
+    }
+}
+
+/// A label whose value may be anything.
+fn label(name: &str, value: &str) -> String {
+    let escaped = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("{{{name}=\"{escaped}\"}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_tables_do_not_break_the_page() {
+        assert_eq!(label("table", "a\"b\\c\nd"), r#"{table="a\"b\\c\nd"}"#);
+    }
+}
