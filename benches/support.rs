@@ -383,7 +383,7 @@ impl Node {
                     self.outbox.push_back((peer, channel, bytes));
                 }
                 other @ (Output::Begun { .. }
-                | Output::TakeSnapshot
+                | Output::TakeSnapshot(_)
                 | Output::ReadSnapshot { .. }
                 | Output::DiscardSnapshot
                 | Output::WriteSnapshot { .. }

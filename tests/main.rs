@@ -3,6 +3,7 @@
 //! `harness` starts nodes and talks to them; the other modules are the tests, one promise each.
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
+#[allow(dead_code, reason = "the benches of processes use the rest of it")]
 mod harness;
 
 mod bookmarks;

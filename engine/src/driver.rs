@@ -5,11 +5,12 @@
 //! are the two drivers of this project.
 
 use crate::{
-    db::{Committed, Snapshot},
+    db::{Committed, PieceWritten, Snapshot},
     entry::Digest,
     error::WriteError,
     forward::{ForwardError, Outcome, RequestId},
     id::{AuthorId, ClusterId, Incarnation, Lsn, NodeId, PeerId, Ticket},
+    protocol::frame::Piece,
     time::Instant,
 };
 
@@ -70,10 +71,8 @@ pub enum Input {
     SnapshotRead {
         /// For which link.
         peer: PeerId,
-        /// Where it begins.
-        offset: u64,
         /// The piece.
-        bytes: Result<Vec<u8>, String>,
+        piece: Result<Piece, String>,
     },
     /// A piece was written, as [`Output::WriteSnapshot`] asked, or could not be, and why.
     SnapshotWritten {
@@ -81,8 +80,8 @@ pub enum Input {
         peer: PeerId,
         /// Everything before this offset is written.
         upto: u64,
-        /// Whether it was also synced.
-        result: Result<bool, String>,
+        /// What became of it.
+        result: Result<PieceWritten, String>,
     },
     /// The time of [`Output::WakeAt`] has come. Harmless at any other time.
     Wake,
@@ -114,9 +113,9 @@ pub enum Output {
     Sync(Lsn),
     /// Run [`Db::wal_checkpoint`](crate::Db::wal_checkpoint) on a thread that may block.
     WalCheckpoint,
-    /// Run [`Db::take_snapshot`](crate::Db::take_snapshot) on a thread that may block, then answer
-    /// [`Input::SnapshotTaken`].
-    TakeSnapshot,
+    /// Run [`Db::take_snapshot`](crate::Db::take_snapshot) on a thread that may block, under this name,
+    /// then answer [`Input::SnapshotTaken`].
+    TakeSnapshot(Digest),
     /// Run [`Db::read_snapshot`](crate::Db::read_snapshot), then answer [`Input::SnapshotRead`].
     /// Requests are carried out in their order.
     ReadSnapshot {
@@ -134,10 +133,8 @@ pub enum Output {
     WriteSnapshot {
         /// From which link it came.
         peer: PeerId,
-        /// Where it begins.
-        offset: u64,
         /// The piece.
-        bytes: Vec<u8>,
+        piece: Piece,
         /// Whether to sync.
         sync: bool,
     },

@@ -72,8 +72,8 @@ mod watermarks;
 
 pub use bookmark::{Bookmark, BookmarkNotReached, Missing};
 pub use db::{
-    Admission, Committed, Db, Job, ProgramJob, ReadRefused, Reader, Snapshot, Touched, TxStatement,
-    WriteTx, writer::Synchronous,
+    Admission, Committed, Db, Job, PieceWritten, ProgramJob, ReadRefused, Reader, Snapshot,
+    Touched, TxStatement, WriteTx, writer::Synchronous,
 };
 pub use driver::{Channel, CloseCode, DatabaseDigest, Event, Identity, Input, Output};
 pub use entry::{
@@ -91,7 +91,7 @@ pub use id::{
 };
 pub use open::Builder;
 pub use policy::{ColumnType, Consistency, MaxLag, OnStale, TablePolicy, UnknownWord, Writers};
-pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, frame_length};
+pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, Piece, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};
 pub use set::Element;

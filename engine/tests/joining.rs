@@ -4,7 +4,10 @@
 
 mod support;
 
-use littoral::{ColumnType, Consistency, OpenError, Replica, TablePolicy, WriteError, Writers};
+use littoral::{
+    ColumnType, Consistency, Digest, OpenError, PieceWritten, Replica, TablePolicy, WriteError,
+    Writers,
+};
 
 use self::support::Cluster;
 
@@ -148,15 +151,33 @@ fn what_a_newcomer_is_still_to_be_sent_is_not_trimmed() {
 #[test]
 fn a_damaged_piece_on_the_disk_is_found_before_anything_is_published() {
     let mut cluster = filled(1);
-    let taken = cluster.replica(0).db().take_snapshot().unwrap();
+    let sponsor = cluster.replica(0).db().clone();
+    let taken = sponsor.take_snapshot(Digest::of(b"a name")).unwrap();
     let late = cluster.newcomer();
     let db = cluster.replica(late).db().clone();
-    let bytes =
-        cluster.replica(0).db().read_snapshot(0, usize::try_from(taken.bytes).unwrap()).unwrap();
-    db.write_incoming(0, &bytes, true).unwrap();
-    db.write_incoming(5000, b"damage", true).unwrap();
+    let half = 8192;
+    let first = sponsor.read_snapshot(0, half).unwrap();
+    let rest = usize::try_from(taken.bytes).unwrap() - half;
+    let second = sponsor.read_snapshot(half as u64, rest).unwrap();
+    assert_eq!(db.write_incoming(&first, true).unwrap(), PieceWritten::Synced);
+    cluster.replicas[late].take().unwrap().close(cluster.now).1.unwrap();
+    drop(db);
+    cluster.open(late);
+    let db = cluster.replica(late).db().clone();
+    let mut stored = std::fs::read(db.incoming_path()).unwrap();
+    stored[5000] ^= 1;
+    std::fs::write(db.incoming_path(), &stored).unwrap();
+    assert_eq!(db.write_incoming(&second, true).unwrap(), PieceWritten::Damaged);
     assert!(!db.verify_incoming(&taken).unwrap());
     assert!(!db.incoming_path().exists());
+    // Nothing that is damaged on its way is written.
+    assert_eq!(db.write_incoming(&first, true).unwrap(), PieceWritten::Synced);
+    let other = sponsor.read_snapshot(half as u64 + 1, rest - 1).unwrap();
+    assert_eq!(db.write_incoming(&other, true).unwrap(), PieceWritten::Damaged);
+    assert!(!db.verify_incoming(&taken).unwrap());
+    assert_eq!(db.write_incoming(&first, false).unwrap(), PieceWritten::Written);
+    assert_eq!(db.write_incoming(&second, false).unwrap(), PieceWritten::Written);
+    assert!(db.verify_incoming(&taken).unwrap());
 }
 
 #[test]
@@ -208,10 +229,10 @@ fn what_is_the_sponsors_own_is_in_no_byte_of_a_snapshot() {
         .step_by(2)
         .map(|at| u8::from_str_radix(&stored[0][at..at + 2], 16).unwrap())
         .collect();
-    let taken = cluster.replica(0).db().take_snapshot().unwrap();
-    let bytes =
-        cluster.replica(0).db().read_snapshot(0, usize::try_from(taken.bytes).unwrap()).unwrap();
-    let finds = |what: &[u8]| bytes.windows(what.len()).any(|window| window == what);
+    let sponsor = cluster.replica(0).db();
+    let taken = sponsor.take_snapshot(Digest::of(b"a name")).unwrap();
+    let piece = sponsor.read_snapshot(0, usize::try_from(taken.bytes).unwrap()).unwrap();
+    let finds = |what: &[u8]| piece.bytes().windows(what.len()).any(|window| window == what);
     assert!(finds(b"snapshot_of") && finds(b"everybody may read this"));
     assert!(!finds(b"nobody may read this") && !finds(b"hidden"));
     assert!(!finds(identity.incarnation.to_string().as_bytes()));

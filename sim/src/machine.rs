@@ -9,8 +9,8 @@ use std::{
 };
 
 use littoral::{
-    ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Reader,
-    Replica, Synchronous, TablePolicy, Ticket, VersionVector,
+    ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Piece,
+    Reader, Replica, Synchronous, TablePolicy, Ticket, VersionVector,
 };
 use rusqlite::{Connection, OpenFlags};
 
@@ -54,10 +54,10 @@ pub(crate) struct StopPlan {
 /// Something that a driver does with snapshots.
 #[derive(Debug)]
 pub(crate) enum SnapshotWork {
-    Take,
+    Take(Digest),
     Read { peer: PeerId, offset: u64, bytes: usize },
     Discard,
-    Write { peer: PeerId, offset: u64, bytes: Vec<u8>, sync: bool },
+    Write { peer: PeerId, piece: Piece, sync: bool },
 }
 
 /// One simulated node.

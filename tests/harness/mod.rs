@@ -102,6 +102,14 @@ impl Cluster {
         }
     }
 
+    /// Replaces a line of a node's configuration.
+    pub(crate) fn configure(&self, name: &str, line: &str, by: &str) {
+        let path = self.home.path().join("cluster").join(name).join("littoral.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(line), "{text}");
+        fs::write(path, text.replace(line, by)).unwrap();
+    }
+
     /// Runs `littoral ca issue` for one more node.
     pub(crate) fn issue(&self, name: &str, options: &[&str]) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
@@ -161,9 +169,27 @@ impl Node {
 
     /// How much memory the process has.
     pub(crate) fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// The most memory the process has had.
+    pub(crate) fn peak_kib(&self) -> u64 {
+        self.memory_kib("VmHWM:")
+    }
+
+    fn memory_kib(&self, what: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
         line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    }
+
+    /// How long it has run on the processor, in milliseconds.
+    pub(crate) fn processor_ms(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        // Fields 14 and 15 of the line, in ticks of 10 ms.
+        let ticks = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u32>().unwrap());
+        f64::from(ticks.sum::<u32>()) * 10.0
     }
 
     pub(crate) fn until_ready(&self) {

@@ -17,9 +17,9 @@ pub use group_commit::{Committed, Job, ProgramJob};
 pub(crate) use interactive::Interactive;
 use routing::Elsewhere;
 pub use routing::{Admission, ReadRefused, Touched};
-use snapshot::Arriving;
-pub use snapshot::Snapshot;
+use snapshot::{Arriving, Departing};
 pub(crate) use snapshot::{INCOMING, TAKEN};
+pub use snapshot::{PieceWritten, Snapshot};
 pub(crate) use tx::transaction_gone;
 pub use tx::{TxStatement, WriteTx};
 
@@ -71,6 +71,7 @@ pub(crate) struct File {
     pub(crate) registry: Mutex<Option<(Arc<Registry>, bool)>>,
     pub(crate) elsewhere: Elsewhere,
     arriving: Mutex<Option<Arriving>>,
+    departing: Mutex<Departing>,
 }
 
 impl File {
@@ -83,6 +84,7 @@ impl File {
             registry: Mutex::default(),
             elsewhere: Elsewhere::default(),
             arriving: Mutex::default(),
+            departing: Mutex::default(),
         }
     }
 

@@ -11,9 +11,10 @@
 //! - a copy is of one moment: its source connection holds a read transaction throughout;
 //! - nothing of the sponsor's identity and of the rows of `local` tables is in it when it is offered, in
 //!   no page, free or not; what was deleted from such a table before may stand in a free page;
+//! - a piece is written only if it is, with all before it as that stands on this disk, what was sent;
 //! - memory is bounded by SQLite's page caches and one piece of [`SNAPSHOT_CHUNK_BYTES`].
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, backup::Backup, config::DbConfig};
 
@@ -21,6 +22,7 @@ use crate::{
     db::{Db, File},
     entry::Digest,
     limits::SNAPSHOT_CHUNK_BYTES,
+    protocol::frame::Piece,
     schema::catalog,
     sqlite::{
         file::{self, VfsFile},
@@ -37,10 +39,21 @@ const COPY_CACHE_KIB: i64 = 4096;
 /// A whole snapshot: what was taken of a sponsor's file, or is to become a joiner's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Snapshot {
-    /// The digest of all its bytes.
-    pub digest: Digest,
-    /// How many there are.
+    /// A name that no other one has. It says nothing of the bytes: every [`Piece`] does.
+    pub name: Digest,
+    /// How many bytes there are.
     pub bytes: u64,
+}
+
+/// What became of a piece of a snapshot that was received.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PieceWritten {
+    /// It is written.
+    Written,
+    /// It is written, and everything before it and it are on stable storage.
+    Synced,
+    /// Together with what was received before it, it is not what was sent.
+    Damaged,
 }
 
 /// A snapshot that is being received. The file stays open: one that is opened anew syncs its directory,
@@ -48,15 +61,45 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub(crate) struct Arriving {
     file: VfsFile,
-    /// The hash as far as the snapshot has arrived, so that it need not be read again at its end; `None`
-    /// if some of it came before a restart.
-    hashed: Option<Hashed>,
+    hashed: Hashed,
 }
 
+/// The snapshot that was taken last, as far as it was read: each byte is hashed once, whoever asks for it.
+#[derive(Debug, Default)]
+pub(crate) struct Departing {
+    hashed: Hashed,
+    /// By where a piece ends, the digest of everything before.
+    digests: BTreeMap<u64, Digest>,
+}
+
+/// The hash of a file from its beginning on.
 #[derive(Debug, Default)]
 struct Hashed {
     upto: u64,
     hasher: blake3::Hasher,
+}
+
+impl Hashed {
+    fn update(&mut self, bytes: &[u8]) -> Digest {
+        self.hasher.update(bytes);
+        self.upto += bytes.len() as u64;
+        Digest(*self.hasher.finalize().as_bytes())
+    }
+
+    /// Goes to a place in the file, reading what lies before it if it must.
+    fn go_to(&mut self, offset: u64, file: &mut VfsFile) -> rusqlite::Result<()> {
+        if self.upto > offset {
+            *self = Self::default();
+        }
+        let mut read = Vec::new();
+        while self.upto < offset {
+            let left = usize::try_from(offset - self.upto).unwrap_or(usize::MAX);
+            read.resize(left.min(SNAPSHOT_CHUNK_BYTES), 0);
+            file.read(self.upto, &mut read)?;
+            self.update(&read);
+        }
+        Ok(())
+    }
 }
 
 impl File {
@@ -91,17 +134,17 @@ impl Db {
     ///
     /// # Errors
     /// SQLite's, if the disk fails or is full.
-    pub fn take_snapshot(&self) -> rusqlite::Result<Snapshot> {
+    pub fn take_snapshot(&self, name: Digest) -> rusqlite::Result<Snapshot> {
         self.discard_snapshot()?;
         let taken = self.copy_out();
         if taken.is_err() {
             // The first error says more than a second one would.
             let _ = self.discard_snapshot();
         }
-        taken
+        Ok(Snapshot { name, bytes: taken? })
     }
 
-    fn copy_out(&self) -> rusqlite::Result<Snapshot> {
+    fn copy_out(&self) -> rusqlite::Result<u64> {
         let source = self.file.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         source.busy_timeout(super::READ_BUSY_TIMEOUT)?;
         let held = source.unchecked_transaction()?;
@@ -119,8 +162,7 @@ impl Db {
         strip(&conn)?;
         conn.close().map_err(|(_, error)| error)?;
         // Not synced: a crash leaves nothing that anybody would ask for again.
-        let (bytes, digest) = hash(&mut self.taken()?)?;
-        Ok(Snapshot { digest, bytes })
+        self.taken()?.size()
     }
 
     fn taken(&self) -> rusqlite::Result<VfsFile> {
@@ -131,9 +173,20 @@ impl Db {
     ///
     /// # Errors
     /// SQLite's, if it cannot be read or ends before.
-    pub fn read_snapshot(&self, offset: u64, bytes: usize) -> rusqlite::Result<Vec<u8>> {
-        let mut piece = vec![0; bytes];
-        self.taken()?.read(offset, &mut piece)?;
+    pub fn read_snapshot(&self, offset: u64, bytes: usize) -> rusqlite::Result<Piece> {
+        let mut file = self.taken()?;
+        let mut piece = Piece::empty(offset, bytes);
+        file.read(offset, piece.bytes_mut())?;
+        let Departing { hashed, digests } = &mut *self.file.departing.lock();
+        let digest = match digests.get(&piece.end()) {
+            Some(known) => *known,
+            None => {
+                hashed.go_to(offset, &mut file)?;
+                hashed.update(piece.bytes())
+            }
+        };
+        digests.insert(piece.end(), digest);
+        piece.set_digest(digest);
         Ok(piece)
     }
 
@@ -142,16 +195,17 @@ impl Db {
     /// # Errors
     /// SQLite's, if it cannot be removed.
     pub fn discard_snapshot(&self) -> rusqlite::Result<()> {
+        *self.file.departing.lock() = Departing::default();
         self.file.remove_beside(TAKEN)?;
         self.file.remove_beside("-snapshot-journal")
     }
 
-    /// Writes a piece of a snapshot that is being received; with `sync`, all of it so far is on stable
-    /// storage afterwards.
+    /// Writes a piece of a snapshot that is being received, if with all before it, as it stands in the
+    /// file, it is what was sent; with `sync`, all of it so far is on stable storage afterwards.
     ///
     /// # Errors
     /// SQLite's, if the disk fails or is full.
-    pub fn write_incoming(&self, offset: u64, bytes: &[u8], sync: bool) -> rusqlite::Result<()> {
+    pub fn write_incoming(&self, piece: &Piece, sync: bool) -> rusqlite::Result<PieceWritten> {
         // If it fails, it is opened anew.
         let mut slot = self.file.arriving.lock();
         let Arriving { mut file, mut hashed } = match slot.take() {
@@ -159,45 +213,45 @@ impl Db {
             None => {
                 let path = self.file.beside(INCOMING);
                 let file = self.file.open_beside(INCOMING, true)?.ok_or_else(|| missing(&path))?;
-                Arriving { file, hashed: None }
+                Arriving { file, hashed: Hashed::default() }
             }
         };
-        if offset == 0 {
+        if piece.offset() == 0 {
             file.truncate(0)?;
-            hashed = Some(Hashed::default());
         }
-        hashed.take_if(|hashed| hashed.upto != offset);
-        file.write(offset, bytes)?;
+        if hashed.upto != piece.offset() {
+            if file.size()? < piece.offset() {
+                return Ok(PieceWritten::Damaged);
+            }
+            // What came before a crash is believed as far as it can be read again.
+            hashed.go_to(piece.offset(), &mut file)?;
+        }
+        if hashed.update(piece.bytes()) != piece.digest() {
+            return Ok(PieceWritten::Damaged);
+        }
+        file.write(piece.offset(), piece.bytes())?;
         if sync {
             file.sync()?;
         }
-        if let Some(hashed) = &mut hashed {
-            hashed.hasher.update(bytes);
-            hashed.upto += bytes.len() as u64;
-        }
         *slot = Some(Arriving { file, hashed });
-        Ok(())
+        Ok(if sync { PieceWritten::Synced } else { PieceWritten::Written })
     }
 
-    /// Whether the snapshot that was received is the one that was offered. If it is not, it is removed.
+    /// Whether the snapshot that was offered was received whole, and is on stable storage. If it was not,
+    /// it is removed.
     ///
     /// # Errors
-    /// SQLite's, if it cannot be read.
+    /// SQLite's, if the disk fails.
     pub fn verify_incoming(&self, offered: &Snapshot) -> rusqlite::Result<bool> {
         // Whatever comes of it, the file is closed at the end: it may be renamed then.
         let arriving = self.file.arriving.lock().take();
-        let hashed = arriving.and_then(|arriving| arriving.hashed);
-        let Some(mut file) = self.file.open_beside(INCOMING, false)? else { return Ok(false) };
-        file.truncate(offered.bytes)?;
-        let found = match hashed.filter(|hashed| hashed.upto == offered.bytes) {
-            Some(hashed) => (file.size()?, Digest(*hashed.hasher.finalize().as_bytes())),
-            None => hash(&mut file)?,
-        };
-        if found == (offered.bytes, offered.digest) {
+        if let Some(Arriving { mut file, hashed }) = arriving
+            && hashed.upto == offered.bytes
+        {
+            file.truncate(offered.bytes)?;
             file.sync()?;
             return Ok(true);
         }
-        drop(file);
         self.file.remove_beside(INCOMING)?;
         Ok(false)
     }
@@ -225,21 +279,6 @@ fn strip(conn: &Connection) -> rusqlite::Result<()> {
     }
     catalog::set_meta(conn, catalog::SNAPSHOT_OF, cluster)?;
     conn.execute_batch("COMMIT")
-}
-
-fn hash(file: &mut VfsFile) -> rusqlite::Result<(u64, Digest)> {
-    let bytes = file.size()?;
-    let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; SNAPSHOT_CHUNK_BYTES];
-    let mut at = 0;
-    while at < bytes {
-        let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
-        let piece = &mut piece[..left.min(SNAPSHOT_CHUNK_BYTES)];
-        file.read(at, piece)?;
-        hasher.update(piece);
-        at += piece.len() as u64;
-    }
-    Ok((bytes, Digest(*hasher.finalize().as_bytes())))
 }
 
 fn missing(path: &std::path::Path) -> rusqlite::Error {

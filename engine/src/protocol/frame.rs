@@ -3,6 +3,8 @@
 //! A frame is a header of five bytes, the little-endian length of what follows it and a kind, then the
 //! payload. Every bound is checked before anything is allocated. `docs/protocol.md` specifies it.
 
+use std::fmt;
+
 use crate::{
     driver::Channel,
     entry::{
@@ -48,6 +50,73 @@ pub fn frame_length(
     if bytes > max { Err(FrameTooLong { bytes, max }) } else { Ok(bytes) }
 }
 
+/// A piece of a snapshot, kept as the frame that carries it: it is read from one disk and written to the
+/// other without being copied in between.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Piece(Vec<u8>);
+
+impl Piece {
+    const OFFSET_AT: usize = FRAME_HEADER_BYTES;
+    const DIGEST_AT: usize = Self::OFFSET_AT + size_of::<u64>();
+    const HEAD_BYTES: usize = Self::DIGEST_AT + size_of::<Digest>();
+
+    /// Room for a piece of that many bytes.
+    pub(crate) fn empty(offset: u64, bytes: usize) -> Self {
+        let mut frame = vec![0; Self::HEAD_BYTES + bytes];
+        let length = frame.len() - FRAME_HEADER_BYTES;
+        frame[..FRAME_HEADER_BYTES].copy_from_slice(&header(KIND_PIECE, length));
+        frame[Self::OFFSET_AT..Self::DIGEST_AT].copy_from_slice(&offset.to_le_bytes());
+        Self(frame)
+    }
+
+    /// A frame that [`decode_frame`] has found to be one.
+    pub(crate) const fn of_frame(frame: Vec<u8>) -> Self {
+        Self(frame)
+    }
+
+    pub(crate) fn into_frame(self) -> Vec<u8> {
+        self.0
+    }
+
+    pub(crate) fn set_digest(&mut self, digest: Digest) {
+        self.0[Self::DIGEST_AT..Self::HEAD_BYTES].copy_from_slice(&digest.0);
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0[Self::HEAD_BYTES..]
+    }
+
+    /// Where in the snapshot it begins.
+    pub fn offset(&self) -> u64 {
+        let mut offset = [0; size_of::<u64>()];
+        offset.copy_from_slice(&self.0[Self::OFFSET_AT..Self::DIGEST_AT]);
+        u64::from_le_bytes(offset)
+    }
+
+    /// The digest of the snapshot from its beginning to the end of this piece.
+    pub fn digest(&self) -> Digest {
+        let mut digest = [0; size_of::<Digest>()];
+        digest.copy_from_slice(&self.0[Self::DIGEST_AT..Self::HEAD_BYTES]);
+        Digest(digest)
+    }
+
+    /// What is in it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0[Self::HEAD_BYTES..]
+    }
+
+    /// Where in the snapshot it ends.
+    pub fn end(&self) -> u64 {
+        self.offset().saturating_add(self.bytes().len() as u64)
+    }
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Piece({}..{}, {:?})", self.offset(), self.end(), self.digest())
+    }
+}
+
 const KIND_CONTROL: u8 = 1;
 const KIND_ENTRIES: u8 = 2;
 const KIND_ENTRIES_ZSTD: u8 = 3;
@@ -71,21 +140,13 @@ pub(crate) enum Payload<'f> {
     Large(LargeName),
     /// Bytes of a large entry, from an offset on.
     Chunk(Dot, u64, Vec<u8>),
-    /// A piece of a snapshot, whose digest is right: where it begins, and its bytes, which end the frame.
-    Piece(u64, &'f [u8]),
+    /// A piece of a snapshot: the frame is one.
+    Piece,
 }
 
 /// Puts the header before a control message.
 pub(crate) fn control_frame(message: &[u8]) -> Vec<u8> {
     framed(KIND_CONTROL, message)
-}
-
-/// Puts offset and digest before a piece of a snapshot.
-pub(crate) fn piece_frame(offset: u64, bytes: &[u8]) -> Vec<u8> {
-    let mut head = Vec::with_capacity(50);
-    put_varint(&mut head, offset);
-    head.extend_from_slice(&Digest::of(bytes).0);
-    framed_of(KIND_PIECE, &[&head, bytes])
 }
 
 /// Offers a large entry.
@@ -155,18 +216,16 @@ impl EntriesFrame {
 }
 
 fn framed(kind: u8, payload: &[u8]) -> Vec<u8> {
-    framed_of(kind, &[payload])
+    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + payload.len());
+    frame.extend_from_slice(&header(kind, payload.len()));
+    frame.extend_from_slice(payload);
+    frame
 }
 
-/// Puts the header before a payload that is in several places.
-fn framed_of(kind: u8, payload: &[&[u8]]) -> Vec<u8> {
-    let length = payload.iter().map(|part| part.len()).sum::<usize>();
-    let mut frame = Vec::with_capacity(FRAME_HEADER_BYTES + length);
+fn header(kind: u8, length: usize) -> [u8; FRAME_HEADER_BYTES] {
     let length = u32::try_from(length).expect("MAX_FRAME_BYTES fits a u32");
-    frame.extend_from_slice(&length.to_le_bytes());
-    frame.push(kind);
-    payload.iter().for_each(|part| frame.extend_from_slice(part));
-    frame
+    let [a, b, c, d] = length.to_le_bytes();
+    [a, b, c, d, kind]
 }
 
 /// Takes a whole frame apart.
@@ -183,23 +242,10 @@ pub(crate) fn decode_frame(channel: Channel, frame: &[u8]) -> Result<Payload<'_>
         (Channel::Control, KIND_CONTROL) => Ok(Payload::Control(payload)),
         (Channel::Entries, KIND_ENTRIES) => entries(payload).map(Payload::Entries),
         (Channel::Entries, KIND_ENTRIES_ZSTD) => entries(&unpacked(payload)?).map(Payload::Entries),
-        (Channel::Snapshot, KIND_PIECE) => piece(payload),
+        (Channel::Snapshot, KIND_PIECE) if frame.len() > Piece::HEAD_BYTES => Ok(Payload::Piece),
         (Channel::Entries, KIND_LARGE) => large(payload),
         (Channel::Entries, kind @ (KIND_CHUNK | KIND_CHUNK_ZSTD)) => chunk(kind, payload),
         (_, kind) => Err(ProtocolError::Malformed(format!("frame of kind {kind} on {channel:?}"))),
-    }
-}
-
-fn piece(payload: &[u8]) -> Result<Payload<'_>, ProtocolError> {
-    let mut reader = ByteReader::new(payload);
-    let cut = |error: DecodeError| malformed(&error.to_string());
-    let offset = reader.varint().map_err(cut)?;
-    let digest = Digest(reader.array().map_err(cut)?);
-    let bytes = &payload[payload.len() - reader.remaining()..];
-    if Digest::of(bytes) == digest {
-        Ok(Payload::Piece(offset, bytes))
-    } else {
-        Err(malformed("a piece of a snapshot whose digest is another one"))
     }
 }
 

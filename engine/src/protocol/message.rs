@@ -46,9 +46,9 @@ pub(crate) enum Message {
     /// The sender streams nothing on this link: the receiver must take a snapshot first.
     SnapshotFirst,
     /// Asks for a snapshot: whether it must hold the sender's own `Join`, the entries it must hold
-    /// because the sender has them, and digest and number of bytes of what the sender has of one already.
+    /// because the sender has them, and name and number of bytes of what the sender has of one already.
     AskSnapshot(bool, Vec<(u64, Seq)>, Option<([u8; 32], u64)>),
-    /// The snapshot that follows on its own stream: digest, size, and the offset at which it begins.
+    /// The snapshot that follows on its own stream: name, size, and the offset at which it begins.
     Snapshot([u8; 32], u64, u64),
     /// How many bytes of the snapshot the sender has written.
     SnapshotCredit(u64),

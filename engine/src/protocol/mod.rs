@@ -44,7 +44,7 @@ use crate::{
     protocol::{
         acks::Acks,
         forward::{Carried, Reply, Requests},
-        frame::{EntriesFrame, Payload, control_frame, decode_frame},
+        frame::{EntriesFrame, Payload, Piece, control_frame, decode_frame},
         hold::{Offered, Outgoing},
         message::{Answer, FRAME_VERSION, Hello, Message, Question, read_vector, wire_vector},
         snapshot::{Sending, Wish},
@@ -147,7 +147,7 @@ pub(crate) enum Received {
     AskSnapshot,
     /// What follows has this digest and size, and begins at this offset.
     Snapshot(Snapshot, u64),
-    Piece(u64, Vec<u8>),
+    Piece(Piece),
     /// The peer offers a large entry, and waits for an answer.
     Large(LargeName),
     /// Bytes of a large entry that were asked for, from an offset on.
@@ -227,7 +227,7 @@ impl PeerSession {
         &mut self,
         now: Instant,
         channel: Channel,
-        mut bytes: Vec<u8>,
+        bytes: Vec<u8>,
     ) -> Result<Received, ProtocolError> {
         self.last_heard = now;
         self.bytes_received += bytes.len() as u64;
@@ -242,15 +242,10 @@ impl PeerSession {
             return Ok(Received::Nothing);
         }
         match decode_frame(channel, &bytes)? {
-            Payload::Piece(..) if !self.is_streaming() => {
+            Payload::Piece if !self.is_streaming() => {
                 Err(ProtocolError::Malformed("a snapshot without a hello".to_owned()))
             }
-            Payload::Piece(offset, piece) => {
-                // The frame becomes the piece: there is no copy of it.
-                let head = bytes.len() - piece.len();
-                bytes.drain(..head);
-                Ok(Received::Piece(offset, bytes))
-            }
+            Payload::Piece => Ok(Received::Piece(Piece::of_frame(bytes))),
             Payload::Control(message) => self.handle_message(now, Message::decode(message)?),
             payload => self.received(payload),
         }
@@ -258,7 +253,7 @@ impl PeerSession {
 
     fn received(&mut self, payload: Payload<'_>) -> Result<Received, ProtocolError> {
         match payload {
-            Payload::Control(_) => Ok(Received::Nothing),
+            Payload::Control(_) | Payload::Piece => Ok(Received::Nothing),
             Payload::Entries(entries) => {
                 self.check_nothing_offered()?;
                 for entry in &entries {
@@ -270,7 +265,6 @@ impl PeerSession {
                 self.offered(name)?;
                 Ok(Received::Large(name))
             }
-            Payload::Piece(offset, bytes) => Ok(Received::Piece(offset, bytes.to_vec())),
             Payload::Chunk(dot, offset, bytes) => {
                 let wanted = self.check_chunk(dot, offset, &bytes)?;
                 Ok(if wanted { Received::Chunk(dot, offset, bytes) } else { Received::Nothing })
@@ -324,9 +318,9 @@ impl PeerSession {
                 self.sending = None;
                 return Ok(Received::AskSnapshot);
             }
-            Message::Snapshot(digest, bytes, from) => {
-                let digest = Digest(digest);
-                return Ok(Received::Snapshot(Snapshot { digest, bytes }, from));
+            Message::Snapshot(name, bytes, from) => {
+                let name = Digest(name);
+                return Ok(Received::Snapshot(Snapshot { name, bytes }, from));
             }
             Message::SnapshotCredit(upto) => {
                 let Some(sending) = &mut self.sending else {

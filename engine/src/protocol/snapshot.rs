@@ -6,7 +6,7 @@ use crate::{
     driver::Channel,
     error::ProtocolError,
     limits::{SNAPSHOT_CHUNK_BYTES, SNAPSHOT_WINDOW_BYTES},
-    protocol::{PeerSession, frame::piece_frame},
+    protocol::{PeerSession, frame::Piece},
     version::VersionVector,
 };
 
@@ -17,7 +17,7 @@ pub(crate) struct Wish {
     pub(crate) joins: bool,
     /// Entries that it has already: nobody goes back.
     pub(crate) vector: VersionVector,
-    /// Digest and number of bytes of what it has of one already.
+    /// Name and number of bytes of what it has of one already.
     pub(crate) has: Option<([u8; 32], u64)>,
 }
 
@@ -62,12 +62,11 @@ impl Sending {
 
 impl PeerSession {
     /// Sends a piece that was read from the disk.
-    pub(crate) fn send_piece(&mut self, offset: u64, bytes: &[u8]) {
-        let Some(sending) = self.sending.as_mut().filter(|sending| sending.read == offset) else {
-            return;
-        };
-        sending.read += bytes.len() as u64;
-        self.outbox.push_back((Channel::Snapshot, piece_frame(offset, bytes)));
+    pub(crate) fn send_piece(&mut self, piece: Piece) {
+        let next = |sending: &&mut Sending| sending.read == piece.offset();
+        let Some(sending) = self.sending.as_mut().filter(next) else { return };
+        sending.read = piece.end();
+        self.outbox.push_back((Channel::Snapshot, piece.into_frame()));
     }
 }
 

@@ -66,7 +66,7 @@ impl Replica {
             // Granted in the drain that follows, or when there is one to give.
             Received::AskSnapshot => Ok(()),
             Received::Snapshot(snapshot, from) => self.snapshot_offered(peer, snapshot, from),
-            Received::Piece(offset, bytes) => self.snapshot_piece(peer, offset, bytes),
+            Received::Piece(piece) => self.snapshot_piece(peer, piece),
             Received::Ask(token, question) => self.asked(peer, token, &question),
             Received::Answer(token, answer) => {
                 self.answered(peer, token, answer);

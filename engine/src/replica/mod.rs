@@ -310,7 +310,7 @@ impl Replica {
                 }
             }
             Input::SnapshotTaken(result) => self.snapshot_taken(result),
-            Input::SnapshotRead { peer, offset, bytes } => self.snapshot_read(peer, offset, bytes),
+            Input::SnapshotRead { peer, piece } => self.snapshot_read(peer, piece),
             Input::SnapshotWritten { peer, upto, result } => {
                 self.snapshot_written(peer, upto, result);
             }

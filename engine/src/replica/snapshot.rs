@@ -10,13 +10,17 @@
 use std::mem;
 
 use crate::{
-    db::{Snapshot, watch::Who},
+    db::{PieceWritten, Snapshot, watch::Who},
     driver::{CloseCode, Output},
     entry::Digest,
     error::ProtocolError,
     id::{Lsn, PeerId},
-    limits::{SNAPSHOT_FROM_ENTRIES, SNAPSHOT_KEPT, SNAPSHOT_SYNC_BYTES, SNAPSHOT_WINDOW_BYTES},
+    limits::{
+        SNAPSHOT_CHUNK_BYTES, SNAPSHOT_FROM_ENTRIES, SNAPSHOT_KEPT, SNAPSHOT_SYNC_BYTES,
+        SNAPSHOT_WINDOW_BYTES,
+    },
     protocol::{
+        frame::Piece,
         message::{Message, wire_vector},
         snapshot::{Sending, Wish},
     },
@@ -33,6 +37,8 @@ use crate::{
 pub(super) struct Sponsor {
     offer: Offer,
     used: Instant,
+    /// How many were taken since the file was opened.
+    taken: u64,
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +58,7 @@ pub(super) struct Fetching {
     /// What stands on this node's disk of a snapshot already, synced.
     progress: Option<Progress>,
     /// Pieces that came before what they are was told: streams are not ordered among each other.
-    early: Vec<(u64, Vec<u8>)>,
+    early: Vec<Piece>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -78,8 +84,14 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// From where on the rest is asked for: the last piece always, since its digest is that of the whole.
+    fn resumes_at(&self) -> u64 {
+        let chunk = SNAPSHOT_CHUNK_BYTES as u64;
+        self.upto.min(self.snapshot.bytes.saturating_sub(1) / chunk * chunk)
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = self.snapshot.digest.0.to_vec();
+        let mut out = self.snapshot.name.0.to_vec();
         put_varint(&mut out, self.snapshot.bytes);
         put_varint(&mut out, self.upto);
         out
@@ -87,8 +99,8 @@ impl Progress {
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = ByteReader::new(bytes);
-        let digest = Digest(reader.array().ok()?);
-        let snapshot = Snapshot { digest, bytes: reader.varint().ok()? };
+        let name = Digest(reader.array().ok()?);
+        let snapshot = Snapshot { name, bytes: reader.varint().ok()? };
         Some(Self { snapshot, upto: reader.varint().ok()? })
     }
 }
@@ -184,17 +196,15 @@ impl Replica {
                 if self.durable.lsn < upto && !planted(Bug::SendUnsynced) {
                     return;
                 }
+                let Snapshot { name, bytes } = snapshot;
                 let begins = match wish.has {
-                    Some((digest, bytes)) if digest == snapshot.digest.0 => {
-                        bytes.min(snapshot.bytes)
-                    }
+                    Some((had, upto)) if had == name.0 && upto < bytes => upto,
                     _ => 0,
                 };
                 let Some(session) = self.sessions.get_mut(&peer) else { return };
                 session.wish = None;
-                let Snapshot { digest, bytes } = snapshot;
-                session.say(&Message::Snapshot(digest.0, bytes, begins));
-                session.sending = (begins < bytes).then(|| Sending::new(bytes, begins));
+                session.say(&Message::Snapshot(name.0, bytes, begins));
+                session.sending = Some(Sending::new(bytes, begins));
                 self.sponsor.used = self.now.mono;
                 self.send_pieces();
             }
@@ -206,8 +216,16 @@ impl Replica {
     }
 
     fn take_snapshot(&mut self) {
+        self.sponsor.taken += 1;
+        let name = format!(
+            "{} {} {} {}",
+            self.identity.incarnation,
+            self.now.wall,
+            self.log.last(),
+            self.sponsor.taken
+        );
         self.sponsor.offer = Offer::Taking { from: self.log.last(), vector: self.log.vector() };
-        self.outputs.push_back(Output::TakeSnapshot);
+        self.outputs.push_back(Output::TakeSnapshot(Digest::of(name.as_bytes())));
     }
 
     pub(super) fn snapshot_taken(&mut self, result: Result<Snapshot, String>) {
@@ -218,10 +236,8 @@ impl Replica {
         match result {
             Ok(snapshot) => {
                 let upto = self.log.last();
-                self.sponsor = Sponsor {
-                    offer: Offer::Taken { snapshot, from, vector, upto },
-                    used: self.now.mono,
-                };
+                self.sponsor.offer = Offer::Taken { snapshot, from, vector, upto };
+                self.sponsor.used = self.now.mono;
             }
             Err(error) => {
                 self.sponsor.offer = Offer::None;
@@ -234,15 +250,10 @@ impl Replica {
         }
     }
 
-    pub(super) fn snapshot_read(
-        &mut self,
-        peer: PeerId,
-        offset: u64,
-        bytes: Result<Vec<u8>, String>,
-    ) {
+    pub(super) fn snapshot_read(&mut self, peer: PeerId, piece: Result<Piece, String>) {
         let Some(session) = self.sessions.get_mut(&peer) else { return };
-        match bytes {
-            Ok(bytes) => session.send_piece(offset, &bytes),
+        match piece {
+            Ok(piece) => session.send_piece(piece),
             Err(error) => {
                 let reason = format!("the snapshot cannot be read: {error}");
                 self.sponsor.offer = Offer::None;
@@ -313,7 +324,7 @@ impl Replica {
         let Some(peer) = offering.map(|session| session.peer).next() else { return };
         let vector = wire_vector(&self.log.vector());
         let Some(session) = self.sessions.get_mut(&peer) else { return };
-        let has = self.fetching.progress.map(|got| (got.snapshot.digest.0, got.upto));
+        let has = self.fetching.progress.map(|got| (got.snapshot.name.0, got.resumes_at()));
         session.say(&Message::AskSnapshot(!self.read_only, vector, has));
         self.fetching.state = Fetch::Asked(session.peer);
     }
@@ -326,33 +337,29 @@ impl Replica {
         from: u64,
     ) -> Result<(), ProtocolError> {
         let has = match self.fetching.progress {
-            Some(got) if got.snapshot == snapshot => got.upto,
+            Some(got) if got.snapshot == snapshot => got.resumes_at(),
             _ => 0,
         };
-        if self.fetching.state != Fetch::Asked(peer) || ![0, has].contains(&from) {
+        let fits = from < snapshot.bytes && [0, has].contains(&from);
+        if self.fetching.state != Fetch::Asked(peer) || !fits {
             return Err(ProtocolError::Malformed("a snapshot that nobody asked for".to_owned()));
         }
-        if from < snapshot.bytes {
-            self.fetching.state = Fetch::Receiving { peer, snapshot, next: from };
-        } else {
-            self.install(snapshot);
-        }
+        self.fetching.state = Fetch::Receiving { peer, snapshot, next: from };
         let early = mem::take(&mut self.fetching.early);
-        early.into_iter().try_for_each(|(offset, bytes)| self.snapshot_piece(peer, offset, bytes))
+        early.into_iter().try_for_each(|piece| self.snapshot_piece(peer, piece))
     }
 
     /// A piece of it.
     pub(super) fn snapshot_piece(
         &mut self,
         from: PeerId,
-        offset: u64,
-        bytes: Vec<u8>,
+        piece: Piece,
     ) -> Result<(), ProtocolError> {
-        let end = offset.saturating_add(bytes.len() as u64);
-        let early = self.fetching.early.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+        let (offset, end) = (piece.offset(), piece.end());
+        let early = self.fetching.early.iter().map(|piece| piece.bytes().len() as u64).sum::<u64>();
         match &mut self.fetching.state {
             Fetch::Asked(peer) if *peer == from && early < SNAPSHOT_WINDOW_BYTES => {
-                self.fetching.early.push((offset, bytes));
+                self.fetching.early.push(piece);
                 Ok(())
             }
             Fetch::Receiving { peer, snapshot, next }
@@ -361,7 +368,7 @@ impl Replica {
                 *next = end;
                 let sync = end == snapshot.bytes
                     || end / SNAPSHOT_SYNC_BYTES > offset / SNAPSHOT_SYNC_BYTES;
-                self.outputs.push_back(Output::WriteSnapshot { peer: from, offset, bytes, sync });
+                self.outputs.push_back(Output::WriteSnapshot { peer: from, piece, sync });
                 Ok(())
             }
             _ => Err(ProtocolError::Malformed("a piece of a snapshot out of place".to_owned())),
@@ -372,27 +379,26 @@ impl Replica {
         &mut self,
         from: PeerId,
         upto: u64,
-        result: Result<bool, String>,
+        result: Result<PieceWritten, String>,
     ) {
         let Fetch::Receiving { peer, snapshot, .. } = self.fetching.state else { return };
         if peer != from {
             return;
         }
-        let synced = result.and_then(|synced| {
-            if synced {
-                let progress = Progress { snapshot, upto };
-                let conn = self.writer.apply();
-                self.writer
-                    .writes(Who::Apply)
-                    .and_then(|()| catalog::set_meta(conn, catalog::INCOMING, progress.encode()))
-                    .map_err(|error| error.to_string())?;
-                self.fetching.progress = Some(progress);
-            }
-            Ok(())
-        });
-        if let Err(error) = synced {
+        let noted = match result.clone() {
+            Ok(PieceWritten::Written) => Ok(()),
+            Ok(PieceWritten::Synced) => self.note_progress(Some(Progress { snapshot, upto })),
+            Ok(PieceWritten::Damaged) => self.note_progress(None),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = noted {
             self.storage_fails(error.clone());
             return self.close_link(peer, CloseCode::Storage, error);
+        }
+        if result == Ok(PieceWritten::Damaged) {
+            let reason =
+                format!("what has come of a snapshot up to byte {upto} is not what was sent");
+            return self.close_link(peer, CloseCode::Malformed, reason);
         }
         if let Some(session) = self.sessions.get_mut(&peer) {
             session.say(&Message::SnapshotCredit(upto));
@@ -400,6 +406,20 @@ impl Replica {
         if upto == snapshot.bytes {
             self.install(snapshot);
         }
+    }
+
+    /// Notes in the file what of a snapshot is synced, so that a crash does not begin it again.
+    fn note_progress(&mut self, progress: Option<Progress>) -> Result<(), String> {
+        let conn = self.writer.apply();
+        self.writer
+            .writes(Who::Apply)
+            .and_then(|()| match &progress {
+                Some(progress) => catalog::set_meta(conn, catalog::INCOMING, progress.encode()),
+                None => catalog::remove_meta(conn, catalog::INCOMING),
+            })
+            .map_err(|error| error.to_string())?;
+        self.fetching.progress = progress;
+        Ok(())
     }
 
     fn install(&mut self, snapshot: Snapshot) {

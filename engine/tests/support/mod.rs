@@ -213,22 +213,22 @@ impl Cluster {
                     self.answered.insert((node, ticket), result);
                 }
                 Output::Event(event) => self.events.push((node, event)),
-                Output::TakeSnapshot => {
-                    let taken = self.replica(node).db().take_snapshot();
+                Output::TakeSnapshot(name) => {
+                    let taken = self.replica(node).db().take_snapshot(name);
                     let taken = taken.map_err(|error| error.to_string());
                     self.handle(node, Input::SnapshotTaken(taken));
                 }
                 Output::ReadSnapshot { peer, offset, bytes } => {
                     let read = self.replica(node).db().read_snapshot(offset, bytes);
-                    let bytes = read.map_err(|error| error.to_string());
-                    self.handle(node, Input::SnapshotRead { peer, offset, bytes });
+                    let piece = read.map_err(|error| error.to_string());
+                    self.handle(node, Input::SnapshotRead { peer, piece });
                 }
                 Output::DiscardSnapshot => self.replica(node).db().discard_snapshot().unwrap(),
-                Output::WriteSnapshot { peer, offset, bytes, sync } => {
-                    let upto = offset + bytes.len() as u64;
-                    self.received += bytes.len();
-                    let written = self.replica(node).db().write_incoming(offset, &bytes, sync);
-                    let result = written.map(|()| sync).map_err(|error| error.to_string());
+                Output::WriteSnapshot { peer, piece, sync } => {
+                    let upto = piece.end();
+                    self.received += piece.bytes().len();
+                    let written = self.replica(node).db().write_incoming(&piece, sync);
+                    let result = written.map_err(|error| error.to_string());
                     if self.cut_at.is_some_and(|at| self.received >= at) {
                         self.cut_at = None;
                         self.cut();

@@ -561,13 +561,13 @@ impl Effects {
                 // An error says that nobody listens.
                 let _ = self.news.send(news);
             }
-            Output::TakeSnapshot => self.storage.snapshot(SnapshotRequest::Take),
+            Output::TakeSnapshot(name) => self.storage.snapshot(SnapshotRequest::Take(name)),
             Output::ReadSnapshot { peer, offset, bytes } => {
                 self.storage.snapshot(SnapshotRequest::Read { peer, offset, bytes });
             }
             Output::DiscardSnapshot => self.storage.snapshot(SnapshotRequest::Discard),
-            Output::WriteSnapshot { peer, offset, bytes, sync } => {
-                self.storage.snapshot(SnapshotRequest::Write { peer, offset, bytes, sync });
+            Output::WriteSnapshot { peer, piece, sync } => {
+                self.storage.snapshot(SnapshotRequest::Write { peer, piece, sync });
             }
             // The replica thread's own business.
             Output::InstallSnapshot(_) | Output::WakeAt(_) | Output::Run { .. } => {}

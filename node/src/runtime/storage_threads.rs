@@ -16,7 +16,7 @@ use std::{
     time::Instant,
 };
 
-use littoral::{Db, Input, Lsn, PeerId};
+use littoral::{Db, Digest, Input, Lsn, PeerId, Piece};
 use tracing::{debug, error, warn};
 
 use super::{
@@ -43,10 +43,10 @@ pub(crate) struct StorageRequests {
 /// Something to do with a snapshot, in its turn.
 #[derive(Debug)]
 pub(crate) enum SnapshotRequest {
-    Take,
+    Take(Digest),
     Read { peer: PeerId, offset: u64, bytes: usize },
     Discard,
-    Write { peer: PeerId, offset: u64, bytes: Vec<u8>, sync: bool },
+    Write { peer: PeerId, piece: Piece, sync: bool },
 }
 
 impl StorageThreads {
@@ -201,10 +201,12 @@ fn run_snapshots(db: &Db, requests: &mpsc::Receiver<(u64, SnapshotRequest)>, eve
     while let Ok((opening, request)) = requests.recv() {
         let why = |error: rusqlite::Error| error.to_string();
         let input = match request {
-            SnapshotRequest::Take => Input::SnapshotTaken(db.take_snapshot().map_err(why)),
+            SnapshotRequest::Take(name) => {
+                Input::SnapshotTaken(db.take_snapshot(name).map_err(why))
+            }
             SnapshotRequest::Read { peer, offset, bytes } => {
-                let bytes = db.read_snapshot(offset, bytes).map_err(why);
-                Input::SnapshotRead { peer, offset, bytes }
+                let piece = db.read_snapshot(offset, bytes).map_err(why);
+                Input::SnapshotRead { peer, piece }
             }
             SnapshotRequest::Discard => {
                 if let Err(error) = db.discard_snapshot() {
@@ -212,9 +214,9 @@ fn run_snapshots(db: &Db, requests: &mpsc::Receiver<(u64, SnapshotRequest)>, eve
                 }
                 continue;
             }
-            SnapshotRequest::Write { peer, offset, bytes, sync } => {
-                let upto = offset + bytes.len() as u64;
-                let result = db.write_incoming(offset, &bytes, sync).map(|()| sync).map_err(why);
+            SnapshotRequest::Write { peer, piece, sync } => {
+                let upto = piece.end();
+                let result = db.write_incoming(&piece, sync).map_err(why);
                 Input::SnapshotWritten { peer, upto, result }
             }
         };

@@ -174,13 +174,15 @@ impl Cluster {
                 }
                 self.record(number)?;
             }
-            Output::TakeSnapshot => self.queue_snapshot_work(number, SnapshotWork::Take),
+            Output::TakeSnapshot(name) => {
+                self.queue_snapshot_work(number, SnapshotWork::Take(name));
+            }
             Output::ReadSnapshot { peer, offset, bytes } => {
                 self.queue_snapshot_work(number, SnapshotWork::Read { peer, offset, bytes });
             }
             Output::DiscardSnapshot => self.queue_snapshot_work(number, SnapshotWork::Discard),
-            Output::WriteSnapshot { peer, offset, bytes, sync } => {
-                let work = SnapshotWork::Write { peer, offset, bytes, sync };
+            Output::WriteSnapshot { peer, piece, sync } => {
+                let work = SnapshotWork::Write { peer, piece, sync };
                 self.queue_snapshot_work(number, work);
             }
             Output::Answered { ticket, result } => {

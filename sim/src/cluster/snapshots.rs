@@ -37,27 +37,27 @@ impl Cluster {
         let db = engine.replica.db().clone();
         let why = |error: rusqlite::Error| error.to_string();
         let input = match work {
-            SnapshotWork::Take => {
+            SnapshotWork::Take(name) => {
                 // What a copy holds is known by what its source held at that time.
                 self.oracle.refresh(number, &engine.eye)?;
-                let taken = db.take_snapshot().map_err(why);
+                let taken = db.take_snapshot(name).map_err(why);
                 if let Ok(snapshot) = &taken {
-                    self.oracle.logs.copied(number, snapshot.digest);
+                    self.oracle.logs.copied(number, snapshot.name);
                 }
                 Some(Input::SnapshotTaken(taken))
             }
             SnapshotWork::Read { peer, offset, bytes } => {
-                let bytes = db.read_snapshot(offset, bytes).map_err(why);
-                Some(Input::SnapshotRead { peer, offset, bytes })
+                let piece = db.read_snapshot(offset, bytes).map_err(why);
+                Some(Input::SnapshotRead { peer, piece })
             }
             SnapshotWork::Discard => {
                 // It stays, and is written over by the next one.
                 let _ = db.discard_snapshot();
                 None
             }
-            SnapshotWork::Write { peer, offset, bytes, sync } => {
-                let upto = offset + bytes.len() as u64;
-                let result = db.write_incoming(offset, &bytes, sync).map(|()| sync).map_err(why);
+            SnapshotWork::Write { peer, piece, sync } => {
+                let upto = piece.end();
+                let result = db.write_incoming(&piece, sync).map_err(why);
                 Some(Input::SnapshotWritten { peer, upto, result })
             }
         };
@@ -66,9 +66,6 @@ impl Cluster {
         }
         self.note(number, "snapshot", || match &input {
             Some(Input::SnapshotTaken(taken)) => format!("taken {taken:?}"),
-            Some(Input::SnapshotRead { peer, offset, bytes }) => {
-                format!("{:?} bytes at {offset} for {peer:?}", bytes.as_ref().map(Vec::len))
-            }
             other => format!("{other:?}"),
         });
         if more {
@@ -103,7 +100,7 @@ impl Cluster {
             let (from, to) =
                 (format!("/{name}/replica.db-incoming"), format!("/{name}/replica.db"));
             if vfs::with(|store| store.rename(&from, &to)).is_ok() {
-                machine.adopted = Some(snapshot.digest);
+                machine.adopted = Some(snapshot.name);
             }
         }
         machine.life += 1;

@@ -264,9 +264,7 @@ fn messages(frames: &[(Channel, Vec<u8>)]) -> Vec<Message> {
         .iter()
         .filter_map(|(channel, frame)| match decode_frame(*channel, frame).unwrap() {
             Payload::Control(bytes) => Some(Message::decode(bytes).unwrap()),
-            Payload::Entries(_) | Payload::Large(..) | Payload::Chunk(..) | Payload::Piece(..) => {
-                None
-            }
+            Payload::Entries(_) | Payload::Large(..) | Payload::Chunk(..) | Payload::Piece => None,
         })
         .filter(|message| !matches!(message, Message::Hello(_)))
         .collect()
