@@ -388,9 +388,10 @@ impl Node {
                 | Output::DiscardSnapshot
                 | Output::WriteSnapshot { .. }
                 | Output::InstallSnapshot(_)) => panic!("nobody asks for that here: {other:?}"),
-                other @ (Output::Run { .. } | Output::Answered { .. }) => {
-                    panic!("nothing is forwarded here: {other:?}")
-                }
+                other @ (Output::Run { .. }
+                | Output::GuestArrived { .. }
+                | Output::GuestStep { .. }
+                | Output::Answered { .. }) => panic!("nothing is forwarded here: {other:?}"),
                 Output::Close { code, reason, .. } => panic!("link closed ({code:?}): {reason}"),
             }
         }

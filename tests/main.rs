@@ -23,3 +23,4 @@ mod simulator;
 mod sockets;
 mod streams;
 mod tidy;
+mod visits;

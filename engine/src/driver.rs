@@ -172,6 +172,25 @@ pub enum Output {
         /// The program, as the driver of another node wrote it.
         program: Vec<u8>,
     },
+    /// At the origin: a client of another node wants an interactive transaction. When the writer's turn comes
+    /// to it, call [`Replica::begin_guest`](crate::Replica::begin_guest).
+    GuestArrived {
+        /// The request that it is.
+        request: RequestId,
+    },
+    /// At the origin: run the program within the guest's transaction, with
+    /// [`Replica::step`](crate::Replica::step), and then say what it came to: with
+    /// [`Replica::guest_stepped`](crate::Replica::guest_stepped), or
+    /// [`Replica::commit_guest`](crate::Replica::commit_guest) if the client commits, or
+    /// [`Replica::abandon`](crate::Replica::abandon).
+    GuestStep {
+        /// The request that it is.
+        request: RequestId,
+        /// Its transaction.
+        ticket: Ticket,
+        /// The program, as the driver of another node wrote it.
+        program: Vec<u8>,
+    },
     /// News.
     Event(Event),
     /// The replica is quiet until then, or until the next input if `None`. Always the last output.

@@ -38,6 +38,16 @@ pub struct Request {
     pub patience: Duration,
 }
 
+/// An interactive transaction that a client of another node has open at the origin, as the origin names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Guest {
+    /// The request that it is.
+    pub id: RequestId,
+    /// The number that the origin has given it. No other one ever has it, so nothing that was meant for
+    /// one is done in another.
+    pub number: u64,
+}
+
 /// What became of a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -61,6 +71,13 @@ pub enum Outcome {
     },
     /// It was not committed, and never will be: that was decided when somebody asked for its outcome.
     Refused,
+    /// The interactive transaction is open: its steps may come.
+    Begun(Guest),
+    /// The step ran, and the transaction is still open.
+    Stepped {
+        /// What it gave.
+        result: Vec<u8>,
+    },
 }
 
 /// Why nothing is known of what became of a request.
@@ -85,6 +102,15 @@ pub enum ForwardError {
     )]
     Unknown {
         /// The request.
+        id: RequestId,
+    },
+    /// The interactive transaction is not open at the origin: it was ended, or the origin was started again.
+    /// Nothing of it stands.
+    #[error(
+        "the transaction is not open at the origin any more, and nothing of it stands; begin it again"
+    )]
+    Gone {
+        /// The request that it was.
         id: RequestId,
     },
     /// Another program was sent under this id. Nothing was run.

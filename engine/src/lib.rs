@@ -81,7 +81,7 @@ pub use entry::{
     RowOpKind, Segment, SetChange, TableChange, TableDeclaration, rows::RowsReader,
 };
 pub use error::{GenesisError, OpenError, WriteError};
-pub use forward::{ForwardError, Outcome, Request, RequestId};
+pub use forward::{ForwardError, Guest, Outcome, Request, RequestId};
 pub use genesis::Genesis;
 pub use grants::{Grants, TableSet};
 pub use hlc::{Hlc, Stamp};

@@ -80,6 +80,13 @@ pub const REQUESTS_PER_LINK: usize = 32;
 /// See [`REQUESTS_PER_LINK`].
 pub const REQUEST_BYTES_PER_LINK: usize = 4 << 20;
 
+/// Steps of guests that are under way on one link at a time, beside these. Of those that are open, there is
+/// one; others are about to hear that theirs is not.
+pub const STEPS_PER_LINK: usize = 4;
+
+/// Guests that have ended, and that the origin remembers to say how.
+pub const GUESTS_REMEMBERED: usize = 64;
+
 /// Requests of a node's own clients that wait for the origin, and their bytes.
 pub const REQUESTS_WAITING: usize = 1024;
 /// See [`REQUESTS_WAITING`].

@@ -144,11 +144,15 @@ pub enum Bug {
     LagBoundIgnored,
     /// A replica whose disk was full goes on refusing writes when there is room.
     FullForGood,
+    /// A step of a guest that comes again runs again.
+    StepTwice,
+    /// What a guest has committed leaves no outcome.
+    GuestOutcomeLost,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 64] = [
+    pub const ALL: [Self; 66] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -213,6 +217,8 @@ impl Bug {
         Self::AnswerKept,
         Self::LagBoundIgnored,
         Self::FullForGood,
+        Self::StepTwice,
+        Self::GuestOutcomeLost,
     ];
 }
 

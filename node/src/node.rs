@@ -11,7 +11,7 @@ use tracing::{info, warn};
 pub use crate::runtime::StopError;
 use crate::{
     config::{Config, Dial},
-    http::{HttpError, HttpServer, prepare},
+    http::{HttpError, HttpServer, PROGRAMS},
     runtime::{NodeHandle, Runtime, RuntimeError},
     transport::{Transport, TransportError},
 };
@@ -70,7 +70,7 @@ impl Node {
     /// Tells which part could not start; nothing is left running.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let Config { identity, database, links, tls, http, .. } = config.clone();
-        let runtime = tokio::task::spawn_blocking(move || Runtime::start(&config, prepare))
+        let runtime = tokio::task::spawn_blocking(move || Runtime::start(&config, PROGRAMS))
             .await
             .map_err(|_| StartError::Panicked)??;
         let transport = match Transport::start(&links, &tls, &identity, runtime.handle()) {

@@ -284,6 +284,23 @@ async fn what_runs_at_the_origin_is_held_to_the_token_there_too() {
     assert_eq!(keyed(&alice, place).await["error"]["code"], "LITTORAL_NOT_GRANTED");
     assert_eq!(run(&edge, &alice, place).await["error"]["code"], "LITTORAL_NOT_GRANTED");
     assert_eq!(integer(&origin, "SELECT count(*) FROM places").await, 0);
+    // Step by step, too, in a transaction that is there.
+    let mut baton = Value::Null;
+    let mut step = async |sql: &str| {
+        let requests = json!([{ "type": "execute", "stmt": { "sql": sql } }]);
+        let body = json!({ "baton": baton, "requests": requests }).to_string();
+        let (_, mut answer) = ask(&edge, &alice, "POST", "/v3/pipeline", &body).await;
+        baton = answer["baton"].take();
+        answer["results"][0].take()
+    };
+    assert_eq!(step("BEGIN EXCLUSIVE").await["type"], "ok");
+    assert_eq!(step("INSERT INTO counters (name, n) VALUES ('d', 1)").await["type"], "ok");
+    assert_eq!(step(place).await["error"]["code"], "LITTORAL_NOT_GRANTED");
+    let look = step("SELECT * FROM places").await;
+    assert_eq!(look["error"]["code"], "LITTORAL_NOT_GRANTED", "{look}");
+    assert_eq!(step("COMMIT").await["type"], "ok");
+    assert_eq!(integer(&origin, "SELECT count(*) FROM places").await, 0);
+    assert_eq!(integer(&edge, "SELECT n FROM counters WHERE name = 'd'").await, 1);
     let both = issue(&keys, &["--read", "places", "--write", "places"]);
     assert_eq!(run(&edge, &both, place).await["type"], "ok");
 
@@ -297,7 +314,7 @@ async fn what_runs_at_the_origin_is_held_to_the_token_there_too() {
     for _ in 0..2 {
         assert_eq!(keyed(&bob, count).await["type"], "ok");
     }
-    assert_eq!(integer(&origin, "SELECT n FROM counters").await, 2);
+    assert_eq!(integer(&origin, "SELECT n FROM counters WHERE name = 'c'").await, 2);
     let (status, outcome) = ask(&edge, &alice, "POST", "/v1/outcome?key=same", "").await;
     assert_eq!((status, &outcome["outcome"]), (200, &json!("committed")));
     let (status, _) = ask(&edge, "none", "POST", "/v1/outcome?key=same", "").await;

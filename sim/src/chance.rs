@@ -56,6 +56,8 @@ pub(crate) enum Stream {
     Request,
     /// What clients do with the rows of an `origin-strong` table, and from where.
     Seat,
+    /// What clients do in transactions at the origin, and how long they think.
+    Guest,
 }
 
 /// The source of every decision in one run.

@@ -21,19 +21,20 @@ mod crashes;
 mod decay;
 mod ending;
 mod forwarded;
+mod guests;
 mod links;
 mod requests;
 mod sessions;
 mod snapshots;
 mod talks;
 
-pub(crate) use self::{calls::UnderWay, requests::Errands, talks::Open};
+pub(crate) use self::{calls::UnderWay, guests::Move, requests::Errands, talks::Open};
 
 use std::{collections::BTreeMap, rc::Rc};
 
 use littoral::{Channel, Input, Lsn, RequestId, Ticket};
 
-use self::{calls::Callers, requests::Client};
+use self::{calls::Callers, guests::Visitor, requests::Client};
 use crate::{
     application::{Application, BuiltIn, Moment, Sight},
     chance::{Chance, Stream},
@@ -84,6 +85,9 @@ enum Event {
     Request { request: RequestNumber },
     Call { caller: usize },
     RunProgram { machine: usize, life: u64, request: RequestId },
+    Guest { request: RequestNumber },
+    HostGuest { machine: usize, life: u64, request: RequestId },
+    EndGuest { machine: usize, life: u64, ticket: Ticket },
     Strike { fault: usize },
     ForceStop { machine: usize, life: u64 },
     Start { machine: usize, life: u64 },
@@ -154,6 +158,8 @@ pub(crate) struct Cluster {
     machines: Vec<Machine>,
     /// Whoever has something run at the origin.
     clients: BTreeMap<RequestNumber, Client>,
+    /// Whoever has a transaction there.
+    visitors: BTreeMap<RequestNumber, Visitor>,
     /// Clients whose statements go where policies send them.
     callers: Callers,
     network: Network,
@@ -208,6 +214,7 @@ impl Cluster {
             world,
             machines,
             clients: BTreeMap::new(),
+            visitors: BTreeMap::new(),
             callers: Callers::default(),
             _session: session,
         }
@@ -273,6 +280,7 @@ impl Cluster {
         }
         self.plan_requests();
         self.plan_calls();
+        self.plan_guests();
         self.schedule(self.now + self.options.chaos, Event::Heal);
     }
 
@@ -394,6 +402,9 @@ impl Cluster {
             Event::RunProgram { machine, life, request } => {
                 self.run_program(machine, life, request)
             }
+            Event::Guest { request } => self.guest_moves(request),
+            Event::HostGuest { machine, life, request } => self.host_guest(machine, life, request),
+            Event::EndGuest { machine, life, ticket } => self.end_guest(machine, life, ticket),
             Event::Strike { fault } => {
                 let (_, fault) = self.world.faults[fault].clone();
                 self.strike(fault)

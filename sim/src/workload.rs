@@ -12,7 +12,8 @@
 //! - no two rows of `ticket` ever had the same key, which `stub` remembers;
 //! - the sets of `bag` are JSON arrays;
 //! - the rows of `seat` are registers that clients read and write from everywhere, and only the origin does;
-//! - no request has more than one row in `parcel`, which programs that run at the origin write.
+//! - no request has more than one row of an edition in `parcel`, which programs that run at the origin write,
+//!   and one of a guest has all or none.
 
 mod author;
 mod bag;
@@ -32,7 +33,7 @@ use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
 pub(crate) use self::{
-    request::{Kind, Program, RequestNumber},
+    request::{Kind, Program, RequestNumber, guest_number, rows_of},
     schema::{Errand, times as schema_change_times},
     script::{Failed, Script, decode_values},
     seat::{BOUNDED_READS, SEATS, SeatCall},
@@ -222,10 +223,16 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
 }
 
 /// Queries that count what no reader may ever see, each with what it means.
-pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 11] = [
+pub(crate) const FORBIDDEN_SIGHTS: [(&str, &str); 12] = [
     (
         "a request that ran twice",
-        "SELECT count(*) FROM (SELECT 1 FROM parcel GROUP BY request HAVING count(*) > 1)",
+        "SELECT count(*) FROM (SELECT 1 FROM parcel
+           GROUP BY request, iif(request < 1000000, 0, edition) HAVING count(*) > 1)",
+    ),
+    (
+        "some steps of a guest",
+        "SELECT count(*) FROM (SELECT 1 FROM parcel WHERE request >= 1000000 GROUP BY request
+           HAVING count(*) <> request % 10)",
     ),
     (
         "an id that two nodes have given",

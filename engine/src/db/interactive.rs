@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{
     db::{
-        group_commit::{Committed, Local},
+        group_commit::{Committed, Local, RunFor},
         tx::{Course, WriteTx, transaction_gone},
         writer::Writer,
     },
@@ -57,9 +57,10 @@ impl Writer {
     pub(crate) fn commit_interactive(
         &self,
         open: &Interactive,
+        run_for: Option<&RunFor>,
         local: &mut Local<'_>,
     ) -> Result<Committed, WriteError> {
-        self.end_alone(&open.course, Ok(()), None, local)
+        self.end_alone(&open.course, Ok(()), run_for, local)
     }
 
     /// Undoes all of it; gives `why`, or what stood in the way.

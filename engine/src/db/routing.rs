@@ -12,7 +12,7 @@ use rusqlite::{ErrorCode, hooks::AuthAction};
 
 use crate::{
     db::{Db, Reader},
-    policy::{Consistency, MaxLag, OnStale, TablePolicy},
+    policy::{Consistency, MaxLag, OnStale, TablePolicy, Writers},
     schema::{Registry, Table},
     testing::{Bug, planted},
 };
@@ -138,6 +138,17 @@ impl Db {
 
     fn registry(&self) -> Option<Arc<Registry>> {
         self.file().registry.lock().as_ref().map(|(registry, _)| Arc::clone(registry))
+    }
+
+    /// Whether there are tables that only the origin writes, and this node is another one.
+    pub fn has_tables_of_origin(&self) -> bool {
+        let published = self.file().registry.lock();
+        published.as_ref().is_some_and(|(registry, is_origin)| {
+            let of_origin = |policy: &TablePolicy| {
+                policy.writers == Writers::Origin && policy.consistency != Consistency::Local
+            };
+            !is_origin && registry.tables().iter().any(|table| of_origin(&table.policy))
+        })
     }
 
     /// Whether this node has received nothing of the cluster's schema yet.

@@ -18,7 +18,7 @@ use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 use crate::{
     driver::Output,
     error::ProtocolError,
-    forward::{ForwardError, Outcome, Request, RequestId},
+    forward::{ForwardError, Guest, Outcome, Request, RequestId},
     id::{AuthorId, NodeId, PeerId, Seq, Ticket},
     limits::{
         HOPS_MAX, PATIENCE_MAX, PROGRAM_BYTES_MAX, REQUEST_BYTES_WAITING, REQUEST_GRACE,
@@ -26,7 +26,7 @@ use crate::{
     },
     protocol::{
         PeerSession,
-        forward::{Carried, Reply, Waiter},
+        forward::{Asks, Carried, Reply, Waiter},
         message::{Register, read_vector, wire_vector},
     },
     replica::Replica,
@@ -65,7 +65,7 @@ enum Stage {
 
 impl Own {
     fn bytes(&self) -> usize {
-        self.carried.program.as_ref().map_or(0, Vec::len)
+        self.carried.asks.bytes()
     }
 
     fn request(&self) -> RequestId {
@@ -89,7 +89,56 @@ impl Replica {
     /// The origin begins only when it has all that this node has written, and shown, up to now.
     pub fn forward(&mut self, now: Now, request: Request) -> Ticket {
         let Request { id, issued, program, patience } = request;
-        self.ask_origin(now, id, issued, Some(program), patience)
+        self.ask_origin(now, id, issued, Asks::Run(program), patience)
+    }
+
+    /// Begins an interactive transaction at the origin: a *guest* there. [`Output::Answered`] with
+    /// [`Outcome::Begun`] says that it has the writer. Its id is never used again.
+    ///
+    /// The origin begins only when it has all that this node has written, and shown, up to now.
+    pub fn begin_at_origin(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        issued: WallTime,
+        patience: Duration,
+    ) -> Ticket {
+        self.ask_origin(now, id, issued, Asks::Begin, patience)
+    }
+
+    /// Takes a step in it: they count from 1, and the one before must have been answered. The same may be
+    /// sent again. It runs at most once, whatever fails meanwhile. [`Output::Answered`] says
+    /// [`Outcome::Stepped`] if the transaction is still open; after all else it is over, and what became of
+    /// it is told as with [`Replica::forward`]. An error but [`ForwardError::Unknown`] says that nothing of
+    /// it stands, provided that no step follows.
+    pub fn step_at_origin(
+        &mut self,
+        now: Now,
+        guest: Guest,
+        step: u64,
+        program: Vec<u8>,
+        patience: Duration,
+    ) -> Ticket {
+        let issued = now.wall;
+        self.ask_origin(now, guest.id, issued, Asks::Step(guest.number, step, program), patience)
+    }
+
+    /// Gives it up, or does not want it any more: nothing of it stands, unless a step that commits it was
+    /// sent. If this does not reach the origin, its driver ends the transaction for taking too long.
+    pub fn leave_origin(&mut self, now: Now, id: RequestId, patience: Duration) -> Ticket {
+        let theirs: Vec<Ticket> = self
+            .forwarding
+            .own
+            .iter()
+            .filter(|(_, own)| {
+                own.request() == id && matches!(own.carried.asks, Asks::Begin | Asks::Step(..))
+            })
+            .map(|(ticket, _)| *ticket)
+            .collect();
+        for ticket in theirs {
+            self.answer_own(ticket, Err(ForwardError::Gone { id }));
+        }
+        self.ask_origin(now, id, now.wall, Asks::Leave, patience)
     }
 
     /// Asks what became of a request, whoever has made it. If the origin does not know of it, it decides that
@@ -102,7 +151,7 @@ impl Replica {
         issued: WallTime,
         patience: Duration,
     ) -> Ticket {
-        self.ask_origin(now, id, issued, None, patience)
+        self.ask_origin(now, id, issued, Asks::Outcome, patience)
     }
 
     fn ask_origin(
@@ -110,12 +159,12 @@ impl Replica {
         now: Now,
         id: RequestId,
         issued: WallTime,
-        program: Option<Vec<u8>>,
+        asks: Asks,
         patience: Duration,
     ) -> Ticket {
         self.tell_time(now);
         let ticket = self.next_ticket();
-        let bytes = program.as_ref().map_or(0, Vec::len);
+        let bytes = asks.bytes();
         let refused = if bytes > PROGRAM_BYTES_MAX {
             Some(ForwardError::TooLarge { bytes })
         } else if self.forwarding.own.len() >= REQUESTS_WAITING
@@ -129,11 +178,16 @@ impl Replica {
             self.outputs.push_back(Output::Answered { ticket, result: Err(error) });
             return ticket;
         }
+        let requires = match asks {
+            // The transaction sees what was there when it was begun.
+            Asks::Step(..) | Asks::Leave => Vec::new(),
+            Asks::Outcome | Asks::Run(_) | Asks::Begin => self.beyond_frontier(),
+        };
         let carried = Carried {
             request: id.0,
             issued: issued.0,
-            program,
-            requires: self.beyond_frontier(),
+            asks,
+            requires,
             patience: 0,
             hops: HOPS_MAX,
         };
@@ -179,13 +233,14 @@ impl Replica {
         }
         if own.deadline <= now {
             let id = own.request();
-            // A question asked twice has the same answer.
+            // A question asked twice has the same answer, and a transaction without steps does nothing.
             let harmless = match &own.stage {
                 Stage::Waits(_) => !own.doubt,
                 Stage::Ended(_, outcome) => matches!(outcome, Some(Outcome::Unchanged { .. })),
                 Stage::Sent => false,
             };
-            let unknown = own.carried.program.is_some() && !harmless;
+            let runs = matches!(own.carried.asks, Asks::Run(_) | Asks::Step(..));
+            let unknown = runs && !harmless;
             let error = if unknown {
                 ForwardError::Unknown { id }
             } else {
@@ -298,6 +353,11 @@ impl Replica {
             Reply::Refused => self.answer_own(ticket, Ok(Outcome::Refused)),
             Reply::OtherProgram => self.answer_own(ticket, Err(ForwardError::OtherProgram { id })),
             Reply::Expired => self.answer_own(ticket, Err(ForwardError::Expired { id })),
+            Reply::Begun(number) => {
+                self.answer_own(ticket, Ok(Outcome::Begun(Guest { id, number })));
+            }
+            Reply::Stepped(result) => self.answer_own(ticket, Ok(Outcome::Stepped { result })),
+            Reply::Gone => self.answer_own(ticket, Err(ForwardError::Gone { id })),
             Reply::NotBegun => own.stage = again,
             Reply::Lost => {
                 own.doubt = true;

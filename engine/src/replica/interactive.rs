@@ -14,7 +14,7 @@
 use std::{collections::VecDeque, mem};
 
 use crate::{
-    db::{Interactive, WriteTx, transaction_gone},
+    db::{Interactive, RunFor, WriteTx, transaction_gone},
     driver::Output,
     error::WriteError,
     id::{PeerId, Ticket},
@@ -78,13 +78,18 @@ impl Replica {
     /// is over.
     pub fn commit(&mut self, now: Now, ticket: Ticket) {
         self.tell_time(now);
+        self.commit_interactive(ticket, None);
+    }
+
+    /// Commits one, for a request if it is one's.
+    pub(super) fn commit_interactive(&mut self, ticket: Ticket, run_for: Option<&RunFor>) {
         let Some((_, open)) = self.interactive.open.take_if(|(open, _)| *open == ticket) else {
             return self.answer_job(ticket, Err(not_open()));
         };
         let result = match self.may_write() {
             Err(error) => Err(error),
             Ok(author) => self.writing(author, |writer, local| {
-                let result = writer.commit_interactive(&open, local);
+                let result = writer.commit_interactive(&open, run_for, local);
                 let failures = result.as_ref().err().and_then(Failure::of);
                 (result, failures.into_iter().collect())
             }),
@@ -141,6 +146,7 @@ impl Replica {
             Ok(open) => {
                 self.interactive.open = Some((ticket, open));
                 self.outputs.push_back(Output::Begun { ticket });
+                self.note_begun(ticket);
             }
             Err(error) => {
                 if let Some(failure) = Failure::of(&error) {
@@ -202,7 +208,7 @@ impl Replica {
         let Some(author) = self.author else { return };
         self.writing(author, |writer, local| {
             // What it has done so far stands from here on.
-            let _ = writer.commit_interactive(&open, local);
+            let _ = writer.commit_interactive(&open, None, local);
             ((), Vec::new())
         });
         self.apply_incoming();

@@ -23,6 +23,7 @@ mod clock;
 mod foreign;
 mod forwarding;
 mod frontier;
+mod guests;
 mod holds;
 mod interactive;
 mod joining;
@@ -68,6 +69,7 @@ use crate::{
         foreign::Foreign,
         forwarding::Forwarding,
         frontier::{Checkpointing, Counting},
+        guests::Guests,
         holds::Incoming,
         interactive::InteractiveJobs,
         joining::Joining,
@@ -117,6 +119,7 @@ pub struct Replica {
     joining: Joining,
     forwarding: Forwarding,
     requests: Requests,
+    guests: Guests,
     sponsor: Sponsor,
     fetching: Fetching,
     sessions: BTreeMap<PeerId, PeerSession>,
@@ -251,6 +254,7 @@ impl Replica {
             joining: Joining::default(),
             forwarding: Forwarding::default(),
             requests: Requests::default(),
+            guests: Guests::default(),
             sponsor: Sponsor::default(),
             fetching: Fetching::from(parts.progress),
             sessions: BTreeMap::new(),
@@ -512,6 +516,7 @@ impl Replica {
             *waiting_for = self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default();
         }
         self.note_run(ticket, &result);
+        self.note_guest(ticket, &result);
         match &result {
             Ok(_) => self.counts.jobs_committed += 1,
             Err(_) => self.counts.jobs_failed += 1,

@@ -30,10 +30,10 @@ use crate::{
     id::{PeerId, Ticket},
     limits::{OUTCOME_KEPT, PATIENCE_MAX, RESULT_BYTES_MAX},
     protocol::{
-        forward::{Carried, Reply, Waiter},
+        forward::{Asks, Carried, Reply, Waiter},
         message::read_vector,
     },
-    replica::{Replica, is_sync_failure},
+    replica::{Replica, guests::Asked, is_sync_failure},
     schema::outcomes,
     testing::{Bug, planted},
     time::{Instant, Now},
@@ -163,7 +163,7 @@ impl Replica {
         }
     }
 
-    fn reply_when_durable(&mut self, dot: Dot, waiter: Waiter, reply: Reply) {
+    pub(super) fn reply_when_durable(&mut self, dot: Dot, waiter: Waiter, reply: Reply) {
         if self.durable.vector.covers(dot) || planted(Bug::RepliedUnsynced) {
             self.reply_to(waiter, reply);
         } else {
@@ -171,58 +171,110 @@ impl Replica {
         }
     }
 
-    fn begin_request(&mut self, mut waiting: Waiting) -> Step {
-        let Waiting { waiter, carried, .. } = &mut waiting;
-        let waiter = *waiter;
-        let request = RequestId(carried.request);
-        let program = carried.program.as_deref().map(Digest::of);
-        match outcomes::find(self.writer.apply(), request) {
+    fn begin_request(&mut self, waiting: Waiting) -> Step {
+        let (waiter, request) = (waiting.waiter, RequestId(waiting.carried.request));
+        let known = match outcomes::find(self.writer.apply(), request) {
+            Ok(known) => known,
             Err(error) => {
                 self.storage_fails(error.to_string());
                 return Step::Waits(waiting);
             }
-            Ok(Some((dot, fate))) => {
-                let reply = match fate {
-                    Fate::Committed { program: ran, result } => {
-                        let other = program.is_some_and(|program| program != ran);
-                        if other && !planted(Bug::OtherProgramTaken) {
-                            return Step::Reply(waiter, Reply::OtherProgram);
-                        }
-                        Reply::Committed(dot.author.to_u64(), dot.seq, result)
-                    }
-                    Fate::Refused => Reply::Refused,
-                };
-                return Step::Known(dot, waiter, reply);
-            }
-            Ok(None) => {}
-        }
-        let run = self.requests.runs.get_mut(&request);
-        let Some(program) = program else {
-            // What runs is waited for.
-            return if run.is_some() { Step::Waits(waiting) } else { self.refuse_request(waiting) };
         };
-        if let Some(run) = run {
-            if run.program != program && !planted(Bug::OtherProgramTaken) {
+        if let Some((dot, fate)) = known {
+            return Self::reply_of_outcome(&waiting, dot, fate);
+        }
+        match &waiting.carried.asks {
+            // What runs is waited for.
+            Asks::Outcome => match self.requests.runs.get(&request) {
+                None if !self.guests.has(request) => self.refuse_request(waiting),
+                _ => Step::Waits(waiting),
+            },
+            Asks::Run(_) => self.begin_run(waiting),
+            Asks::Begin if !self.may_begin(&waiting) => Step::Waits(waiting),
+            Asks::Begin => {
+                let number = self.next_guest();
+                let asked = self.guests.arrives(waiter, request, number, waiting.deadline);
+                self.asked_by_guest(waiting, asked)
+            }
+            Asks::Step(number, step, program) => {
+                let asked = self.guests.steps(waiter, request, (*number, *step), program);
+                self.asked_by_guest(waiting, asked)
+            }
+            Asks::Leave => Step::Reply(waiter, self.guest_leaves(request)),
+        }
+    }
+
+    /// The reply to a request whose outcome is known.
+    fn reply_of_outcome(waiting: &Waiting, dot: Dot, fate: Fate) -> Step {
+        let waiter = waiting.waiter;
+        match (&waiting.carried.asks, fate) {
+            (_, Fate::Refused) => Step::Known(dot, waiter, Reply::Refused),
+            (Asks::Begin | Asks::Leave, Fate::Committed { .. }) => Step::Reply(waiter, Reply::Gone),
+            (Asks::Step(_, step, program), fate)
+                if !Self::step_of_committed(*step, program, &fate) =>
+            {
+                Step::Reply(waiter, Reply::Gone)
+            }
+            (Asks::Run(program), Fate::Committed { program: ran, .. })
+                if Digest::of(program) != ran && !planted(Bug::OtherProgramTaken) =>
+            {
+                Step::Reply(waiter, Reply::OtherProgram)
+            }
+            (_, Fate::Committed { result, .. }) => {
+                let reply = Reply::Committed(dot.author.to_u64(), dot.seq, result);
+                Step::Known(dot, waiter, reply)
+            }
+        }
+    }
+
+    /// Whether the origin has what the sender had, and can write.
+    fn may_begin(&self, waiting: &Waiting) -> bool {
+        let required = read_vector(&waiting.carried.requires);
+        let has = self.log.vector().covers_all(&required) || planted(Bug::RequirementIgnored);
+        let late = waiting.deadline <= self.now.mono;
+        has && !late && self.author.is_some() && !self.writes_stopped
+    }
+
+    fn begin_run(&mut self, mut waiting: Waiting) -> Step {
+        let (waiter, request) = (waiting.waiter, RequestId(waiting.carried.request));
+        let Asks::Run(program) = &mut waiting.carried.asks else { return Step::Done };
+        let digest = Digest::of(program);
+        if let Some(run) = self.requests.runs.get_mut(&request) {
+            if run.program != digest && !planted(Bug::OtherProgramTaken) {
                 return Step::Reply(waiter, Reply::OtherProgram);
             }
             run.waiters.push(waiter);
             return Step::Done;
         }
-        let required = read_vector(&carried.requires);
-        let has = self.log.vector().covers_all(&required) || planted(Bug::RequirementIgnored);
-        let late = waiting.deadline <= self.now.mono;
-        if !has || late || self.author.is_none() || self.writes_stopped {
+        if self.guests.has(request) {
+            return Step::Reply(waiter, Reply::OtherProgram);
+        }
+        let program = mem::take(program);
+        if !self.may_begin(&waiting) {
+            waiting.carried.asks = Asks::Run(program);
             return Step::Waits(waiting);
         }
         if planted(Bug::AnswerKept)
-            && let Some(kept) = self.requests.kept.get(&program)
+            && let Some(kept) = self.requests.kept.get(&digest)
         {
             return Step::Reply(waiter, Reply::Unchanged(kept.clone(), Vec::new()));
         }
-        let run = Run { program, waiters: vec![waiter], result: Arc::default() };
+        let run = Run { program: digest, waiters: vec![waiter], result: Arc::default() };
         self.requests.runs.insert(request, run);
-        let program = waiting.carried.program.take().unwrap_or_default();
         self.outputs.push_back(Output::Run { request, program });
+        Step::Done
+    }
+
+    fn asked_by_guest(&mut self, waiting: Waiting, asked: Asked) -> Step {
+        let request = RequestId(waiting.carried.request);
+        match (asked, waiting.carried.asks) {
+            (Asked::Reply(reply), _) => return Step::Reply(waiting.waiter, reply),
+            (Asked::Arrived, _) => self.outputs.push_back(Output::GuestArrived { request }),
+            (Asked::Runs(ticket), Asks::Step(_, _, program)) => {
+                self.outputs.push_back(Output::GuestStep { request, ticket, program });
+            }
+            (Asked::Runs(_) | Asked::Waits, _) => {}
+        }
         Step::Done
     }
 
@@ -292,6 +344,7 @@ impl Replica {
         for run in self.requests.runs.values_mut() {
             run.waiters.retain(|waiter| !theirs(waiter));
         }
+        self.guests.forget(peer);
     }
 
     pub(super) fn requests_deadline(&self) -> Option<Instant> {
@@ -302,6 +355,6 @@ impl Replica {
     /// Requests that have come here and are not answered.
     pub(super) fn requests_here(&self) -> usize {
         let waiters = self.requests.runs.values().map(|run| run.waiters.len());
-        self.requests.waiting.len() + waiters.sum::<usize>()
+        self.requests.waiting.len() + waiters.sum::<usize>() + self.guests.waiters()
     }
 }

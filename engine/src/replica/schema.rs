@@ -79,6 +79,10 @@ impl Replica {
 
     /// Runs one migration, or the change that a freeze has waited for.
     pub(super) fn serve_schema(&mut self) -> bool {
+        // Who asked for a change hears that it waits before it waits no more, or is given up.
+        if !self.schema_answers.is_empty() {
+            return false;
+        }
         if let Some((ticket, job)) = self.schema_jobs.pop_front() {
             let result = match job {
                 SchemaJob::Migrate(script) => self.try_migration(&script),
@@ -97,10 +101,6 @@ impl Replica {
             self.schema_answers.push_back((upto, ticket, result));
             self.answer_durable();
             return true;
-        }
-        // Who asked for a change hears that it waits before it waits no more.
-        if !self.schema_answers.is_empty() {
-            return false;
         }
         let Some(frozen) = self.registry.frozen.clone() else { return false };
         let is_origin = origin_seen_by(self.register.as_ref(), &self.identity) == Origin::Here;

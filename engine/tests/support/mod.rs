@@ -39,6 +39,9 @@ pub(crate) struct Cluster {
     pub(crate) ran: Vec<String>,
     /// Programs wait here instead of running.
     pub(crate) held_runs: Option<Vec<(RequestId, Vec<u8>)>>,
+    /// Steps of guests that are not run yet, if they are held.
+    pub(crate) held_steps: Option<Vec<(Ticket, Vec<u8>)>>,
+    guests: BTreeMap<(usize, Ticket), RequestId>,
     /// Frames of entries wait here instead of arriving.
     pub(crate) held_frames: Option<Vec<(usize, PeerId, Vec<u8>)>>,
     /// All frames that were sent.
@@ -79,6 +82,8 @@ impl Cluster {
             answered: BTreeMap::new(),
             ran: Vec::new(),
             held_runs: None,
+            held_steps: None,
+            guests: BTreeMap::new(),
             held_frames: None,
             recorded: None,
             held_syncs: false,
@@ -200,11 +205,27 @@ impl Cluster {
                         let answer = error.to_string().into_bytes();
                         self.replica(node).run_failed(now, request, answer);
                     }
+                    if let Some(request) = self.guests.remove(&(node, ticket))
+                        && let Err(error) = &result
+                    {
+                        let now = self.now_at(node);
+                        let answer = error.to_string().into_bytes();
+                        self.replica(node).guest_ended(now, request, answer);
+                    }
                     self.done.insert((node, ticket), result);
                 }
                 Output::Run { request, program } => match &mut self.held_runs {
                     Some(held) => held.push((request, program)),
                     None => self.run(node, request, &program),
+                },
+                Output::GuestArrived { request } => {
+                    let now = self.now_at(node);
+                    let ticket = self.replica(node).begin_guest(now, request);
+                    self.guests.insert((node, ticket), request);
+                }
+                Output::GuestStep { ticket, program, .. } => match &mut self.held_steps {
+                    Some(held) => held.push((ticket, program)),
+                    None => self.guest_step(node, ticket, &program),
                 },
                 Output::Answered { ticket, result } => {
                     if let Ok(Outcome::Committed { dot, .. }) = &result {
@@ -252,6 +273,39 @@ impl Cluster {
         };
         let ticket = self.replica(node).run(now, request, Box::new(job));
         self.runs.insert((node, ticket), request);
+    }
+
+    /// Runs a step of a guest as a driver does: as a program, and with `;COMMIT` in the end it commits.
+    fn guest_step(&mut self, node: usize, ticket: Ticket, program: &[u8]) {
+        let text = String::from_utf8(program.to_vec()).unwrap();
+        self.ran.push(text.clone());
+        let now = self.now_at(node);
+        let (text, commits) = match text.strip_suffix(";COMMIT") {
+            Some(text) => (text.to_owned(), true),
+            None => (text, false),
+        };
+        let ran = self.replica(node).step(now, ticket, |tx| {
+            let (script, query) = text.split_once("=>").unwrap_or((&text, "SELECT ''"));
+            tx.execute_batch(script)?;
+            tx.query_row(query, (), |row| row.get::<_, String>(0)).map(String::into_bytes)
+        });
+        let replica = self.replica(node);
+        match ran {
+            Ok(Ok(result)) if commits => replica.commit_guest(now, ticket, result),
+            Ok(Ok(result)) => replica.guest_stepped(now, ticket, result),
+            Ok(Err(error)) => {
+                replica.guest_stepped(now, ticket, error.to_string().into_bytes());
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Runs steps that wait to be run.
+    pub(crate) fn step_held(&mut self, node: usize) {
+        for (ticket, program) in self.held_steps.take().unwrap_or_default() {
+            self.guest_step(node, ticket, &program);
+        }
+        self.drain(node);
     }
 
     /// Runs what waits to be run.

@@ -6,12 +6,13 @@ use std::{
 };
 
 use littoral::{
-    ForwardError, Outcome, ProgramJob, Request, RequestId, WallTime, WriteError, WriteTx,
+    ForwardError, Guest, Now, Outcome, ProgramJob, Replica, Request, RequestId, Ticket, WallTime,
+    WriteError, WriteTx,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{Event, NodeHandle, WRITE_TIME_LIMIT, writes::Write};
+use super::{Event, NodeHandle, TransactionError, WRITE_TIME_LIMIT, writes::Write};
 
 /// The bits of an id that are random; the milliseconds of its issue stand above them.
 const RANDOM_BITS: u32 = 80;
@@ -22,6 +23,29 @@ pub(crate) enum Ask {
     Run(Request),
     /// To say what became of a request.
     Outcome { id: RequestId, issued: WallTime, patience: Duration },
+    /// To begin a transaction there.
+    Begin { id: RequestId, issued: WallTime, patience: Duration },
+    /// To take a step in it.
+    Step { guest: Guest, step: u64, program: Vec<u8>, patience: Duration },
+    /// To end it, or not to begin it.
+    Leave { id: RequestId, patience: Duration },
+}
+
+impl Ask {
+    /// Asks the replica.
+    pub(super) fn of(self, replica: &mut Replica, now: Now) -> Ticket {
+        match self {
+            Self::Run(request) => replica.forward(now, request),
+            Self::Outcome { id, issued, patience } => replica.outcome(now, id, issued, patience),
+            Self::Begin { id, issued, patience } => {
+                replica.begin_at_origin(now, id, issued, patience)
+            }
+            Self::Step { guest, step, program, patience } => {
+                replica.step_at_origin(now, guest, step, program, patience)
+            }
+            Self::Leave { id, patience } => replica.leave_origin(now, id, patience),
+        }
+    }
 }
 
 /// Who waits for an answer.
@@ -38,8 +62,28 @@ pub(crate) struct Prepared {
     pub(crate) failed: Failed,
 }
 
-/// Makes programs of bytes; an error is what who sent them is told.
-pub(crate) type Prepare = fn(&[u8]) -> Result<Prepared, Vec<u8>>;
+/// What becomes of a transaction after a step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Next {
+    /// It stays open.
+    Open,
+    /// It is to be committed.
+    Commit,
+}
+
+/// A step of a guest, ready to run: what it gives, and what becomes of the transaction.
+pub(crate) type StepJob = Box<dyn FnOnce(&mut WriteTx<'_>) -> (Next, Vec<u8>) + Send>;
+
+/// How the bytes that nodes carry are read, and what those who sent them are told.
+#[derive(Clone, Copy)]
+pub(crate) struct Programs {
+    /// Makes a program of bytes; an error is what who sent them is told.
+    pub(crate) prepare: fn(&[u8]) -> Result<Prepared, Vec<u8>>,
+    /// Makes a step of bytes.
+    pub(crate) step: fn(&[u8]) -> StepJob,
+    /// What a guest is told whose transaction has ended.
+    pub(crate) ended: fn(&TransactionError) -> Vec<u8>,
+}
 
 /// A program before the replica.
 pub(super) struct Errand {
@@ -98,7 +142,7 @@ impl NodeHandle {
         self.ask(id, Ask::Outcome { id, issued, patience }).await
     }
 
-    async fn ask(&self, id: RequestId, ask: Ask) -> Result<Outcome, ForwardError> {
+    pub(super) async fn ask(&self, id: RequestId, ask: Ask) -> Result<Outcome, ForwardError> {
         let (done, answer) = oneshot::channel();
         let stopping = || ForwardError::Stopping { id };
         let began = Instant::now();
@@ -109,7 +153,7 @@ impl NodeHandle {
     }
 }
 
-fn draw_id(issued: WallTime) -> Result<RequestId, ForwardError> {
+pub(super) fn draw_id(issued: WallTime) -> Result<RequestId, ForwardError> {
     let mut random = [0; 16];
     // Without randomness an id could be another request's.
     getrandom::fill(&mut random).map_err(|_| ForwardError::TooMany)?;

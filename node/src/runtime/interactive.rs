@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use littoral::{Committed, Ticket, WriteError, WriteTx};
+use littoral::{Committed, RequestId, Ticket, WriteError, WriteTx};
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
@@ -20,7 +20,7 @@ use super::{Event, EventSender, stopping};
 const TRANSACTION_TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a transaction waits for the writer.
-const TRANSACTION_WAIT_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const TRANSACTION_WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a transaction is over.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -140,9 +140,19 @@ pub(crate) struct Begin {
     reply: oneshot::Sender<Result<(), WriteError>>,
 }
 
+/// Whose transaction it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Who {
+    /// A client's of this node, by its number.
+    Here(u64),
+    /// A client's of another node.
+    Guest(RequestId),
+}
+
 /// The one that is before the replica: it waits there, or has the writer.
 pub(super) struct Held {
-    pub(super) id: u64,
+    /// Who it is.
+    pub(super) who: Who,
     pub(super) ticket: Ticket,
     /// When it has had the writer for too long; `None` while it waits.
     pub(super) ends_at: Option<Instant>,
@@ -156,7 +166,18 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn new(begin: Begin, ticket: Ticket) -> Self {
         let Begin { id, end, reply } = begin;
-        Self { id, ticket, ends_at: None, end, reply: Some(reply), done: None }
+        Self { who: Who::Here(id), ticket, ends_at: None, end, reply: Some(reply), done: None }
+    }
+
+    /// A guest's.
+    pub(super) fn guest(request: RequestId, ticket: Ticket) -> Self {
+        let who = Who::Guest(request);
+        Self { who, ticket, ends_at: None, end: End::default(), reply: None, done: None }
+    }
+
+    /// Why nothing of it stands, if this was told to who asked to end it.
+    pub(super) fn why(&self, error: WriteError) -> TransactionError {
+        self.end.lock().take().unwrap_or_else(|| error.into())
     }
 
     /// It has the writer.

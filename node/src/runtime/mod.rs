@@ -21,6 +21,7 @@ mod readers;
 mod replica_thread;
 mod routing;
 mod storage_threads;
+mod visit;
 mod writes;
 
 use std::{
@@ -44,18 +45,18 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use self::{
     files::Files,
-    forwards::Prepare,
     readers::ReaderPool,
     replica_thread::{ReplicaThread, Runner},
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
 pub(crate) use self::{
-    forwards::Prepared,
+    forwards::{Next, Prepared, Programs, StepJob},
     interactive::{Transaction, TransactionError},
     meter::{BOUNDS_US, Histogram, LinkMeter, Meter},
     readers::HeldReader,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
+    visit::{NoVisit, Visit},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
 pub use self::{readers::ReadError, routing::Explanation};
@@ -382,7 +383,7 @@ pub(crate) struct Runtime {
 
 impl Runtime {
     /// Opens the replica and starts its threads. Blocks on the disk.
-    pub(crate) fn start(config: &Config, prepare: Prepare) -> Result<Self, RuntimeError> {
+    pub(crate) fn start(config: &Config, programs: Programs) -> Result<Self, RuntimeError> {
         let lock = lock_beside(&config.database)?;
         let clock = Clock::start();
         let replica = open(config, clock)?;
@@ -399,7 +400,7 @@ impl Runtime {
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let readers = Arc::new(ReaderPool::new(db, config.storage.readers, Arc::clone(&meter)));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
-        let runner = Runner { watchdog: dog, prepare, meter: Arc::clone(&meter) };
+        let runner = Runner { watchdog: dog, programs, meter: Arc::clone(&meter) };
         let thread = ReplicaThread::new(
             replica,
             files,

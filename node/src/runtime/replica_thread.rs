@@ -4,6 +4,8 @@
 //! every input, so that no link is judged silent whose frames only wait here, and a drain; then all
 //! writes, so that they commit as one group, and another drain.
 
+mod transactions;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -19,8 +21,8 @@ use littoral::{
     Channel, CloseCode, Committed, Event as News, Input, Instant, NodeId, Output, PeerId, Replica,
     RequestId, Snapshot, Status, Ticket, WriteError, WriteTx,
     limits::{
-        CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, REQUEST_BYTES_PER_LINK, REQUESTS_PER_LINK,
-        RESULT_BYTES_MAX, SNAPSHOT_WINDOW_BYTES,
+        CREDIT_WINDOW_BYTES, MAX_FRAME_BYTES, PROGRAM_BYTES_MAX, REQUEST_BYTES_PER_LINK,
+        REQUESTS_PER_LINK, RESULT_BYTES_MAX, SNAPSHOT_WINDOW_BYTES, STEPS_PER_LINK,
     },
 };
 use parking_lot::Mutex;
@@ -28,9 +30,10 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc as async_mpsc, oneshot};
 use tracing::{debug, error, info, warn};
 
 use super::{
+    TransactionError,
     files::Files,
-    forwards::{Ask, Asker, Prepare},
-    interactive::{Begin, Held},
+    forwards::{Ask, Asker, Programs},
+    interactive::{Begin, Held, Who},
     meter::Meter,
     storage_threads::{SnapshotRequest, StorageRequests},
     writes::{Turn, Watchdog, Write},
@@ -50,6 +53,7 @@ pub(crate) const OUTBOX_BYTES_MAX: usize = CREDIT_WINDOW_BYTES as usize
     + SNAPSHOT_WINDOW_BYTES as usize
     + REQUEST_BYTES_PER_LINK
     + REQUESTS_PER_LINK * RESULT_BYTES_MAX
+    + STEPS_PER_LINK * (PROGRAM_BYTES_MAX + RESULT_BYTES_MAX)
     + (8 << 20);
 
 /// What a frame that waits takes beside its bytes.
@@ -112,7 +116,7 @@ pub(crate) fn frame_cost(frame: &Bytes) -> usize {
 /// What runs jobs, and makes them of programs.
 pub(crate) struct Runner {
     pub(crate) watchdog: Watchdog,
-    pub(crate) prepare: Prepare,
+    pub(crate) programs: Programs,
     pub(crate) meter: Arc<Meter>,
 }
 
@@ -127,7 +131,7 @@ pub(crate) struct ReplicaThread {
     /// What is not before the replica yet, oldest first.
     writes: VecDeque<Waiting>,
     watchdog: Watchdog,
-    prepare: Prepare,
+    programs: Programs,
     meter: Arc<Meter>,
 }
 
@@ -135,6 +139,7 @@ pub(crate) struct ReplicaThread {
 enum Waiting {
     Write(Write),
     Begin(Begin),
+    Guest(RequestId),
 }
 
 impl ReplicaThread {
@@ -145,12 +150,13 @@ impl ReplicaThread {
         inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
-        Runner { watchdog, prepare, meter }: Runner,
+        Runner { watchdog, programs, meter }: Runner,
     ) -> Self {
         let effects = Effects {
             waiting: HashMap::new(),
             forwards: HashMap::new(),
             failed: Vec::new(),
+            ended: Vec::new(),
             migrations: HashMap::new(),
             held: None,
             postponed: Vec::new(),
@@ -169,7 +175,7 @@ impl ReplicaThread {
             wake_at: None,
             writes,
             watchdog,
-            prepare,
+            programs,
             meter,
         }
     }
@@ -238,13 +244,7 @@ impl ReplicaThread {
                 Event::Forward { ask, done } => {
                     if let Some(replica) = &mut self.replica {
                         let now = self.clock.now();
-                        let ticket = match ask {
-                            Ask::Run(request) => replica.forward(now, request),
-                            Ask::Outcome { id, issued, patience } => {
-                                replica.outcome(now, id, issued, patience)
-                            }
-                        };
-                        self.effects.forwards.insert(ticket, done);
+                        self.effects.forwards.insert(ask.of(replica, now), done);
                     }
                 }
                 Event::Migrate { script, done } => {
@@ -340,64 +340,7 @@ impl ReplicaThread {
                 self.writes.push_front(Waiting::Write(write));
             }
         }
-        if let Some(Waiting::Begin(_)) = self.writes.front()
-            && let Some(replica) = &mut self.replica
-            && let Some(Waiting::Begin(begin)) = self.writes.pop_front()
-        {
-            let ticket = replica.begin(self.clock.now());
-            self.effects.held = Some(Held::new(begin, ticket));
-            self.drain();
-        }
-    }
-
-    // --- Interactive transactions
-
-    /// The ticket of a transaction, if it has the writer or is about to get it.
-    fn ticket(&self, id: u64) -> Option<Ticket> {
-        self.effects.held.as_ref().filter(|held| held.id == id).map(|held| held.ticket)
-    }
-
-    /// Runs statements in a transaction. If it is over, whoever waits is told by `run` being dropped.
-    fn step(&mut self, id: u64, run: Box<dyn FnOnce(&mut WriteTx<'_>) + Send>) {
-        let Some(ticket) = self.ticket(id) else { return };
-        let Some(ends_at) = self.effects.held.as_ref().and_then(|held| held.ends_at) else {
-            return;
-        };
-        let Some(replica) = &mut self.replica else { return };
-        let timer = self.watchdog.start(ends_at);
-        if StdInstant::now() < ends_at {
-            // An error says that it is over, and `run` was dropped.
-            let _ = replica.step(self.clock.now(), ticket, |tx| run(tx));
-        }
-        timer.stop();
-        self.end_what_takes_too_long();
-    }
-
-    fn commit(&mut self, id: u64, done: oneshot::Sender<Result<Committed, WriteError>>) {
-        self.end_what_takes_too_long();
-        let Some(ticket) = self.ticket(id) else { return };
-        if let (Some(replica), Some(held)) = (&mut self.replica, &mut self.effects.held) {
-            held.done = Some(done);
-            replica.commit(self.clock.now(), ticket);
-            self.drain();
-        }
-    }
-
-    fn roll_back(&mut self, id: u64) {
-        self.writes.retain(|waiting| !matches!(waiting, Waiting::Begin(begin) if begin.id == id));
-        if let (Some(ticket), Some(replica)) = (self.ticket(id), &mut self.replica) {
-            let why = WriteError::Aborted("it was rolled back".to_owned());
-            replica.abandon(self.clock.now(), ticket, why);
-            self.drain();
-        }
-    }
-
-    fn end_what_takes_too_long(&mut self) {
-        let Some(held) = &self.effects.held else { return };
-        if held.ends_at.is_some_and(|at| at <= StdInstant::now()) {
-            held.timed_out();
-            self.roll_back(held.id);
-        }
+        self.begin_next();
     }
 
     fn status(&self) -> Option<Status> {
@@ -433,7 +376,9 @@ impl ReplicaThread {
                         return;
                     }
                 }
-                Output::Run { request, program } => match (self.prepare)(&program) {
+                Output::GuestArrived { request } => self.writes.push_back(Waiting::Guest(request)),
+                Output::GuestStep { ticket, program, .. } => self.guest_step(ticket, &program),
+                Output::Run { request, program } => match (self.programs.prepare)(&program) {
                     Ok(prepared) => {
                         self.writes.push_back(Waiting::Write(Write::of(request, prepared)));
                     }
@@ -443,6 +388,10 @@ impl ReplicaThread {
                     self.effects.carry_out(output);
                     for (request, answer) in self.effects.failed.drain(..) {
                         replica.run_failed(self.clock.now(), request, answer);
+                    }
+                    for (request, why) in self.effects.ended.drain(..) {
+                        let answer = (self.programs.ended)(&why);
+                        replica.guest_ended(self.clock.now(), request, answer);
                     }
                 }
             }
@@ -495,6 +444,8 @@ struct Effects {
     forwards: HashMap<Ticket, Asker>,
     /// Programs that have failed, and what who sent them is told.
     failed: Vec<(RequestId, Vec<u8>)>,
+    /// Guests whose transactions have ended, and why.
+    ended: Vec<(RequestId, TransactionError)>,
     migrations: HashMap<Ticket, oneshot::Sender<Result<Committed, WriteError>>>,
     /// The interactive transaction that has the writer, or is about to.
     held: Option<Held>,
@@ -527,7 +478,15 @@ impl Effects {
             }
             Output::Done { ticket, result } => {
                 if let Some(held) = self.held.take_if(|held| held.ticket == ticket) {
-                    return held.ended(result);
+                    match (held.who, result) {
+                        (Who::Here(_), result) => held.ended(result),
+                        (Who::Guest(request), Err(error)) => {
+                            self.ended.push((request, held.why(error)));
+                        }
+                        // Who sent its last step is told by the replica.
+                        (Who::Guest(_), Ok(_)) => {}
+                    }
+                    return;
                 }
                 if let Some(done) = self.migrations.remove(&ticket) {
                     // Whoever asked may have gone away; what was done stands.
@@ -570,7 +529,11 @@ impl Effects {
                 self.storage.snapshot(SnapshotRequest::Write { peer, piece, sync });
             }
             // The replica thread's own business.
-            Output::InstallSnapshot(_) | Output::WakeAt(_) | Output::Run { .. } => {}
+            Output::InstallSnapshot(_)
+            | Output::WakeAt(_)
+            | Output::Run { .. }
+            | Output::GuestArrived { .. }
+            | Output::GuestStep { .. } => {}
         }
     }
 
@@ -634,6 +597,7 @@ mod tests {
             waiting: HashMap::new(),
             forwards: HashMap::new(),
             failed: Vec::new(),
+            ended: Vec::new(),
             migrations: HashMap::new(),
             held: None,
             postponed: Vec::new(),

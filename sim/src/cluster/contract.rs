@@ -195,6 +195,10 @@ impl Cluster {
                 }
             }
             Output::Run { request, program } => self.program_came(number, request, program),
+            Output::GuestArrived { request } => self.guest_arrived(number, request),
+            Output::GuestStep { ticket, program, .. } => {
+                self.guest_step(number, ticket, &program)?;
+            }
             Output::InstallSnapshot(snapshot) => {
                 self.install_snapshot(number, &snapshot)?;
                 return Ok(false);

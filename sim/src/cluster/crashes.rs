@@ -6,7 +6,7 @@
 use littoral::VersionVector;
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Cluster, Event, Open, PATIENCE};
+use super::{Cluster, Event, PATIENCE};
 use crate::{
     chance::Stream,
     clock::{MS, Nanos, WallClock},
@@ -81,12 +81,12 @@ impl Cluster {
 
     /// Another program writes a machine's file, and the replica must notice.
     fn write_foreign(&mut self, number: usize) -> Check {
+        let held = self.is_writer_held(number);
         let machine = &mut self.machines[number];
         let Some(engine) = machine.engine.as_ref().filter(|_| machine.stopping.is_none()) else {
             return Ok(());
         };
         // Who writes at the same time waits for others, which programs do that are on their own.
-        let held = machine.talks.values().any(Open::has_writer);
         if held || vfs::with(|store| store.is_full(&machine.name)) {
             return Ok(());
         }

@@ -67,7 +67,7 @@ impl Cluster {
             Err(ForwardError::Unknown { .. } | ForwardError::Stopping { .. }) => {
                 Forwarded::Unanswered
             }
-            Ok(Outcome::Refused) => {
+            Ok(Outcome::Refused | Outcome::Begun(_) | Outcome::Stepped { .. }) => {
                 failed = Failed { constraint: false, why: format!("{result:?}") };
                 Forwarded::Failed(&failed)
             }

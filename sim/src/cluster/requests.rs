@@ -7,7 +7,11 @@ use littoral::{
     Committed, ForwardError, Outcome, Request, RequestId, Ticket, VersionVector, WriteError,
 };
 
-use super::{Cluster, Event, Stage, forwarded::job_of};
+use super::{
+    Cluster, Event, Stage,
+    forwarded::job_of,
+    guests::{Hosts, Move},
+};
 use crate::{
     chance::{Draw, Stream},
     clock::{MS, Nanos, SECOND},
@@ -16,7 +20,7 @@ use crate::{
         Check, Promise, broken,
         requests::{Asked, Known},
     },
-    workload::{Failed, Program, RequestNumber, Script},
+    workload::{Failed, Kind, Program, RequestNumber, Script},
 };
 
 /// Once a run is over, an answer comes within this time.
@@ -40,12 +44,14 @@ pub(crate) struct Errands {
     programs: BTreeMap<RequestId, Vec<u8>>,
     /// Their jobs.
     runs: BTreeMap<Ticket, RequestId>,
+    /// The transactions of guests.
+    pub(super) hosts: Hosts,
 }
 
 impl Errands {
     /// Whether nobody waits for anything.
     pub(super) fn is_empty(&self) -> bool {
-        self.open.is_empty()
+        self.open.is_empty() && self.hosts.is_empty()
     }
 }
 
@@ -118,7 +124,7 @@ impl Cluster {
                 let program = program.encode();
                 engine.replica.forward(now, Request { id, issued: now.wall, program, patience })
             }
-            Asked::Outcome => engine.replica.outcome(now, id, now.wall, patience),
+            Asked::Outcome | Asked::Guest(_) => engine.replica.outcome(now, id, now.wall, patience),
         };
         machine.errands.open.insert(ticket, (request, asked));
         self.trace.event(self.now, number, "request", &[request], &[], || {
@@ -145,6 +151,9 @@ impl Cluster {
             let what = format!("m{number} answers {ticket:?}, which nobody sent");
             return broken(Promise::Answers, what);
         };
+        if let Asked::Guest(what) = asked {
+            return self.guest_answered(number, request, what, result);
+        }
         let text = match result {
             Ok(Outcome::Committed { dot, .. }) => format!("{request}: committed {dot}"),
             Ok(outcome) => format!("{request}: {outcome:?}"),
@@ -181,6 +190,12 @@ impl Cluster {
     pub(super) fn errands_lost(&mut self, number: usize) {
         let errands = std::mem::take(&mut self.machines[number].errands);
         for (request, asked) in errands.open.into_values() {
+            if let Asked::Guest(what) = asked {
+                if matches!(what, Move::Step(Program { kind: Kind::Ends, .. })) {
+                    self.oracle.requests.unanswered(request);
+                }
+                continue;
+            }
             let own = self.clients.get(&request).map(|client| Asked::Run(client.program));
             if Some(asked) == own {
                 self.oracle.requests.unanswered(request);
@@ -242,7 +257,9 @@ impl Cluster {
         result: &Result<Committed, WriteError>,
     ) -> bool {
         let machine = &mut self.machines[number];
-        let Some(request) = machine.errands.runs.remove(&ticket) else { return false };
+        let Some(request) = machine.errands.runs.remove(&ticket) else {
+            return self.guest_ended(number, ticket, result);
+        };
         if let (Err(error), Some(engine)) = (result, &mut machine.engine) {
             let now = machine.clock.at(self.now);
             engine.replica.run_failed(now, request, Failed::of(error).encode());

@@ -27,8 +27,8 @@ pub(crate) struct Open {
     talk: Talk,
     /// When it has the writer no more; `None` while it waits.
     ends: Option<Nanos>,
-    /// The newest entry in the log as it got the writer, as its machine says.
-    begun_at: Lsn,
+    /// The newest entry in the log when it got the writer.
+    began: Option<Lsn>,
     /// The same, as the first step saw it.
     seen: Option<i64>,
 }
@@ -36,19 +36,20 @@ pub(crate) struct Open {
 impl Open {
     /// One that waits for its turn.
     pub(super) const fn waiting(id: JobId, talk: Talk) -> Self {
-        Self { id, talk, ends: None, begun_at: Lsn(0), seen: None }
+        Self { id, talk, ends: None, began: None, seen: None }
     }
 
     /// Whether its turn has come.
     pub(super) const fn has_writer(&self) -> bool {
-        self.ends.is_some()
+        self.began.is_some()
     }
 }
 
 impl Cluster {
     /// Whether an interactive transaction has a machine's writer.
     pub(super) fn is_writer_held(&self, number: usize) -> bool {
-        self.machines[number].talks.values().any(Open::has_writer)
+        let machine = &self.machines[number];
+        machine.talks.values().any(Open::has_writer) || machine.errands.hosts.holder().is_some()
     }
 
     /// A transaction has the writer: its client says what it wants.
@@ -57,16 +58,18 @@ impl Cluster {
         if self.is_writer_held(number) {
             return broken(Promise::Atomicity, format!("m{number} begins a second transaction"));
         }
-        let engine = self.machines[number].engine.as_ref();
-        let applied = engine.map_or(Lsn(0), |engine| engine.replica.status().applied);
-        let Some(open) = self.machines[number].talks.get_mut(&ticket) else {
+        if self.guest_begun(number, ticket)? {
+            return Ok(());
+        }
+        let machine = &mut self.machines[number];
+        let Some(open) = machine.talks.get_mut(&ticket) else {
             return broken(
                 Promise::Answers,
                 format!("m{number} begins {ticket:?}, which nobody asked for"),
             );
         };
         open.ends = Some(ends);
-        open.begun_at = applied;
+        open.began = machine.engine.as_ref().map(|engine| engine.replica.status().applied);
         let id = open.id;
         self.trace.event(self.now, number, "begun", &[id], &[], || format!("{id}"));
         self.think(number, ticket);
@@ -141,20 +144,22 @@ impl Cluster {
 
     /// While a transaction has the writer, nothing else is committed.
     pub(super) fn judge_alone(&self, number: usize, output: &Output) -> Check {
-        let held = self.machines[number].talks.iter().find(|(_, open)| open.has_writer());
-        let Some((holder, open)) = held else { return Ok(()) };
+        let machine = &self.machines[number];
+        let talk = machine.talks.iter().find_map(|(ticket, open)| Some((*ticket, open.began?)));
+        let Some((holder, began)) = talk.or_else(|| machine.errands.hosts.holder()) else {
+            return Ok(());
+        };
         let what = match output {
             // What was committed before is answered when it is on stable storage.
             Output::Done { ticket, result: Ok(committed) }
-                if ticket != holder
-                    && (committed.dot.is_none() || committed.lsn > open.begun_at) =>
+                if *ticket != holder && (committed.dot.is_none() || committed.lsn > began) =>
             {
                 "another job is committed"
             }
             Output::Event(News::Applied { .. }) => "remote entries are applied",
             _ => return Ok(()),
         };
-        broken(Promise::Atomicity, format!("{what} on m{number} within transaction {}", open.id))
+        broken(Promise::Atomicity, format!("{what} on m{number} within {holder:?}"))
     }
 }
 

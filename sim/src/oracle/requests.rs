@@ -2,7 +2,7 @@
 //!
 //! The row that a program adds to `parcel` tells how often it ran. A client that was told *committed* has
 //! its row, once, where it was told and in the end everywhere; one that was told *refused*, or never
-//! anything but that nothing has begun, has none.
+//! anything but that nothing has begun, has none. A guest has as many rows as steps, all or none.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,10 @@ use littoral::{Dot, ForwardError, Outcome};
 use rusqlite::Connection;
 
 use super::{Check, Promise, broken, unreadable};
-use crate::workload::{Kind, Program, RequestNumber};
+use crate::{
+    cluster::Move,
+    workload::{Kind, Program, RequestNumber, rows_of},
+};
 
 /// What is known of a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +35,8 @@ pub(crate) enum Asked {
     Run(Program),
     /// What became of it.
     Outcome,
+    /// Something that guests ask.
+    Guest(Move),
 }
 
 /// All requests of a run.
@@ -96,11 +101,11 @@ impl Requests {
                 if result.as_ref().is_some_and(|result| *result != program.result()) {
                     return wrong("another program's result".to_owned());
                 }
-                if !matches!(program.kind, Kind::Adds | Kind::AddsMuch) {
+                if !matches!(program.kind, Kind::Adds | Kind::AddsMuch | Kind::Ends) {
                     return wrong(format!("{:?} is committed", program.kind));
                 }
-                let rows = reader.map(|reader| rows_of(machine, reader, request)).transpose()?;
-                if rows.is_some_and(|rows| rows != 1) {
+                let rows = reader.map(|reader| count_rows(machine, reader, request)).transpose()?;
+                if rows.is_some_and(|rows| rows != rows_of(request)) {
                     return wrong(format!("told committed, and {rows:?} rows show"));
                 }
                 *known = Known::Committed(*dot);
@@ -126,6 +131,9 @@ impl Requests {
             Err(ForwardError::Unknown { .. } | ForwardError::Stopping { .. }) if !other => {
                 self.unanswered(request);
             }
+            Ok(Outcome::Begun(_) | Outcome::Stepped { .. }) => {
+                return wrong("it is still open".to_owned());
+            }
             // This attempt has run nothing.
             Err(_) => {}
         }
@@ -135,11 +143,11 @@ impl Requests {
     /// In the end: what is committed has its row, what is not has none.
     pub(crate) fn judge(&self, machine: usize, reader: &Connection) -> Check {
         for (request, (_, known)) in &self.records {
-            let rows = rows_of(machine, reader, *request)?;
+            let (rows, all) = (count_rows(machine, reader, *request)?, rows_of(*request));
             let right = match known {
-                Known::Committed(_) => rows == 1,
+                Known::Committed(_) => rows == all,
                 Known::Nothing | Known::Refused => rows == 0,
-                Known::Perhaps => rows <= 1,
+                Known::Perhaps => rows == 0 || rows == all,
             };
             if !right {
                 let what = format!("{rows} rows of request {request} on m{machine}: {known:?}");
@@ -150,7 +158,7 @@ impl Requests {
     }
 }
 
-fn rows_of(machine: usize, reader: &Connection, request: RequestNumber) -> Check<i64> {
+fn count_rows(machine: usize, reader: &Connection, request: RequestNumber) -> Check<i64> {
     reader
         .prepare_cached("SELECT count(*) FROM parcel WHERE request = ?")
         .and_then(|mut query| query.query_row([request.cast_signed()], |row| row.get(0)))

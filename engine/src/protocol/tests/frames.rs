@@ -1,6 +1,7 @@
 //! The frames that travel on a link: what they come back as, and which are refused.
 
 use super::*;
+use crate::protocol::forward::Asks;
 
 proptest! {
     #[test]
@@ -139,6 +140,49 @@ fn message() -> impl Strategy<Value = Message> {
             .prop_map(|((token, age), vector)| Message::Watermark(token, age, vector)),
         (any::<u64>(), question()).prop_map(|(token, question)| Message::Ask(token, question)),
         (any::<u64>(), answer()).prop_map(|(token, answer)| Message::Answer(token, answer)),
+        any::<u8>().prop_map(Message::Distance),
+        (any::<u64>(), carried()).prop_map(|(token, carried)| Message::Carry(token, carried)),
+        (any::<u64>(), reply()).prop_map(|(token, reply)| Message::Reply(token, reply)),
+    ]
+}
+
+fn carried() -> impl Strategy<Value = Carried> {
+    let program = any::<Vec<u8>>;
+    let asks = prop_oneof![
+        Just(Asks::Outcome),
+        program().prop_map(Asks::Run),
+        Just(Asks::Begin),
+        (any::<(u64, u64)>(), program())
+            .prop_map(|((guest, step), program)| Asks::Step(guest, step, program)),
+        Just(Asks::Leave),
+    ];
+    (any::<(u128, u64, u64, u8)>(), asks, any::<Vec<(u64, u64)>>()).prop_map(
+        |((request, issued, patience, hops), asks, requires)| Carried {
+            request,
+            issued,
+            asks,
+            requires,
+            patience,
+            hops,
+        },
+    )
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    let bytes = any::<Vec<u8>>;
+    prop_oneof![
+        any::<(u64, u64, Option<Vec<u8>>)>()
+            .prop_map(|(author, seq, result)| Reply::Committed(author, seq, result)),
+        (bytes(), any::<Vec<(u64, u64)>>()).prop_map(|(given, had)| Reply::Unchanged(given, had)),
+        bytes().prop_map(Reply::Failed),
+        Just(Reply::Refused),
+        Just(Reply::OtherProgram),
+        Just(Reply::Expired),
+        Just(Reply::NotBegun),
+        Just(Reply::Lost),
+        any::<u64>().prop_map(Reply::Begun),
+        bytes().prop_map(Reply::Stepped),
+        Just(Reply::Gone),
     ]
 }
 

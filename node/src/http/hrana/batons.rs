@@ -244,7 +244,7 @@ mod tests {
 
     async fn keep(streams: &Arc<Streams>, baton: Option<&str>) -> String {
         let mut lease = streams.take(baton).await.unwrap_or_else(|error| panic!("{error:?}"));
-        lease.stream().open = Open::Begun { read_only: true };
+        lease.stream().open = Open::Begun { read_only: true, undecided: false };
         lease.finish(false).unwrap().unwrap()
     }
 

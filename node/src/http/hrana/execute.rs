@@ -9,8 +9,8 @@
 //!   the same request         or one read transaction if nothing in it writes
 //!   BEGIN, and no end        an interactive transaction: IMMEDIATE waits for the writer,
 //!                            the others read in one snapshot until something writes
-//!   a table of the origin's  the whole job runs there, and so does what reads an origin-strong one;
-//!                            with a key, every job
+//!   a table of the origin's  the whole job or transaction runs there, and so does what reads an
+//!                            origin-strong one; with a key, every job
 //! ```
 //!
 //! Transaction words never reach SQLite. Once a transaction was lost, or could not begin, every
@@ -162,7 +162,9 @@ impl Run<'_> {
                     },
                 }
             }
-            Open::Begun { .. } | Open::Reads { .. } | Open::Writes(_) => self.inside(step).await,
+            Open::Begun { .. } | Open::Reads { .. } | Open::Writes(_) | Open::AtOrigin { .. } => {
+                self.inside(step).await;
+            }
         }
     }
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     http::{ServerState, access::Principal},
-    runtime::{NodeHandle, Prepared},
+    runtime::{Next, NodeHandle, Prepared, Programs, StepJob, TransactionError},
 };
 
 /// How long the origin may take to begin with a write.
@@ -93,6 +93,12 @@ impl Key {
 pub(super) struct Parcel {
     grants: Option<ParcelGrants>,
     explicit: bool,
+    /// It is a step of a transaction that is open.
+    #[serde(default)]
+    continues: bool,
+    /// The transaction may only read.
+    #[serde(default)]
+    read_only: bool,
     fates: Vec<Fate>,
     steps: Vec<ParcelStep>,
 }
@@ -185,12 +191,19 @@ impl Parcel {
         Self {
             grants: grants.map(ParcelGrants::of),
             explicit: region.kind == Kind::Begun,
+            continues: region.kind == Kind::Continued,
+            read_only: false,
             fates: fates.to_vec(),
             steps: steps.iter().map(step).collect(),
         }
     }
 
-    fn encode(&self) -> Result<Vec<u8>, HranaError> {
+    /// The same, of a transaction that may only read.
+    pub(super) fn reading_only(self, read_only: bool) -> Self {
+        Self { read_only, ..self }
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>, HranaError> {
         serde_json::to_vec(self)
             .map_err(|error| HranaError::new("LITTORAL_UNAVAILABLE", error.to_string()))
     }
@@ -235,7 +248,11 @@ impl Parcel {
             return Err("there is nothing to run".to_owned());
         }
         let steps = begin + usize::from(self.explicit)..end;
-        let kind = if self.explicit { Kind::Begun } else { Kind::Script };
+        let kind = match (self.continues, self.explicit) {
+            (true, _) => Kind::Continued,
+            (false, true) => Kind::Begun,
+            (false, false) => Kind::Script,
+        };
         Ok(RegionJob {
             program: Arc::new(program),
             region: Region { begin, steps, kind },
@@ -246,15 +263,46 @@ impl Parcel {
     }
 }
 
+/// How parcels are read at the origin, and what their senders are told.
+pub(crate) const PROGRAMS: Programs = Programs { prepare, step, ended };
+
+/// At the origin: makes a step of a guest of a parcel.
+fn step(program: &[u8]) -> StepJob {
+    let unpacked = serde_json::from_slice::<Parcel>(program).map_err(|error| error.to_string());
+    let job = unpacked.and_then(|parcel| {
+        let read_only = parcel.read_only;
+        Ok((parcel.unpack(RESPONSE_BYTES_MAX)?, read_only))
+    });
+    Box::new(move |tx| {
+        let ran = job.map_err(unreadable).and_then(|(job, read_only)| {
+            job.step(tx, read_only).map_err(|error| HranaError::from(&error))
+        });
+        match ran {
+            Ok(ran) => {
+                let next = if ran.end == End::Commit { Next::Commit } else { Next::Open };
+                (next, pack(Some(ran), None))
+            }
+            Err(error) => (Next::Open, pack(None, Some(error))),
+        }
+    })
+}
+
+fn unreadable(why: String) -> HranaError {
+    let message = format!("the origin cannot read the request: {why}");
+    HranaError::new("LITTORAL_UNAVAILABLE", message)
+}
+
+/// What a guest is told whose transaction has ended.
+fn ended(why: &TransactionError) -> Vec<u8> {
+    pack(None, Some(HranaError::from(why)))
+}
+
 /// At the origin: makes a job of a parcel; or says what its sender is told.
-pub(crate) fn prepare(program: &[u8]) -> Result<Prepared, Vec<u8>> {
+fn prepare(program: &[u8]) -> Result<Prepared, Vec<u8>> {
     let unpacked = serde_json::from_slice::<Parcel>(program)
         .map_err(|error| error.to_string())
         .and_then(|parcel| parcel.unpack(RESPONSE_BYTES_MAX));
-    let job = unpacked.map_err(|why| {
-        let message = format!("the origin cannot read the request: {why}");
-        pack(None, Some(HranaError::new("LITTORAL_UNAVAILABLE", message)))
-    })?;
+    let job = unpacked.map_err(|why| pack(None, Some(unreadable(why))))?;
     let ran: Arc<Mutex<Option<Ran>>> = Arc::default();
     let last_run = Arc::clone(&ran);
     Ok(Prepared {
@@ -288,9 +336,9 @@ fn pack(ran: Option<Ran>, error: Option<HranaError>) -> Vec<u8> {
 }
 
 /// What the region came to: what ran, and whether it stands.
-type Settled = (Option<Ran>, Result<(), HranaError>);
+pub(super) type Settled = (Option<Ran>, Result<(), HranaError>);
 
-fn unpack(bytes: &[u8], budget: usize) -> Settled {
+pub(super) fn unpack(bytes: &[u8], budget: usize) -> Settled {
     match serde_json::from_slice::<Returned>(bytes) {
         Ok(Returned { outcomes, end, error }) => {
             let budget = budget.saturating_sub(bytes.len());
@@ -329,13 +377,16 @@ pub(super) async fn run_at_origin(
             );
             (None, Err(HranaError::new("LITTORAL_RESULT_NOT_KEPT", message)))
         }
-        Ok(Became::Refused) => {
-            let message = "the request was not committed and never will be: somebody has asked for its \
-                           outcome before it came to the origin";
-            (None, Err(HranaError::new("LITTORAL_OUTCOME_REFUSED", message)))
-        }
+        // Nothing was begun, so the others are no answers.
+        Ok(Became::Refused | Became::Begun(_) | Became::Stepped { .. }) => (None, Err(refused())),
         Err(error) => (None, Err(HranaError::from(&error))),
     }
+}
+
+pub(super) fn refused() -> HranaError {
+    let message = "the request was not committed and never will be: somebody has asked for its outcome \
+                   before it came to the origin";
+    HranaError::new("LITTORAL_OUTCOME_REFUSED", message)
 }
 
 impl From<&ForwardError> for HranaError {
@@ -346,6 +397,7 @@ impl From<&ForwardError> for HranaError {
             ForwardError::Expired { .. } => "LITTORAL_OUTCOME_EXPIRED",
             ForwardError::TooLarge { .. } => "LITTORAL_REQUEST_TOO_LARGE",
             ForwardError::TooMany => "LITTORAL_BUSY",
+            ForwardError::Gone { .. } => "LITTORAL_TRANSACTION_LOST",
             _ => "LITTORAL_OUTCOME_UNKNOWN",
         };
         Self::new(code, error.to_string())
@@ -401,9 +453,8 @@ pub(crate) async fn outcome(
                 json!({ "outcome": "committed", "entry": dot.to_string(), "steps": outcomes });
             answer_json(StatusCode::OK, &body)
         }
-        Ok(Became::Refused | Became::Unchanged { .. } | Became::Failed { .. }) => {
-            answer_json(StatusCode::OK, &json!({ "outcome": "not committed" }))
-        }
+        // A question has no other answers.
+        Ok(_) => answer_json(StatusCode::OK, &json!({ "outcome": "not committed" })),
         Err(error) => {
             let status = match error {
                 ForwardError::Expired { .. } => StatusCode::GONE,

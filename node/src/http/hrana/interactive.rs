@@ -7,11 +7,12 @@ use rusqlite::Connection;
 
 use super::{
     execute::Run,
+    journal::Journal,
     outcome::{Outcome, no_transaction},
     program::Action,
     region::{End, Kind, Ran, Region, never_ran, read_only_transaction, run_region},
     session::{Fault, WriteSession},
-    sql::Verb,
+    sql::{Place, Verb},
     stream::Open,
     wire::HranaError,
 };
@@ -21,25 +22,45 @@ impl Run<'_> {
     /// Begins a transaction that is left open, at least for now.
     pub(super) async fn begin(&mut self, step: usize) {
         self.spent.at("the queue for the writer");
-        self.stream.open = match self.program.verb(step) {
-            Some(Verb::Begin) => match self.node.begin().await {
-                Ok(transaction) => Open::Writes(transaction),
-                Err(error) => {
-                    let error = HranaError::from(&error);
-                    self.fail(error.clone());
-                    self.stream.open = Open::Lost(error);
-                    return;
-                }
-            },
-            verb => Open::Begun { read_only: verb == Some(Verb::BeginReadOnly) },
+        self.stream.journal = Journal::default();
+        self.stream.place = match &self.program.steps[step].action {
+            Action::Run(statement) => Place::of(&statement.sql),
+            Action::Describe(_) | Action::Autocommit | Action::Fail(_) => Place::Anywhere,
         };
-        self.push(Outcome::nothing());
+        let begun = match self.program.verb(step) {
+            Some(Verb::Begin) if self.is_undecided() => {
+                Ok(Open::Begun { read_only: false, undecided: true })
+            }
+            Some(Verb::Begin) if self.begins_at_origin() => match self.node.visit().await {
+                Ok(visit) => Ok(Open::AtOrigin { visit, read_only: false }),
+                Err(error) => Err(HranaError::from(&error)),
+            },
+            Some(Verb::Begin) => match self.node.begin().await {
+                Ok(transaction) => Ok(Open::Writes(transaction)),
+                Err(error) => Err(HranaError::from(&error)),
+            },
+            verb => {
+                let read_only = verb == Some(Verb::BeginReadOnly);
+                Ok(Open::Begun { read_only, undecided: false })
+            }
+        };
+        match begun {
+            Ok(open) => {
+                self.stream.open = open;
+                self.push(Outcome::nothing());
+            }
+            Err(error) => {
+                self.fail(error.clone());
+                self.stream.open = Open::Lost(error);
+            }
+        }
     }
 
     /// Runs a step within the transaction that is open.
     pub(super) async fn inside(&mut self, step: usize) {
         match mem::take(&mut self.stream.open) {
             Open::Writes(transaction) => self.on_writer(transaction, step).await,
+            Open::AtOrigin { visit, read_only } => self.visiting(visit, step, read_only).await,
             open => self.before_writing(open, step).await,
         }
     }
@@ -59,14 +80,22 @@ impl Run<'_> {
                 return;
             }
         };
-        let read_only =
-            matches!(open, Open::Begun { read_only: true } | Open::Reads { read_only: true, .. });
+        let read_only = matches!(
+            open,
+            Open::Begun { read_only: true, .. } | Open::Reads { read_only: true, .. }
+        );
+        let undecided = matches!(open, Open::Begun { undecided: true, .. });
         match verb {
             Verb::Commit | Verb::Rollback => self.push(Outcome::nothing()),
             Verb::Begin | Verb::BeginDeferred | Verb::BeginReadOnly => {
                 self.push(no_transaction("cannot start a transaction within a transaction"));
                 self.stream.open = open;
             }
+            _ if undecided && self.goes_to_origin(step).await => match self.node.visit().await {
+                Ok(visit) => self.visiting(visit, step, false).await,
+                Err(error) => self.lose(HranaError::from(&error)),
+            },
+            _ if undecided => self.ask_for_writer(open, step).await,
             Verb::MayRead => self.read_inside(open, read_only, step).await,
             // The reader's connection knows them as well.
             Verb::Savepoint if read_only => self.read_inside(open, read_only, step).await,
@@ -94,6 +123,7 @@ impl Run<'_> {
         let open = Open::Reads { reader, read_only, since };
         match outcome {
             Ok(outcome) => {
+                self.note(step, &outcome);
                 self.push(outcome);
                 self.stream.open = open;
             }
@@ -102,10 +132,9 @@ impl Run<'_> {
                 self.fail(read_only_transaction());
                 self.stream.open = open;
             }
-            // An interactive transaction stays on its node.
             Err(Fault::AtOrigin(table)) => {
-                self.fail(HranaError::from(&WriteError::OriginOnly { table }));
-                self.stream.open = open;
+                drop(open);
+                self.move_to_origin(table, step, read_only).await;
             }
             Err(Fault::Step(error)) => {
                 self.stream.open = if error.code == "LITTORAL_SNAPSHOT_REPLACED" {
@@ -113,6 +142,7 @@ impl Run<'_> {
                 } else {
                     open
                 };
+                self.note(step, &Outcome::Error(error.clone()));
                 self.fail(error);
             }
         }
@@ -162,12 +192,18 @@ impl Run<'_> {
                 }
                 let mut session =
                     WriteSession { tx, failure: None, elsewhere: None, read_only: false };
-                Ok(run_region(&mut session, &program, &region, prior, budget, false).ok())
+                let ran = run_region(&mut session, &program, &region, prior, budget, false).ok();
+                Ok((ran, session.elsewhere))
             })
             .await;
         let ran = match stepped {
-            Ok(Ok(Some(ran))) => ran,
-            Ok(Ok(None)) => return self.lose(never_ran()),
+            Ok(Ok((_, Some(table)))) => {
+                // Dropping it rolls it back.
+                drop(transaction);
+                return self.move_to_origin(table, step, false).await;
+            }
+            Ok(Ok((Some(ran), None))) => ran,
+            Ok(Ok((None, None))) => return self.lose(never_ran()),
             Ok(Err(error)) => {
                 let error: WriteError = error;
                 return self.lose(HranaError::from(&error));
@@ -182,6 +218,7 @@ impl Run<'_> {
             *last = Outcome::Error(timeout.clone());
         }
         for outcome in outcomes {
+            self.note(self.outcomes.len(), &outcome);
             self.push(outcome);
         }
         match end {
@@ -199,7 +236,15 @@ impl Run<'_> {
         }
     }
 
-    fn lose(&mut self, error: HranaError) {
+    /// Takes down what has run on this node, for the case that the transaction moves to the origin.
+    fn note(&mut self, step: usize, outcome: &Outcome) {
+        if self.node.has_tables_of_origin() {
+            let program = Arc::clone(self.program);
+            self.stream.journal.note(&program, step, outcome);
+        }
+    }
+
+    pub(super) fn lose(&mut self, error: HranaError) {
         // The client may say itself that it is over.
         let step = self.outcomes.len();
         match self.program.verb(step) {

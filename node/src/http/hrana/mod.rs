@@ -1,7 +1,8 @@
 //! The libSQL remote protocol: Hrana over HTTP and over WebSockets.
 //!
 //! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs it: a
-//! `region` of its steps at a time, on a `session`, or at the origin by way of `forward`, those of a transaction that stays open in `interactive`.
+//! `region` of its steps at a time, on a `session`, or at the origin by way of `forward`; those of a
+//! transaction that stays open in `interactive`, or at the origin in `visiting`, with what a `journal` keeps.
 //! `outcome` makes answers of what became of the steps, `emitter` sends them as they come, `error` names
 //! what went wrong. A `stream` is what stays from request to request: `batons` keeps those of HTTP, `socket`
 //! has its own.
@@ -14,6 +15,7 @@ mod forward;
 #[cfg(test)]
 mod fuzz;
 mod interactive;
+mod journal;
 mod outcome;
 mod program;
 mod redact;
@@ -23,6 +25,7 @@ mod slow;
 mod socket;
 mod sql;
 mod stream;
+mod visiting;
 mod wire;
 
 use std::{
@@ -42,7 +45,7 @@ use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-pub(crate) use self::{batons::Streams, forward::prepare, sql::changes_schema, sql::statements};
+pub(crate) use self::{batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements};
 use self::{
     emitter::Emitter,
     forward::Key,

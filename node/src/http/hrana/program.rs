@@ -64,7 +64,7 @@ pub(crate) enum Action {
 }
 
 /// One statement with all its arguments.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Statement {
     pub(crate) sql: String,
     pub(crate) verb: Verb,

@@ -120,6 +120,19 @@ impl RegionJob {
     }
 }
 
+impl RegionJob {
+    /// Runs it within a transaction that stays open.
+    pub(super) fn step(self, tx: &mut WriteTx<'_>, read_only: bool) -> Result<Ran, WriteError> {
+        if let Some(grants) = self.grants {
+            tx.restrict(grants)?;
+        }
+        let mut session = WriteSession { tx, failure: None, elsewhere: None, read_only };
+        let (program, region) = (&self.program, &self.region);
+        run_region(&mut session, program, region, self.prior, self.budget, read_only)
+            .map_err(|_| WriteError::Aborted(never_ran().message))
+    }
+}
+
 pub(super) fn never_ran() -> HranaError {
     HranaError::new("LITTORAL_UNAVAILABLE", "the write did not run")
 }

@@ -172,6 +172,33 @@ pub(crate) enum Verb {
     Write,
 }
 
+/// Where a transaction that is begun wants to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Place {
+    /// Where its statements may run.
+    #[default]
+    Anywhere,
+    /// `BEGIN CONCURRENT`: on the node that was asked.
+    Here,
+    /// `BEGIN EXCLUSIVE`: at the origin.
+    Origin,
+}
+
+impl Place {
+    /// Where the transaction of a BEGIN wants to be.
+    pub(crate) fn of(statement: &str) -> Self {
+        let mut words = tokens(statement).filter_map(|(token, _)| match token {
+            Token::Word(word) => Some(word),
+            _ => None,
+        });
+        match words.nth(1) {
+            Some(word) if word.eq_ignore_ascii_case("concurrent") => Self::Here,
+            Some(word) if word.eq_ignore_ascii_case("exclusive") => Self::Origin,
+            _ => Self::Anywhere,
+        }
+    }
+}
+
 impl Verb {
     pub(crate) fn of(statement: &str) -> Self {
         let mut words = tokens(statement).filter_map(|(token, _)| match token {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{program::Stored, wire::HranaError};
-use crate::runtime::{HeldReader, Transaction, TransactionError};
+use super::{journal::Journal, program::Stored, sql::Place, wire::HranaError};
+use crate::runtime::{HeldReader, Transaction, TransactionError, Visit};
 
 /// How long a transaction that only reads may be open: meanwhile the WAL cannot be started again.
 pub(super) const READ_TRANSACTION_LIMIT: Duration = Duration::from_secs(30);
@@ -13,6 +13,10 @@ pub(super) const READ_TRANSACTION_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Stream {
     pub(super) stored: Stored,
     pub(super) open: Open,
+    /// Where the transaction wants to be.
+    pub(super) place: Place,
+    /// What it has done here, if it may move to the origin.
+    pub(super) journal: Journal,
 }
 
 /// The transaction of a stream.
@@ -20,12 +24,14 @@ pub(crate) struct Stream {
 pub(super) enum Open {
     #[default]
     No,
-    /// Begun, and nothing has run in it.
-    Begun { read_only: bool },
+    /// Begun, and nothing has run in it. The first statement of one that said IMMEDIATE says where it is.
+    Begun { read_only: bool, undecided: bool },
     /// It has only read so far, in one snapshot.
     Reads { reader: HeldReader, read_only: bool, since: Instant },
     /// It has the writer.
     Writes(Transaction),
+    /// It has the origin's writer.
+    AtOrigin { visit: Visit, read_only: bool },
     /// It is over, and the client has not said so: every statement fails until COMMIT or ROLLBACK, so that
     /// none slips into autocommit.
     Lost(HranaError),
