@@ -5,6 +5,9 @@
 //!
 //! One bug is planted per process, for all replicas in it.
 
+#[cfg(feature = "testing")]
+pub mod fuzz;
+
 /// A mistake the engine makes on purpose while it is planted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -3,6 +3,8 @@
 //! Paths in the file are relative to the directory that holds it. Unknown keys are errors, and so
 //! are values out of bounds: the error names key, value and what is allowed.
 
+#[cfg(test)]
+mod fuzz;
 mod http;
 mod tables;
 

@@ -449,7 +449,8 @@ impl Cluster {
         let Some(engine) = &mut machine.engine else { return Ok(()) };
         let now = machine.clock.at(self.now);
         for (id, job) in jobs {
-            self.oracle.jobs.queued(id, number, machine.plan.full, &job);
+            let [freezes, _] = self.oracle.logs.shadow(number).freezes();
+            self.oracle.jobs.queued(id, number, machine.plan.full, freezes, &job);
             self.trace
                 .event(self.now, number, "job", &[id], &[], || format!("{id}: {}", job.describe()));
             if self.options.scenario.is_some() {

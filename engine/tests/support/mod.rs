@@ -44,6 +44,8 @@ pub(crate) struct Cluster {
     guests: BTreeMap<(usize, Ticket), RequestId>,
     /// Frames of entries wait here instead of arriving.
     pub(crate) held_frames: Option<Vec<(usize, PeerId, Vec<u8>)>>,
+    /// All frames that were sent.
+    pub(crate) recorded: Option<Vec<(Channel, Vec<u8>)>>,
     /// What is written to the WAL is not synced.
     pub(crate) held_syncs: bool,
     runs: BTreeMap<(usize, Ticket), RequestId>,
@@ -83,6 +85,7 @@ impl Cluster {
             held_steps: None,
             guests: BTreeMap::new(),
             held_frames: None,
+            recorded: None,
             held_syncs: false,
             runs: BTreeMap::new(),
         };
@@ -170,6 +173,9 @@ impl Cluster {
                     return;
                 }
                 Output::Send { peer, channel, bytes } => {
+                    if let Some(recorded) = &mut self.recorded {
+                        recorded.push((channel, bytes.clone()));
+                    }
                     if let Some(&(to, at)) = self.links.get(&(node, peer)) {
                         if channel == Channel::Entries
                             && let Some(held) = &mut self.held_frames

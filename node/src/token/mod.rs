@@ -141,4 +141,6 @@ pub(crate) fn new_key() -> Result<(String, String), KeyError> {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -14,18 +14,18 @@ use tempfile::TempDir;
 use super::*;
 
 const RSA_PRIVATE: &str = include_str!("fixtures/rsa.key");
-const RSA_PUBLIC: &str = include_str!("fixtures/rsa.pem");
+pub(super) const RSA_PUBLIC: &str = include_str!("fixtures/rsa.pem");
 
 /// Far enough.
-const LATER: u64 = 4_000_000_000;
+pub(super) const LATER: u64 = 4_000_000_000;
 
-fn file(directory: &TempDir, name: &str, text: &str) -> PathBuf {
+pub(super) fn file(directory: &TempDir, name: &str, text: &str) -> PathBuf {
     let path = directory.path().join(name);
     fs::write(&path, text).unwrap();
     path
 }
 
-fn verifier(files: Vec<PathBuf>) -> Verifier {
+pub(super) fn verifier(files: Vec<PathBuf>) -> Verifier {
     Verifier::new(files, None, None, Duration::from_secs(30)).unwrap()
 }
 
@@ -39,13 +39,13 @@ fn with(message: String, signature: &[u8]) -> String {
     message + "." + &BASE64_URL_SAFE_NO_PAD.encode(signature)
 }
 
-fn claims(more: Value) -> Claims {
+pub(super) fn claims(more: Value) -> Claims {
     let mut all = json!({ "exp": LATER, "sub": "alice", "littoral": { "read": ["a"] } });
     all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     serde_json::from_value(all).unwrap()
 }
 
-fn signed_by_rsa(header: &Value) -> String {
+pub(super) fn signed_by_rsa(header: &Value) -> String {
     let der = PrivatePkcs8KeyDer::from_pem_slice(RSA_PRIVATE.as_bytes()).unwrap();
     let key = RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap();
     let message = unsigned(header, &json!({ "exp": LATER, "littoral": { "read": "*" } }));

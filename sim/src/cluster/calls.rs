@@ -109,6 +109,9 @@ impl Cluster {
 
     /// A client does the next thing, or comes back to the last one.
     pub(super) fn call(&mut self, number: usize) -> Check {
+        if matches!(self.stage, Stage::Marked { .. }) {
+            return self.ask_for_calls();
+        }
         if self.stage != Stage::Chaos {
             return Ok(());
         }
@@ -258,6 +261,13 @@ impl Cluster {
         let text = format!("{}: {result:?}", call.operation);
         self.trace.event(self.now, number, "called", &[], text.as_bytes(), || text.clone());
         let asked = matches!(sent, Sent::Question);
+        let ending = matches!(self.stage, Stage::Marked { .. });
+        if ending && matches!(result, Err(ForwardError::Stopping { .. })) {
+            // A snapshot takes the place of the machine's file.
+            self.callers.given_up.push(call);
+            self.schedule(self.now + 1, Event::Call { caller: 0 });
+            return Ok(());
+        }
         match result {
             Ok(Outcome::Committed { result, .. }) => {
                 let values = result.as_deref().and_then(decode_values);
@@ -284,7 +294,7 @@ impl Cluster {
             Ok(_) | Err(_) if call.doubt || asked => self.call_in_doubt(number, caller, call),
             Ok(_) | Err(_) => self.call_never(number, caller, &call, "nothing stands"),
         }
-        if matches!(self.stage, Stage::Marked { .. }) && result.is_err() {
+        if ending && result.is_err() {
             let what = format!("after all faults have ended m{number} cannot ask: {text}");
             return broken(Promise::Availability, what);
         }

@@ -74,6 +74,10 @@ impl Cluster {
 
     /// A client sends its program, or asks what became of it.
     pub(super) fn request(&mut self, request: RequestNumber) -> Check {
+        let open = self.oracle.requests.known(request) == Known::Perhaps;
+        if open && matches!(self.stage, Stage::Marked { .. }) {
+            self.send(0, request, Asked::Outcome, LAST_PATIENCE)?;
+        }
         if self.stage != Stage::Chaos {
             return Ok(());
         }
@@ -159,7 +163,13 @@ impl Cluster {
             .event(self.now, number, "answered", &[request], text.as_bytes(), || text.clone());
         let reader = self.machines[number].engine.as_ref().map(|e| &e.eye);
         self.oracle.requests.answered(request, asked, result, number, reader)?;
-        if matches!(self.stage, Stage::Marked { .. }) && result.is_err() {
+        let ending = matches!(self.stage, Stage::Marked { .. });
+        if ending && matches!(result, Err(ForwardError::Stopping { .. })) {
+            // A snapshot takes the place of the machine's file.
+            self.schedule(self.now + 1, Event::Request { request });
+            return Ok(());
+        }
+        if ending && result.is_err() {
             let what = format!("after all faults have ended m{number} cannot ask: {text}");
             return broken(Promise::Availability, what);
         }

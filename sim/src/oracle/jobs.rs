@@ -32,6 +32,7 @@ enum Fate {
 struct Record {
     machine: usize,
     full: bool,
+    freezes: u64,
     in_ledger: bool,
     effects: Arc<Mutex<Effects>>,
     fate: Fate,
@@ -57,10 +58,19 @@ pub(crate) struct JobCounts {
 
 impl Jobs {
     /// A job is queued.
-    pub(crate) fn queued(&mut self, id: JobId, machine: usize, full: bool, job: &PlannedJob) {
+    /// `freezes` is how many its machine knew of.
+    pub(crate) fn queued(
+        &mut self,
+        id: JobId,
+        machine: usize,
+        full: bool,
+        freezes: u64,
+        job: &PlannedJob,
+    ) {
         let record = Record {
             machine,
             full,
+            freezes,
             in_ledger: job.in_ledger,
             effects: Arc::clone(&job.effects),
             fate: Fate::Unknown,
@@ -89,7 +99,9 @@ impl Jobs {
         };
         let effects = record.effects.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changing = effects.frozen.iter().chain(&refused);
-        if let Some(table) = changing.find(|table| !shadow.is_frozen(table)) {
+        // An answer that waits for stable storage may come when what it tells of has been given up.
+        let untrue = |table: &&String| !shadow.was_frozen_since(table, record.freezes);
+        if let Some(table) = changing.find(untrue) {
             let what = format!(
                 "job {id} was told on m{} that {table} is changing, and it is not",
                 record.machine

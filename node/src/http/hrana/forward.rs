@@ -298,7 +298,7 @@ fn ended(why: &TransactionError) -> Vec<u8> {
 }
 
 /// At the origin: makes a job of a parcel; or says what its sender is told.
-fn prepare(program: &[u8]) -> Result<Prepared, Vec<u8>> {
+pub(super) fn prepare(program: &[u8]) -> Result<Prepared, Vec<u8>> {
     let unpacked = serde_json::from_slice::<Parcel>(program)
         .map_err(|error| error.to_string())
         .and_then(|parcel| parcel.unpack(RESPONSE_BYTES_MAX));

@@ -12,6 +12,8 @@ mod emitter;
 mod error;
 mod execute;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod interactive;
 mod journal;
 mod outcome;
@@ -62,6 +64,9 @@ use crate::runtime::NodeHandle;
 pub(super) async fn probe() -> &'static str {
     "Hello, this is a littoral node that speaks Hrana over HTTP"
 }
+
+/// What a client is told of a body that is not as it should be.
+const ERROR_CHARS_MAX: usize = 300;
 
 /// `POST /v2/pipeline` and `POST /v3/pipeline`.
 pub(super) async fn pipeline(
@@ -230,7 +235,13 @@ async fn answer_once(
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadRequest> {
     serde_json::from_slice(body).map_err(|error| {
-        BadRequest::new("BAD_JSON", format!("the request body is not as it should be: {error}"))
+        // It repeats words of the body, of which one may be as long as that.
+        let mut told = error.to_string();
+        if let Some((end, _)) = told.char_indices().nth(ERROR_CHARS_MAX) {
+            told.truncate(end);
+            told += "…";
+        }
+        BadRequest::new("BAD_JSON", format!("the request body is not as it should be: {told}"))
     })
 }
 

@@ -232,6 +232,13 @@ impl Shadow {
         open.any(|freeze| freeze.tables.iter().any(|(_, name)| name == table))
     }
 
+    /// Whether a table of that name is frozen, or was after so many freezes.
+    pub(crate) fn was_frozen_since(&self, table: &str, freezes: u64) -> bool {
+        let since = self.freezes.iter().skip(usize::try_from(freezes).unwrap_or(usize::MAX));
+        let concerns = |freeze: &ShadowFreeze| freeze.tables.iter().any(|(_, name)| name == table);
+        self.is_frozen(table) || since.into_iter().any(concerns)
+    }
+
     /// How many freezes there were, and how many ended with the change that they waited for.
     pub(crate) fn freezes(&self) -> [u64; 2] {
         let happened = self.freezes.iter().filter(|freeze| freeze.happened).count();
