@@ -135,6 +135,19 @@ fn who_writes_between_any_two_writes_is_noticed() {
 }
 
 #[test]
+fn who_writes_right_after_a_migration_is_noticed() {
+    for script in ["ALTER TABLE orders ADD COLUMN more TEXT", "DROP TABLE nowhere"] {
+        let mut cluster = cluster();
+        busy(&mut cluster, 0);
+        let now = cluster.now;
+        cluster.replica(0).migrate(now, script);
+        cluster.drain(0);
+        other(&cluster, 0).execute_batch("UPDATE orders SET note = 'other'").unwrap();
+        assert!(foreign(&mut cluster, 0).is_some(), "after {script}");
+    }
+}
+
+#[test]
 fn a_file_that_grew_shrank_or_changed_its_schema_while_it_was_closed_is_noticed() {
     for script in [
         "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 500)

@@ -252,6 +252,10 @@ impl Replica {
         if let Err(error) = migrating.close() {
             tracing::warn!(%error, "the connections of a migration did not close");
         }
+        // Whatever else is committed from here on is another program's.
+        if let Err(error) = self.writer.noticed() {
+            self.storage_failed(&error);
+        }
         if !Arc::ptr_eq(&before, &self.registry) {
             self.writer.learn(&self.registry);
         }

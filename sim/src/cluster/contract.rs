@@ -66,6 +66,10 @@ impl Cluster {
     pub(super) fn carry_out(&mut self, number: usize, output: Output) -> Check<bool> {
         let life = self.machines[number].life;
         self.judge_alone(number, &output)?;
+        if let (Output::Done { .. }, Some(engine)) = (&output, &self.machines[number].engine) {
+            // A frontier of a node that is the only member may trim what was committed at once.
+            self.oracle.refresh(number, &engine.eye)?;
+        }
         match output {
             Output::Begun { ticket } => self.begun(number, ticket)?,
             Output::Send { peer, channel, bytes } => {
@@ -145,11 +149,8 @@ impl Cluster {
                 }
                 self.application.answered(id, &result)?;
                 let Some(engine) = &self.machines[number].engine else { return Ok(false) };
-                let reader = &engine.eye;
-                // A frontier of a node that is the only member may trim it at once.
-                self.oracle.refresh(number, reader)?;
                 let shadow = self.oracle.logs.shadow(number);
-                self.oracle.jobs.answered(id, &result, reader, shadow)?;
+                self.oracle.jobs.answered(id, &result, &engine.eye, shadow)?;
                 if let Ok(committed) = result {
                     self.session_wrote(number, id, committed)?;
                 }
