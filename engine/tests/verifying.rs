@@ -151,6 +151,19 @@ fn a_row_that_is_in_the_way_of_another_goes_first() {
 }
 
 #[test]
+fn a_row_that_is_put_back_does_not_move_the_sequence() {
+    let schema = "CREATE TABLE ticket(id INTEGER PRIMARY KEY AUTOINCREMENT, what TEXT)";
+    let mut cluster = linked(2, schema, &[]);
+    cluster.write(0, "INSERT INTO ticket(what) VALUES('a')");
+    cluster.write(0, "UPDATE ticket SET id = 50");
+    cluster.settle();
+    tamper(&cluster, 1, "DELETE FROM ticket");
+    assert_eq!(verify(&mut cluster, 1).repaired, 1);
+    cluster.assert_rows("SELECT * FROM ticket", &["50|a"]);
+    cluster.assert_rows("SELECT seq FROM sqlite_sequence", &["1"]);
+}
+
+#[test]
 fn a_row_that_cannot_be_put_back_keeps_no_other_one_wrong() {
     let schema = "CREATE TABLE user(id INTEGER PRIMARY KEY, mail TEXT UNIQUE)";
     let mut cluster = linked(2, schema, &[]);

@@ -9,7 +9,7 @@ use crate::{
         parked::is_rejection,
         store::{delete_row, insert_row},
     },
-    schema::{Table, spelling::check_spelling},
+    schema::{Table, catalog, spelling::check_spelling},
     sqlite::Keeping,
     value::{ByteReader, DecodeError},
 };
@@ -55,6 +55,7 @@ fn replace(
     table: &Table,
     rows: &[Mended],
 ) -> rusqlite::Result<()> {
+    let last = table.autoincrement.then(|| catalog::sequence(conn, &table.name)).transpose()?;
     // First all that is wrong: a row may be in the way of another.
     for row in rows.iter().filter(|row| row.wrong.is_some()) {
         delete_row(conn, table, &row.key)?;
@@ -65,6 +66,10 @@ fn replace(
             insert_row(conn, table, &row.key, cells)?;
         }
         conflicts.record_repair(table, &row.key, row.right.as_deref(), row.wrong.as_deref())?;
+    }
+    if let Some(last) = last {
+        // Putting a row back has moved it; what it must be came with entries.
+        catalog::set_sequence(conn, &table.name, last)?;
     }
     conflicts.flush()
 }

@@ -1,7 +1,8 @@
 //! A statement as a log may show it: without its values.
 //!
 //! Strings, numbers and blobs become `?`, comments go, and so does a name in double quotes that is not a known
-//! one: SQLite takes it for a string where there is no such column.
+//! one: SQLite takes it for a string where there is no such column. What a PRAGMA is set to is a value in any
+//! spelling.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +13,7 @@ const TEXT_CHARS_MAX: usize = 1000;
 pub(super) fn without_values(sql: &str, known: &BTreeSet<String>) -> String {
     let mut out = String::new();
     let mut rest = sql;
+    let mut is_pragma = false;
     while let Some(first) = rest.chars().next() {
         let (token, length) = token(rest, first);
         rest = &rest[length..];
@@ -28,7 +30,15 @@ pub(super) fn without_values(sql: &str, known: &BTreeSet<String>) -> String {
                 out.push('"');
             }
             Token::Quoted(_) => value(&mut out),
-            Token::Text(text) => out.extend(text.chars().filter(|c| !c.is_control())),
+            Token::Text("=" | "(") if is_pragma => {
+                out.truncate(out.trim_end().len());
+                out.push_str(" = ?");
+                break;
+            }
+            Token::Text(text) => {
+                is_pragma |= out.is_empty() && text.eq_ignore_ascii_case("pragma");
+                out.extend(text.chars().filter(|c| !c.is_control()));
+            }
         }
         if out.len() > TEXT_CHARS_MAX {
             let end = (0..=TEXT_CHARS_MAX).rev().find(|at| out.is_char_boundary(*at));
@@ -160,6 +170,8 @@ mod tests {
             ("SELECT \"never closed bob", "SELECT ?"),
             ("SELECT x'00bob", "SELECT ?"),
             ("SELECT größe, 'naïve' FROM täble", "SELECT größe, ? FROM täble"),
+            ("/* bob */ pragma main.user_version=bob", "pragma main.user_version = ?"),
+            ("PRAGMA table_info (bob) ;", "PRAGMA table_info = ?"),
         ] {
             assert_eq!(without_values(sql, &known), shown, "{sql}");
         }

@@ -123,9 +123,12 @@ impl Line {
     }
 }
 
-/// The statement without its values, and the tables that it touches.
+/// The statement without its values, and the tables that it touches. In one that cannot be prepared nobody
+/// can tell which words are values.
 fn describe(reader: &Reader, sql: &str) -> (String, String) {
-    let touched = reader.touches(sql).unwrap_or_default();
+    let Ok(touched) = reader.touches(sql) else {
+        return ("(one that cannot be prepared)".to_owned(), String::new());
+    };
     let mut known: BTreeSet<String> =
         touched.iter().map(|touched| touched.table.to_lowercase()).collect();
     for touched in &touched {
