@@ -65,6 +65,24 @@ const CONFLICTS: &str = "SELECT rule, \"column\", kept, kept_by, lost, lost_by \
                          FROM littoral_conflicts ORDER BY id";
 
 #[test]
+fn a_row_that_only_counts_has_no_clock_of_a_row_before() {
+    let schema = "CREATE TABLE stock(id TEXT PRIMARY KEY NOT NULL, place TEXT, n INTEGER NOT NULL DEFAULT 0)";
+    let mut cluster = support::linked(2, schema, &[("stock", policy(&[("n", "counter")]))]);
+    cluster.write(0, "INSERT INTO stock VALUES('1', 'a', 0), ('2', 'b', 0), ('3', 'b', 0)");
+    cluster.settle();
+    // Until a frontier has passed it, the rows have clocks.
+    (0..10).for_each(|_| cluster.wait(1000));
+    assert_eq!(cluster.replica(1).status().contested_rows, 0);
+    cluster.cut();
+    cluster.write(0, "UPDATE stock SET place = 'c' WHERE id = '3'");
+    later(&mut cluster);
+    // Of three rows one changes its place, and the others count alike.
+    cluster.write(1, "UPDATE stock SET place = 'b', n = n + 1");
+    join(&mut cluster);
+    cluster.assert_rows("SELECT * FROM stock", &["1|b|1", "2|b|1", "3|c|1"]);
+}
+
+#[test]
 fn the_author_keeps_the_extreme_and_the_entry_says_nothing_of_the_rest() {
     let mut cluster = cluster(2, "INSERT INTO gauge(id, high, low) VALUES('a', 5, 5)");
     let committed = cluster.try_write(0, |tx| {

@@ -102,6 +102,9 @@ impl<'c> LocalWrites<'c> {
         // Increments alone leave none where none was; a removal from a set may take the last one.
         if had || !clock.is_empty() {
             self.push(table, RowOpKind::Update, key, clock, !had);
+        } else {
+            // Whose clocks were pushed last is not the row that the next one may be like.
+            self.fresh = None;
         }
     }
 
