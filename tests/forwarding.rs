@@ -111,16 +111,9 @@ fn harass(
         state ^= state >> 7;
         state ^= state << 17;
         let victim = state % 3;
-        nodes.remove(victim).kill();
         kills += 1;
-        let others: Vec<&Node> = match victim {
-            // Its port is another one now, so it dials the edges.
-            0 => nodes.iter().collect(),
-            _ => vec![&nodes[0]],
-        };
-        let node = cluster.serve(NAMES[victim], &others);
-        *addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = node.http();
-        nodes.insert(victim, node);
+        let address = cluster.kill_and_serve_again(nodes, victim);
+        *addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
     kills
 }

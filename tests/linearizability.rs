@@ -177,16 +177,9 @@ fn harass(world: &World, cluster: &Cluster, nodes: &mut Vec<Node>) -> usize {
             world.done.load(Ordering::SeqCst) || world.ended.load(Ordering::SeqCst) >= next
         });
         let victim = [0, 1, 0, 2][kills % 4];
-        nodes.remove(victim).kill();
         kills += 1;
-        let others: Vec<&Node> = match victim {
-            // Its port is another one now, so it dials the edges.
-            0 => nodes.iter().collect(),
-            _ => vec![&nodes[0]],
-        };
-        let node = cluster.serve(NAMES[victim], &others);
-        *world.addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = node.http();
-        nodes.insert(victim, node);
+        let address = cluster.kill_and_serve_again(nodes, victim);
+        *world.addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
     kills
 }

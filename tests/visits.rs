@@ -317,13 +317,8 @@ fn interactive_transactions_happen_once_or_not_at_all_while_nodes_are_killed() {
             let mut victim = 0;
             while !done.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(700));
-                nodes.remove(victim).kill();
-                let name = ["origin", "edge1", "edge2"][victim];
-                let others: Vec<&Node> =
-                    if victim == 0 { nodes.iter().collect() } else { vec![&nodes[0]] };
-                let node = cluster.serve(name, &others);
-                *addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = node.http();
-                nodes.insert(victim, node);
+                let address = cluster.kill_and_serve_again(&mut nodes, victim);
+                *addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = address;
                 nodes.iter().for_each(Node::until_ready);
                 victim = (victim + 1) % 3;
             }

@@ -118,6 +118,23 @@ impl Cluster {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Kills a node of a star, the origin of which is the first, and serves it again; gives where it takes
+    /// requests then.
+    pub(crate) fn kill_and_serve_again(&self, nodes: &mut Vec<Node>, victim: usize) -> SocketAddr {
+        let killed = nodes.remove(victim);
+        let name = killed.name.clone();
+        killed.kill();
+        let others: Vec<&Node> = match victim {
+            // Its port is another one now, so it dials the edges.
+            0 => nodes.iter().collect(),
+            _ => vec![&nodes[0]],
+        };
+        let node = self.serve(&name, &others);
+        let address = node.http();
+        nodes.insert(victim, node);
+        address
+    }
+
     /// Serves all nodes, the edges dialing the origin, and waits until all are ready.
     pub(crate) fn serve_star(&self, names: &[&str]) -> Vec<Node> {
         let mut nodes: Vec<Node> = Vec::new();
