@@ -455,6 +455,18 @@ fn what_triggers_upserts_and_foreign_key_actions_change_is_captured() {
 }
 
 #[test]
+fn two_nodes_that_dial_each_other_keep_one_link() {
+    let mut cluster = apart(2);
+    cluster.link(0, 1);
+    cluster.link(1, 0);
+    assert_eq!([0, 1].map(|node| cluster.replica(node).status().peers.len()), [1, 1]);
+    assert_eq!(cluster.closed, [(0, CloseCode::Replaced)]);
+    cluster.write(1, "INSERT INTO cart(id) VALUES('a')");
+    cluster.settle();
+    cluster.assert_equal();
+}
+
+#[test]
 fn many_rows_that_two_nodes_insert_at_once_add_up() {
     let schema = "CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0)";
     let mut cluster = support::linked(2, schema, &cart());

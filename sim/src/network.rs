@@ -56,8 +56,6 @@ pub(crate) struct Link {
     pub(crate) down_until: Nanos,
     /// Whether an attempt to connect is in the event queue.
     pub(crate) connecting: bool,
-    /// The newest connection.
-    pub(crate) newest: Option<ConnId>,
     /// Per direction (from end 0, from end 1): nothing arrives before.
     blocked_until: [Nanos; 2],
     /// How often anything was drawn about its ups and downs.
@@ -163,7 +161,6 @@ impl Network {
             plan: *plan,
             down_until: 0,
             connecting: false,
-            newest: None,
             blocked_until: [0; 2],
             attempts: 0,
         };
@@ -205,7 +202,6 @@ impl Network {
             frames_sent: 0,
         };
         self.conns.insert(conn, connection);
-        self.links[link].newest = Some(conn);
         [0, 1].map(|end| (Port { conn, end }, ready[end]))
     }
 
@@ -392,10 +388,12 @@ impl Network {
         noticed
     }
 
-    /// Whether the newest connection of a link works, as far as the network knows.
+    /// Whether a connection over a link works, as far as the network knows.
     pub(crate) fn is_connected(&self, link: usize) -> bool {
-        self.links[link].newest.and_then(|id| self.conns.get(&id)).is_some_and(|conn| {
-            !conn.cut && conn.ends.iter().all(|end| end.state != EndState::Closed)
+        self.conns.values().any(|conn| {
+            conn.link == link
+                && !conn.cut
+                && conn.ends.iter().all(|end| end.state != EndState::Closed)
         })
     }
 

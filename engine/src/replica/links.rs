@@ -209,15 +209,16 @@ impl Replica {
         self.register.as_ref().is_some_and(|register| register.is_origin(&self.identity))
     }
 
-    /// Closes older links to the same node. One that is as new stays: if both nodes dial at the same
-    /// moment and each closed the link it made first, none would be left.
+    /// Closes older links to the same node. If both nodes dial at the same moment and each closed the
+    /// link it made first, none would be left: of two that are as new, the node with the smaller name
+    /// closes one.
     pub(super) fn close_replaced(&mut self, newest: PeerId, node: &NodeId) {
+        let decides = self.identity.node < *node;
+        let is_old = |since| self.now.mono >= since + KEEP_ALIVE;
         let replaced: Vec<PeerId> = self
             .sessions
             .values()
-            .filter(|s| {
-                s.peer != newest && s.node == *node && self.now.mono >= s.since + KEEP_ALIVE
-            })
+            .filter(|s| s.peer != newest && s.node == *node && (decides || is_old(s.since)))
             .map(|session| session.peer)
             .collect();
         for peer in replaced {

@@ -2,8 +2,7 @@
 //! and dialing them again.
 //!
 //! A dialer waits while any link to its node is up, whoever dialed it. Two nodes that dial each other
-//! at the same moment may make two links; the engine keeps both if they were made within a second,
-//! and otherwise the newer one.
+//! at the same moment may make two links; the engine of one of them closes one.
 
 mod link;
 mod tls;

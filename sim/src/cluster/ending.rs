@@ -1,6 +1,8 @@
 //! The end of a run: faults end, everything settles, and everybody is judged.
 
-use littoral::{Entry, Segment, Status, Verification, limits::OWN_STAMPS_AHEAD_MAX};
+use std::collections::BTreeSet;
+
+use littoral::{Entry, NodeId, Segment, Status, Verification, limits::OWN_STAMPS_AHEAD_MAX};
 use rusqlite::{Connection, OpenFlags};
 
 use super::{CHECK_EVERY, Cluster, Event, SETTLE_WITHIN, Stage};
@@ -166,7 +168,9 @@ impl Cluster {
             // Writes go on when the time has caught up with stamps of clocks that were wrong.
             let writes = status.clock.stamps_ahead <= OWN_STAMPS_AHEAD_MAX;
             let settled = status.applied == status.durable && status.freeze.is_none();
-            if !settled || !belongs || !writes {
+            let linked: BTreeSet<&NodeId> = status.peers.iter().map(|peer| &peer.node).collect();
+            let linked_once = linked.len() == status.peers.len();
+            if !settled || !belongs || !writes || !linked_once {
                 return false;
             }
             let answered = machine.tickets.is_empty() && machine.calls.is_empty();

@@ -38,15 +38,20 @@ impl Cluster {
         if state.down_until > self.now {
             return self.reconnect(link);
         }
+        let attempt = state.attempts;
         let up = state.plan.ends.iter().all(|end| self.machines[*end].engine.is_some());
         if !up || self.network.is_connected(link) {
             return;
         }
-        let peers = [self.next_peer, self.next_peer + 1].map(littoral::PeerId);
-        self.next_peer += 2;
-        self.tally.connections += 1;
-        for (port, at) in self.network.connect(self.now, link, peers) {
-            self.schedule(at, Event::LinkUp { port });
+        let mut draw = self.chance.draw(Stream::Connect, 2 << 32 | link as u64, attempt);
+        // Sometimes both ends dial at the same moment.
+        for _ in 0..=u64::from(draw.percent(20)) {
+            let peers = [self.next_peer, self.next_peer + 1].map(littoral::PeerId);
+            self.next_peer += 2;
+            self.tally.connections += 1;
+            for (port, at) in self.network.connect(self.now, link, peers) {
+                self.schedule(at, Event::LinkUp { port });
+            }
         }
     }
 }
