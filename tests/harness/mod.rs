@@ -5,6 +5,7 @@
 
 mod http;
 mod rows;
+mod socket;
 
 use std::{
     fs::{self, File},
@@ -22,6 +23,7 @@ use tempfile::TempDir;
 pub(crate) use self::{
     http::{Answer, Client, batch},
     rows::rows_of,
+    socket::Socket,
 };
 
 /// Longer than anything takes on a slow machine; a test that waits this long fails.

@@ -1,0 +1,131 @@
+//! A WebSocket client that needs nothing but a socket, and what libSQL clients send with it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+};
+
+use serde_json::{Value, json};
+
+use super::{Node, PATIENCE};
+
+/// A WebSocket that knows as much of the protocol as this needs.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: BufReader<TcpStream>,
+    /// What the server has chosen.
+    pub(crate) protocol: String,
+    requests: i32,
+}
+
+impl Socket {
+    pub(crate) fn connect(node: &Node, protocols: &str) -> Self {
+        let mut stream = TcpStream::connect(node.http).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let key = "dGhlIHNhbXBsZSBub25jZQ==";
+        write!(
+            stream,
+            "GET / HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\
+             sec-websocket-protocol: {protocols}\r\n\r\n"
+        )
+        .unwrap();
+        let mut socket =
+            Self { stream: BufReader::new(stream), protocol: String::new(), requests: 0 };
+        let mut status = None;
+        loop {
+            let mut line = String::new();
+            socket.stream.read_line(&mut line).unwrap();
+            let line = line.trim_end().to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(protocol) = line.strip_prefix("sec-websocket-protocol: ") {
+                protocol.clone_into(&mut socket.protocol);
+            }
+            status.get_or_insert(line);
+        }
+        assert!(status.unwrap().starts_with("http/1.1 101 "));
+        socket
+    }
+
+    /// One that has said its hello, without a token.
+    pub(crate) fn greeted(node: &Node, protocols: &str) -> Self {
+        let mut socket = Self::connect(node, protocols);
+        assert_eq!(socket.hello(None), Some(json!({ "type": "hello_ok" })));
+        socket
+    }
+
+    /// Says a hello; gives what comes next.
+    pub(crate) fn hello(&mut self, token: Option<&str>) -> Option<Value> {
+        self.send(&json!({ "type": "hello", "jwt": token }));
+        self.receive()
+    }
+
+    pub(crate) fn send(&mut self, message: &Value) {
+        let text = message.to_string();
+        let mut frame = vec![0x81];
+        let length = u16::try_from(text.len()).unwrap();
+        match u8::try_from(length) {
+            Ok(short) if short < 126 => frame.push(0x80 | short),
+            _ => {
+                frame.push(0x80 | 126);
+                frame.extend(length.to_be_bytes());
+            }
+        }
+        // A mask of zeros changes nothing.
+        frame.extend([0; 4]);
+        frame.extend(text.as_bytes());
+        self.stream.get_mut().write_all(&frame).unwrap();
+    }
+
+    /// The next message; `None` if the server closes.
+    pub(crate) fn receive(&mut self) -> Option<Value> {
+        let mut head = [0; 2];
+        self.stream.read_exact(&mut head).unwrap();
+        let mut length = u64::from(head[1]);
+        if length >= 126 {
+            let mut bytes = vec![0; if length == 126 { 2 } else { 8 }];
+            self.stream.read_exact(&mut bytes).unwrap();
+            length = bytes.iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
+        }
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        self.stream.read_exact(&mut payload).unwrap();
+        match head[0] {
+            0x81 => Some(serde_json::from_slice(&payload).unwrap()),
+            0x88 => None,
+            other => panic!("a frame of kind {other:x}"),
+        }
+    }
+
+    pub(crate) fn request(&mut self, request: &Value) -> i32 {
+        self.requests += 1;
+        self.send(&json!({ "type": "request", "request_id": self.requests, "request": request }));
+        self.requests
+    }
+
+    /// The answer to a request, whatever comes before it.
+    pub(crate) fn answer(&mut self, request: i32) -> Result<Value, String> {
+        loop {
+            let mut message = self.receive().unwrap();
+            if message["request_id"] != json!(request) {
+                continue;
+            }
+            return match message["type"].as_str() {
+                Some("response_ok") => Ok(message["response"].take()),
+                _ => Err(message["error"]["code"].as_str().unwrap().to_owned()),
+            };
+        }
+    }
+
+    pub(crate) fn ask(&mut self, request: &Value) -> Result<Value, String> {
+        let request = self.request(request);
+        self.answer(request)
+    }
+
+    pub(crate) fn run(&mut self, stream: i32, sql: &str) -> Result<Value, String> {
+        let stmt = json!({ "sql": sql, "want_rows": true });
+        let answer = self.ask(&json!({ "type": "execute", "stream_id": stream, "stmt": stmt }))?;
+        Ok(answer["result"]["rows"][0][0]["value"].clone())
+    }
+}
