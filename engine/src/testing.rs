@@ -27,6 +27,10 @@ pub enum Bug {
     EpochKept,
     /// After a reconnect a sender leaves out the first entry the receiver lacks.
     SkipOnReconnect,
+    /// Of two links that two nodes made at once, both stay.
+    BothLinksKept,
+    /// Of two links that two nodes made at once, each node closes the one that it has had for longer.
+    BothLinksClosed,
     /// A receiver applies increments again that it has applied before.
     CounterReapplied,
     /// A write is answered although its transaction was rolled back.
@@ -57,6 +61,8 @@ pub enum Bug {
     ShiftsNotSaved,
     /// The log is trimmed, and its clocks are in no checkpoint.
     TrimPastCheckpoint,
+    /// The log is trimmed of what a linked member is still to be sent.
+    TrimUnsent,
     /// What is not on stable storage yet is acknowledged.
     AckUnsynced,
     /// The author's row keeps what a statement wrote to a `max` or `min` column.
@@ -152,13 +158,15 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 66] = [
+    pub const ALL: [Self; 69] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
         Self::UpdateRevives,
         Self::EpochKept,
         Self::SkipOnReconnect,
+        Self::BothLinksKept,
+        Self::BothLinksClosed,
         Self::CounterReapplied,
         Self::AnswerBeforeCommit,
         Self::FailedStatementKept,
@@ -174,6 +182,7 @@ impl Bug {
         Self::LateShift,
         Self::ShiftsNotSaved,
         Self::TrimPastCheckpoint,
+        Self::TrimUnsent,
         Self::AckUnsynced,
         Self::NotNormalized,
         Self::GroupSplit,
