@@ -1,6 +1,7 @@
 //! The libSQL remote protocol over WebSockets, as its clients use it: they wait for nothing.
 
-use serde_json::json;
+use littoral::testing::fuzz::{Fuzz, cases};
+use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Node, Socket, stop};
 
@@ -125,5 +126,74 @@ fn what_breaks_the_protocol_closes_the_socket() {
     socket.ask(&json!({ "type": "open_stream", "stream_id": 1 })).unwrap();
     socket.request(&json!({ "type": "execute", "stream_id": 1, "stmt": { "sql_id": 5 } }));
     assert_eq!(socket.receive(), None, "an sql_id that is not stored");
+    stop(vec![node]);
+}
+
+#[test]
+fn fuzz_a_damaged_message_is_answered_or_closes_its_socket_and_no_other() {
+    let (_cluster, node) = node();
+    let recorded: Vec<Value> = serde_json::from_str(include_str!("fixtures/shop-ws.json")).unwrap();
+    let exchanges = recorded.iter().filter_map(|step| step["exchanges"].as_array()).flatten();
+    let mut corpus: Vec<String> = exchanges
+        .filter(|exchange| exchange["send"].is_object())
+        .map(|exchange| exchange["send"].to_string().replace("products", "items"))
+        .collect();
+    let cursor = json!({ "type": "request", "request_id": 1, "request":
+        { "type": "open_cursor", "stream_id": 0, "cursor_id": 1,
+            "batch": { "steps": [{ "stmt": { "sql": "SELECT 1" } }] } } });
+    corpus.push(cursor.to_string());
+    corpus.extend(
+        [
+            json!({ "type": "fetch_cursor", "cursor_id": 1, "max_count": 10 }),
+            json!({ "type": "close_cursor", "cursor_id": 1 }),
+            json!({ "type": "close_sql", "sql_id": 0 }),
+            json!({ "type": "describe", "stream_id": 0, "sql": "SELECT 1" }),
+            json!({ "type": "sequence", "stream_id": 0, "sql": "SELECT 1; SELECT 2" }),
+            json!({ "type": "get_autocommit", "stream_id": 0 }),
+        ]
+        .map(|request| {
+            json!({ "type": "request", "request_id": 1, "request": request }).to_string()
+        }),
+    );
+    let bytes: Vec<Vec<u8>> = corpus.iter().map(|text| text.clone().into_bytes()).collect();
+    let words =
+        ["request", "hello", "stream_id", "-1", "1e999", "null", "[", "{", "SELECT", ";", "é"];
+    let mut calm = Socket::greeted(&node, "hrana3");
+    calm.ask(&json!({ "type": "open_stream", "stream_id": 1 })).unwrap();
+    let mut fuzz = Fuzz::new(13);
+    let (mut answered, mut closed) = (0, 0);
+    let mut socket = None;
+    for case in 0..cases(1000) {
+        if case % 50 == 0 {
+            socket = None;
+        }
+        let message = match fuzz.below(3) {
+            0 => String::from_utf8_lossy(&fuzz.bytes(&bytes)).into_owned(),
+            _ => fuzz.text(&corpus, &words),
+        };
+        if fuzz.below(8) == 0 {
+            // The frame, too.
+            let frame = fuzz.bytes(&[Socket::frame(&message)]);
+            Socket::connect(&node, "hrana2").send_and_hang_up(&frame);
+            continue;
+        }
+        let open = socket.get_or_insert_with(|| Socket::greeted(&node, "hrana3"));
+        open.send_text(&message);
+        // What is asked behind it is answered, unless the socket is closed.
+        if open.is_alive() {
+            answered += 1;
+        } else {
+            closed += 1;
+            socket = None;
+        }
+    }
+    assert!(answered > 10 && closed > 10, "{answered} were answered, {closed} closed the socket");
+    drop(socket);
+    assert!(calm.run(1, COUNT).is_ok());
+    assert_eq!(
+        calm.run(1, "INSERT INTO items VALUES (-77, 'calm') RETURNING id"),
+        Ok(json!("-77"))
+    );
+    drop(calm);
     stop(vec![node]);
 }

@@ -15,7 +15,7 @@ use std::{
 use rusqlite::types::Value as Cell;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Cluster, Node, assert_converge, rows_of, stop, until};
+use crate::harness::{Client, Cluster, Node, Socket, assert_converge, rows_of, stop, until};
 
 const SCHEMA: &str = "
     CREATE TABLE stock (item TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL CHECK (n >= 0));
@@ -351,5 +351,43 @@ fn interactive_transactions_happen_once_or_not_at_all_while_nodes_are_killed() {
     assert_eq!(rows_of(nodes[0].database(), counted), [[Cell::Integer(1_000_000)]]);
     let committed = known.values().filter(|known| **known == Known::Committed).count();
     assert!(committed >= count() / 4, "{committed} of {}", count());
+    stop(nodes);
+}
+
+#[test]
+fn a_transaction_over_a_websocket_is_at_the_origin_and_ends_with_its_stream_or_socket() {
+    let (_cluster, nodes) = line();
+    let mut socket = Socket::greeted(&nodes[2], "hrana3");
+    for stream in 1..=3 {
+        socket.ask(&json!({ "type": "open_stream", "stream_id": stream })).unwrap();
+    }
+    assert_eq!(socket.run(1, "BEGIN IMMEDIATE"), done());
+    assert_eq!(socket.run(1, STOCK), ok("10"));
+    assert_eq!(socket.run(1, "UPDATE stock SET n = 9 RETURNING n"), ok("9"));
+    assert_eq!(socket.run(1, "SELECT gold FROM vault"), ok("7"));
+    // Another stream of the socket waits for none of this.
+    assert_eq!(socket.run(2, STOCK), ok("10"));
+    let asked = json!({ "type": "get_autocommit", "stream_id": 1 });
+    assert_eq!(socket.ask(&asked).unwrap()["is_autocommit"], false);
+    assert_eq!(socket.run(1, "COMMIT"), done());
+    assert_eq!(socket.ask(&asked).unwrap()["is_autocommit"], true);
+    assert_eq!(socket.run(2, STOCK), ok("9"));
+
+    for (stream, begin) in [(2, "BEGIN EXCLUSIVE"), (3, "BEGIN")] {
+        assert_eq!(socket.run(stream, begin), done());
+        assert_eq!(socket.run(stream, "UPDATE stock SET n = 0"), done());
+        let began = Instant::now();
+        if stream == 2 {
+            socket.ask(&json!({ "type": "close_stream", "stream_id": 2 })).unwrap();
+        } else {
+            socket = Socket::greeted(&nodes[2], "hrana3");
+        }
+        // Nobody has to wait until it has been idle for too long.
+        nodes[0].run(&["UPDATE stock SET n = n + 1"]);
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+    drop(socket);
+    assert_eq!(rows_of(nodes[0].database(), STOCK), [[Cell::Integer(11)]]);
+    assert_converge(&nodes, &["SELECT * FROM stock"]);
     stop(nodes);
 }

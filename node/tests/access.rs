@@ -411,3 +411,59 @@ async fn a_websocket_brings_its_token_in_the_hello() {
     }
     stop(vec![node]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_is_closed_when_its_token_is_worth_nothing_any_more() {
+    let (_cluster, keys, node) = guarded(HttpLimits::default(), false).await;
+    let pad = " ".repeat(150);
+    let hello = |token: &str| json!({ "type": "hello", "jwt": token, "pad": pad });
+    let open = json!({ "type": "request", "request_id": 1, "pad": pad,
+        "request": { "type": "open_stream", "stream_id": 1 } });
+    let execute = |sql: &str| {
+        json!({ "type": "request", "request_id": 2, "request": { "type": "execute", "stream_id": 1,
+            "stmt": { "sql": format!("{sql}{pad}") } } })
+    };
+    let grants = ["--read", "counters", "--write", "counters"];
+    let lasting = issue(&keys, &grants);
+    let brief = issue(&keys, &[&grants[..], &["--expires", "2s"]].concat());
+    let (mut expiring, mut renewed) = (socket(&node).await, socket(&node).await);
+    for stream in [&mut expiring, &mut renewed] {
+        assert_eq!(say(stream, hello(&brief)).await.unwrap()["type"], "hello_ok");
+        assert_eq!(say(stream, open.clone()).await.unwrap()["type"], "response_ok");
+    }
+    for sql in ["BEGIN IMMEDIATE", "UPDATE counters SET n = 9"] {
+        assert_eq!(say(&mut expiring, execute(sql)).await.unwrap()["type"], "response_ok", "{sql}");
+    }
+    // Whoever says another hello in time goes on.
+    assert_eq!(say(&mut renewed, hello(&lasting)).await.unwrap()["type"], "hello_ok");
+    tokio::time::sleep(Duration::from_millis(3_100)).await;
+    let refused = say(&mut expiring, execute("COMMIT")).await.unwrap();
+    assert_eq!((&refused["type"], &refused["request_id"]), (&json!("response_error"), &json!(2)));
+    assert_eq!(refused["error"]["code"], "LITTORAL_UNAUTHORIZED");
+    assert_eq!(refused["error"]["message"], "the token has expired");
+    assert_eq!(closed_with(&mut expiring).await, 1008);
+    let read = say(&mut renewed, execute("SELECT n FROM counters")).await.unwrap();
+    assert_eq!(read["response"]["result"]["rows"][0][0]["value"], "1", "the other was rolled back");
+
+    // A key that is gone takes its tokens along.
+    let other = TempDir::new().unwrap();
+    token(other.path(), &["key"]);
+    std::fs::copy(other.path().join("token.pem"), keys.path().join("token.pem")).unwrap();
+    let refused = loop {
+        let answer = say(&mut renewed, execute("SELECT n FROM counters")).await.unwrap();
+        if answer["type"] == "response_error" {
+            break answer;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(refused["error"]["message"], "no key of this node has signed the token");
+    assert_eq!(closed_with(&mut renewed).await, 1008);
+    stop(vec![node]).await;
+}
+
+/// The code that a socket is closed with.
+async fn closed_with(stream: &mut TcpStream) -> u16 {
+    assert_eq!(stream.read_u8().await.unwrap(), 0x88);
+    stream.read_u8().await.unwrap();
+    stream.read_u16().await.unwrap()
+}

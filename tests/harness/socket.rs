@@ -1,8 +1,8 @@
 //! A WebSocket client that needs nothing but a socket, and what libSQL clients send with it.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    net::{Shutdown, TcpStream},
 };
 
 use serde_json::{Value, json};
@@ -63,7 +63,25 @@ impl Socket {
     }
 
     pub(crate) fn send(&mut self, message: &Value) {
-        let text = message.to_string();
+        self.send_text(&message.to_string());
+    }
+
+    pub(crate) fn send_text(&mut self, text: &str) {
+        // The server may have closed; then nothing is received.
+        let _ = self.stream.get_mut().write_all(&Self::frame(text));
+    }
+
+    /// Sends bytes in the place of frames and no more; returns when the server has closed, too.
+    pub(crate) fn send_and_hang_up(mut self, bytes: &[u8]) {
+        let stream = self.stream.get_mut();
+        if stream.write_all(bytes).and_then(|()| stream.shutdown(Shutdown::Write)).is_ok() {
+            // A server that resets the connection has closed it as well.
+            let _ = self.stream.read_to_end(&mut Vec::new());
+        }
+    }
+
+    /// A text as it is sent.
+    pub(crate) fn frame(text: &str) -> Vec<u8> {
         let mut frame = vec![0x81];
         let length = u16::try_from(text.len()).unwrap();
         match u8::try_from(length) {
@@ -76,24 +94,47 @@ impl Socket {
         // A mask of zeros changes nothing.
         frame.extend([0; 4]);
         frame.extend(text.as_bytes());
-        self.stream.get_mut().write_all(&frame).unwrap();
+        frame
+    }
+
+    /// Whether the server answers still.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        const ID: i32 = 999_999;
+        self.send(&json!({ "type": "request", "request_id": ID,
+            "request": { "type": "close_sql", "sql_id": ID } }));
+        loop {
+            match self.try_receive() {
+                Ok(Some(message)) if message["request_id"] == json!(ID) => return true,
+                Ok(Some(message)) => assert!(message["type"].is_string(), "{message}"),
+                Ok(None) => return false,
+                // It is gone, and with it what it has said.
+                Err(error) => {
+                    assert_ne!(error.kind(), ErrorKind::WouldBlock, "no answer, and not closed");
+                    return false;
+                }
+            }
+        }
     }
 
     /// The next message; `None` if the server closes.
     pub(crate) fn receive(&mut self) -> Option<Value> {
+        self.try_receive().unwrap()
+    }
+
+    fn try_receive(&mut self) -> io::Result<Option<Value>> {
         let mut head = [0; 2];
-        self.stream.read_exact(&mut head).unwrap();
+        self.stream.read_exact(&mut head)?;
         let mut length = u64::from(head[1]);
         if length >= 126 {
             let mut bytes = vec![0; if length == 126 { 2 } else { 8 }];
-            self.stream.read_exact(&mut bytes).unwrap();
+            self.stream.read_exact(&mut bytes)?;
             length = bytes.iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
         }
         let mut payload = vec![0; usize::try_from(length).unwrap()];
-        self.stream.read_exact(&mut payload).unwrap();
+        self.stream.read_exact(&mut payload)?;
         match head[0] {
-            0x81 => Some(serde_json::from_slice(&payload).unwrap()),
-            0x88 => None,
+            0x81 => Ok(Some(serde_json::from_slice(&payload).unwrap())),
+            0x88 => Ok(None),
             other => panic!("a frame of kind {other:x}"),
         }
     }

@@ -51,7 +51,12 @@ impl fmt::Debug for Token {
 impl Token {
     /// As people copy it.
     pub(crate) fn to_text(&self) -> anyhow::Result<String> {
-        Ok(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(self)?)))
+        Ok(Self::text_of(&serde_json::to_vec(self)?))
+    }
+
+    /// What people copy of a token that says this.
+    pub(super) fn text_of(says: &[u8]) -> String {
+        format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(says))
     }
 
     /// What was copied.

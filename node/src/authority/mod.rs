@@ -11,6 +11,8 @@
 //! The commands of `littoral ca` work on it; [`Signer`] serves machines that join with a token, and
 //! [`ask_to_be_signed`] is what such a machine does.
 
+#[cfg(test)]
+mod fuzz;
 mod invitations;
 mod request;
 mod signer;

@@ -110,7 +110,6 @@ pub(crate) struct Signer {
 
 struct Shared {
     tls: TlsAcceptor,
-    /// One at a time looks at an invitation and uses it up.
     home: Mutex<AuthorityHome>,
     wrong: Mutex<BTreeMap<IpAddr, (Instant, u32)>>,
 }
@@ -187,7 +186,7 @@ impl Shared {
             Ok(Err(No::because("too many wrong tries from this address; wait for a minute")))
         } else {
             let this = Arc::clone(&self);
-            tokio::task::spawn_blocking(move || this.answer(&line)).await?
+            tokio::task::spawn_blocking(move || answer(&this.home, &line)).await?
         };
         let mut text = match answered {
             Ok(Ok(signed)) => {
@@ -209,45 +208,6 @@ impl Shared {
         Ok(stream.shutdown().await?)
     }
 
-    fn answer(&self, line: &str) -> anyhow::Result<Result<Signed, No>> {
-        let no = |why| Ok(Err(No::because(why)));
-        let Ok(ask) = serde_json::from_str::<Ask>(line) else {
-            return no("the request cannot be read");
-        };
-        let Some(request) = pki::SigningRequest::read(&ask.request) else {
-            return no(
-                "the certificate signing request cannot be read, or is not signed by its key",
-            );
-        };
-        let home = self.home.lock();
-        let Some(mut invitation) = home.invitation(&ask.secret)? else {
-            return no("the token is not known, or has expired");
-        };
-        let key = request.key_hash();
-        let certificate = match &invitation.used {
-            Some(used) if used.key == key => used.certificate.clone(),
-            Some(_) => return no("the token was used already"),
-            None => {
-                let node = NodeId::new(&invitation.node)?;
-                let certificate = home.sign(&node, &request, pki::days(invitation.days))?;
-                let used = Used { key, certificate: certificate.clone() };
-                invitation.used = Some(used);
-                home.keep(&ask.secret, &invitation)?;
-                certificate
-            }
-        };
-        let Invitation { node, dial, read_only, .. } = invitation;
-        Ok(Ok(Signed {
-            node,
-            certificate,
-            ca: home.authority.certificate().to_owned(),
-            revoked: home.signed_list()?,
-            bookmark_key: home.bookmark_key()?,
-            dial,
-            read_only,
-        }))
-    }
-
     fn is_wrong_too_often(&self, ip: IpAddr) -> bool {
         let mut wrong = self.wrong.lock();
         wrong.retain(|_, (since, _)| since.elapsed() < WRONG_PERIOD);
@@ -261,4 +221,45 @@ impl Shared {
         let mut wrong = self.wrong.lock();
         wrong.entry(ip).or_insert_with(|| (Instant::now(), 0)).1 += 1;
     }
+}
+
+/// What a line is answered. One at a time looks at an invitation and uses it up.
+pub(super) fn answer(
+    home: &Mutex<AuthorityHome>,
+    line: &str,
+) -> anyhow::Result<Result<Signed, No>> {
+    let no = |why| Ok(Err(No::because(why)));
+    let Ok(ask) = serde_json::from_str::<Ask>(line) else {
+        return no("the request cannot be read");
+    };
+    let Some(request) = pki::SigningRequest::read(&ask.request) else {
+        return no("the certificate signing request cannot be read, or is not signed by its key");
+    };
+    let home = home.lock();
+    let Some(mut invitation) = home.invitation(&ask.secret)? else {
+        return no("the token is not known, or has expired");
+    };
+    let key = request.key_hash();
+    let certificate = match &invitation.used {
+        Some(used) if used.key == key => used.certificate.clone(),
+        Some(_) => return no("the token was used already"),
+        None => {
+            let node = NodeId::new(&invitation.node)?;
+            let certificate = home.sign(&node, &request, pki::days(invitation.days))?;
+            let used = Used { key, certificate: certificate.clone() };
+            invitation.used = Some(used);
+            home.keep(&ask.secret, &invitation)?;
+            certificate
+        }
+    };
+    let Invitation { node, dial, read_only, .. } = invitation;
+    Ok(Ok(Signed {
+        node,
+        certificate,
+        ca: home.authority.certificate().to_owned(),
+        revoked: home.signed_list()?,
+        bookmark_key: home.bookmark_key()?,
+        dial,
+        read_only,
+    }))
 }

@@ -225,6 +225,18 @@ pub(super) struct WriteSession<'a, 'tx> {
 }
 
 impl WriteSession<'_, '_> {
+    /// Takes down what a statement failed with, and whether it belongs to the origin.
+    fn failed(&mut self, error: WriteError) -> Fault {
+        let told = HranaError::from(&error);
+        // Only the time limit interrupts a write.
+        let told = if told.is_interrupt() { HranaError::from(&out_of_time()) } else { told };
+        if let WriteError::OriginOnly { table } = &error {
+            self.elsewhere.get_or_insert_with(|| table.clone());
+        }
+        self.failure = Some(error);
+        Fault::Step(told)
+    }
+
     fn run_prepared(
         &mut self,
         statement: &Statement,
@@ -267,25 +279,16 @@ impl Session for WriteSession<'_, '_> {
         match self.try_run(statement, rows) {
             Ok(_) if rows.overflow => Err(Fault::Step(too_large())),
             Ok(result) => Ok(result),
-            Err(error) => {
-                let told = HranaError::from(&error);
-                // Only the time limit interrupts a write.
-                let told =
-                    if told.is_interrupt() { HranaError::from(&out_of_time()) } else { told };
-                if let WriteError::OriginOnly { table } = &error {
-                    self.elsewhere.get_or_insert_with(|| table.clone());
-                }
-                self.failure = Some(error);
-                Err(Fault::Step(told))
-            }
+            Err(error) => Err(self.failed(error)),
         }
     }
 
     fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
-        let prepared =
-            self.tx.prepare(sql).map_err(|error| Fault::Step(HranaError::from(&error)))?;
-        let columns = prepared.columns().into_iter();
-        let columns = columns.map(|(name, decltype)| Column { name, decltype }).collect();
-        Ok((columns, prepared.readonly()))
+        let described = self.tx.prepare(sql).map(|prepared| {
+            let columns = prepared.columns().into_iter();
+            let columns = columns.map(|(name, decltype)| Column { name, decltype }).collect();
+            (columns, prepared.readonly())
+        });
+        described.map_err(|error| self.failed(error))
     }
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Stored SQL belongs to the socket, so what a request means is settled in the order in which requests come.
-//! A message that breaks the protocol closes the socket, and with it all its streams.
+//! A message that breaks the protocol closes the socket, and with it all its streams. So does a request whose
+//! token has expired or is signed with a key that is gone: tokens are judged with every request.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,7 +21,7 @@ use axum::{
     extract::{
         State,
         ws::{
-            CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
+            CloseCode, CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
             rejection::WebSocketUpgradeRejection,
         },
     },
@@ -41,10 +42,9 @@ use super::{
     to_json,
     wire::{Batch, HranaError, SqlText, Stmt, StreamRequest, StreamResponse, StreamResult},
 };
-use crate::http::{
-    ServerState,
-    access::{Principal, RemoteAddress},
-    not_found,
+use crate::{
+    http::{ServerState, access::RemoteAddress, not_found},
+    token::Refused,
 };
 
 /// In the order in which they are liked.
@@ -204,11 +204,37 @@ struct Socket {
     state: ServerState,
     address: IpAddr,
     /// As the last hello said.
-    who: Option<Principal>,
+    hello: Option<Hello>,
     stored: Stored,
     streams: HashMap<i32, mpsc::Sender<Work>>,
     cursors: HashMap<i32, mpsc::Sender<Fetch>>,
     answers: Answers,
+}
+
+/// Who somebody says they are.
+struct Hello {
+    token: Option<String>,
+}
+
+/// Why a socket is closed, and what is said before.
+struct Closing {
+    said: Option<String>,
+    code: CloseCode,
+    reason: String,
+}
+
+impl Closing {
+    fn unauthorized(refused: &Refused, said: impl FnOnce(HranaError) -> String) -> Self {
+        let error = HranaError::new("LITTORAL_UNAUTHORIZED", refused.to_string());
+        let reason = error.message.clone();
+        Self { said: Some(said(error)), code: close_code::POLICY, reason }
+    }
+}
+
+impl From<BadRequest> for Closing {
+    fn from(BadRequest(error): BadRequest) -> Self {
+        Self { said: None, code: close_code::PROTOCOL, reason: error.message }
+    }
 }
 
 /// What happens next on a socket.
@@ -229,7 +255,7 @@ async fn serve(mut socket: WebSocket, state: ServerState, address: IpAddr, _plac
     let mut session = Socket {
         state,
         address,
-        who: None,
+        hello: None,
         stored: Stored::default(),
         streams: HashMap::new(),
         cursors: HashMap::new(),
@@ -266,14 +292,14 @@ async fn serve(mut socket: WebSocket, state: ServerState, address: IpAddr, _plac
                     return;
                 }
             }
-            Err(BadRequest(error)) if error.code == "LITTORAL_UNAUTHORIZED" => {
-                let refusal = to_json(&ServerMessage::HelloError { error: error.clone() });
-                if socket.send(Message::Text(refusal.into())).await.is_err() {
+            Err(Closing { said, code, reason }) => {
+                if let Some(said) = said
+                    && socket.send(Message::Text(said.into())).await.is_err()
+                {
                     return;
                 }
-                break (close_code::POLICY, error.message);
+                break (code, reason);
             }
-            Err(BadRequest(error)) => break (close_code::PROTOCOL, error.message),
         }
     };
     let (code, mut reason) = close;
@@ -290,15 +316,19 @@ impl Socket {
     /// Takes a message; gives the answer if it is known at once.
     ///
     /// # Errors
-    /// The message breaks the protocol.
-    fn take(&mut self, text: &str) -> Result<Option<String>, BadRequest> {
+    /// The message breaks the protocol, or is of somebody whom nobody knows, or no longer.
+    fn take(&mut self, text: &str) -> Result<Option<String>, Closing> {
         let (request_id, request) = match super::parse(text.as_bytes())? {
-            ClientMessage::Hello { jwt } => return self.greet(jwt.as_deref()).map(Some),
+            ClientMessage::Hello { jwt } => return self.greet(jwt).map(Some),
             ClientMessage::Request { request_id, request } => (request_id, request),
         };
-        let Some(who) = &self.who else {
-            return Err(BadRequest::new("NO_HELLO", "a request before the hello"));
+        let Some(Hello { token }) = &self.hello else {
+            return Err(BadRequest::new("NO_HELLO", "a request before the hello").into());
         };
+        let who = self.state.access.authenticate(token.as_deref());
+        let who = who.map_err(|refused| {
+            Closing::unauthorized(&refused, |error| refusal(request_id, error))
+        })?;
         let grants = who.grants.clone();
         if self.state.access.count(who.subject.as_ref(), self.address).is_err() {
             let message = "more requests than http.limits allows; come again later";
@@ -331,7 +361,7 @@ impl Socket {
                 return Ok(Some(answer(request_id, response)));
             }
             SocketRequest::OpenCursor { stream_id, cursor_id, batch } => {
-                return self.open_cursor(request_id, stream_id, cursor_id, batch, grants);
+                return Ok(self.open_cursor(request_id, stream_id, cursor_id, batch, grants)?);
             }
             SocketRequest::FetchCursor { cursor_id, max_count } => {
                 let Some(cursor) = self.cursors.get(&cursor_id) else {
@@ -367,13 +397,15 @@ impl Socket {
     }
 
     /// Takes a hello: the first, or one with another token.
-    fn greet(&mut self, token: Option<&str>) -> Result<String, BadRequest> {
-        match self.state.access.authenticate(token) {
-            Ok(who) => {
-                self.who = Some(who);
+    fn greet(&mut self, token: Option<String>) -> Result<String, Closing> {
+        match self.state.access.authenticate(token.as_deref()) {
+            Ok(_) => {
+                self.hello = Some(Hello { token });
                 Ok(to_json(&ServerMessage::HelloOk))
             }
-            Err(refused) => Err(BadRequest::new("LITTORAL_UNAUTHORIZED", refused.to_string())),
+            Err(refused) => Err(Closing::unauthorized(&refused, |error| {
+                to_json(&ServerMessage::HelloError { error })
+            })),
         }
     }
 
