@@ -88,6 +88,11 @@ pub enum TlsError {
     Quic(#[from] NoInitialCipherSuite),
 }
 
+/// A secret of the node that is the same at every start with the same key. Blocks on the disk.
+pub(super) fn reset_secret(key: &PathBuf) -> Result<[u8; 32], TlsError> {
+    Ok(blake3::derive_key("littoral stateless reset", private_key(key)?.secret_der()))
+}
+
 /// What the files of a node make of its links.
 pub(super) struct Loaded {
     pub(super) client: Arc<QuicClientConfig>,
