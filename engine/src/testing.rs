@@ -150,6 +150,8 @@ pub enum Bug {
     AnswerKept,
     /// A read does not wait, or fail, for rows that are older than its table allows.
     LagBoundIgnored,
+    /// A node does not keep which columns are personal.
+    PersonalForgotten,
     /// A replica whose disk was full goes on refusing writes when there is room.
     FullForGood,
     /// A step of a guest that comes again runs again.
@@ -160,7 +162,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 71] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -228,6 +230,7 @@ impl Bug {
         Self::StrongJobHere,
         Self::AnswerKept,
         Self::LagBoundIgnored,
+        Self::PersonalForgotten,
         Self::FullForGood,
         Self::StepTwice,
         Self::GuestOutcomeLost,

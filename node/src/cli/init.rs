@@ -387,7 +387,7 @@ fn genesis_section(genesis: &Genesis) -> String {
         if let Some(MaxLag { ms, on_stale }) = policy.max_lag {
             text += &format!("max_lag_ms = {ms}\non_stale = \"{on_stale}\"\n");
         }
-        for column in policy.columns.keys().chain(policy.groups.keys()) {
+        for column in policy.declared_columns() {
             let word = quoted(&policy.column_word(column));
             text += &format!("columns.{} = {word}\n", key(column));
         }
