@@ -362,3 +362,15 @@ fn a_freeze_ends_with_a_change_of_several_statements() {
     assert_alike(&mut cluster);
     assert_eq!(cluster.rows(1, "SELECT * FROM cart"), ["a|apple|x|1|7"]);
 }
+
+#[test]
+fn a_migration_that_writes_nothing_is_answered_at_once() {
+    let mut cluster = linked(2);
+    cluster.held_syncs = true;
+    cluster.write(1, "INSERT INTO cart VALUES('a', 'apple', 'x', 1)");
+    wait(&mut cluster);
+    let status = cluster.replica(0).status();
+    assert!(status.durable < status.applied, "its disk is slow");
+    let nothing = "CREATE TABLE IF NOT EXISTS cart(id TEXT PRIMARY KEY NOT NULL)";
+    assert_eq!(migrate(&mut cluster, 0, nothing).unwrap().dot, None);
+}

@@ -92,8 +92,12 @@ impl Replica {
                 Ok(_) => self.counts.jobs_committed += 1,
                 Err(_) => self.counts.jobs_failed += 1,
             }
-            // A decree is committed like what other nodes write, and synced behind that.
-            let decreed = matches!(result, Ok(_) | Err(WriteError::SchemaChanging { .. }));
+            // A decree is committed like what other nodes write, and synced behind that. What has written
+            // nothing has nothing to wait for.
+            let decreed = matches!(
+                result,
+                Ok(Committed { dot: Some(_), .. }) | Err(WriteError::SchemaChanging { .. })
+            );
             let upto = match self.synchronous {
                 Synchronous::Full if decreed => self.log.last(),
                 Synchronous::Full | Synchronous::Normal => Lsn(0),
