@@ -22,6 +22,7 @@ mod schema_migration;
 mod shop;
 mod simulator;
 mod sockets;
+mod staleness;
 mod streams;
 mod tidy;
 mod visits;

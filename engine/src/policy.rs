@@ -58,6 +58,8 @@ pub enum OnStale {
     /// What there is as soon as it is new enough, or an error after some seconds.
     #[default]
     Wait,
+    /// What there is at the origin: it is read there.
+    Forward,
     /// An error.
     Fail,
 }
@@ -68,6 +70,7 @@ impl OnStale {
         match self {
             Self::Serve => "serve",
             Self::Wait => "wait",
+            Self::Forward => "forward",
             Self::Fail => "fail",
         }
     }
@@ -269,7 +272,7 @@ words!(
     [Eventual, ReadAfterWrite, OriginStrong, Local]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
-words!(OnStale, "on_stale", "serve, wait, fail", [Serve, Wait, Fail]);
+words!(OnStale, "on_stale", "serve, wait, forward, fail", [Serve, Wait, Forward, Fail]);
 words!(
     ColumnType,
     "column type",

@@ -142,6 +142,8 @@ pub enum Bug {
     AnswerKept,
     /// A read does not wait, or fail, for rows that are older than its table allows.
     LagBoundIgnored,
+    /// What was read at the origin is not in the bookmark of the answer.
+    ReadThereUnseen,
     /// A replica whose disk was full goes on refusing writes when there is room.
     FullForGood,
     /// A step of a guest that comes again runs again.
@@ -152,7 +154,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 66] = [
+    pub const ALL: [Self; 67] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -216,6 +218,7 @@ impl Bug {
         Self::StrongJobHere,
         Self::AnswerKept,
         Self::LagBoundIgnored,
+        Self::ReadThereUnseen,
         Self::FullForGood,
         Self::StepTwice,
         Self::GuestOutcomeLost,

@@ -198,7 +198,7 @@ fn a_bound_on_lag_is_part_of_the_policy_everywhere() {
         (r#"'eventual', '{"max_lag_ms": 5}'"#, "max_lag_ms = 5: expected 100 to 86400000"),
         (r#"'eventual', '{"max_lag_ms": "5 s"}'"#, "must be a whole number"),
         (r#"'eventual', '{"on_stale": "fail"}'"#, "only with max_lag_ms"),
-        (r#"'eventual', '{"max_lag_ms": 500, "on_stale": "ask"}'"#, "serve, wait, fail"),
+        (r#"'eventual', '{"max_lag_ms": 500, "on_stale": "ask"}'"#, "serve, wait, forward, fail"),
     ] {
         let sql = format!("SELECT littoral_policy('cart', {options})").leak();
         let told = cluster.refused(0, sql);

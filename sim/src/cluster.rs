@@ -162,6 +162,8 @@ pub(crate) struct Cluster {
     visitors: BTreeMap<RequestNumber, Visitor>,
     /// Clients whose statements go where policies send them.
     callers: Callers,
+    /// How many reads sessions have sent to the origin.
+    sent_reads: u64,
     network: Network,
     oracle: Oracle,
     trace: Trace,
@@ -216,6 +218,7 @@ impl Cluster {
             clients: BTreeMap::new(),
             visitors: BTreeMap::new(),
             callers: Callers::default(),
+            sent_reads: 0,
             _session: session,
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use littoral::{
     ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Piece,
-    Reader, Replica, Synchronous, TablePolicy, Ticket, VersionVector,
+    Reader, Replica, RequestId, Synchronous, TablePolicy, Ticket, VersionVector,
 };
 use rusqlite::{Connection, OpenFlags};
 
@@ -81,6 +81,8 @@ pub(crate) struct Machine {
     pub(crate) scripts: BTreeMap<JobId, Script>,
     /// Calls of clients that are routed, without an answer.
     pub(crate) calls: BTreeMap<Ticket, UnderWay>,
+    /// Reads that it has sent to the origin.
+    pub(crate) reads: BTreeMap<Ticket, RequestId>,
     /// Those of the jobs that are interactive transactions.
     pub(crate) talks: BTreeMap<Ticket, Open>,
     /// Whether a sync of the WAL is under way.
@@ -161,6 +163,7 @@ impl Machine {
             errands: Errands::default(),
             scripts: BTreeMap::new(),
             calls: BTreeMap::new(),
+            reads: BTreeMap::new(),
             talks: BTreeMap::new(),
             syncing: false,
             sync_wanted: None,

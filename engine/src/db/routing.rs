@@ -56,6 +56,8 @@ pub enum Admission {
     Serve,
     /// It waits until what it finds is no older than this.
     Wait(Duration),
+    /// It is read at the origin, since what it would find here may be older than this.
+    Forward(Duration),
     /// It fails, since what it would find may be older than this.
     Fail(Duration),
 }
@@ -63,7 +65,7 @@ pub enum Admission {
 impl Admission {
     /// What the policies of the tables that a read touches make of it where rows may be as old as `lag`; an
     /// age that is not known counts as too great. Of several tables the strictest word counts: `fail`, then
-    /// `wait` for the least bound, then `serve`.
+    /// `forward`, then `wait`, each for the least bound, then `serve`.
     pub fn of(touched: &[Touched], lag: Option<Duration>) -> Self {
         let mut admission = Self::Serve;
         for bound in touched.iter().filter_map(Touched::max_lag) {
@@ -71,16 +73,27 @@ impl Admission {
             if lag.is_some_and(|lag| lag <= most) || planted(Bug::LagBoundIgnored) {
                 continue;
             }
-            admission = match (admission, bound.on_stale) {
-                (admission, OnStale::Serve) => admission,
-                (Self::Fail(least), OnStale::Fail) => Self::Fail(least.min(most)),
-                (Self::Fail(least), OnStale::Wait) => Self::Fail(least),
-                (_, OnStale::Fail) => Self::Fail(most),
-                (Self::Wait(least), OnStale::Wait) => Self::Wait(least.min(most)),
-                (Self::Serve, OnStale::Wait) => Self::Wait(most),
+            let of_table = match bound.on_stale {
+                OnStale::Serve => Self::Serve,
+                OnStale::Wait => Self::Wait(most),
+                OnStale::Forward => Self::Forward(most),
+                OnStale::Fail => Self::Fail(most),
             };
+            admission = admission.or_stricter(of_table);
         }
         admission
+    }
+
+    fn or_stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Fail(a), Self::Fail(b)) => Self::Fail(a.min(b)),
+            (fail @ Self::Fail(_), _) | (_, fail @ Self::Fail(_)) => fail,
+            (Self::Forward(a), Self::Forward(b)) => Self::Forward(a.min(b)),
+            (forward @ Self::Forward(_), _) | (_, forward @ Self::Forward(_)) => forward,
+            (Self::Wait(a), Self::Wait(b)) => Self::Wait(a.min(b)),
+            (wait @ Self::Wait(_), _) | (_, wait @ Self::Wait(_)) => wait,
+            (Self::Serve, Self::Serve) => Self::Serve,
+        }
     }
 }
 
@@ -202,16 +215,28 @@ impl Reader {
         }
     }
 
+    /// Whether a statement can do nothing but read, whoever is to run it. One that cannot be prepared here
+    /// is none of these.
+    pub fn only_reads(&self, sql: &str) -> bool {
+        self.look(sql).is_ok_and(|(reads, _)| reads)
+    }
+
+    /// Prepares a statement, also one that this connection may not run: whether it only reads, and what it
+    /// touches.
+    fn look(&self, sql: &str) -> rusqlite::Result<(bool, Touches)> {
+        self.gate.lock().touches = Some(Touches::new());
+        // The judge takes the lock.
+        let reads = self.connection.prepare(sql).map(|prepared| prepared.readonly());
+        let touches = self.gate.lock().touches.take().unwrap_or_default();
+        Ok((reads?, touches))
+    }
+
     /// The tables of the schema that a statement touches, also one that writes. Nothing is run.
     ///
     /// # Errors
     /// SQLite's, if the statement cannot be prepared.
     pub fn touches(&self, sql: &str) -> rusqlite::Result<Vec<Touched>> {
-        self.gate.lock().touches = Some(Touches::new());
-        // The judge takes the lock.
-        let prepared = self.connection.prepare(sql).map(drop);
-        let touches = self.gate.lock().touches.take().unwrap_or_default();
-        prepared?;
+        let (_, touches) = self.look(sql)?;
         let Some(registry) = Db::new(Arc::clone(&self.file)).registry() else {
             return Ok(Vec::new());
         };
@@ -244,7 +269,7 @@ mod tests {
 
     #[test]
     fn the_strictest_table_that_is_too_old_counts() {
-        use OnStale::{Fail, Serve, Wait};
+        use OnStale::{Fail, Forward, Serve, Wait};
         let ms = Duration::from_millis;
         let tables = [read(1000, Serve), read(3000, Wait), read(5000, Fail), read(4000, Wait)];
         assert_eq!(Admission::of(&tables, Some(ms(500))), Admission::Serve);
@@ -252,6 +277,13 @@ mod tests {
         assert_eq!(Admission::of(&tables, Some(ms(4500))), Admission::Wait(ms(3000)));
         assert_eq!(Admission::of(&tables, Some(ms(6000))), Admission::Fail(ms(5000)));
         assert_eq!(Admission::of(&tables, None), Admission::Fail(ms(5000)));
+        let tables = [read(1000, Forward), read(500, Wait), read(2000, Forward), read(100, Serve)];
+        assert_eq!(Admission::of(&tables, Some(ms(900))), Admission::Wait(ms(500)));
+        assert_eq!(Admission::of(&tables, Some(ms(1100))), Admission::Forward(ms(1000)));
+        assert_eq!(
+            Admission::of(&[tables[2].clone(), read(1, Fail)], None),
+            Admission::Fail(ms(1))
+        );
         let written = Touched { reads: false, ..read(1000, Fail) };
         assert_eq!(Admission::of(&[written], None), Admission::Serve);
     }

@@ -255,6 +255,7 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
             OnStale::Serve => 1,
             OnStale::Wait => 2,
             OnStale::Fail => 3,
+            OnStale::Forward => 4,
         });
     }
     put_varint(out, table.columns.len() as u64);
@@ -538,6 +539,7 @@ fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclarati
             1 => OnStale::Serve,
             2 => OnStale::Wait,
             3 => OnStale::Fail,
+            4 => OnStale::Forward,
             _ => return Err(DecodeError::Unknown("on_stale")),
         };
         Some(MaxLag { ms, on_stale })

@@ -300,7 +300,8 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
     let word =
         prop::sample::select(vec!["lww", "counter", "max", "min", "set", "group=a", "group=ü"]);
     let columns = prop::collection::btree_map(any::<u32>(), word, 0..5);
-    let on_stale = prop::sample::select(vec![OnStale::Serve, OnStale::Wait, OnStale::Fail]);
+    let on_stale =
+        prop::sample::select(vec![OnStale::Serve, OnStale::Wait, OnStale::Forward, OnStale::Fail]);
     let max_lag = prop::option::of(
         (any::<u64>(), on_stale).prop_map(|(ms, on_stale)| MaxLag { ms, on_stale }),
     );

@@ -31,7 +31,7 @@ use crate::{
     limits::{OUTCOME_KEPT, PATIENCE_MAX, RESULT_BYTES_MAX},
     protocol::{
         forward::{Asks, Carried, Reply, Waiter},
-        message::read_vector,
+        message::{read_vector, wire_vector},
     },
     replica::{Replica, guests::Asked, is_sync_failure},
     schema::outcomes,
@@ -323,7 +323,7 @@ impl Replica {
                     self.reply_when_durable(dot, waiter, reply);
                 }
                 None => {
-                    let seen = self.beyond_frontier();
+                    let seen = wire_vector(&self.log.vector());
                     self.reply_to(waiter, Reply::Unchanged(result.clone(), seen));
                 }
             }

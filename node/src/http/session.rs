@@ -21,12 +21,16 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use littoral::Bookmark;
 
-use super::{hrana::failure, status::millis_up};
+use super::{
+    hrana::{Notes, failure},
+    status::millis_up,
+};
 use crate::{pki, runtime::NodeHandle};
 
 const BOOKMARK: HeaderName = HeaderName::from_static("x-littoral-bookmark");
 const LAG: HeaderName = HeaderName::from_static("x-littoral-lag");
 const MAX_LAG: HeaderName = HeaderName::from_static("x-littoral-max-lag");
+const READ_AT: HeaderName = HeaderName::from_static("x-littoral-read-at");
 const SERVED_BY: HeaderName = HeaderName::from_static("x-littoral-served-by");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
@@ -153,12 +157,12 @@ impl Sessions {
         response
     }
 
-    /// A bookmark of all that the session has seen.
-    async fn given(&self, brought: Option<Bookmark>) -> Option<HeaderValue> {
+    /// A bookmark of all that the session has seen: here, and before, or elsewhere.
+    async fn given(&self, and: [&Option<Bookmark>; 2]) -> Option<HeaderValue> {
         let seal = self.seal.as_ref()?;
         let mut bookmark = self.node.bookmark().await.ok()?;
-        if let Some(brought) = &brought {
-            bookmark.include_all(brought);
+        for other in and.into_iter().flatten() {
+            bookmark.include_all(other);
         }
         HeaderValue::from_str(&seal.seal(&bookmark)).ok()
     }
@@ -208,8 +212,13 @@ pub(super) async fn carry(
     let waited = began.elapsed();
     let mut response = next.run(request).await;
     let ran = began.elapsed() - waited;
-    let bookmark = if streams { None } else { sessions.given(brought).await };
+    let notes = response.extensions_mut().remove::<Notes>().unwrap_or_default();
+    let bookmark =
+        if streams { None } else { sessions.given([&brought, &notes.seen_at_origin]).await };
     let headers = response.headers_mut();
+    if notes.seen_at_origin.is_some() {
+        headers.insert(READ_AT, HeaderValue::from_static("origin"));
+    }
     if let Some(bookmark) = bookmark {
         headers.insert(BOOKMARK, bookmark);
     }

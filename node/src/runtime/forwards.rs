@@ -21,6 +21,8 @@ const RANDOM_BITS: u32 = 80;
 pub(crate) enum Ask {
     /// To run a program.
     Run(Request),
+    /// To run one that only reads.
+    Read(Request),
     /// To say what became of a request.
     Outcome { id: RequestId, issued: WallTime, patience: Duration },
     /// To begin a transaction there.
@@ -36,6 +38,7 @@ impl Ask {
     pub(super) fn of(self, replica: &mut Replica, now: Now) -> Ticket {
         match self {
             Self::Run(request) => replica.forward(now, request),
+            Self::Read(request) => replica.read_at_origin(now, request),
             Self::Outcome { id, issued, patience } => replica.outcome(now, id, issued, patience),
             Self::Begin { id, issued, patience } => {
                 replica.begin_at_origin(now, id, issued, patience)
@@ -129,6 +132,18 @@ impl NodeHandle {
             None => draw_id(issued)?,
         };
         self.ask(id, Ask::Run(Request { id, issued, program, patience })).await
+    }
+
+    /// Has a program that only reads run at the origin; see
+    /// [`Replica::read_at_origin`](littoral::Replica::read_at_origin).
+    pub(crate) async fn read_at_origin(
+        &self,
+        program: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Outcome, ForwardError> {
+        let issued = self.clock.now().wall;
+        let id = draw_id(issued)?;
+        self.ask(id, Ask::Read(Request { id, issued, program, patience })).await
     }
 
     /// What became of a request; see [`Replica::outcome`](littoral::Replica::outcome).

@@ -130,10 +130,9 @@ impl Cluster {
             (given_up, _) => {
                 self.callers.given_up.extend(given_up);
                 if draw.percent(20) {
-                    let sql = *draw.pick(&BOUNDED_READS);
-                    self.read_bounded(machine, sql)?;
+                    self.read_bounded(machine, &mut draw, patience)?;
                     self.call_again(number);
-                    return Ok(());
+                    return self.drain(machine);
                 }
                 let operation = self.oracle.seats.next();
                 let SeatCall { seat, action, script } = SeatCall::draw(&mut draw, operation);
@@ -350,6 +349,9 @@ impl Cluster {
     /// A machine has stopped, and whoever waited at it waits in vain.
     pub(super) fn calls_lost(&mut self, number: usize) {
         self.machines[number].scripts.clear();
+        for request in mem::take(&mut self.machines[number].reads).into_values() {
+            self.oracle.sessions.unanswered(request);
+        }
         for UnderWay { caller, mut call, sent } in
             mem::take(&mut self.machines[number].calls).into_values()
         {
@@ -384,8 +386,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Reads a table that bounds how old its rows may be, if the machine may serve it.
-    fn read_bounded(&mut self, number: usize, sql: &str) -> Check {
+    /// A session reads a table that bounds how old its rows may be: here, or at the origin.
+    fn read_bounded(&mut self, number: usize, draw: &mut Draw, patience: Nanos) -> Check {
+        let sql = *draw.pick(&BOUNDED_READS);
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         // The schema may not have come yet.
         let Ok(touched) = engine.reader.touches(sql) else { return Ok(()) };
@@ -396,6 +399,7 @@ impl Cluster {
             Admission::Serve => {
                 staleness::judge_bound(&mut self.oracle.logs, number, self.now, GAUGE_LAG_MS * MS)
             }
+            Admission::Forward(_) => self.session_reads_at_origin(number, sql, draw, patience),
             Admission::Wait(_) | Admission::Fail(_) => Ok(()),
         }
     }

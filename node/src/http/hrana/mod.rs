@@ -45,7 +45,9 @@ use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-pub(crate) use self::{batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements};
+pub(crate) use self::{
+    batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements, stream::Notes,
+};
 use self::{
     emitter::Emitter,
     forward::Key,
@@ -76,7 +78,9 @@ pub(super) async fn pipeline(
     body: Bytes,
 ) -> Response {
     match run_pipeline(&state, &who, &headers, &body).await {
-        Ok(response) => json(StatusCode::OK, &response),
+        Ok((response, notes)) => {
+            (Extension(notes), json(StatusCode::OK, &response)).into_response()
+        }
         Err(error) => bad_request(error),
     }
 }
@@ -86,7 +90,7 @@ async fn run_pipeline(
     who: &Principal,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<PipelineResponse, BadRequest> {
+) -> Result<(PipelineResponse, Notes), BadRequest> {
     let key = Key::of(headers, who)?;
     let request: PipelineRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
@@ -99,8 +103,9 @@ async fn run_pipeline(
     let outcomes =
         execute::execute(node, grants, lease.stream(), &program, key.as_ref(), None).await;
     let results = outcome::answer(&program, outcomes);
+    let notes = std::mem::take(&mut lease.stream().notes);
     let baton = lease.finish(program.closes)?;
-    Ok(PipelineResponse { baton, base_url: None, results })
+    Ok((PipelineResponse { baton, base_url: None, results }, notes))
 }
 
 /// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read.
@@ -221,7 +226,7 @@ async fn answer_once(
     let grants = who.grants.as_ref();
     let (mut stream, key) = (Stream::default(), key.as_ref());
     let outcomes = execute::execute(node, grants, &mut stream, &program, key, None).await;
-    match outcome::answer(&program, outcomes).into_iter().next() {
+    let response = match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
         }
@@ -230,7 +235,8 @@ async fn answer_once(
         }
         Some(StreamResult::Error { error }) => bad_request(BadRequest(error)),
         _ => bad_request(BadRequest::new("LITTORAL_UNAVAILABLE", "there is no answer")),
-    }
+    };
+    (Extension(stream.notes), response).into_response()
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadRequest> {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use littoral::Bookmark;
+
 use super::{journal::Journal, program::Stored, sql::Place, wire::HranaError};
 use crate::runtime::{HeldReader, Transaction, TransactionError, Visit};
 
@@ -17,6 +19,20 @@ pub(crate) struct Stream {
     pub(super) place: Place,
     /// What it has done here, if it may move to the origin.
     pub(super) journal: Journal,
+    pub(super) notes: Notes,
+}
+
+/// What is to be said of a request's answer, beside the answer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes {
+    /// What was read at the origin, if anything was.
+    pub(crate) seen_at_origin: Option<Bookmark>,
+}
+
+impl Notes {
+    pub(super) fn read_at_origin(&mut self, seen: &Bookmark) {
+        self.seen_at_origin.get_or_insert_default().include_all(seen);
+    }
 }
 
 /// The transaction of a stream.
