@@ -1,7 +1,10 @@
 //! Reads of rows that are too old, or whose node cannot be asked: where they are answered, and what the
 //! answer says of it.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -9,6 +12,7 @@ use crate::harness::{Answer, Cluster, Node, stop, until};
 
 const BOOKMARK: &str = "x-littoral-bookmark";
 const READ_AT: &str = "x-littoral-read-at";
+const STALE: &str = "x-littoral-stale";
 
 fn send(node: &Node, request: &Value, bookmark: Option<&str>) -> Answer {
     let body = json!({ "requests": [request, { "type": "close" }] }).to_string();
@@ -100,5 +104,65 @@ fn what_is_too_old_here_is_read_at_the_origin() {
     assert!(why.contains("100 ms behind the origin") && why.contains("fails"), "{why}");
     assert_eq!(told["tables"][0]["on_stale"], "forward");
     assert_eq!(error(&refused), "LITTORAL_ORIGIN_UNREACHABLE", "{refused:?}");
+    stop(nodes);
+}
+
+#[test]
+fn while_the_origin_is_away_what_may_be_stale_is_read_here() {
+    const SCHEMA: &str = "
+        CREATE TABLE orders (id INTEGER PRIMARY KEY, n INTEGER NOT NULL);
+        CREATE TABLE payments (id INTEGER PRIMARY KEY, n INTEGER NOT NULL);
+        CREATE VIEW due AS SELECT n FROM orders;";
+    let tables =
+        ["orders:policy=origin-strong,on_unreachable=stale", "payments:policy=origin-strong"];
+    let cluster = Cluster::init(SCHEMA, &tables, &["origin", "edge1", "edge2"]);
+    let mut nodes = cluster.serve_star(&["origin", "edge1", "edge2"]);
+    nodes[0].run(&["INSERT INTO orders VALUES(1, 7)", "INSERT INTO payments VALUES(1, 8)"]);
+    let fresh = |node: &Node| {
+        let answer = ask(node, "SELECT n FROM due");
+        value(&answer) == "7" && answer.header(STALE).is_none()
+    };
+    until("the edge to reach the origin", || fresh(&nodes[1]));
+    assert_eq!(ask(&nodes[1], "SELECT n FROM orders").header(READ_AT), Some("origin"));
+    let told = explain(&nodes[1], "SELECT n FROM due");
+    assert_eq!(told["tables"][0]["on_unreachable"], "stale", "{told}");
+    assert!(told["why"].as_str().unwrap().contains("if the origin does not answer"), "{told}");
+
+    // Nobody has noticed yet that it is dead.
+    nodes.remove(0).kill();
+    let (stale, refused) = thread::scope(|threads| {
+        let stale = threads.spawn(|| ask(&nodes[0], "SELECT n FROM due"));
+        let refused = threads.spawn(|| ask(&nodes[0], "SELECT n FROM payments"));
+        (stale.join().unwrap(), refused.join().unwrap())
+    });
+    assert_eq!((value(&stale), stale.header(STALE)), ("7".into(), Some("orders")), "{stale:?}");
+    assert!(stale.header("x-littoral-lag").is_some() && stale.header(READ_AT).is_none());
+    // A read leaves no doubt.
+    assert_eq!(error(&refused), "LITTORAL_ORIGIN_UNREACHABLE", "{refused:?}");
+
+    until("the edge to notice", || nodes[0].status()["origin_distance"].is_null());
+    let began = Instant::now();
+    let read = send(&nodes[0], &read_only("SELECT n FROM orders"), None);
+    assert_eq!((value(&read), read.header(STALE)), ("7".into(), Some("orders")), "{read:?}");
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    let told = explain(&nodes[0], "SELECT n FROM due");
+    assert_eq!(told["runs_here"], true, "{told}");
+    assert!(told["why"].as_str().unwrap().contains("from what this node has"), "{told}");
+    let both = "SELECT * FROM due JOIN payments ON true";
+    assert_eq!(error(&ask(&nodes[0], both)), "LITTORAL_ORIGIN_UNREACHABLE");
+    assert_eq!(explain(&nodes[0], both)["runs_here"], false);
+    let written = ask(&nodes[0], "UPDATE orders SET n = 9");
+    assert_eq!(error(&written), "LITTORAL_ORIGIN_UNREACHABLE", "{written:?}");
+
+    // It comes back, and nothing old is shown any more, on whatever connection.
+    let others: Vec<&Node> = nodes.iter().collect();
+    let origin = cluster.serve("origin", &others);
+    until("the edge to reach the origin", || fresh(&nodes[0]));
+    origin.run(&["UPDATE orders SET n = 10"]);
+    for _ in 0..20 {
+        let answer = ask(&nodes[0], "SELECT n FROM due");
+        assert_eq!((value(&answer), answer.header(STALE)), ("10".into(), None), "{answer:?}");
+    }
+    origin.stop();
     stop(nodes);
 }

@@ -90,7 +90,9 @@ pub use id::{
     Seq, TableId, Ticket,
 };
 pub use open::Builder;
-pub use policy::{ColumnType, Consistency, MaxLag, OnStale, TablePolicy, UnknownWord, Writers};
+pub use policy::{
+    ColumnType, Consistency, MaxLag, OnStale, OnUnreachable, TablePolicy, UnknownWord, Writers,
+};
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, Piece, frame_length};
 pub use replica::Replica;
 pub use schema::{Refusal, Trigger, TriggerClass};

@@ -144,6 +144,10 @@ pub enum Bug {
     LagBoundIgnored,
     /// What was read at the origin is not in the bookmark of the answer.
     ReadThereUnseen,
+    /// What may be stale while the origin cannot be reached is so while it can.
+    StaleUnasked,
+    /// A statement that was prepared while the origin could not be reached goes on showing this node's rows.
+    StaleStatementKept,
     /// A replica whose disk was full goes on refusing writes when there is room.
     FullForGood,
     /// A step of a guest that comes again runs again.
@@ -154,7 +158,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 67] = [
+    pub const ALL: [Self; 69] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -219,6 +223,8 @@ impl Bug {
         Self::AnswerKept,
         Self::LagBoundIgnored,
         Self::ReadThereUnseen,
+        Self::StaleUnasked,
+        Self::StaleStatementKept,
         Self::FullForGood,
         Self::StepTwice,
         Self::GuestOutcomeLost,

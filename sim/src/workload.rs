@@ -28,7 +28,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{Consistency, Job, OnStale, TablePolicy, WriteError, WriteTx, Writers};
+use littoral::{
+    Consistency, Job, OnStale, OnUnreachable, TablePolicy, WriteError, WriteTx, Writers,
+};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
@@ -204,6 +206,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
             let mut policy = TablePolicy::default();
             if table.name == "seat" {
                 policy.consistency = Consistency::OriginStrong;
+                policy.on_unreachable = OnUnreachable::Stale;
             }
             if let Some(merges) = table.merges {
                 policy.writers = Writers::Any;

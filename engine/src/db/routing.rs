@@ -1,18 +1,14 @@
 //! Which tables a statement touches, found by SQLite's own authorizer when it is prepared: through views,
 //! triggers and foreign keys, too. What a table's policy asks for is then a matter of the driver.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use rusqlite::{ErrorCode, hooks::AuthAction};
 
 use crate::{
     db::{Db, Reader},
-    policy::{Consistency, MaxLag, OnStale, TablePolicy, Writers},
+    policy::{Consistency, MaxLag, OnStale, OnUnreachable, TablePolicy, Writers},
     schema::{Registry, Table},
     testing::{Bug, planted},
 };
@@ -114,17 +110,20 @@ pub(super) fn note(touches: &mut Touches, action: &AuthAction<'_>) -> bool {
     what == 1
 }
 
+/// The tables that are read at the origin, and what reads of each get while that cannot be reached.
+pub(super) type Strong = BTreeMap<String, OnUnreachable>;
+
 /// The tables that are read at the origin, as long as this node is not the origin.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Elsewhere(Arc<Mutex<Arc<BTreeSet<String>>>>);
+pub(crate) struct Elsewhere(Arc<Mutex<Arc<Strong>>>);
 
 impl Elsewhere {
-    pub(super) fn contains(&self, table: &str) -> bool {
+    pub(super) fn get(&self, table: &str) -> Option<OnUnreachable> {
         let tables = self.0.lock();
-        !tables.is_empty() && tables.contains(&table.to_ascii_lowercase())
+        if tables.is_empty() { None } else { tables.get(&table.to_ascii_lowercase()).copied() }
     }
 
-    fn now(&self) -> Arc<BTreeSet<String>> {
+    fn now(&self) -> Arc<Strong> {
         Arc::clone(&self.0.lock())
     }
 }
@@ -140,8 +139,9 @@ impl Db {
         let is_strong =
             |table: &&Table| table.policy.consistency == Consistency::OriginStrong && !is_origin;
         let strong = registry.tables().iter().filter(is_strong);
-        let strong: BTreeSet<String> =
-            strong.map(|table| table.name.to_ascii_lowercase()).collect();
+        let strong: Strong = strong
+            .map(|table| (table.name.to_ascii_lowercase(), table.policy.on_unreachable))
+            .collect();
         let mut elsewhere = self.file().elsewhere.0.lock();
         if **elsewhere != strong {
             *elsewhere = Arc::new(strong);
@@ -172,6 +172,12 @@ impl Db {
         published.as_ref().is_none_or(is_empty)
     }
 
+    /// Whether reads of any table may be answered here that belong to the origin, while that cannot be
+    /// reached.
+    pub fn serves_stale(&self) -> bool {
+        self.file().elsewhere.now().values().any(|word| *word == OnUnreachable::Stale)
+    }
+
     /// Whether any table declares how old what is read of it may be.
     pub fn bounds_lag(&self) -> bool {
         let registry = self.registry();
@@ -185,6 +191,16 @@ impl Reader {
     pub(super) fn follow_policies(&self) {
         let now = self.file.elsewhere.now();
         if !Arc::ptr_eq(&std::mem::replace(&mut *self.followed.lock(), Arc::clone(&now)), &now) {
+            self.connection.flush_prepared_statement_cache();
+        }
+    }
+
+    /// Whether statements may read `origin-strong` tables that say `on_unreachable = "stale"`, as long as the
+    /// driver cannot reach the origin; no more from [`Reader::restrict`] on. What they find may be old, and
+    /// whoever is answered is to be told.
+    pub fn serve_stale(&self, stale: bool) {
+        let was = std::mem::replace(&mut self.gate.lock().stale, stale);
+        if was && !stale && !planted(Bug::StaleStatementKept) {
             self.connection.flush_prepared_statement_cache();
         }
     }
@@ -251,6 +267,11 @@ impl Reader {
 }
 
 impl Touched {
+    /// Whether it is read at the origin.
+    pub fn is_strong_read(&self) -> bool {
+        self.reads && self.policy.consistency == Consistency::OriginStrong
+    }
+
     /// How old what a statement that touches it reads of it may be.
     pub fn max_lag(&self) -> Option<MaxLag> {
         self.policy.max_lag.filter(|_| self.reads)

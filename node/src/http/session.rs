@@ -32,6 +32,7 @@ const LAG: HeaderName = HeaderName::from_static("x-littoral-lag");
 const MAX_LAG: HeaderName = HeaderName::from_static("x-littoral-max-lag");
 const READ_AT: HeaderName = HeaderName::from_static("x-littoral-read-at");
 const SERVED_BY: HeaderName = HeaderName::from_static("x-littoral-served-by");
+const STALE: HeaderName = HeaderName::from_static("x-littoral-stale");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// How long a request waits until this node has what its bookmark names, and again until that is as new as
@@ -221,6 +222,12 @@ pub(super) async fn carry(
     }
     if let Some(bookmark) = bookmark {
         headers.insert(BOOKMARK, bookmark);
+    }
+    if !notes.stale.is_empty() {
+        let tables = notes.stale.into_iter().collect::<Vec<_>>().join(", ");
+        // Names may have bytes that headers must not.
+        let tables = HeaderValue::try_from(tables.into_bytes());
+        headers.insert(STALE, tables.unwrap_or_else(|_| HeaderValue::from_static("?")));
     }
     headers.insert(SERVED_BY, sessions.name);
     // What was read may be so old now: it was read after that was known.

@@ -3,12 +3,12 @@
 //! | it | then |
 //! | --- | --- |
 //! | reads a table with `max_lag_ms`, and this node may be older | `serve`, `wait` for some seconds, `forward` to the origin, or `fail`; of several tables the strictest word counts |
-//! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction |
+//! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction; if that cannot be reached, it fails, or what only reads is answered here where all its tables say `on_unreachable = "stale"` |
 //! | anything else | here |
 
 use std::time::Duration;
 
-use littoral::{Admission, Consistency, Reader, Touched, Writers};
+use littoral::{Admission, Consistency, OnUnreachable, Reader, Touched, Writers};
 
 use super::{NodeHandle, ReadError, TooStale};
 
@@ -111,16 +111,26 @@ impl NodeHandle {
             (writes || reads) && !is_origin
         });
         let name = origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
-        let there = if is_away {
-            format!("which is {name}: no way there is known now, so it fails until there is one")
-        } else {
-            format!("which is {name}: it is sent there, and fails if the origin does not answer")
+        let serves = |touched: &Touched| {
+            !touched.writes
+                && (!touched.is_strong_read()
+                    || touched.policy.on_unreachable == OnUnreachable::Stale)
         };
+        let stale = tables.iter().any(Touched::is_strong_read) && tables.iter().all(serves);
+        let there = match (is_away, stale) {
+            (true, true) => "no way there is known now, so it is answered from what this node has",
+            (true, false) => "no way there is known now, so it fails until there is one",
+            (false, true) => {
+                "it is sent there, and answered from what this node has if the origin does not answer"
+            }
+            (false, false) => "it is sent there, and fails if the origin does not answer",
+        };
+        let there = format!("which is {name}: {there}");
         let (runs_here, why) = match (elsewhere, Admission::of(&tables, lag)) {
             (Some(touched), _) => {
                 let table = &touched.table;
                 let verb = if touched.writes { "written" } else { "read" };
-                (false, format!("{table} is {verb} at the origin only, {there}"))
+                (is_away && stale, format!("{table} is {verb} at the origin only, {there}"))
             }
             _ if tables.is_empty() => (true, "it touches no table of the schema".to_owned()),
             _ if tables.iter().any(|touched| touched.writes) => {

@@ -201,7 +201,11 @@ impl Cluster {
         let (id, program) = (call.request(), call.script.encode());
         let patience = Duration::from_nanos(patience);
         let request = Request { id, issued: now.wall, program, patience };
-        let ticket = engine.replica.forward(now, request);
+        let ticket = if call.script.may_read() {
+            engine.replica.read_at_origin(now, request)
+        } else {
+            engine.replica.forward(now, request)
+        };
         machine.calls.insert(ticket, UnderWay { caller, call, sent: Sent::Request });
     }
 
@@ -280,6 +284,17 @@ impl Cluster {
                 let values = decode_values(result);
                 return self.call_ended(number, caller, &call, values.as_deref());
             }
+            Ok(Outcome::Read { result, .. }) if call.script.may_read() => {
+                let values = decode_values(result);
+                return self.call_ended(number, caller, &call, values.as_deref());
+            }
+            Err(ForwardError::Unknown { .. }) if call.script.may_read() && !asked => {
+                return broken(Promise::Answers, format!("m{number} doubts a read: {text}"));
+            }
+            Err(ForwardError::OriginUnreachable { .. }) if call.script.may_read() && !asked => {
+                self.read_stale(number, &call)?;
+                self.call_never(number, caller, &call, "read where it may be old");
+            }
             Ok(Outcome::Refused) => self.call_never(number, caller, &call, "refused"),
             Err(ForwardError::OtherProgram { .. }) => {
                 let what = format!("m{number} takes it for another program: {call:?}");
@@ -298,6 +313,25 @@ impl Cluster {
             return broken(Promise::Availability, what);
         }
         Ok(())
+    }
+
+    /// The origin cannot be reached: what may be old is read here, and told as such.
+    fn read_stale(&mut self, number: usize, call: &Call) -> Check {
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let reader = &engine.reader;
+        reader.serve_stale(true);
+        let read = call.script.read(reader.connection());
+        let refused = read.as_ref().err().map(|error| reader.refused(error));
+        reader.serve_stale(false);
+        match (read, refused) {
+            // The schema may not have come yet.
+            (Ok(_), _) | (Err(_), Some(ReadRefused::Failed)) => Ok(()),
+            (Err(error), refused) => {
+                let what =
+                    format!("m{number} does not read what may be old ({refused:?}: {error})");
+                broken(Promise::Answers, what)
+            }
+        }
     }
 
     /// A call has taken effect.

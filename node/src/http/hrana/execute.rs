@@ -18,19 +18,19 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use littoral::{Grants, Reader, TableSet, WriteError};
+use littoral::{Grants, Reader, TableSet, Touched, WriteError};
 use parking_lot::Mutex;
 
 use super::{
     emitter::Emitter,
-    forward::{Key, PATIENCE, Parcel, Settled, read_at_origin, run_at_origin},
+    forward::{Key, ORIGIN_UNREACHABLE, PATIENCE, Parcel, Settled, read_at_origin, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
     region::{End, Kind, NotHere, Ran, Region, RegionJob, never_ran, run_region},
     session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     slow::Spent,
     sql::{self, Verb},
-    stream::{Open, Stream},
+    stream::{Notes, Open, Stream},
     wire::HranaError,
 };
 use crate::runtime::{HeldReader, NodeHandle, Place, ReadError, WRITE_TIME_LIMIT};
@@ -47,6 +47,7 @@ pub(super) async fn execute(
     emitter: Option<Emitter>,
 ) -> Vec<Outcome> {
     stream.look();
+    stream.notes = Notes::default();
     let mut run = Run {
         node,
         grants,
@@ -489,12 +490,51 @@ impl Run<'_> {
     }
 
     async fn at_origin(&mut self, region: &Region) -> Settled {
-        if self.only_reads(region).await {
-            return self.read_at_origin(region, Shown::First).await;
+        if !self.only_reads(region).await {
+            self.spent.at("the origin");
+            let parcel = self.parcel(region);
+            return run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await;
         }
-        self.spent.at("the origin");
-        let parcel = self.parcel(region);
-        run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await
+        let may_be_stale = self.node.serves_stale();
+        if may_be_stale
+            && !self.node.reaches_origin().await
+            && let Some(ran) = self.read_stale(region).await
+        {
+            return (Some(ran), Ok(()));
+        }
+        let settled = self.read_at_origin(region, Shown::First).await;
+        if may_be_stale
+            && settled.1.as_ref().is_err_and(|error| error.code == ORIGIN_UNREACHABLE)
+            && let Some(ran) = self.read_stale(region).await
+        {
+            return (Some(ran), Ok(()));
+        }
+        settled
+    }
+
+    /// Reads here what the origin, which cannot be reached, is to be asked for, if all of its tables allow
+    /// that.
+    async fn read_stale(&mut self, region: &Region) -> Option<Ran> {
+        self.spent.at("a reader");
+        let (program, region) = (Arc::clone(self.program), region.clone());
+        let (prior, budget) = (self.fates.clone(), self.budget);
+        let statements = self.statements(region.steps.clone());
+        let read = self.node.read_as(self.grants.cloned(), move |reader| {
+            let touched = statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten();
+            let strong = touched.filter(Touched::is_strong_read).map(|touched| touched.table);
+            let strong: Vec<String> = strong.collect();
+            let transaction = reader.connection().unchecked_transaction()?;
+            reader.serve_stale(true);
+            let session = &mut ReadSession(reader);
+            let ran = run_region(session, &program, &region, prior, budget, true);
+            reader.serve_stale(false);
+            transaction.finish()?;
+            Ok::<_, rusqlite::Error>((ran, strong))
+        });
+        // Who is not served here hears that the origin cannot be reached.
+        let Ok(Ok((Ok(ran), strong))) = read.await else { return None };
+        self.stream.notes.stale.extend(strong);
+        Some(ran)
     }
 
     /// Has the origin read what a region reads, which may fail without any doubt.
@@ -506,7 +546,7 @@ impl Run<'_> {
                 && let Err(error) = self.node.reach(&seen, PATIENCE).await
             {
                 let message = format!("what the origin has shown does not come here: {error}");
-                return (None, Err(HranaError::new("LITTORAL_ORIGIN_UNREACHABLE", message)));
+                return (None, Err(HranaError::new(ORIGIN_UNREACHABLE, message)));
             }
             self.stream.notes.read_at_origin(&seen);
         }

@@ -37,6 +37,9 @@ use crate::{
 /// How long the origin may take to begin with a write.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a client is told who would have been sent there.
+pub(super) const ORIGIN_UNREACHABLE: &str = "LITTORAL_ORIGIN_UNREACHABLE";
+
 /// The longest `Idempotency-Key`.
 const KEY_BYTES_MAX: usize = 255;
 
@@ -411,7 +414,7 @@ pub(super) fn refused() -> HranaError {
 impl From<&ForwardError> for HranaError {
     fn from(error: &ForwardError) -> Self {
         let code = match error {
-            ForwardError::OriginUnreachable { .. } => "LITTORAL_ORIGIN_UNREACHABLE",
+            ForwardError::OriginUnreachable { .. } => ORIGIN_UNREACHABLE,
             ForwardError::OtherProgram { .. } => "LITTORAL_KEY_REUSED",
             ForwardError::Expired { .. } => "LITTORAL_OUTCOME_EXPIRED",
             ForwardError::TooLarge { .. } => "LITTORAL_REQUEST_TOO_LARGE",

@@ -1,6 +1,9 @@
 //! [`Stream`]: what one client's stream keeps from request to request.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use littoral::Bookmark;
 
@@ -27,6 +30,8 @@ pub(crate) struct Stream {
 pub(crate) struct Notes {
     /// What was read at the origin, if anything was.
     pub(crate) seen_at_origin: Option<Bookmark>,
+    /// Tables that are read at the origin, which could not be reached, and were read here.
+    pub(crate) stale: BTreeSet<String>,
 }
 
 impl Notes {
