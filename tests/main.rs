@@ -19,6 +19,7 @@ mod joining;
 mod linearizability;
 mod scenarios;
 mod schema_migration;
+mod sessions;
 mod shop;
 mod simulator;
 mod sockets;

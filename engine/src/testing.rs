@@ -144,6 +144,8 @@ pub enum Bug {
     LagBoundIgnored,
     /// What was read at the origin is not in the bookmark of the answer.
     ReadThereUnseen,
+    /// A node that meets the origin is not told what others have written.
+    MeetingForgetsOthers,
     /// What may be stale while the origin cannot be reached is so while it can.
     StaleUnasked,
     /// A statement that was prepared while the origin could not be reached goes on showing this node's rows.
@@ -158,7 +160,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 69] = [
+    pub const ALL: [Self; 70] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -223,6 +225,7 @@ impl Bug {
         Self::AnswerKept,
         Self::LagBoundIgnored,
         Self::ReadThereUnseen,
+        Self::MeetingForgetsOthers,
         Self::StaleUnasked,
         Self::StaleStatementKept,
         Self::FullForGood,

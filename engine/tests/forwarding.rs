@@ -438,3 +438,37 @@ fn a_read_that_is_not_answered_leaves_no_doubt() {
     cluster.run_held(0);
     cluster.settle();
 }
+
+#[test]
+fn who_meets_the_origin_hears_of_all_that_others_had_shown_before_they_met_it() {
+    let mut cluster = cluster(3);
+    let meet = |cluster: &mut Cluster, node: usize| {
+        let now = cluster.now_at(node);
+        let ticket = cluster.replica(node).meet_origin(now, Duration::from_secs(5));
+        cluster.drain(node);
+        (node, ticket)
+    };
+    // What the first has written has not come to the origin: it waits for that.
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(1, "INSERT INTO note VALUES ('a', 'tea')");
+    let first = meet(&mut cluster, 1);
+    cluster.settle();
+    assert!(!cluster.answered.contains_key(&first));
+    cluster.deliver_held();
+    cluster.settle();
+    assert!(matches!(cluster.answered[&first], Ok(Outcome::Read { .. })));
+    // The second one meets it then, and is told what to wait for.
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(0, "UPDATE stock SET n = 77");
+    let second = meet(&mut cluster, 2);
+    cluster.settle();
+    let Ok(Outcome::Read { seen, .. }) = cluster.answered[&second].clone() else {
+        panic!("{:?}", cluster.answered[&second]);
+    };
+    assert!(cluster.replica(2).db().reached(&seen).is_err());
+    cluster.deliver_held();
+    cluster.settle();
+    assert_eq!(cluster.replica(2).db().reached(&seen), Ok(()));
+    assert_eq!(cluster.rows(2, "SELECT n FROM stock"), ["77"]);
+    assert_eq!(cluster.rows(2, "SELECT count(*) FROM note"), ["1"]);
+}

@@ -83,6 +83,8 @@ pub(crate) struct Machine {
     pub(crate) calls: BTreeMap<Ticket, UnderWay>,
     /// Reads that it has sent to the origin.
     pub(crate) reads: BTreeMap<Ticket, RequestId>,
+    /// Clients for whom it meets the origin.
+    pub(crate) meetings: BTreeMap<Ticket, usize>,
     /// Those of the jobs that are interactive transactions.
     pub(crate) talks: BTreeMap<Ticket, Open>,
     /// Whether a sync of the WAL is under way.
@@ -164,6 +166,7 @@ impl Machine {
             scripts: BTreeMap::new(),
             calls: BTreeMap::new(),
             reads: BTreeMap::new(),
+            meetings: BTreeMap::new(),
             talks: BTreeMap::new(),
             syncing: false,
             sync_wanted: None,

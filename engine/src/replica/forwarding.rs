@@ -109,6 +109,19 @@ impl Replica {
         ticket
     }
 
+    /// Has the origin get all that this node has applied, and asks what it has applied then. It is answered with
+    /// [`Outcome::Read`]: whoever requires the bookmark in it sees all that was shown anywhere before
+    /// another meeting that ended before this one began.
+    pub fn meet_origin(&mut self, now: Now, patience: Duration) -> Ticket {
+        // It has no name, and grows no older on its way.
+        let (id, issued) = (RequestId(0), WallTime(u64::MAX));
+        let ticket = self.ask_origin(now, id, issued, Asks::Meet, patience);
+        if let Some(own) = self.forwarding.own.get_mut(&ticket) {
+            own.reads = true;
+        }
+        ticket
+    }
+
     /// Begins an interactive transaction at the origin: a *guest* there. [`Output::Answered`] with
     /// [`Outcome::Begun`] says that it has the writer. Its id is never used again.
     ///
@@ -198,7 +211,7 @@ impl Replica {
         let requires = match asks {
             // The transaction sees what was there when it was begun.
             Asks::Step(..) | Asks::Leave => Vec::new(),
-            Asks::Outcome | Asks::Run(_) | Asks::Begin => self.beyond_frontier(),
+            Asks::Outcome | Asks::Run(_) | Asks::Begin | Asks::Meet => self.beyond_frontier(),
         };
         let carried = Carried {
             request: id.0,

@@ -4,6 +4,10 @@
 //! A request that brings one is run once this node has all that it names. Every answer gives one that
 //! covers what the session has seen so far, and says how old what it shows may be. The header holds a [`Bookmark`] sealed with a key that all
 //! nodes of the cluster share, so that nobody makes a node wait for what there is not.
+//!
+//! A client that brings none may have a session by its token's subject, which nobody keeps anywhere: before
+//! such a request runs, this node gets all that the origin has, and before it is answered, the origin all that
+//! this node has shown.
 
 use std::{
     fs, io,
@@ -22,10 +26,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use littoral::Bookmark;
 
 use super::{
+    access::Principal,
     hrana::{Notes, failure},
     status::millis_up,
 };
-use crate::{pki, runtime::NodeHandle};
+use crate::{config::Http, pki, runtime::NodeHandle};
 
 const BOOKMARK: HeaderName = HeaderName::from_static("x-littoral-bookmark");
 const LAG: HeaderName = HeaderName::from_static("x-littoral-lag");
@@ -128,14 +133,57 @@ pub(super) struct Sessions {
     name: HeaderValue,
     /// `None` on a node without a key, which gives no bookmarks and takes none.
     seal: Option<Arc<Seal>>,
+    by_subject: bool,
+}
+
+/// The session of a request whose client is known by its token only.
+#[derive(Clone)]
+pub(super) struct BySubject(NodeHandle);
+
+impl BySubject {
+    /// Before the request runs: waits until this node has all that the client may have seen.
+    pub(super) async fn begins(&self) -> Result<(), (&'static str, String)> {
+        let seen = match self.0.meet_origin(WAIT).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                let why = format!(
+                    "what this client has seen at other nodes cannot be known: {error}; nothing was run"
+                );
+                return Err((UNREACHABLE, why));
+            }
+        };
+        let reached = self.0.reach(&seen, WAIT).await;
+        reached.map_err(|error| (NOT_REACHED, error.to_string()))
+    }
+
+    /// Before it is answered: has the origin get all that it can have seen.
+    pub(super) async fn ends(&self) -> Result<(), (&'static str, String)> {
+        let met = self.0.meet_origin(WAIT).await;
+        met.map(drop).map_err(|error| {
+            let why = format!(
+                "the request has run, and what it wrote stands, but other nodes may not show what it has \
+                 seen: {error}"
+            );
+            (NOT_KEPT, why)
+        })
+    }
+}
+
+const UNREACHABLE: &str = "LITTORAL_ORIGIN_UNREACHABLE";
+const NOT_REACHED: &str = "LITTORAL_BOOKMARK_NOT_REACHED";
+const NOT_KEPT: &str = "LITTORAL_SESSION_NOT_KEPT";
+
+/// Whether an error is of a session, and says to come again.
+pub(super) fn is_of_session(code: &str) -> bool {
+    [UNREACHABLE, NOT_REACHED, NOT_KEPT].contains(&code)
 }
 
 impl Sessions {
-    pub(super) fn new(node: NodeHandle, key: Option<&Path>) -> Result<Self, SealError> {
-        let seal = key.map(Seal::load).transpose()?.map(Arc::new);
+    pub(super) fn new(node: NodeHandle, config: &Http) -> Result<Self, SealError> {
+        let seal = config.bookmark_key.as_deref().map(Seal::load).transpose()?.map(Arc::new);
         let name = HeaderValue::from_str(node.identity().node.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("?"));
-        Ok(Self { node, name, seal })
+        Ok(Self { node, name, seal, by_subject: config.subject_sessions })
     }
 
     /// The bookmark that a request brings.
@@ -180,16 +228,16 @@ fn max_lag(headers: &HeaderMap) -> Result<Option<Duration>, &'static str> {
 /// Runs a request where it sees all that its session has seen.
 pub(super) async fn carry(
     State(sessions): State<Sessions>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let path = request.uri().path();
     let runs_sql = request.method() == Method::POST
         && ["/v1/", "/v2/", "/v3/"].iter().any(|version| path.starts_with(version));
+    let streams = path == CURSOR;
     if !runs_sql {
         return next.run(request).await;
     }
-    let streams = path == CURSOR;
     let brought = match sessions.brought(request.headers()) {
         Ok(brought) => brought,
         Err(why) => return failure(StatusCode::BAD_REQUEST, "LITTORAL_BOOKMARK", why),
@@ -202,12 +250,16 @@ pub(super) async fn carry(
     if let Some(bookmark) = &brought
         && let Err(error) = sessions.node.reach(bookmark, WAIT).await
     {
-        return sessions.not_now("LITTORAL_BOOKMARK_NOT_REACHED", &error.to_string());
+        return sessions.not_now(NOT_REACHED, &error.to_string());
     }
     if let Some(most) = most
         && let Err(error) = sessions.node.freshen(most, WAIT).await
     {
         return sessions.not_now("LITTORAL_TOO_STALE", &error.to_string());
+    }
+    let who = request.extensions().get::<Principal>();
+    if sessions.by_subject && brought.is_none() && who.is_some_and(|who| who.subject.is_some()) {
+        request.extensions_mut().insert(BySubject(sessions.node.clone()));
     }
     let lag = sessions.node.lag();
     let waited = began.elapsed();

@@ -386,6 +386,9 @@ impl Cluster {
         for request in mem::take(&mut self.machines[number].reads).into_values() {
             self.oracle.sessions.unanswered(request);
         }
+        for wanderer in mem::take(&mut self.machines[number].meetings).into_values() {
+            self.wander_on(wanderer);
+        }
         for UnderWay { caller, mut call, sent } in
             mem::take(&mut self.machines[number].calls).into_values()
         {

@@ -190,6 +190,8 @@ impl Cluster {
                 let machine = &mut self.machines[number];
                 if let Some(read) = machine.reads.remove(&ticket) {
                     self.session_read_answered(number, read, &result)?;
+                } else if let Some(wanderer) = machine.meetings.remove(&ticket) {
+                    self.met(number, wanderer, &result)?;
                 } else if let Some(call) = machine.calls.remove(&ticket) {
                     self.call_answered(number, call, &result)?;
                 } else if let Some(id) = machine.tickets.remove(&ticket) {

@@ -13,7 +13,7 @@
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
 //! - [`schema`]: tables, policies and freezes are what the log says;
 //! - [`clocks`]: nothing from the future is taken, and nobody writes it for long;
-//! - [`sessions`]: who moves between machines reads nothing older than before;
+//! - [`sessions`], [`wanderers`]: who moves between machines reads nothing older than before;
 //! - [`staleness`]: nobody's rows are older than they say;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
@@ -35,6 +35,7 @@ pub(crate) mod shapes;
 pub(crate) mod sights;
 pub(crate) mod spools;
 pub(crate) mod staleness;
+pub(crate) mod wanderers;
 
 use std::fmt;
 
@@ -42,7 +43,7 @@ use rusqlite::Connection;
 
 use self::{
     clocks::Clocks, jobs::Jobs, logs::Logs, requests::Requests, seats::Seats, sessions::Sessions,
-    shapes::Shapes,
+    shapes::Shapes, wanderers::Wanderers,
 };
 use crate::scenario::Violation;
 
@@ -172,6 +173,7 @@ pub(crate) struct Oracle {
     pub(crate) seats: Seats,
     /// Clients that move between machines.
     pub(crate) sessions: Sessions,
+    pub(crate) wanderers: Wanderers,
     /// Who knows how tables are read.
     pub(crate) shapes: Shapes,
 }
@@ -186,6 +188,7 @@ impl Oracle {
             requests: Requests::default(),
             seats: Seats::default(),
             sessions: Sessions::default(),
+            wanderers: Wanderers::default(),
             shapes,
         }
     }
@@ -218,6 +221,7 @@ impl Oracle {
         for dot in lost {
             self.jobs.lost(dot)?;
             self.sessions.lost(dot)?;
+            self.wanderers.lost(dot);
         }
         self.refresh(machine, reader)
     }
