@@ -34,7 +34,8 @@ impl Alice {
         let execute = json!({ "type": "execute", "stmt": { "sql": sql } });
         let mut answer = self.pipeline(node, &json!([execute, { "type": "close" }]));
         assert_eq!(answer["results"][0]["type"], "ok", "{answer}");
-        answer["results"][0]["response"]["result"]["rows"][0][0]["value"].take()
+        let first = answer.pointer_mut("/results/0/response/result/rows/0/0/value");
+        first.map_or(Value::Null, Value::take)
     }
 
     /// The same, read by a cursor.

@@ -111,7 +111,7 @@ BEGIN INSERT INTO echo VALUES (new.id, new.name) ON CONFLICT (id) DO UPDATE SET 
 ";
 
 /// How old what is read of `gauge` may be.
-pub(crate) const GAUGE_LAG_MS: u64 = 2000;
+pub(crate) const GAUGE_LAG_MS: u64 = 500;
 
 /// A replicated table as the oracles read it.
 #[derive(Clone, Copy, Debug)]

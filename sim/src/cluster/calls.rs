@@ -323,6 +323,11 @@ impl Cluster {
         let read = call.script.read(reader.connection());
         let refused = read.as_ref().err().map(|error| reader.refused(error));
         reader.serve_stale(false);
+        let again = reader.restrict(None).and_then(|()| call.script.read(reader.connection()));
+        if again.is_ok() && number != 0 {
+            let what = format!("m{number} goes on reading what is the origin's: {call:?}");
+            return broken(Promise::Linearizability, what);
+        }
         match (read, refused) {
             // The schema may not have come yet.
             (Ok(_), _) | (Err(_), Some(ReadRefused::Failed)) => Ok(()),

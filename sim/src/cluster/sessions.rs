@@ -6,7 +6,7 @@ use littoral::{Committed, ForwardError, Instant, Outcome, Request, RequestId};
 
 use super::Cluster;
 use crate::{
-    chance::Draw,
+    chance::{Draw, Stream},
     clock::Nanos,
     oracle::{Check, Promise, broken, sessions::SESSIONS, staleness, unreadable},
     workload::{JobId, Script},
@@ -75,6 +75,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// A session that was answered by the origin reads on some machine, if that may serve it.
+    fn session_goes_on(&mut self, session: usize, request: RequestId) -> Check {
+        let entity = u64::try_from(request.0 ^ READS).unwrap_or_default();
+        let number = self.chance.draw(Stream::Probe, entity, u64::MAX).index(self.machines.len());
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let carried = self.oracle.sessions.bookmark(session)?;
+        if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {
+            return Ok(());
+        }
+        self.oracle.refresh(number, &engine.eye)?;
+        let given = engine.reader.bookmark().map_err(unreadable(number))?;
+        let held = self.oracle.logs.shadow(number).vector();
+        self.oracle.sessions.read(session, number, &held, &given)
+    }
+
     /// A read that was sent to the origin is answered.
     pub(super) fn session_read_answered(
         &mut self,
@@ -85,7 +100,10 @@ impl Cluster {
         let text = format!("{request}: {result:?}");
         self.note(number, "was read there", || text.clone());
         match result {
-            Ok(Outcome::Read { seen, .. }) => self.oracle.sessions.answered(request, seen),
+            Ok(Outcome::Read { seen, .. }) => {
+                let session = self.oracle.sessions.answered(request, seen)?;
+                session.map_or(Ok(()), |session| self.session_goes_on(session, request))
+            }
             // The origin was busy with another schema, or could not be reached.
             Ok(Outcome::Failed { .. })
             | Err(

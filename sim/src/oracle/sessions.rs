@@ -100,9 +100,13 @@ impl Sessions {
         self.sent.remove(&request);
     }
 
-    /// The session is told what was read there, and given this bookmark.
-    pub(crate) fn answered(&mut self, request: RequestId, given: &Bookmark) -> Check {
-        let Some(sent) = self.sent.remove(&request) else { return Ok(()) };
+    /// The session is told what was read there, and given this bookmark. Gives which session, if it is followed.
+    pub(crate) fn answered(
+        &mut self,
+        request: RequestId,
+        given: &Bookmark,
+    ) -> Check<Option<usize>> {
+        let Some(sent) = self.sent.remove(&request) else { return Ok(None) };
         let number = sent.session;
         let Some(held) = sent.held else {
             let what = format!("session {number} is told what was never read at the origin");
@@ -116,7 +120,8 @@ impl Sessions {
         }
         let session = &mut self.each[number];
         session.seen.advance_all(&held);
-        session.take(given)
+        session.take(given)?;
+        Ok(Some(number))
     }
 
     /// A power cut took an entry from its author: who has seen it begins anew.
