@@ -223,6 +223,8 @@ pub enum Event {
         /// How many.
         entries: u64,
     },
+    /// A change of the schema that waited for other nodes was carried out. Told at the origin.
+    SchemaChanged,
     /// Storage fails: local writes fail as long as it does, and applying is tried again.
     StorageFailed(String),
     /// Another program has written the file. What it wrote replicates nowhere, and nodes may differ from

@@ -27,6 +27,10 @@ pub enum Bug {
     EpochKept,
     /// After a reconnect a sender leaves out the first entry the receiver lacks.
     SkipOnReconnect,
+    /// Of two links that two nodes made at once, both stay.
+    BothLinksKept,
+    /// Of two links that two nodes made at once, each node closes the one that it has had for longer.
+    BothLinksClosed,
     /// A receiver applies increments again that it has applied before.
     CounterReapplied,
     /// A write is answered although its transaction was rolled back.
@@ -57,6 +61,8 @@ pub enum Bug {
     ShiftsNotSaved,
     /// The log is trimmed, and its clocks are in no checkpoint.
     TrimPastCheckpoint,
+    /// The log is trimmed of what a linked member is still to be sent.
+    TrimUnsent,
     /// What is not on stable storage yet is acknowledged.
     AckUnsynced,
     /// The author's row keeps what a statement wrote to a `max` or `min` column.
@@ -144,8 +150,8 @@ pub enum Bug {
     LagBoundIgnored,
     /// What was read at the origin is not in the bookmark of the answer.
     ReadThereUnseen,
-    /// A node that meets the origin is not told what others have written.
-    MeetingForgetsOthers,
+    /// A node that meets the origin is told only of what a frontier covers.
+    MeetingBehind,
     /// What may be stale while the origin cannot be reached is so while it can.
     StaleUnasked,
     /// A statement that was prepared while the origin could not be reached goes on showing this node's rows.
@@ -160,13 +166,15 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 70] = [
+    pub const ALL: [Self; 73] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
         Self::UpdateRevives,
         Self::EpochKept,
         Self::SkipOnReconnect,
+        Self::BothLinksKept,
+        Self::BothLinksClosed,
         Self::CounterReapplied,
         Self::AnswerBeforeCommit,
         Self::FailedStatementKept,
@@ -182,6 +190,7 @@ impl Bug {
         Self::LateShift,
         Self::ShiftsNotSaved,
         Self::TrimPastCheckpoint,
+        Self::TrimUnsent,
         Self::AckUnsynced,
         Self::NotNormalized,
         Self::GroupSplit,
@@ -225,7 +234,7 @@ impl Bug {
         Self::AnswerKept,
         Self::LagBoundIgnored,
         Self::ReadThereUnseen,
-        Self::MeetingForgetsOthers,
+        Self::MeetingBehind,
         Self::StaleUnasked,
         Self::StaleStatementKept,
         Self::FullForGood,

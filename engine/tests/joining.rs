@@ -5,8 +5,8 @@
 mod support;
 
 use littoral::{
-    ColumnType, Consistency, Digest, OpenError, PieceWritten, Replica, TablePolicy, WriteError,
-    Writers,
+    ColumnType, Consistency, Digest, Input, OpenError, PieceWritten, Replica, TablePolicy,
+    WriteError, Writers,
 };
 
 use self::support::Cluster;
@@ -146,6 +146,36 @@ fn what_a_newcomer_is_still_to_be_sent_is_not_trimmed() {
         let left = cluster.rows(node, "SELECT count(*) FROM littoral_log").remove(0);
         assert!(left.parse::<u32>().unwrap() < 5, "n{node} keeps {left} entries");
     }
+}
+
+#[test]
+fn what_is_not_on_stable_storage_is_not_trimmed() {
+    let mut cluster = Cluster::new(2, SCHEMA, &[("cart", support::any())]);
+    cluster.link(0, 1);
+    cluster.read_only.push(2);
+    let late = cluster.newcomer();
+    cluster.link(0, late);
+    cluster.settle();
+    cluster.link(0, late);
+    (0..5).for_each(|_| cluster.wait(1000));
+    cluster.closed.clear();
+    cluster.held_syncs = true;
+    cluster.write(1, "INSERT INTO cart(id) VALUES('a')");
+    (0..5).for_each(|_| cluster.wait(1000));
+    let status = cluster.replica(0).status();
+    assert!(status.durable < status.applied, "its disk is slow");
+    let author = cluster.replica(1).status().author.unwrap();
+    assert!(status.stability.covered.iter().any(|dot| dot.author == author), "everybody has it");
+    // The read-only node was not sent it yet.
+    let count = "SELECT count(*) FROM cart";
+    assert_eq!(cluster.rows(late, count), ["0"]);
+    cluster.held_syncs = false;
+    cluster.handle(0, Input::Synced(status.applied));
+    (0..5).for_each(|_| cluster.wait(1000));
+    assert_eq!((cluster.installed, &cluster.closed), (1, &vec![]));
+    cluster.assert_rows(count, &["1"]);
+    let left = cluster.rows(0, "SELECT count(*) FROM littoral_log").remove(0);
+    assert!(left.parse::<u32>().unwrap() < 5, "{left} entries are kept");
 }
 
 #[test]

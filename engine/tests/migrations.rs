@@ -4,7 +4,7 @@
 
 mod support;
 
-use littoral::{ColumnType, Committed, NodeId, TablePolicy, WriteError, Writers};
+use littoral::{ColumnType, Committed, Event, NodeId, TablePolicy, WriteError, Writers};
 
 use self::support::Cluster;
 
@@ -261,8 +261,17 @@ fn a_change_that_writes_under_way_would_notice_waits_for_every_node() {
     assert_eq!(freeze.tables, ["cart"]);
     assert_eq!(freeze.waiting_for, [NodeId::new("n2").unwrap()]);
     assert_eq!(freeze.script, script);
+    let carried_out = |cluster: &Cluster| {
+        cluster
+            .events
+            .iter()
+            .filter(|(node, event)| (*node, event) == (0, &Event::SchemaChanged))
+            .count()
+    };
+    assert_eq!(carried_out(&cluster), 0);
     cluster.link(2, 1);
     wait(&mut cluster);
+    assert_eq!(carried_out(&cluster), 1);
     assert_alike(&mut cluster);
     assert_eq!(cluster.replica(0).status().freeze, None);
     let rows = ["a|apple|6|now", "b|pear|7|now"];

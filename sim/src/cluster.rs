@@ -373,7 +373,9 @@ impl Cluster {
             },
             Event::LinkUp { port } => {
                 let Some(other) = self.network.opposite(port) else { return Ok(()) };
-                let Some((machine, peer)) = self.network.open(port) else { return Ok(()) };
+                let Some((machine, peer)) = self.network.open(self.now, port) else {
+                    return Ok(());
+                };
                 self.trace.event(self.now, machine, "up", &[peer.0], &[], || {
                     format!("{peer:?} to m{other}")
                 });

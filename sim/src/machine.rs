@@ -111,6 +111,8 @@ pub(crate) struct Machine {
     pub(crate) foreign: bool,
     /// The replica was told of a failed sync and may halt.
     pub(crate) may_halt: bool,
+    /// How many entries its log had, as far as is known, when its replica began with what it does now.
+    pub(crate) log_before: usize,
     /// What its replica waits for to be done with snapshots, in that order.
     pub(crate) snapshot_work: VecDeque<SnapshotWork>,
     /// A snapshot has taken the place of its file, and was not opened yet.
@@ -180,6 +182,7 @@ impl Machine {
             sync_fails: false,
             foreign: false,
             may_halt: false,
+            log_before: 0,
             snapshot_work: VecDeque::new(),
             adopted: None,
             decayed: false,

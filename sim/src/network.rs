@@ -77,6 +77,7 @@ struct End {
     peer: PeerId,
     state: EndState,
     ready_at: Nanos,
+    opened_at: Nanos,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +113,17 @@ impl Port {
     const fn other(self) -> Self {
         Self { conn: self.conn, end: 1 - self.end }
     }
+}
+
+/// A connection as one of its machines sees it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Side {
+    /// Which one.
+    pub(crate) conn: ConnId,
+    /// When the machine learned that it is up.
+    pub(crate) opened: Nanos,
+    /// The machine at the other end.
+    pub(crate) other: usize,
 }
 
 /// What has become of a frame at the time when it was to arrive.
@@ -192,6 +204,7 @@ impl Network {
             peer: peers[end],
             state: EndState::Pending,
             ready_at: ready[end],
+            opened_at: 0,
         };
         let connection = Connection {
             link,
@@ -206,14 +219,23 @@ impl Network {
     }
 
     /// The end learns that the link is up; `None` if it is gone before.
-    pub(crate) fn open(&mut self, port: Port) -> Option<(usize, PeerId)> {
+    pub(crate) fn open(&mut self, now: Nanos, port: Port) -> Option<(usize, PeerId)> {
         let end = &mut self.conns.get_mut(&port.conn)?.ends[port.end];
         if end.state != EndState::Pending {
             return None;
         }
         end.state = EndState::Open;
+        end.opened_at = now;
         self.ports.insert((end.machine, end.peer), port);
         Some((end.machine, end.peer))
+    }
+
+    /// What a machine sees of one of its connections.
+    pub(crate) fn side(&self, machine: usize, peer: PeerId) -> Option<Side> {
+        let port = *self.ports.get(&(machine, peer))?;
+        let ends = &self.conns.get(&port.conn)?.ends;
+        let (opened, other) = (ends[port.end].opened_at, ends[1 - port.end].machine);
+        Some(Side { conn: port.conn, opened, other })
     }
 
     /// The machine at the other end of a connection.
@@ -427,7 +449,7 @@ mod tests {
         let mut network = Network::new(chance, &[plan]);
         let ports = network.connect(0, 0, [PeerId(1), PeerId(2)]).map(|(port, _)| port);
         for port in ports {
-            network.open(port).unwrap();
+            network.open(0, port).unwrap();
         }
         (network, ports)
     }

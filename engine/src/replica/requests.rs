@@ -177,8 +177,8 @@ impl Replica {
             if !self.has_required(&waiting) {
                 return Step::Waits(waiting);
             }
-            let vector = if planted(Bug::MeetingForgetsOthers) {
-                self.log.vector().iter().filter(|dot| Some(dot.author) == self.author).collect()
+            let vector = if planted(Bug::MeetingBehind) {
+                self.contested.stable().covered.clone()
             } else {
                 self.log.vector()
             };

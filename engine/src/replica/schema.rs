@@ -22,7 +22,7 @@ use crate::{
         authorizer::Origin,
         writer::{Synchronous, Writer},
     },
-    driver::Output,
+    driver::{Event, Output},
     entry::{Freeze, codec::Body},
     error::WriteError,
     id::{Lsn, NodeId, TableId, Ticket},
@@ -140,7 +140,7 @@ impl Replica {
             dry: false,
         });
         match result {
-            Ok(_) => {}
+            Ok(_) => self.outputs.push_back(Output::Event(Event::SchemaChanged)),
             // Tried again when storage works.
             Err(WriteError::Sqlite(error)) if is_storage_failure(&error) => {
                 self.storage_fails(error.to_string());

@@ -564,6 +564,9 @@ fn log(news: &News) {
         News::Member { node, author } => info!(%node, %author, "a node has joined"),
         News::Streaming { peer, node } => info!(peer = peer.0, %node, "linked"),
         News::Applied { lsn, entries } => debug!(%lsn, entries, "applied"),
+        News::SchemaChanged => {
+            info!("the change of the schema that waited for other nodes is carried out");
+        }
         News::StorageFailed(why) => error!(why, "storage fails: writes fail until it works again"),
         News::StorageRecovered => warn!("storage works again"),
         News::ForeignWrites => error!(

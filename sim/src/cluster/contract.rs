@@ -8,7 +8,7 @@ use crate::{
     clock::MS,
     disk::vfs,
     machine::SnapshotWork,
-    oracle::{Check, Failure, Promise, broken},
+    oracle::{Check, Failure, Promise, broken, links},
 };
 
 /// A replica that gives more outputs than this after one input will never be quiet.
@@ -25,6 +25,7 @@ impl Cluster {
     }
 
     pub(super) fn drain(&mut self, number: usize) -> Check {
+        self.machines[number].log_before = self.oracle.logs.length(number);
         for _ in 0..OUTPUTS_PER_DRAIN {
             let machine = &mut self.machines[number];
             let Some(engine) = &mut machine.engine else { return Ok(()) };
@@ -66,8 +67,10 @@ impl Cluster {
     pub(super) fn carry_out(&mut self, number: usize, output: Output) -> Check<bool> {
         let life = self.machines[number].life;
         self.judge_alone(number, &output)?;
-        if let (Output::Done { .. }, Some(engine)) = (&output, &self.machines[number].engine) {
-            // A frontier of a node that is the only member may trim what was committed at once.
+        // What a lone member has committed and synced may be trimmed at once.
+        if let Output::Done { .. } | Output::Event(News::SchemaChanged) = &output
+            && let Some(engine) = &self.machines[number].engine
+        {
             self.oracle.refresh(number, &engine.eye)?;
         }
         match output {
@@ -85,6 +88,17 @@ impl Cluster {
                 self.trace.event(self.now, number, "close", &[peer.0], reason.as_bytes(), || {
                     format!("{peer:?} {code:?}: {reason}")
                 });
+                let machine = &self.machines[number];
+                match (code, self.network.side(number, peer)) {
+                    (CloseCode::Replaced, Some(side)) => {
+                        self.oracle.links.replaced(self.now, number, side)?;
+                    }
+                    (CloseCode::TooOld, Some(side)) if !reason.starts_with("asking again") => {
+                        let (logs, known) = (&self.oracle.logs, machine.log_before);
+                        links::too_old(logs, number, known, side.other)?;
+                    }
+                    _ => {}
+                }
                 self.close_link(number, peer);
                 let machine = &self.machines[number];
                 let excused = match code {
@@ -158,12 +172,6 @@ impl Cluster {
             Output::Event(news) => {
                 let text = format!("{news:?}");
                 self.trace.event(self.now, number, "news", &[], text.as_bytes(), || text.clone());
-                if let (News::Applied { .. } | News::Member { .. }, Some(engine)) =
-                    (&news, &self.machines[number].engine)
-                {
-                    // A frontier that covers them may be near, and trims them.
-                    self.oracle.refresh(number, &engine.eye)?;
-                }
                 if matches!(news, News::ForeignWrites) && !self.machines[number].foreign {
                     let what = format!("m{number} takes its own writes for another program's");
                     return broken(Promise::Answers, what);

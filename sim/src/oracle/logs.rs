@@ -43,6 +43,8 @@ pub(crate) struct Logs {
     bases: Vec<Book>,
     entries: BTreeMap<(AuthorId, Seq), Holders>,
     authors: BTreeMap<AuthorId, usize>,
+    /// The entry with which each machine joined.
+    joins: BTreeMap<usize, Dot>,
     /// The logs that snapshots hold, by their digests.
     copies: BTreeMap<[u8; 32], Book>,
     shapes: Shapes,
@@ -71,6 +73,7 @@ impl Logs {
             bases,
             entries: BTreeMap::new(),
             authors,
+            joins: BTreeMap::new(),
             copies: BTreeMap::new(),
             shapes,
             news: Vec::new(),
@@ -89,6 +92,17 @@ impl Logs {
     /// Whether the machine's log holds an entry.
     pub(crate) fn holds(&self, machine: usize, dot: Dot) -> bool {
         self.shadow(machine).heads().get(&dot.author).is_some_and(|head| head.seq >= dot.seq)
+    }
+
+    /// How many entries the machine's log has had, as far as it was read.
+    pub(crate) fn length(&self, machine: usize) -> usize {
+        self.books[machine].entries.len()
+    }
+
+    /// Where in the machine's log it says that another machine is a member.
+    pub(crate) fn member_since(&self, machine: usize, member: usize) -> Option<usize> {
+        let join = self.joins.get(&member)?;
+        self.books[machine].entries.iter().position(|dot| dot == join)
     }
 
     /// The first entry of the origin's log that a machine lacks, and since when the origin has had it.
@@ -196,6 +210,7 @@ impl Logs {
                 && let Some(number) = machine_number(member.node.as_str())
             {
                 self.authors.insert(member.author, number);
+                self.joins.insert(number, dot);
             }
         }
         let holders = self.entries.entry((dot.author, dot.seq)).or_insert_with(|| Holders {

@@ -14,6 +14,7 @@
 //! - [`schema`]: tables, policies and freezes are what the log says;
 //! - [`clocks`]: nothing from the future is taken, and nobody writes it for long;
 //! - [`sessions`], [`wanderers`]: who moves between machines reads nothing older than before;
+//! - [`links`]: links end for a reason;
 //! - [`staleness`]: nobody's rows are older than they say;
 //! - [`convergence`]: in the end everybody holds the same;
 //! - [`recording`]: no promise, but what happened to which row, to explain a violated invariant.
@@ -23,6 +24,7 @@ pub(crate) mod convergence;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod linear;
+pub(crate) mod links;
 pub(crate) mod logs;
 pub(crate) mod recording;
 pub(crate) mod references;
@@ -42,8 +44,8 @@ use std::fmt;
 use rusqlite::Connection;
 
 use self::{
-    clocks::Clocks, jobs::Jobs, logs::Logs, requests::Requests, seats::Seats, sessions::Sessions,
-    shapes::Shapes, wanderers::Wanderers,
+    clocks::Clocks, jobs::Jobs, links::Links, logs::Logs, requests::Requests, seats::Seats,
+    sessions::Sessions, shapes::Shapes, wanderers::Wanderers,
 };
 use crate::scenario::Violation;
 
@@ -174,6 +176,8 @@ pub(crate) struct Oracle {
     /// Clients that move between machines.
     pub(crate) sessions: Sessions,
     pub(crate) wanderers: Wanderers,
+    /// Which links were closed why.
+    pub(crate) links: Links,
     /// Who knows how tables are read.
     pub(crate) shapes: Shapes,
 }
@@ -189,6 +193,7 @@ impl Oracle {
             seats: Seats::default(),
             sessions: Sessions::default(),
             wanderers: Wanderers::default(),
+            links: Links::default(),
             shapes,
         }
     }
