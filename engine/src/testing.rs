@@ -92,6 +92,8 @@ pub enum Bug {
     HoldSkipped,
     /// What was received of a large entry is taken for the beginning of another one.
     SpoolOfAnother,
+    /// A large entry is applied in several transactions.
+    LargeInPieces,
     /// Rows of a failed statement stay in the entry if they were on disk already.
     SpilledRowsKept,
     /// An entry from the future is applied.
@@ -166,7 +168,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 73] = [
+    pub const ALL: [Self; 74] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -205,6 +207,7 @@ impl Bug {
         Self::ComparedTooEarly,
         Self::HoldSkipped,
         Self::SpoolOfAnother,
+        Self::LargeInPieces,
         Self::SpilledRowsKept,
         Self::FutureApplied,
         Self::FuturePassedOver,

@@ -173,6 +173,8 @@ pub(crate) struct Cluster {
     trace: Trace,
     queue: BTreeMap<(Nanos, u64, u64), Event>,
     queued: u64,
+    /// How often anybody was drained.
+    drains: u64,
     now: Nanos,
     stage: Stage,
     /// When clients and faults began.
@@ -208,6 +210,7 @@ impl Cluster {
             trace: Trace::new(options.trace, application.names()),
             queue: BTreeMap::new(),
             queued: 0,
+            drains: 0,
             now: 0,
             stage: Stage::Chaos,
             begun: 0,

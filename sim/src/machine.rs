@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
+    rc::Rc,
 };
 
 use littoral::{
@@ -34,6 +35,8 @@ pub(crate) struct Engine {
     pub(crate) reader: Reader,
     /// What the oracle reads with: SQLite without the engine, and so all that the file holds.
     pub(crate) eye: Connection,
+    /// Another one, which now and then begins to read while the engine is at work.
+    pub(crate) passer: Rc<Connection>,
     /// The shipped engine.
     pub(crate) replica: Replica,
 }
@@ -231,7 +234,9 @@ impl Machine {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
         let eye = Connection::open_with_flags_and_vfs(self.database(), flags, vfs::NAME)?;
         eye.set_prepared_statement_cache_capacity(EYE_STATEMENTS);
-        Ok(Engine { held: None, reader, eye, replica })
+        let passer = Connection::open_with_flags_and_vfs(self.database(), flags, vfs::NAME)?;
+        passer.set_prepared_statement_cache_capacity(EYE_STATEMENTS);
+        Ok(Engine { held: None, reader, eye, passer: Rc::new(passer), replica })
     }
 
     /// How long the next sync takes.

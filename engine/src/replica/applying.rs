@@ -289,6 +289,9 @@ impl Replica {
             segments.next(self.writer.apply()).map_err(|error| (header.dot, error))?
         {
             if let Segment::Rows(rows) = segment {
+                if total.rows > 0 && planted(Bug::LargeInPieces) {
+                    self.writer.apply().execute_batch("COMMIT; BEGIN IMMEDIATE")?;
+                }
                 let registry = Arc::clone(&self.registry);
                 let mut applier = self.applier(&registry, origin, &mut waiting);
                 if again {

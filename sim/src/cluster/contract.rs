@@ -1,5 +1,7 @@
 //! What a driver owes a replica: every input is followed by a full drain, and every output is carried out.
 
+use std::rc::Rc;
+
 use littoral::{CloseCode, Event as News, Input, Output, WriteError};
 
 use super::{Cluster, Event, Stage};
@@ -8,11 +10,14 @@ use crate::{
     clock::MS,
     disk::vfs,
     machine::SnapshotWork,
-    oracle::{Check, Failure, Promise, broken, links},
+    oracle::{Check, Failure, Promise, broken, links, unreadable},
 };
 
 /// A replica that gives more outputs than this after one input will never be quiet.
 const OUTPUTS_PER_DRAIN: u64 = 200_000;
+
+/// In so many of a hundred drains a reader begins in the middle.
+const PASSERS: u64 = 3;
 
 impl Cluster {
     pub(super) fn handle(&mut self, number: usize, input: Input) -> Check {
@@ -26,6 +31,13 @@ impl Cluster {
 
     pub(super) fn drain(&mut self, number: usize) -> Check {
         self.machines[number].log_before = self.oracle.logs.length(number);
+        self.send_passer(number);
+        let verdict = self.drain_fully(number);
+        vfs::forget_after_writes();
+        verdict
+    }
+
+    fn drain_fully(&mut self, number: usize) -> Check {
         for _ in 0..OUTPUTS_PER_DRAIN {
             let machine = &mut self.machines[number];
             let Some(engine) = &mut machine.engine else { return Ok(()) };
@@ -35,6 +47,7 @@ impl Cluster {
             if vfs::with(|store| store.is_down(&machine.name)) {
                 return self.stop(number);
             }
+            self.judge_passer(number)?;
             if !self.carry_out(number, output)? {
                 // Before anything of it can be trimmed.
                 if let Some(engine) = &self.machines[number].engine {
@@ -47,6 +60,33 @@ impl Cluster {
         Err(Failure::NoProgress(format!(
             "m{number} has given {OUTPUTS_PER_DRAIN} outputs without becoming quiet"
         )))
+    }
+
+    /// Sometimes a reader begins while a machine is at work: after one of the transactions in which it is
+    /// about to write.
+    fn send_passer(&mut self, number: usize) {
+        let Some(engine) = &self.machines[number].engine else { return };
+        self.drains += 1;
+        let mut draw = self.chance.draw(Stream::Probe, 1 << 32 | number as u64, self.drains);
+        if self.machines[number].decayed || !draw.percent(PASSERS) {
+            return;
+        }
+        let passer = Rc::clone(&engine.passer);
+        vfs::after_writes(draw.between(1, 6), move || {
+            // If the file cannot be read, whoever looks next says so.
+            let _ = passer.execute_batch("BEGIN; SELECT 1 FROM littoral_meta");
+        });
+    }
+
+    /// What it finds is what the log leads to that it sees: whole transactions, and all of each.
+    fn judge_passer(&mut self, number: usize) -> Check {
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        if engine.passer.is_autocommit() {
+            return Ok(());
+        }
+        let passer = Rc::clone(&engine.passer);
+        self.oracle.compare(number, &passer)?;
+        passer.execute_batch("ROLLBACK").map_err(unreadable(number))
     }
 
     /// What a machine has just taken into its log is not from the future.

@@ -133,6 +133,7 @@ impl Cluster {
         let Some(engine) = machine.engine.take() else { return Ok(()) };
         let name = machine.name.clone();
         self.tally.stops += 1;
+        vfs::forget_after_writes();
         // What its readers have seen until now is what may be lost.
         self.oracle.refresh(number, &engine.eye)?;
         machine.durable_told = engine.replica.status().durable;
@@ -141,7 +142,7 @@ impl Cluster {
         machine.acknowledged = acknowledged;
         if plan.stop == Stop::Clean {
             let closing = machine.clock.at(now);
-            drop((engine.held, engine.reader, engine.eye));
+            drop((engine.held, engine.reader, engine.eye, engine.passer));
             let (outputs, closed) = engine.replica.close(closing);
             if !vfs::with(|store| store.is_full(&name)) {
                 closed.map_err(unreadable(number))?;

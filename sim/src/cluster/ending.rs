@@ -283,7 +283,7 @@ impl Cluster {
         for number in 0..self.machines.len() {
             let closing = self.machines[number].clock.at(self.now);
             if let Some(engine) = self.machines[number].engine.take() {
-                drop((engine.held, engine.reader, engine.eye));
+                drop((engine.held, engine.reader, engine.eye, engine.passer));
                 engine.replica.close(closing).1.map_err(unreadable(number))?;
             }
             let path = self.machines[number].database();

@@ -71,13 +71,7 @@ impl Hosts {
 impl Cluster {
     /// Draws who will come, and when.
     pub(super) fn plan_guests(&mut self) {
-        if self.options.scenario.is_some() {
-            return;
-        }
-        let mut draw = self.chance.draw(Stream::Guest, 0, 0);
-        let count = *draw.pick(&[0, 10, 30]);
-        for number in 1..=count {
-            let mut draw = self.chance.draw(Stream::Guest, number, 0);
+        for (number, mut draw) in self.comers(Stream::Guest, &[0, 10, 30]) {
             let steps = draw.between(1, 4);
             let request = guest_number(number, steps);
             let gives_up = draw.percent(20).then(|| draw.percent(50));

@@ -58,18 +58,21 @@ impl Errands {
 impl Cluster {
     /// Draws who will want something, and when.
     pub(super) fn plan_requests(&mut self) {
-        if self.options.scenario.is_some() {
-            return;
-        }
-        let mut draw = self.chance.draw(Stream::Request, 0, 0);
-        let count = *draw.pick(&[0, 15, 40]);
-        for request in 1..=count {
-            let mut draw = self.chance.draw(Stream::Request, request, 0);
+        for (request, mut draw) in self.comers(Stream::Request, &[0, 15, 40]) {
             let program = Program::draw(&mut draw, request);
             let at = self.now + draw.between(MS, self.options.chaos);
             self.clients.insert(request, Client { program, attempts: 0, had: Vec::new() });
             self.schedule(at, Event::Request { request });
         }
+    }
+
+    /// Clients of the built-in workload by number, as many as chance picks, with what each draws first.
+    pub(super) fn comers(&self, stream: Stream, counts: &[u64]) -> Vec<(u64, Draw)> {
+        if self.options.scenario.is_some() {
+            return Vec::new();
+        }
+        let count = *self.chance.draw(stream, 0, 0).pick(counts);
+        (1..=count).map(|number| (number, self.chance.draw(stream, number, 0))).collect()
     }
 
     /// A client sends its program, or asks what became of it.

@@ -83,10 +83,11 @@ impl Cluster {
         let now = self.now;
         let machine = &mut self.machines[number];
         let Some(engine) = machine.engine.take() else { return Ok(()) };
+        vfs::forget_after_writes();
         self.oracle.refresh(number, &engine.eye)?;
         let db = engine.replica.db().clone();
         let closing = machine.clock.at(now);
-        drop((engine.held, engine.reader, engine.eye));
+        drop((engine.held, engine.reader, engine.eye, engine.passer));
         // An error leaves what a crash would leave.
         let (outputs, _) = engine.replica.close(closing);
         for output in outputs {

@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "a VFS is a table of C functions over raw pointers")]
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     ffi::{CStr, c_char, c_int, c_void},
     mem::size_of,
@@ -32,6 +33,9 @@ const NAME_C: &CStr = c"littoral-sim";
 const JULIAN_EPOCH_MS: i64 = 210_866_760_000_000;
 
 const MAX_PATH: c_int = 512;
+
+/// The slot of shared memory that who writes to a WAL has locked.
+const WRITE_LOCK: Range<usize> = 0..1;
 
 static DISKS: Mutex<Option<Disks>> = Mutex::new(None);
 static TURN: Mutex<()> = Mutex::new(());
@@ -88,6 +92,38 @@ impl Session {
     /// Whether anybody has the turn.
     pub(crate) fn is_running() -> bool {
         TURN.try_lock().is_err()
+    }
+}
+
+type Act = Box<dyn FnOnce()>;
+
+thread_local! {
+    /// How many transactions that write are still to end before something is done, and what.
+    static AFTER_WRITE: RefCell<Option<(u64, Act)>> = const { RefCell::new(None) };
+}
+
+/// Has something done as soon as `writes` more transactions that write have ended, whatever their
+/// connection is about to do next.
+pub(crate) fn after_writes(writes: u64, act: impl FnOnce() + 'static) {
+    AFTER_WRITE.set(Some((writes, Box::new(act))));
+}
+
+/// What is to be done after some write is not done any more.
+pub(crate) fn forget_after_writes() {
+    AFTER_WRITE.take();
+}
+
+/// A transaction that writes has ended.
+fn write_ended() {
+    let act = match AFTER_WRITE.take() {
+        Some((writes, act)) if writes > 1 => {
+            AFTER_WRITE.set(Some((writes - 1, act)));
+            return;
+        }
+        due => due,
+    };
+    if let Some((_, act)) = act {
+        act();
     }
 }
 
@@ -441,13 +477,16 @@ unsafe extern "C" fn shm_lock(
     // SAFETY: SQLite passes an open file.
     let handle = unsafe { handle(file) };
     let slots = slots(first, count);
-    let result = with(|store| {
-        if flags & ffi::SQLITE_SHM_UNLOCK != 0 {
-            store.shm_unlock(handle, slots);
-            return Ok(());
+    let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+    if flags & ffi::SQLITE_SHM_UNLOCK != 0 {
+        let of_write = exclusive && slots == WRITE_LOCK;
+        with(|store| store.shm_unlock(handle, slots));
+        if of_write {
+            write_ended();
         }
-        store.shm_lock(handle, slots, flags & ffi::SQLITE_SHM_EXCLUSIVE != 0)
-    });
+        return ffi::SQLITE_OK;
+    }
+    let result = with(|store| store.shm_lock(handle, slots, exclusive));
     code(result, ffi::SQLITE_IOERR_SHMLOCK)
 }
 
