@@ -122,7 +122,7 @@ fn a_client_with_a_token_alone_reads_what_it_wrote_wherever_it_comes() {
         answer = alice.send(&nodes[1], "/v2/pipeline", &body).json();
         assert_eq!(answer["results"][0]["type"], "ok", "{answer}");
     }
-    assert_eq!(alice.run(&nodes[2], "SELECT group_concat(n) FROM hits ORDER BY page"), "1,41");
+    assert_eq!(alice.run(&nodes[2], "SELECT sum(n) FROM hits"), "42");
 
     // Without the origin nobody knows what the client has seen, and so it is shown nothing.
     nodes[0].freeze();
