@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
@@ -132,6 +133,26 @@ fn an_edge_killed_in_the_middle_of_a_load_ends_equal_with_all_it_has_answered() 
     let status = nodes[1].status();
     assert_eq!((&status["halted"], &status["storage_error"]), (&Value::Null, &Value::Null));
     stop(nodes);
+}
+
+#[test]
+fn an_edge_hears_at_once_that_its_origin_was_killed_and_is_back() {
+    let cluster = cluster();
+    let origin = cluster.serve("origin", &[]);
+    let edge = cluster.serve("edge1", &[&origin]);
+    edge.until_ready();
+    let address = format!("[links]\nlisten = \"{}\"", origin.links());
+    origin.kill();
+    cluster.configure("origin", "[links]\nlisten = \"127.0.0.1:0\"", &address);
+    let origin = cluster.serve("origin", &[]);
+    // Without that it would wait until the silence is too long.
+    let log = cluster.home().join("edge1.log");
+    until("the link to end", || fs::read_to_string(&log).unwrap().contains("link lost"));
+    let log = fs::read_to_string(&log).unwrap();
+    let lost = log.lines().find(|line| line.contains("link lost")).unwrap();
+    assert!(lost.contains("reset by peer"), "{lost}");
+    edge.run(&["INSERT INTO ledger VALUES ('forwarded', NULL)"]);
+    assert_converge(&[origin, edge], &TABLES);
 }
 
 #[test]

@@ -77,3 +77,70 @@ fn the_schema_changes_at_the_origin_and_reaches_a_serving_edge() {
     let answer = run(&origin, "SELECT littoral_policy('stock', 'often')");
     assert_eq!(answer["error"]["code"], "LITTORAL_POLICY", "{answer}");
 }
+
+#[test]
+fn the_columns_of_an_answer_are_those_that_the_table_has_now() {
+    let schema = "CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT)";
+    let cluster = Cluster::init(schema, &[], &["origin", "edge1"]);
+    let origin = cluster.serve("origin", &[]);
+    let edge = cluster.serve("edge1", &[&origin]);
+    origin.until_ready();
+    edge.until_ready();
+    assert_eq!(run(&origin, "INSERT INTO item VALUES(1, 'bag')")["type"], "ok");
+    let read = |node: &Node| {
+        let result = run(node, "SELECT * FROM item")["response"]["result"].take();
+        let names: Vec<Value> =
+            result["cols"].as_array().unwrap().iter().map(|col| col["name"].clone()).collect();
+        let values: Vec<Value> = result["rows"][0]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|cell| cell.get("value").cloned().unwrap_or_default())
+            .collect();
+        (json!(names), json!(values))
+    };
+    let stream = |node: &Node| {
+        let batch = json!({ "steps": [{ "stmt": { "sql": "SELECT * FROM item" } }] });
+        let body = json!({ "batch": batch }).to_string();
+        let answer = node.client().send("POST", "/v3/cursor", &body).unwrap();
+        let mut entries =
+            answer.body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let begun = entries.find(|entry| entry["type"] == "step_begin").unwrap();
+        begun["cols"].as_array().unwrap().len()
+    };
+    for node in [&origin, &edge] {
+        until("the row", || {
+            run(node, "SELECT * FROM item")["response"]["result"]["rows"][0] != Value::Null
+        });
+        assert_eq!(read(node), (json!(["id", "name"]), json!(["1", "bag"])));
+        assert_eq!(stream(node), 2);
+    }
+    let changes = [
+        (
+            "ALTER TABLE item ADD COLUMN n DEFAULT 7",
+            json!(["id", "name", "n"]),
+            json!(["1", "bag", "7"]),
+        ),
+        (
+            "ALTER TABLE item RENAME COLUMN name TO title",
+            json!(["id", "title", "n"]),
+            json!(["1", "bag", "7"]),
+        ),
+        ("ALTER TABLE item DROP COLUMN title", json!(["id", "n"]), json!(["1", "7"])),
+    ];
+    for (change, names, values) in changes {
+        assert_eq!(run(&origin, change)["type"], "ok", "{change}");
+        let version =
+            |node: &Node| rows_of(node.database(), "SELECT name FROM pragma_table_info('item')");
+        until("the change to arrive", || version(&edge) == version(&origin));
+        for node in [&origin, &edge] {
+            assert_eq!(stream(node), names.as_array().unwrap().len(), "{change}");
+            assert_eq!(read(node), (names.clone(), values.clone()), "{change}");
+        }
+        let written = run(&origin, "UPDATE item SET id = id RETURNING *");
+        assert_eq!(
+            written["response"]["result"]["cols"].as_array().unwrap().len(),
+            names.as_array().unwrap().len()
+        );
+    }
+}

@@ -123,6 +123,9 @@ pub enum ConfigError {
         /// Why.
         error: io::Error,
     },
+    /// It is the node's directory.
+    #[error("{} is a directory; give the file in it, {}", .0.display(), .0.join("littoral.toml").display())]
+    Directory(PathBuf),
     /// The file is not TOML, or has a key that is not known, or a value of the wrong type.
     #[error("{}: {error}", path.display())]
     Syntax {
@@ -158,6 +161,9 @@ impl Config {
     /// # Errors
     /// Tells which file, key and value are wrong, and what is allowed.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        if path.is_dir() {
+            return Err(ConfigError::Directory(path.to_owned()));
+        }
         let text = read(path)?;
         let directory = path.parent().unwrap_or_else(|| Path::new(""));
         Self::parse(&text, path, directory)

@@ -369,7 +369,7 @@ fn links_section(node: &Node, dialed: Option<&Node>) -> String {
 
 fn genesis_section(genesis: &Genesis) -> String {
     let mut text = String::from(
-        "\n# What the cluster begins with; read only while there is no database yet.\n\
+        "\n# What the cluster begins with: checked at every start, used only while there is no database yet.\n\
          [genesis]\nschema = \"schema.sql\"\nmembers = [\n",
     );
     for (node, incarnation) in &genesis.members {

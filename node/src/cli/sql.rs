@@ -140,6 +140,17 @@ fn failure(error: &Value, sql: &str) -> anyhow::Result<()> {
     match code.as_str() {
         "LITTORAL_ORIGIN_UNREACHABLE" => Err(failed)
             .or_hint("is the origin running, and linked to this node, if through others?"),
+        "LITTORAL_SCHEMA_CHANGING" => Err(failed).or_hint(
+            "if this is the change itself, it is accepted and happens by itself; do not run it again: \
+             `littoral schema status` tells whether it still waits, and for whom",
+        ),
+        "LITTORAL_OUTCOME_UNKNOWN" => Err(failed).or_hint(
+            "look whether it is there before you run it again; a program that sends an Idempotency-Key \
+             can ask (POST /v1/outcome, see docs/http-api.md)",
+        ),
+        "LITTORAL_UNAUTHORIZED" => {
+            Err(failed).or_hint("put a token into the environment variable LITTORAL_TOKEN")
+        }
         "LITTORAL_NOT_A_MEMBER" => {
             Err(failed).or_hint("is the origin running, and dialed by this node?")
         }

@@ -25,6 +25,8 @@ use quinn::{
     Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
     TokioRuntime, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
+use ring::hmac;
 use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Semaphore, watch},
@@ -132,7 +134,8 @@ impl Transport {
         runtime: &NodeHandle,
     ) -> Result<Self, TransportError> {
         let (trust, server, watched) = Trust::load(tls, me, Arc::new(transport_config()))?;
-        let endpoint = bind(server, links.listen)
+        let secret = tls::reset_secret(&tls.key)?;
+        let endpoint = bind(server, links.listen, &secret)
             .map_err(|error| TransportError::Bind { address: links.listen, error })?;
 
         let address = endpoint
@@ -232,8 +235,14 @@ fn chain_of(connection: &Connection) -> Vec<CertificateDer<'static>> {
     identity.and_then(|identity| identity.downcast().ok()).map_or_else(Vec::new, |chain| *chain)
 }
 
-fn bind(server: ServerConfig, address: SocketAddr) -> io::Result<Endpoint> {
-    let mut config = EndpointConfig::default();
+/// What the node resets connections with is made of its secret, and so the same after a restart: who still
+/// sends on a connection of before is told at once that it is gone, and need not find out by waiting.
+fn bind(server: ServerConfig, address: SocketAddr, secret: &[u8; 32]) -> io::Result<Endpoint> {
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret)));
+    // A packet is answered with a reset only if its connection's id may be one of ours.
+    let ids = blake3::derive_key("littoral connection ids", secret);
+    let ids = u64::from_le_bytes(std::array::from_fn(|place| ids[place]));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
     config.max_udp_payload_size(DATAGRAM_BYTES_MAX).map_err(io::Error::other)?;
     let socket = std::net::UdpSocket::bind(address)?;
     Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime))

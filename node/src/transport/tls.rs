@@ -38,7 +38,23 @@ pub enum TlsError {
         /// Why.
         error: io::Error,
     },
-    /// A file is not PEM, or does not hold what it should.
+    /// A file does not hold what it should.
+    #[error("{}: there is no {what} in it, in PEM", path.display())]
+    Empty {
+        /// Which file.
+        path: PathBuf,
+        /// What should be there.
+        what: &'static str,
+    },
+    /// The key is not that of the certificate.
+    #[error("{} is not the key of the certificate {}; they belong together", key.display(), certificate.display())]
+    OtherKey {
+        /// The key.
+        key: PathBuf,
+        /// The certificate.
+        certificate: PathBuf,
+    },
+    /// A file is not PEM.
     #[error("{}: {error}", path.display())]
     Pem {
         /// Which file.
@@ -77,7 +93,7 @@ pub enum TlsError {
     /// A list of revoked certificates is of another authority.
     #[error("{}: the list of revoked certificates is of another authority than that of tls.ca", .0.display())]
     ListOfAnother(PathBuf),
-    /// Certificate and key do not fit, or rustls refuses them.
+    /// Rustls refuses certificate or key.
     #[error("certificate or key: {0}")]
     Rustls(#[from] rustls::Error),
     /// The authority's certificate cannot verify anything.
@@ -86,6 +102,11 @@ pub enum TlsError {
     /// The cryptography lacks what QUIC needs.
     #[error("{0}")]
     Quic(#[from] NoInitialCipherSuite),
+}
+
+/// A secret of the node that is the same at every start with the same key. Blocks on the disk.
+pub(super) fn reset_secret(key: &PathBuf) -> Result<[u8; 32], TlsError> {
+    Ok(blake3::derive_key("littoral stateless reset", private_key(key)?.secret_der()))
 }
 
 /// What the files of a node make of its links.
@@ -155,7 +176,14 @@ pub(super) fn load(files: &Tls, me: &Identity) -> Result<Loaded, TlsError> {
     let mut client = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&TLS13])?
         .with_webpki_verifier(servers.build()?)
-        .with_client_auth_cert(chain.clone(), key.clone_key())?;
+        .with_client_auth_cert(chain.clone(), key.clone_key())
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => TlsError::OtherKey {
+                key: files.key.clone(),
+                certificate: files.certificate.clone(),
+            },
+            error => TlsError::Rustls(error),
+        })?;
     client.alpn_protocols = vec![ALPN.to_vec()];
     client.resumption = rustls::client::Resumption::disabled();
 
@@ -230,7 +258,7 @@ fn revoked(
         .collect::<Result<_, _>>()
         .map_err(|error| TlsError::Pem { path: path.clone(), error })?;
     if lists.is_empty() {
-        return Err(TlsError::Pem { path: path.clone(), error: pem::Error::NoItemsFound });
+        return Err(TlsError::Empty { path: path.clone(), what: "list of revoked certificates" });
     }
     for list in &lists {
         let mut known = false;
@@ -251,7 +279,7 @@ fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError
         .collect::<Result<_, _>>()
         .map_err(|error| TlsError::Pem { path: path.clone(), error })?;
     if found.is_empty() {
-        return Err(TlsError::Pem { path: path.clone(), error: pem::Error::NoItemsFound });
+        return Err(TlsError::Empty { path: path.clone(), what: "certificate" });
     }
     Ok(found)
 }
@@ -262,8 +290,10 @@ fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, TlsError> {
     if public {
         return Err(TlsError::KeyNotPrivate(path.clone()));
     }
-    PrivateKeyDer::from_pem_slice(&read(path)?)
-        .map_err(|error| TlsError::Pem { path: path.clone(), error })
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| match error {
+        pem::Error::NoItemsFound => TlsError::Empty { path: path.clone(), what: "private key" },
+        error => TlsError::Pem { path: path.clone(), error },
+    })
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, TlsError> {

@@ -116,6 +116,15 @@ impl Renew {
                 bail!("{} is a certificate of {named}", path.display());
             }
         }
+        let mut issued = ca.issued()?;
+        issued.retain(|one| one.facts.node == self.node);
+        if !issued.is_empty() && issued.iter().all(|one| one.revoked.is_some()) {
+            bail!(
+                "{node} was revoked, and a renewed certificate would let it in again; to have it back, \
+                 make it a new node: littoral ca issue {node} --dir NEW",
+                node = self.node
+            );
+        }
         let lifetime = pki::days(self.days);
         let renewed = if self.new_key {
             if current.is_none() {
@@ -129,9 +138,7 @@ impl Renew {
             issued.certificate
         } else {
             let noted = || {
-                let issued = ca.issued()?.into_iter();
-                let mut mine = issued.filter(|one| one.facts.node == self.node);
-                let newest = mine.rfind(|one| one.revoked.is_none());
+                let newest = issued.into_iter().rfind(|one| one.revoked.is_none());
                 newest.map(|one| one.pem).ok_or_else(|| self.unknown())
             };
             ca.renew(&current.map_or_else(noted, Ok)?, lifetime)?
@@ -150,7 +157,7 @@ impl Renew {
     }
 
     fn unknown(&self) -> anyhow::Error {
-        anyhow!("no certificate of {} is known that is not revoked", self.node)
+        anyhow!("no certificate of {} is known; `littoral ca list` shows those that are", self.node)
     }
 }
 

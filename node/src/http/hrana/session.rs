@@ -168,28 +168,44 @@ impl Session for ReadSession<'_> {
         if !prepared.readonly() {
             return Err(Fault::Writes);
         }
-        let cols: Vec<Column> = prepared.columns().map(|c| column(&c)).collect();
-        rows.begin(&cols)?;
+        check_count(prepared.parameter_count(), statement).map_err(|error| self.fault(&error))?;
+        for (index, value) in statement.arguments.iter().enumerate() {
+            prepared
+                .raw_bind_parameter(index + 1, value.as_ref().unwrap_or(&Value::Null))
+                .map_err(|error| self.fault(&error))?;
+        }
+        // If the schema has changed, the first step prepares the statement anew: only then are its
+        // columns those of the rows.
+        let mut begun: Option<Vec<Column>> = None;
         let mut refused = false;
-        let mut query = || {
-            check_count(prepared.parameter_count(), statement)?;
-            for (index, value) in statement.arguments.iter().enumerate() {
-                prepared.raw_bind_parameter(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
-            }
-            let mut found = prepared.raw_query();
-            while let Some(row) = found.next()? {
-                if rows.emit.is_none() {
-                    rows.take(row, cols.len())?;
-                } else if rows.wanted {
-                    refused = !rows.send(row, cols.len())?;
+        let mut found = prepared.raw_query();
+        while let Some(row) = found.next().map_err(|error| self.fault(&error))? {
+            let cols = match &mut begun {
+                Some(cols) => cols,
+                None => {
+                    let cols = begun.insert(columns(row.as_ref()));
+                    rows.begin(cols)?;
+                    cols
                 }
-                if rows.overflow || refused {
-                    break;
-                }
+            };
+            if rows.emit.is_none() {
+                rows.take(row, cols.len()).map_err(|error| self.fault(&error))?;
+            } else if rows.wanted {
+                refused = !rows.send(row, cols.len()).map_err(|error| self.fault(&error))?;
             }
-            Ok(())
+            if rows.overflow || refused {
+                break;
+            }
+        }
+        drop(found);
+        let cols = match begun {
+            Some(cols) => cols,
+            None => {
+                let cols = columns(&prepared);
+                rows.begin(&cols)?;
+                cols
+            }
         };
-        query().map_err(|error| self.fault(&error))?;
         if refused {
             return Err(Fault::Step(Emitter::refused()));
         }
@@ -201,12 +217,16 @@ impl Session for ReadSession<'_> {
 
     fn describe(&mut self, sql: &str) -> Result<(Vec<Column>, bool), Fault> {
         let prepared = self.0.connection().prepare(sql).map_err(|error| self.fault(&error))?;
-        Ok((prepared.columns().map(|c| column(&c)).collect(), prepared.readonly()))
+        Ok((columns(&prepared), prepared.readonly()))
     }
 }
 
-fn column(column: &rusqlite::Column<'_>) -> Column {
-    Column { name: column.name().to_owned(), decltype: column.decl_type().map(str::to_owned) }
+fn columns(statement: &rusqlite::Statement<'_>) -> Vec<Column> {
+    let column = |column: rusqlite::Column<'_>| Column {
+        name: column.name().to_owned(),
+        decltype: column.decl_type().map(str::to_owned),
+    };
+    statement.columns().map(column).collect()
 }
 
 /// Our own reading of the parameters must be SQLite's.
@@ -251,14 +271,11 @@ impl WriteSession<'_, '_> {
         for (index, value) in statement.arguments.iter().enumerate() {
             prepared.bind(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
         }
-        let cols: Vec<Column> = prepared
-            .columns()
-            .into_iter()
-            .map(|(name, decltype)| Column { name, decltype })
-            .collect();
         let reads = prepared.readonly();
-        prepared.run(|row| Ok(rows.take(row, cols.len())?))?;
-        Ok((cols, reads))
+        prepared.run(|row| Ok(rows.take(row, row.as_ref().column_count())?))?;
+        // Not before it has run: if the schema had changed, that has prepared it anew.
+        let cols = prepared.columns().into_iter();
+        Ok((cols.map(|(name, decltype)| Column { name, decltype }).collect(), reads))
     }
 
     fn try_run(
