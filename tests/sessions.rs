@@ -44,7 +44,7 @@ impl Alice {
         let answer = self.send(node, "/v3/cursor", &body);
         let mut lines =
             answer.body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-        lines.find_map(|mut line| line["row"][0].get_mut("value").map(Value::take)).unwrap()
+        lines.find_map(|mut line| line.pointer_mut("/row/0/value").map(Value::take)).unwrap()
     }
 }
 
