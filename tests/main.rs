@@ -17,6 +17,7 @@ mod hrana;
 mod invitations;
 mod joining;
 mod linearizability;
+mod personal;
 mod scenarios;
 mod schema_migration;
 mod sessions;

@@ -1,6 +1,12 @@
 //! What each table promises and how each of its columns merges.
 
-use std::{borrow::Cow, cmp::Ordering, collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    borrow::Cow,
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use crate::{limits::MAX_LAG_MS, value::ValueRef};
 
@@ -178,6 +184,9 @@ pub struct TablePolicy {
     /// Groups of `lww` columns, by column name. Whoever assigns one column of a group assigns all of
     /// them, so that they are one register.
     pub groups: BTreeMap<String, String>,
+    /// Columns whose values are somebody's own: what the engine writes for people shows them as
+    /// [`PERSONAL_VALUE`], such as errors and the keys of conflicts. Reads of the table give them as ever.
+    pub personal: BTreeSet<String>,
 }
 
 impl TablePolicy {
@@ -233,12 +242,18 @@ impl TablePolicy {
         Ok(())
     }
 
-    /// Declares how a column merges, in the words of configuration: a column type, or `group=NAME`.
-    /// What was declared of the column before is forgotten.
+    /// Declares how a column merges, in the words of configuration: a column type, or `group=NAME`; and, by
+    /// `personal` before it or in its place, that its values are. What was declared of the column before is
+    /// forgotten.
     ///
     /// # Errors
     /// If there is no such word.
     pub fn declare_column(&mut self, column: &str, word: &str) -> Result<(), UnknownWord> {
+        let (is_personal, word) = match word.strip_prefix(PERSONAL) {
+            Some("") => (true, ColumnType::Lww.as_str()),
+            Some(rest) if rest.starts_with(' ') => (true, rest.trim_start()),
+            _ => (false, word),
+        };
         let group = word.strip_prefix(GROUP).filter(|name| !name.is_empty());
         let merge = match group {
             Some(_) => ColumnType::Lww,
@@ -246,6 +261,10 @@ impl TablePolicy {
         };
         self.columns.remove(column);
         self.groups.remove(column);
+        self.personal.remove(column);
+        if is_personal {
+            self.personal.insert(column.to_owned());
+        }
         if let Some(group) = group {
             self.groups.insert(column.to_owned(), group.to_owned());
         } else if merge != ColumnType::Lww {
@@ -254,14 +273,37 @@ impl TablePolicy {
         Ok(())
     }
 
-    /// How a column merges, in the words of configuration.
+    /// What is declared of a column, in the words of configuration.
     pub fn column_word(&self, column: &str) -> Cow<'static, str> {
+        let merge = self.merge_word(column);
+        if !self.personal.contains(column) {
+            merge
+        } else if merge == ColumnType::Lww.as_str() {
+            Cow::Borrowed(PERSONAL)
+        } else {
+            Cow::Owned(format!("{PERSONAL} {merge}"))
+        }
+    }
+
+    /// The columns of which something is declared.
+    pub fn declared_columns(&self) -> BTreeSet<&String> {
+        self.columns.keys().chain(self.groups.keys()).chain(&self.personal).collect()
+    }
+
+    /// How a column merges, in the words of configuration.
+    pub(crate) fn merge_word(&self, column: &str) -> Cow<'static, str> {
         match self.groups.get(column) {
             Some(group) => Cow::Owned(format!("{GROUP}{group}")),
             None => Cow::Borrowed(self.columns.get(column).copied().unwrap_or_default().as_str()),
         }
     }
 }
+
+/// The word for a column whose values are personal, and what it begins with if the column has a type, too.
+const PERSONAL: &str = "personal";
+
+/// What stands for a value of a personal column where people read.
+pub const PERSONAL_VALUE: &str = "(personal)";
 
 /// What the word for a column of a group begins with.
 const GROUP: &str = "group=";
@@ -314,6 +356,6 @@ words!(OnUnreachable, "on_unreachable", "fail, stale", [Fail, Stale]);
 words!(
     ColumnType,
     "column type",
-    "lww, counter, max, min, set, group=NAME",
+    "lww, counter, max, min, set, group=NAME, personal",
     [Lww, Counter, Max, Min, Set]
 );

@@ -158,6 +158,8 @@ pub enum Bug {
     StaleUnasked,
     /// A statement that was prepared while the origin could not be reached goes on showing this node's rows.
     StaleStatementKept,
+    /// A node does not keep which columns are personal.
+    PersonalForgotten,
     /// A replica whose disk was full goes on refusing writes when there is room.
     FullForGood,
     /// A step of a guest that comes again runs again.
@@ -168,7 +170,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 74] = [
+    pub const ALL: [Self; 75] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -240,6 +242,7 @@ impl Bug {
         Self::MeetingBehind,
         Self::StaleUnasked,
         Self::StaleStatementKept,
+        Self::PersonalForgotten,
         Self::FullForGood,
         Self::StepTwice,
         Self::GuestOutcomeLost,

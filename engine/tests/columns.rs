@@ -229,6 +229,67 @@ fn types_are_refused_where_they_mean_nothing() {
     assert!(check(both).contains("is of type max and in a group"));
 }
 
+#[test]
+fn a_personal_column_stays_one_and_its_values_are_not_told() {
+    let schema = "
+        CREATE TABLE person(
+          mail TEXT PRIMARY KEY NOT NULL, name TEXT, seen INTEGER NOT NULL DEFAULT 0,
+          short TEXT AS (substr(name, 1, 1)));";
+    let mut person = TablePolicy::default();
+    for column in ["MAIL", "name"] {
+        person.declare_column(column, "personal").unwrap();
+    }
+    let mut wrong = person.clone();
+    wrong.declare_column("short", "personal").unwrap();
+    let genesis = Genesis {
+        schema: schema.to_owned(),
+        policies: [("person".to_owned(), wrong)].into(),
+        ..Genesis::default()
+    };
+    let refused = genesis.check().unwrap_err().to_string();
+    assert!(refused.contains("\"short\" is declared personal and generated"), "{refused}");
+
+    let mut cluster = support::linked(2, schema, &[("person", person)]);
+    cluster.write(0, "INSERT INTO person VALUES('bob@example.org', 'Bob', 'never')");
+    const TAGGED: &str = "SELECT name, type FROM littoral_columns WHERE type LIKE '%personal%'";
+    let assert_tagged = |cluster: &mut Cluster, expected: &[&str]| {
+        cluster.settle();
+        for node in 0..2 {
+            assert_eq!(cluster.rows(node, TAGGED), expected, "at {node}");
+        }
+    };
+    assert_tagged(&mut cluster, &["mail|personal", "name|personal"]);
+    cluster.write(0, "ALTER TABLE person RENAME COLUMN name TO called");
+    assert_tagged(&mut cluster, &["mail|personal", "called|personal"]);
+
+    cluster.write(0, "ALTER TABLE person DROP COLUMN short");
+    // The row that is in the way is named by its key, which nobody is told.
+    let refused = cluster.refused(
+        0,
+        "SELECT littoral_policy('person', 'eventual',
+           json('{\"writers\": \"any\", \"columns\": {\"mail\": \"personal\", \"seen\": \"counter\"}}'))",
+    );
+    assert!(!refused.contains("bob") && refused.contains("(personal)"), "{refused}");
+    // What is not said again is not so any more; a type may stand behind it.
+    cluster.write(0, "UPDATE person SET seen = 0");
+    cluster.write(
+        0,
+        "SELECT littoral_policy('person', 'eventual',
+           json('{\"writers\": \"any\", \"columns\": {\"mail\": \"personal\", \"seen\": \"personal counter\"}}'))",
+    );
+    assert_tagged(&mut cluster, &["mail|personal", "seen|personal counter"]);
+    // That changes at once, whoever writes at the time.
+    cluster.write(
+        0,
+        "SELECT littoral_policy('person', 'eventual',
+           json('{\"writers\": \"any\", \"columns\": {\"called\": \"personal\", \"seen\": \"counter\"}}'))",
+    );
+    assert_tagged(&mut cluster, &["called|personal"]);
+    cluster.write(1, "UPDATE person SET seen = seen + 1");
+    cluster.settle();
+    cluster.assert_rows("SELECT seen FROM person", &["1"]);
+}
+
 // --- Random histories
 
 /// What a node may do to a row. The values stand in for `?`.

@@ -14,6 +14,7 @@ mod clock;
 pub mod config;
 mod http;
 mod node;
+mod otlp;
 mod pinned;
 pub mod pki;
 mod runtime;

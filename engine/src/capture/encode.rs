@@ -165,7 +165,7 @@ impl Encoder<'_> {
 
     fn insert(&mut self, table: &Table, key: &[u8], cells: &[u8]) -> Result<(), WriteError> {
         if self.parked.contains(table.id, key) {
-            let row = key_text(key);
+            let row = key_text(table, key);
             return Err(WriteError::Parked { table: table.name.clone(), row });
         }
         let epoch = if table.is_multi_writer() {

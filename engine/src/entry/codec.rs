@@ -235,6 +235,9 @@ const FLAG_STALE: u8 = 4;
 /// Behind this column type stands the group's name.
 const LWW_OF_A_GROUP: u8 = 6;
 
+/// Added to the type of a column whose values are personal.
+const PERSONAL: u8 = 0x10;
+
 fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
     put_varint(out, u64::from(table.id.0));
     put_prefixed(out, table.name.as_bytes());
@@ -267,18 +270,22 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
     for (id, name) in &table.columns {
         put_varint(out, u64::from(id.0));
         put_prefixed(out, name.as_bytes());
+        let personal = if table.policy.personal.contains(name) { PERSONAL } else { 0 };
         if let Some(group) = table.policy.groups.get(name) {
-            out.push(LWW_OF_A_GROUP);
+            out.push(personal | LWW_OF_A_GROUP);
             put_prefixed(out, group.as_bytes());
             continue;
         }
-        out.push(match table.policy.columns.get(name).copied().unwrap_or_default() {
-            ColumnType::Lww => 1,
-            ColumnType::Counter => 2,
-            ColumnType::Max => 3,
-            ColumnType::Min => 4,
-            ColumnType::Set => 5,
-        });
+        out.push(
+            personal
+                | match table.policy.columns.get(name).copied().unwrap_or_default() {
+                    ColumnType::Lww => 1,
+                    ColumnType::Counter => 2,
+                    ColumnType::Max => 3,
+                    ColumnType::Min => 4,
+                    ColumnType::Set => 5,
+                },
+        );
     }
 }
 
@@ -566,7 +573,11 @@ fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclarati
             return Err(DecodeError::Invalid("column ids do not ascend"));
         }
         let name = reader.string()?.to_owned();
-        let merge = match reader.byte()? {
+        let kind = reader.byte()?;
+        if kind & PERSONAL != 0 {
+            policy.personal.insert(name.clone());
+        }
+        let merge = match kind & !PERSONAL {
             1 => ColumnType::Lww,
             2 => ColumnType::Counter,
             3 => ColumnType::Max,

@@ -297,8 +297,18 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
         Consistency::Local,
     ]);
     let writers = prop::sample::select(vec![Writers::Any, Writers::Origin]);
-    let word =
-        prop::sample::select(vec!["lww", "counter", "max", "min", "set", "group=a", "group=ü"]);
+    let word = prop::sample::select(vec![
+        "lww",
+        "counter",
+        "max",
+        "min",
+        "set",
+        "group=a",
+        "group=ü",
+        "personal",
+        "personal counter",
+        "personal group=a",
+    ]);
     let columns = prop::collection::btree_map(any::<u32>(), word, 0..5);
     let on_stale =
         prop::sample::select(vec![OnStale::Serve, OnStale::Wait, OnStale::Forward, OnStale::Fail]);

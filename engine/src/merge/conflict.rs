@@ -10,10 +10,11 @@ use crate::{
     id::{AuthorId, ColumnId, TableId},
     limits::MAX_CONFLICTS,
     merge::{row::Overflow, store},
+    policy::PERSONAL_VALUE,
     schema::{Table, spelling::KEY_SPELLING},
     sqlite::Keeping,
     testing::{Bug, planted},
-    value::{ByteReader, DecodeError, ValueRef, value},
+    value::{ByteReader, ValueRef, value},
 };
 
 impl Conflict {
@@ -276,7 +277,7 @@ impl<'a> Conflicts<'a> {
             }
         };
         let start = self.arena.len();
-        put_key_text(&mut self.arena, key);
+        put_key_text(&mut self.arena, table, key);
         let text = start..self.arena.len();
         self.arena.extend_from_slice(key);
         let key = text.end..self.arena.len();
@@ -445,26 +446,29 @@ fn incoming<'v>(op: &RowOp<'v>, conflict: &Conflict) -> ValueRef<'v> {
     }
 }
 
-/// Appends a key as people read it: a JSON array, blobs as `"x'…'"`.
-fn put_key_text(out: &mut Vec<u8>, key: &[u8]) {
+/// Appends a key as people read it: a JSON array, blobs as `"x'…'"`, and nothing of what is personal.
+fn put_key_text(out: &mut Vec<u8>, table: &Table, key: &[u8]) {
     let mut reader = ByteReader::new(key);
+    let mut columns = table.key.iter();
     out.push(b'[');
     let first = out.len();
     while !reader.is_empty() {
         if out.len() > first {
             out.push(b',');
         }
-        if put_part_text(out, &mut reader).is_err() {
-            break;
+        let Ok(part) = reader.key_part() else { break };
+        match columns.next() {
+            Some(column) if table.is_personal(column) => put_json_string(out, PERSONAL_VALUE),
+            _ => put_value_text(out, part.as_value()),
         }
     }
     out.push(b']');
 }
 
 /// A key as people read it.
-pub(crate) fn key_text(key: &[u8]) -> String {
+pub(crate) fn key_text(table: &Table, key: &[u8]) -> String {
     let mut out = Vec::new();
-    put_key_text(&mut out, key);
+    put_key_text(&mut out, table, key);
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -475,11 +479,6 @@ pub(super) fn row_text(table: &Table, cells: &[Vec<u8>]) -> String {
         .map(|(column, cell)| format!("{}:{}", json_string(&column.name), value_text(value(cell))))
         .collect();
     format!("{{{}}}", members.join(","))
-}
-
-fn put_part_text(out: &mut Vec<u8>, reader: &mut ByteReader<'_>) -> Result<(), DecodeError> {
-    put_value_text(out, reader.key_part()?.as_value());
-    Ok(())
 }
 
 fn value_text(value: ValueRef<'_>) -> String {

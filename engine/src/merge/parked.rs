@@ -121,7 +121,7 @@ impl Parked {
         )?
         .execute(params![
             table.name,
-            key_text(key),
+            key_text(table, key),
             row_text(table, cells),
             stamp.hlc.wall().0.cast_signed(),
             by,

@@ -11,6 +11,7 @@ use crate::{
     entry::{Freeze, Member, TableChange, TableDeclaration},
     id::{AuthorId, ColumnId, Incarnation, Lsn, NodeId, SchemaVersion, TableId},
     schema::Frozen,
+    testing::{Bug, planted},
     time::WallTime,
     version::Dot,
 };
@@ -290,7 +291,10 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         .query_map([id.0], |row| Ok((ColumnId(row.get(0)?), (row.get(1)?, row.get(2)?))))?
         .collect::<Result<_, _>>()?;
     for (column, name) in columns {
-        let word = policy.column_word(name);
+        let word = match planted(Bug::PersonalForgotten) {
+            true => policy.merge_word(name),
+            false => policy.column_word(name),
+        };
         if before.remove(column).is_none_or(|known| known != (name.clone(), word.to_string())) {
             conn.execute(
                 "INSERT OR REPLACE INTO littoral_columns VALUES(?, ?, ?, ?)",

@@ -22,7 +22,7 @@ use crate::{
     entry::{TableChange, TableDeclaration},
     error::WriteError,
     id::{ColumnId, Lsn, SchemaVersion, TableId},
-    policy::{ColumnType, TablePolicy},
+    policy::{ColumnType, PERSONAL_VALUE, TablePolicy},
     schema::{
         Column, Refusal, Registry, Table, catalog, elsewhere, enroll, shape::ColumnShape,
         survey::Survey, trigger,
@@ -149,7 +149,7 @@ impl Scope {
     /// Whether a table begins anew with a policy: clocks from before would mean nothing.
     fn merges_otherwise(&self, known: &Table, policy: &TablePolicy) -> bool {
         let retyped = |column: &&Column| {
-            policy.column_word(&column.name) != known.policy.column_word(&column.name)
+            policy.merge_word(&column.name) != known.policy.merge_word(&column.name)
         };
         // A column that is new in this transaction has no clocks.
         let had = self.base.by_id(known.id).map_or(ColumnId(0), |table| table.next_column);
@@ -344,7 +344,7 @@ fn unquiet(
         let Some(now) = new.cell(column.id).map(|place| &new.cells[place]) else {
             return Ok(Some(format!("dropping column {:?}", column.name)));
         };
-        if new.policy.column_word(&now.name) != old.policy.column_word(&column.name) {
+        if new.policy.merge_word(&now.name) != old.policy.merge_word(&column.name) {
             return Ok(Some(format!("another type of column {:?}", column.name)));
         }
     }
@@ -384,11 +384,11 @@ fn not_an_integer(
     table: &Table,
     column: &str,
 ) -> rusqlite::Result<Option<(String, String)>> {
-    let key: Vec<String> = table
-        .key
-        .iter()
-        .map(|part| format!("{} || ' = ' || quote({})", literal(&part.name), quoted(&part.name)))
-        .collect();
+    let shown = |part: &Column| match table.is_personal(part) {
+        true => literal(&format!("{} = {PERSONAL_VALUE}", part.name)),
+        false => format!("{} || ' = ' || quote({})", literal(&part.name), quoted(&part.name)),
+    };
+    let key: Vec<String> = table.key.iter().map(shown).collect();
     let (key, table, column) = (key.join(" || ', ' || "), quoted(&table.name), quoted(column));
     conn.query_row(
         &format!(
@@ -432,8 +432,12 @@ fn succeed(survey: &Survey<'_>, old: &Table, name: &str) -> Result<TableDeclarat
 
 /// The policy for columns that keep their types by their ids, whatever their names are now.
 fn carried_over(known: &TableDeclaration, columns: &[(ColumnId, String)]) -> TablePolicy {
-    let mut policy =
-        TablePolicy { columns: BTreeMap::new(), groups: BTreeMap::new(), ..known.policy.clone() };
+    let mut policy = TablePolicy {
+        columns: BTreeMap::new(),
+        groups: BTreeMap::new(),
+        personal: BTreeSet::new(),
+        ..known.policy.clone()
+    };
     for (id, name) in columns {
         if let Some((_, before)) = known.columns.iter().find(|(old, _)| old == id) {
             if let Some(merge) = known.policy.columns.get(before) {
@@ -441,6 +445,9 @@ fn carried_over(known: &TableDeclaration, columns: &[(ColumnId, String)]) -> Tab
             }
             if let Some(group) = known.policy.groups.get(before) {
                 policy.groups.insert(name.clone(), group.clone());
+            }
+            if known.policy.personal.contains(before) {
+                policy.personal.insert(name.clone());
             }
         }
     }

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use crate::{
     entry::TableDeclaration,
     id::{ColumnId, TableId},
-    policy::{ColumnType, Consistency, TablePolicy, Writers},
+    policy::{ColumnType, Consistency, PERSONAL_VALUE, TablePolicy, Writers},
     schema::{
         Column, Table,
         catalog::{self, MARK},
@@ -76,11 +76,12 @@ pub(crate) fn with_names_of(
         column.map_or(named, |(_, name)| name.clone())
     };
     let is_there = |name: &String| columns.iter().any(|(_, known)| known == name);
-    let TablePolicy { columns: merges, groups, .. } = &mut policy;
+    let TablePolicy { columns: merges, groups, personal, .. } = &mut policy;
     *merges = std::mem::take(merges).into_iter().map(|(c, m)| (spelled(c), m)).collect();
     // What is said anyway by saying nothing; of a column that there is not, it is a mistake to be told.
     merges.retain(|name, merge| *merge != ColumnType::default() || !is_there(name));
     *groups = std::mem::take(groups).into_iter().map(|(c, g)| (spelled(c), g)).collect();
+    *personal = std::mem::take(personal).into_iter().map(spelled).collect();
     policy
 }
 
@@ -210,7 +211,7 @@ fn any_table(
         }
     }
     let policy = &table.policy;
-    for name in policy.columns.keys().chain(policy.groups.keys()).collect::<BTreeSet<_>>() {
+    for name in policy.declared_columns() {
         match shape.columns.iter().find(|c| c.name.eq_ignore_ascii_case(name)) {
             None => reasons.refuse(
                 format!("its policy names the column {name:?}, which it does not have"),
@@ -231,11 +232,17 @@ fn typed_column(
 ) {
     let name = &column.name;
     let merge = policy.columns.get(name).copied().unwrap_or_default();
-    let word = policy.column_word(name);
+    let word = policy.merge_word(name);
     if merge != ColumnType::Lww && policy.groups.contains_key(name) {
         reasons.refuse(
             format!("its column {name:?} is of type {merge} and in a group"),
             "a group is one register of lww columns; leave out the type or the group",
+        );
+    }
+    if policy.personal.contains(name) && column.generated {
+        reasons.refuse(
+            format!("its column {name:?} is declared personal and generated"),
+            "declare those personal that it is computed from",
         );
     }
     if word == ColumnType::Lww.as_str() {
@@ -278,8 +285,11 @@ pub(super) fn check_sets(
     refusals: &mut Vec<Refusal>,
 ) -> rusqlite::Result<Vec<String>> {
     let mut respelling = Vec::new();
-    let key: Vec<String> =
-        table.key.iter().map(|k| format!("quote({})", quoted(&k.name))).collect();
+    let shown = |column: &Column| match table.is_personal(column) {
+        true => format!("'{PERSONAL_VALUE}'"),
+        false => format!("quote({})", quoted(&column.name)),
+    };
+    let key: Vec<String> = table.key.iter().map(shown).collect();
     let (key, name) = (key.join(" || ', ' || "), quoted(&table.name));
     let becomes_set = |column: &&Column| column.merge == ColumnType::Set && !was_set(column);
     for column in table.cells.iter().filter(becomes_set) {

@@ -181,6 +181,11 @@ impl Table {
         }
     }
 
+    /// Whether a column's values are personal.
+    pub(crate) fn is_personal(&self, column: &Column) -> bool {
+        self.policy.personal.contains(&column.name)
+    }
+
     /// Whether every node may write it, so that its rows have clocks.
     pub(crate) fn is_multi_writer(&self) -> bool {
         self.policy.is_multi_writer()

@@ -392,7 +392,7 @@ fn genesis_section(genesis: &Genesis) -> String {
         if policy.on_unreachable != OnUnreachable::default() {
             text += &format!("on_unreachable = \"{}\"\n", policy.on_unreachable);
         }
-        for column in policy.columns.keys().chain(policy.groups.keys()) {
+        for column in policy.declared_columns() {
             let word = quoted(&policy.column_word(column));
             text += &format!("columns.{} = {word}\n", key(column));
         }

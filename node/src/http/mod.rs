@@ -57,6 +57,7 @@ use self::{
 };
 use crate::{
     config::{Http, is_loopback},
+    otlp::Spans,
     runtime::NodeHandle,
     transport::Trust,
 };
@@ -100,6 +101,7 @@ struct ServerState {
     max_body_bytes: usize,
     ready_max_lag: Duration,
     stopping: watch::Receiver<bool>,
+    spans: Spans,
 }
 
 /// Whether keys, certificate and seal of a server would do.
@@ -141,6 +143,7 @@ impl HttpServer {
         let (stop, stopping) = watch::channel(false);
         let access = Arc::new(access);
         let streams = Streams::start();
+        let spans = Spans::start(&node.identity().node);
         let state = ServerState {
             node,
             trust,
@@ -149,6 +152,7 @@ impl HttpServer {
             max_body_bytes: config.max_body_bytes,
             ready_max_lag: config.ready_max_lag,
             stopping: stopping.clone(),
+            spans,
         };
         let router = router(config, state, sessions);
         let connections = config.limits.connections;
@@ -178,6 +182,7 @@ impl Drop for HttpServer {
 }
 
 fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
+    let spans = state.spans.clone();
     let router = Router::new()
         .route("/v2", get(hrana::probe))
         .route("/v3", get(hrana::probe))
@@ -200,6 +205,7 @@ fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Arc::clone(&state.access), access::enter))
         .with_state(state);
+    let router = spans.of_requests(router);
     // With `allow_unauthenticated` the owner vouches for the network, and proxies may use any name.
     let vouched = config.allow_unauthenticated && !is_loopback(config.listen.ip());
     if config.auth.is_some() {

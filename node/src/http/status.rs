@@ -64,7 +64,7 @@ fn to_json(status: &Status, not_ready: Option<String>, validity: &Validity) -> V
             "on_stale": policy.max_lag.map(|bound| bound.on_stale.as_str()),
             "on_unreachable": (policy.consistency == Consistency::OriginStrong)
                 .then(|| policy.on_unreachable.as_str()),
-            "columns": policy.columns.keys().chain(policy.groups.keys())
+            "columns": policy.declared_columns().into_iter()
                 .map(|column| (column.clone(), policy.column_word(column)))
                 .collect::<BTreeMap<_, _>>(),
         })).collect::<Vec<_>>(),

@@ -1,21 +1,22 @@
 //! The schema and what is declared of tables follow from the log, and in the end are the same everywhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use littoral::{ColumnId, ColumnType, TableId};
 use rusqlite::{Connection, types::Value};
 
 use super::{Check, Promise, broken, shadow::Shadow, unreadable};
 
-/// What a catalog says of a table: name, whether every node writes it, and its columns.
-type Declared = (String, bool, BTreeMap<ColumnId, (String, ColumnType)>);
+/// What a catalog says of a table: name, whether every node writes it, its columns, and those of them that are
+/// personal.
+type Declared = (String, bool, BTreeMap<ColumnId, (String, ColumnType)>, BTreeSet<ColumnId>);
 
 /// What a machine has of tables and freezes is what its log leads to.
 pub(crate) fn follows_log(machine: usize, reader: &Connection, shadow: &Shadow) -> Check {
     let failed = unreadable(machine);
     let declared = read_catalog(reader).map_err(&failed)?;
     for (id, table) in &shadow.tables {
-        let due = (table.name.clone(), table.any, table.columns.clone());
+        let due = (table.name.clone(), table.any, table.columns.clone(), table.personal.clone());
         if declared.get(id) != Some(&due) {
             let what = format!(
                 "m{machine}, table {}: declared as {:?}, the log leads to {due:?}",
@@ -55,8 +56,15 @@ fn read_catalog(reader: &Connection) -> rusqlite::Result<BTreeMap<TableId, Decla
         (table.0, table.1) = (row.get(1)?, row.get(2)?);
         let Some(column) = row.get::<_, Option<u32>>(3)? else { continue };
         let word: String = row.get(5)?;
+        let merge = match word.strip_prefix("personal") {
+            Some(merge) => {
+                table.3.insert(ColumnId(column));
+                merge.trim_start()
+            }
+            None => &word,
+        };
         // A group is told by another word; its columns are `lww`.
-        let merge = word.parse().unwrap_or_default();
+        let merge = merge.parse().unwrap_or_default();
         table.2.insert(ColumnId(column), (row.get(4)?, merge));
     }
     Ok(tables)

@@ -64,7 +64,7 @@ pub(super) async fn execute(
         let first = run.outcomes.len();
         let began = Instant::now();
         run.next().await;
-        run.note_slow(first, began.elapsed());
+        run.account(first, began.elapsed());
         if run.emit(first).await.is_err() {
             break;
         }

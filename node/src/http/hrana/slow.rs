@@ -1,5 +1,5 @@
 //! The log of slow statements: which one, on which tables, how long it ran and where it waited. It shows no
-//! values.
+//! values. What is measured for it goes into spans, too.
 
 use std::{
     collections::BTreeSet,
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tracing::warn;
 
 use super::{execute::Run, outcome::Outcome, program::Action, redact::without_values};
+use crate::otlp::{self, Steps};
 
 /// Where the time of a step goes.
 #[derive(Debug, Default)]
@@ -38,13 +39,16 @@ impl Spent {
 }
 
 impl Run<'_> {
-    /// Logs the steps from `first` on, which ran together, if they were slow.
-    pub(super) fn note_slow(&mut self, first: usize, took: Duration) {
+    /// Logs the steps from `first` on, which ran together, if they were slow, and tells them to a collector of
+    /// spans.
+    pub(super) fn account(&mut self, first: usize, took: Duration) {
         let parts = std::mem::take(&mut *self.spent.0.lock());
-        if self.node.slow().is_none_or(|slow| took < slow) {
+        let is_slow = self.node.slow().is_some_and(|slow| took >= slow);
+        if is_slow {
+            self.node.meter().slow_statements.fetch_add(1, Ordering::Relaxed);
+        } else if !otlp::is_on() {
             return;
         }
-        self.node.meter().slow_statements.fetch_add(1, Ordering::Relaxed);
         let mut slowest: Option<(&str, f64)> = None;
         let (mut statements, mut rows, mut affected, mut ran_ms) = (0, 0, 0, 0.0);
         let mut failed = "";
@@ -69,6 +73,18 @@ impl Run<'_> {
             }
         }
         let Some((sql, _)) = slowest else { return };
+        let steps = Steps {
+            place: parts.place,
+            statements,
+            rows,
+            affected,
+            failed,
+            for_lag: parts.for_lag,
+        };
+        otlp::tell(&steps, took);
+        if !is_slow {
+            return;
+        }
         let took_ms = took.as_secs_f64() * 1e3;
         let lag_ms = parts.for_lag.as_secs_f64() * 1e3;
         let line = Line {

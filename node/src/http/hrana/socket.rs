@@ -503,8 +503,8 @@ async fn run_stream(
             }
             Some(Work::Run(request_id, program, grants)) => {
                 let grants = grants.as_ref();
-                let outcomes =
-                    execute::execute(&state.node, grants, &mut stream, &program, None, None).await;
+                let ran = execute::execute(&state.node, grants, &mut stream, &program, None, None);
+                let outcomes = state.spans.request("WebSocket request", ran).await;
                 let result = outcome::answer(&program, outcomes).into_iter().next();
                 let text = match result {
                     Some(StreamResult::Ok { response }) => {
@@ -517,7 +517,9 @@ async fn run_stream(
             }
             Some(Work::Cursor(program, emitter, grants)) => {
                 let (node, grants) = (&state.node, grants.as_ref());
-                execute::execute(node, grants, &mut stream, &program, None, Some(emitter)).await;
+                let ran =
+                    execute::execute(node, grants, &mut stream, &program, None, Some(emitter));
+                state.spans.request("WebSocket cursor", ran).await;
                 Ok(())
             }
         };

@@ -19,7 +19,7 @@ mod set;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use littoral::{
     AuthorId, ColumnId, ColumnType, Digest, Dot, Entry, Hlc, Membership, RowOp, RowsReader,
@@ -46,6 +46,8 @@ pub(crate) struct ShadowTable {
     pub(crate) local: bool,
     /// Its columns, those of the key included.
     pub(crate) columns: BTreeMap<ColumnId, (String, ColumnType)>,
+    /// Those whose values are personal.
+    pub(crate) personal: BTreeSet<ColumnId>,
     /// Columns that are assigned together.
     groups: Vec<Vec<ColumnId>>,
     /// What a row has in columns that are younger than the table, if its author did not know them.

@@ -48,6 +48,8 @@ impl ShadowTable {
             }
         }
         let groups = groups.into_values().collect();
+        let is_personal = |(_, name): &&(ColumnId, String)| policy.personal.contains(name);
+        let personal = declaration.columns.iter().filter(is_personal).map(|(id, _)| *id).collect();
         let column = |(id, name): (ColumnId, String)| {
             let merge = policy.columns.get(&name).copied().unwrap_or_default();
             (id, (name, merge))
@@ -57,6 +59,7 @@ impl ShadowTable {
             any: policy.is_multi_writer(),
             local: policy.consistency == Consistency::Local,
             columns: declaration.columns.into_iter().map(column).collect(),
+            personal,
             groups,
             defaults: BTreeMap::new(),
         }
@@ -332,6 +335,7 @@ mod tests {
             any: false,
             local: false,
             columns,
+            personal: [].into(),
             groups: Vec::new(),
             defaults: BTreeMap::new(),
         };

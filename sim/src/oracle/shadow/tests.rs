@@ -41,6 +41,7 @@ fn table() -> ShadowTable {
         any: true,
         local: false,
         columns: columns.into(),
+        personal: [].into(),
         groups: vec![],
         defaults: BTreeMap::new(),
     }
