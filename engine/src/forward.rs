@@ -5,7 +5,9 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{id::NodeId, limits::PROGRAM_BYTES_MAX, time::WallTime, version::Dot};
+use crate::{
+    bookmark::Bookmark, id::NodeId, limits::PROGRAM_BYTES_MAX, time::WallTime, version::Dot,
+};
 
 /// Names a request, wherever it is tried: 128 random bits, or bits made of something that the client
 /// keeps for its retries. Whoever uses an id again asks for the outcome of what ran under it first.
@@ -64,6 +66,13 @@ pub enum Outcome {
         /// What the program gave.
         result: Vec<u8>,
     },
+    /// It was read there. All that it can have seen need not be applied here.
+    Read {
+        /// What the program gave.
+        result: Vec<u8>,
+        /// A bookmark of all that it can have seen.
+        seen: Bookmark,
+    },
     /// It ran, failed, and nothing of it stands. It runs again if it is sent again.
     Failed {
         /// What the driver of the origin says of it.
@@ -85,7 +94,7 @@ pub enum Outcome {
 #[non_exhaustive]
 pub enum ForwardError {
     /// There was no way to the origin in time, or it could not begin in time. This attempt has run
-    /// nothing and will not: send it again later.
+    /// nothing and will not; or it can only have read, and its answer has not come: send it again later.
     #[error(
         "the origin{} could not be reached in time, and nothing was run there; retry later",
         .origin.as_ref().map(|node| format!(" (node {node})")).unwrap_or_default()

@@ -91,7 +91,8 @@ pub use id::{
 };
 pub use open::Builder;
 pub use policy::{
-    ColumnType, Consistency, MaxLag, OnStale, PERSONAL_VALUE, TablePolicy, UnknownWord, Writers,
+    ColumnType, Consistency, MaxLag, OnStale, OnUnreachable, PERSONAL_VALUE, TablePolicy,
+    UnknownWord, Writers,
 };
 pub use protocol::frame::{FRAME_HEADER_BYTES, FrameTooLong, Piece, frame_length};
 pub use replica::Replica;

@@ -64,6 +64,8 @@ pub enum OnStale {
     /// What there is as soon as it is new enough, or an error after some seconds.
     #[default]
     Wait,
+    /// What there is at the origin: it is read there.
+    Forward,
     /// An error.
     Fail,
 }
@@ -74,6 +76,7 @@ impl OnStale {
         match self {
             Self::Serve => "serve",
             Self::Wait => "wait",
+            Self::Forward => "forward",
             Self::Fail => "fail",
         }
     }
@@ -86,6 +89,26 @@ pub struct MaxLag {
     pub ms: u64,
     /// What to do with a read that finds older rows.
     pub on_stale: OnStale,
+}
+
+/// What a read of an `origin-strong` table gets while the origin cannot be reached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum OnUnreachable {
+    /// An error.
+    #[default]
+    Fail,
+    /// What this node has, which may be old, and the answer says so.
+    Stale,
+}
+
+impl OnUnreachable {
+    /// The name in configuration, output and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Stale => "stale",
+        }
+    }
 }
 
 /// How concurrent writes to one column of a multi-writer table merge.
@@ -154,6 +177,8 @@ pub struct TablePolicy {
     pub explicit_key: bool,
     /// How old what is read of it may be; of `eventual` tables only.
     pub max_lag: Option<MaxLag>,
+    /// What its reads get while the origin cannot be reached; of `origin-strong` tables only.
+    pub on_unreachable: OnUnreachable,
     /// Merge types of columns by name; columns left out are `lww`.
     pub columns: BTreeMap<String, ColumnType>,
     /// Groups of `lww` columns, by column name. Whoever assigns one column of a group assigns all of
@@ -199,6 +224,21 @@ impl TablePolicy {
                 return Err(format!("max_lag_ms = {ms}: expected {least} to {most}"));
             }
         };
+        Ok(())
+    }
+
+    /// Declares what reads of the table get while the origin cannot be reached.
+    ///
+    /// # Errors
+    /// Why that cannot be, in words.
+    pub fn declare_on_unreachable(&mut self, word: Option<OnUnreachable>) -> Result<(), String> {
+        if word.is_some() && self.consistency != Consistency::OriginStrong {
+            return Err(format!(
+                "on_unreachable says what reads of an origin-strong table get, and this is {}",
+                self.consistency
+            ));
+        }
+        self.on_unreachable = word.unwrap_or_default();
         Ok(())
     }
 
@@ -311,7 +351,8 @@ words!(
     [Eventual, ReadAfterWrite, OriginStrong, Local]
 );
 words!(Writers, "writers", "any, origin", [Any, Origin]);
-words!(OnStale, "on_stale", "serve, wait, fail", [Serve, Wait, Fail]);
+words!(OnStale, "on_stale", "serve, wait, forward, fail", [Serve, Wait, Forward, Fail]);
+words!(OnUnreachable, "on_unreachable", "fail, stale", [Fail, Stale]);
 words!(
     ColumnType,
     "column type",

@@ -150,6 +150,14 @@ pub enum Bug {
     AnswerKept,
     /// A read does not wait, or fail, for rows that are older than its table allows.
     LagBoundIgnored,
+    /// What was read at the origin is not in the bookmark of the answer.
+    ReadThereUnseen,
+    /// A node that meets the origin is told only of what a frontier covers.
+    MeetingBehind,
+    /// What may be stale while the origin cannot be reached is so while it can.
+    StaleUnasked,
+    /// A statement that was prepared while the origin could not be reached goes on showing this node's rows.
+    StaleStatementKept,
     /// A node does not keep which columns are personal.
     PersonalForgotten,
     /// A replica whose disk was full goes on refusing writes when there is room.
@@ -162,7 +170,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 71] = [
+    pub const ALL: [Self; 75] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -230,6 +238,10 @@ impl Bug {
         Self::StrongJobHere,
         Self::AnswerKept,
         Self::LagBoundIgnored,
+        Self::ReadThereUnseen,
+        Self::MeetingBehind,
+        Self::StaleUnasked,
+        Self::StaleStatementKept,
         Self::PersonalForgotten,
         Self::FullForGood,
         Self::StepTwice,

@@ -13,15 +13,17 @@ use std::{
     thread,
 };
 
-use littoral::{Bookmark, Consistency, MaxLag, OnStale, Output, Seq, TablePolicy};
+use littoral::{
+    Bookmark, Consistency, MaxLag, OnStale, OnUnreachable, Output, ReadRefused, Seq, TablePolicy,
+};
 
-use support::{Cluster, any};
+use support::{Cluster, any, linked};
 
 const SCHEMA: &str =
     "CREATE TABLE cart(id TEXT PRIMARY KEY NOT NULL, qty INTEGER NOT NULL DEFAULT 0)";
 
 fn cluster(nodes: usize) -> Cluster {
-    support::linked(nodes, SCHEMA, &[("cart", any())])
+    linked(nodes, SCHEMA, &[("cart", any())])
 }
 
 fn reached(cluster: &mut Cluster, node: usize, bookmark: &Bookmark) -> bool {
@@ -148,7 +150,7 @@ fn a_reader_tells_which_tables_a_statement_touches() {
         CREATE VIEW big AS SELECT id FROM cart WHERE qty > 10;
         CREATE TRIGGER orders_gone AFTER DELETE ON orders
         BEGIN INSERT INTO notes(what) VALUES(old.note); END;";
-    let mut cluster = support::linked(2, SCHEMA, &[("cart", any())]);
+    let mut cluster = linked(2, SCHEMA, &[("cart", any())]);
     let reader = cluster.replica(1).db().reader().unwrap();
     let touches = |sql: &str| -> Vec<String> {
         let touched = reader.touches(sql).unwrap().into_iter();
@@ -198,7 +200,7 @@ fn a_bound_on_lag_is_part_of_the_policy_everywhere() {
         (r#"'eventual', '{"max_lag_ms": 5}'"#, "max_lag_ms = 5: expected 100 to 86400000"),
         (r#"'eventual', '{"max_lag_ms": "5 s"}'"#, "must be a whole number"),
         (r#"'eventual', '{"on_stale": "fail"}'"#, "only with max_lag_ms"),
-        (r#"'eventual', '{"max_lag_ms": 500, "on_stale": "ask"}'"#, "serve, wait, fail"),
+        (r#"'eventual', '{"max_lag_ms": 500, "on_stale": "ask"}'"#, "serve, wait, forward, fail"),
     ] {
         let sql = format!("SELECT littoral_policy('cart', {options})").leak();
         let told = cluster.refused(0, sql);
@@ -213,7 +215,7 @@ fn an_origin_strong_table_is_read_at_the_origin_only() {
         CREATE TABLE account(id INTEGER PRIMARY KEY, balance INTEGER NOT NULL DEFAULT 0);
         CREATE VIEW rich AS SELECT id FROM account WHERE balance > 10;";
     let strong = TablePolicy { consistency: Consistency::OriginStrong, ..TablePolicy::default() };
-    let mut cluster = support::linked(2, SCHEMA, &[("cart", any()), ("account", strong)]);
+    let mut cluster = linked(2, SCHEMA, &[("cart", any()), ("account", strong)]);
     cluster.write(0, "INSERT INTO account VALUES(1, 20)");
     cluster.settle();
     let count = |reader: &littoral::Reader, sql: &str| {
@@ -243,4 +245,56 @@ fn an_origin_strong_table_is_read_at_the_origin_only() {
     cluster.write(0, "SELECT littoral_policy('account', 'origin-strong')");
     cluster.settle();
     assert_eq!(read(&edge), None);
+}
+
+#[test]
+fn what_may_be_stale_is_read_here_only_while_the_driver_says_so() {
+    let strong = |on_unreachable| TablePolicy {
+        consistency: Consistency::OriginStrong,
+        on_unreachable,
+        ..TablePolicy::default()
+    };
+    let schema = "CREATE TABLE a (id INTEGER PRIMARY KEY); CREATE TABLE b (id INTEGER PRIMARY KEY);
+                  CREATE VIEW both AS SELECT a.id FROM a JOIN b USING (id);";
+    let policies = [("a", strong(OnUnreachable::Stale)), ("b", strong(OnUnreachable::Fail))];
+    let mut cluster = linked(2, schema, &policies);
+    cluster.write(0, "INSERT INTO a VALUES (1)");
+    cluster.settle();
+    let db = cluster.replica(1).db().clone();
+    assert!(db.serves_stale() && !cluster.replica(0).db().serves_stale());
+    let reader = db.reader().unwrap();
+    let read = |sql: &str| {
+        let mut statement = reader.connection().prepare_cached(sql)?;
+        statement.query_row((), |row| row.get::<_, i64>(0))
+    };
+    let refused = |sql| {
+        let error = read(sql).unwrap_err();
+        matches!(reader.refused(&error), ReadRefused::AtOrigin { .. })
+    };
+    let [a, b, both] =
+        ["SELECT count(*) FROM a", "SELECT count(*) FROM b", "SELECT count(*) FROM both"];
+    assert!(refused(a) && refused(b));
+    reader.serve_stale(true);
+    assert_eq!(read(a), Ok(1));
+    assert!(refused(b) && refused(both));
+    // What was prepared meanwhile is judged again.
+    reader.serve_stale(false);
+    assert!(refused(a));
+    reader.serve_stale(true);
+    assert_eq!(read(a), Ok(1));
+    reader.restrict(None).unwrap();
+    assert!(refused(a));
+
+    // The schema says it as well.
+    let change = "SELECT littoral_policy('b', 'origin-strong', '{\"on_unreachable\": \"stale\"}')";
+    cluster.write(0, change);
+    cluster.settle();
+    reader.serve_stale(true);
+    assert_eq!(read(both), Ok(0));
+    let wrong = cluster
+        .refused(0, "SELECT littoral_policy('b', 'eventual', '{\"on_unreachable\": \"stale\"}')");
+    assert!(
+        wrong.contains("on_unreachable says what reads of an origin-strong table get"),
+        "{wrong}"
+    );
 }

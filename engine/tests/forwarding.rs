@@ -395,3 +395,80 @@ fn what_a_program_has_seen_is_here_when_its_answer_is() {
     assert_eq!(cluster.answered[&reading], Ok(Outcome::Unchanged { result }));
     assert_eq!(cluster.rows(1, "SELECT n FROM stock"), ["77"]);
 }
+
+#[test]
+fn a_read_at_the_origin_is_answered_before_what_it_saw_has_come() {
+    let mut cluster = cluster(3);
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(0, "UPDATE stock SET n = 77");
+    let reading = cluster.read_there(1, 1, "=>SELECT CAST(n AS TEXT) FROM stock");
+    cluster.settle();
+    let Ok(Outcome::Read { result, seen }) = cluster.answered[&reading].clone() else {
+        panic!("{:?}", cluster.answered[&reading]);
+    };
+    assert_eq!(result, b"77");
+    // Its bookmark says what to wait for, at whichever node.
+    for node in [1, 2] {
+        assert!(cluster.replica(node).db().reached(&seen).is_err());
+    }
+    cluster.deliver_held();
+    cluster.settle();
+    for node in [1, 2] {
+        assert_eq!(cluster.replica(node).db().reached(&seen), Ok(()));
+        assert_eq!(cluster.rows(node, "SELECT n FROM stock"), ["77"]);
+    }
+}
+
+#[test]
+fn a_read_that_is_not_answered_leaves_no_doubt() {
+    let mut cluster = cluster(2);
+    cluster.held_runs = Some(Vec::new());
+    let reading = cluster.read_there(1, 1, "=>SELECT CAST(n AS TEXT) FROM stock");
+    let writing = cluster.forward(1, 2, TAKE);
+    cluster.settle();
+    cluster.wait(5000);
+    assert!(matches!(
+        cluster.answered[&reading],
+        Err(ForwardError::OriginUnreachable { origin: Some(_) })
+    ));
+    assert!(!cluster.answered.contains_key(&writing));
+    cluster.wait(1000);
+    assert!(matches!(cluster.answered[&writing], Err(ForwardError::Unknown { .. })));
+    // The reply that comes late is nobody's.
+    cluster.run_held(0);
+    cluster.settle();
+}
+
+#[test]
+fn who_meets_the_origin_hears_of_all_that_others_had_shown_before_they_met_it() {
+    let mut cluster = cluster(3);
+    let meet = |cluster: &mut Cluster, node: usize| {
+        let now = cluster.now_at(node);
+        let ticket = cluster.replica(node).meet_origin(now, Duration::from_secs(5));
+        cluster.drain(node);
+        (node, ticket)
+    };
+    // What the first has written has not come to the origin: it waits for that.
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(1, "INSERT INTO note VALUES ('a', 'tea')");
+    let first = meet(&mut cluster, 1);
+    cluster.settle();
+    assert!(!cluster.answered.contains_key(&first));
+    cluster.deliver_held();
+    cluster.settle();
+    assert!(matches!(cluster.answered[&first], Ok(Outcome::Read { .. })));
+    // The second one meets it then, and is told what to wait for.
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(0, "UPDATE stock SET n = 77");
+    let second = meet(&mut cluster, 2);
+    cluster.settle();
+    let Ok(Outcome::Read { seen, .. }) = cluster.answered[&second].clone() else {
+        panic!("{:?}", cluster.answered[&second]);
+    };
+    assert!(cluster.replica(2).db().reached(&seen).is_err());
+    cluster.deliver_held();
+    cluster.settle();
+    assert_eq!(cluster.replica(2).db().reached(&seen), Ok(()));
+    assert_eq!(cluster.rows(2, "SELECT n FROM stock"), ["77"]);
+    assert_eq!(cluster.rows(2, "SELECT count(*) FROM note"), ["1"]);
+}

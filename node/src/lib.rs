@@ -26,5 +26,5 @@ pub use cli::main;
 pub use config::Config;
 pub use http::{HttpError, SealError};
 pub use node::{Node, StartError, StopError};
-pub use runtime::{Explanation, NodeHandle, ReadError, RuntimeError, TooStale};
+pub use runtime::{Explanation, NodeHandle, Place, ReadError, RuntimeError, TooStale};
 pub use transport::{TlsError, TransportError};

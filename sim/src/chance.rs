@@ -58,6 +58,8 @@ pub(crate) enum Stream {
     Seat,
     /// What clients do in transactions at the origin, and how long they think.
     Guest,
+    /// Where clients go who carry nothing.
+    Wander,
 }
 
 /// The source of every decision in one run.

@@ -27,6 +27,7 @@ mod requests;
 mod sessions;
 mod snapshots;
 mod talks;
+mod wanderers;
 
 pub(crate) use self::{calls::UnderWay, guests::Move, requests::Errands, talks::Open};
 
@@ -34,7 +35,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use littoral::{Channel, Input, Lsn, RequestId, Ticket};
 
-use self::{calls::Callers, guests::Visitor, requests::Client};
+use self::{calls::Callers, guests::Visitor, requests::Client, wanderers::Wanderer};
 use crate::{
     application::{Application, BuiltIn, Moment, Sight},
     chance::{Chance, Stream},
@@ -84,6 +85,7 @@ enum Event {
     Talk { machine: usize, life: u64, ticket: Ticket },
     Request { request: RequestNumber },
     Call { caller: usize },
+    Wander { wanderer: usize },
     RunProgram { machine: usize, life: u64, request: RequestId },
     Guest { request: RequestNumber },
     HostGuest { machine: usize, life: u64, request: RequestId },
@@ -162,6 +164,10 @@ pub(crate) struct Cluster {
     visitors: BTreeMap<RequestNumber, Visitor>,
     /// Clients whose statements go where policies send them.
     callers: Callers,
+    /// Clients that carry nothing from machine to machine.
+    wanderers: Vec<Wanderer>,
+    /// How many reads sessions have sent to the origin.
+    sent_reads: u64,
     network: Network,
     oracle: Oracle,
     trace: Trace,
@@ -219,6 +225,8 @@ impl Cluster {
             clients: BTreeMap::new(),
             visitors: BTreeMap::new(),
             callers: Callers::default(),
+            wanderers: Vec::new(),
+            sent_reads: 0,
             _session: session,
         }
     }
@@ -283,6 +291,7 @@ impl Cluster {
         }
         self.plan_requests();
         self.plan_calls();
+        self.plan_wanderers();
         self.plan_guests();
         self.schedule(self.now + self.options.chaos, Event::Heal);
     }
@@ -404,6 +413,7 @@ impl Cluster {
             Event::Talk { machine, life, ticket } => self.talk(machine, life, ticket),
             Event::Request { request } => self.request(request),
             Event::Call { caller } => self.call(caller),
+            Event::Wander { wanderer } => self.wander(wanderer),
             Event::RunProgram { machine, life, request } => {
                 self.run_program(machine, life, request)
             }

@@ -11,7 +11,7 @@ use std::{
 
 use littoral::{
     ClusterId, Digest, Genesis, Identity, Incarnation, Lsn, NodeId, OpenError, PeerId, Piece,
-    Reader, Replica, Synchronous, TablePolicy, Ticket, VersionVector,
+    Reader, Replica, RequestId, Synchronous, TablePolicy, Ticket, VersionVector,
 };
 use rusqlite::{Connection, OpenFlags};
 
@@ -84,6 +84,10 @@ pub(crate) struct Machine {
     pub(crate) scripts: BTreeMap<JobId, Script>,
     /// Calls of clients that are routed, without an answer.
     pub(crate) calls: BTreeMap<Ticket, UnderWay>,
+    /// Reads that it has sent to the origin.
+    pub(crate) reads: BTreeMap<Ticket, RequestId>,
+    /// Clients for whom it meets the origin.
+    pub(crate) meetings: BTreeMap<Ticket, usize>,
     /// Those of the jobs that are interactive transactions.
     pub(crate) talks: BTreeMap<Ticket, Open>,
     /// Whether a sync of the WAL is under way.
@@ -166,6 +170,8 @@ impl Machine {
             errands: Errands::default(),
             scripts: BTreeMap::new(),
             calls: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            meetings: BTreeMap::new(),
             talks: BTreeMap::new(),
             syncing: false,
             sync_wanted: None,

@@ -28,7 +28,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use littoral::{Consistency, Job, OnStale, TablePolicy, WriteError, WriteTx, Writers};
+use littoral::{
+    Consistency, Job, OnStale, OnUnreachable, TablePolicy, WriteError, WriteTx, Writers,
+};
 use rusqlite::{params_from_iter, types::Value};
 
 use self::author::Author;
@@ -109,7 +111,7 @@ BEGIN INSERT INTO echo VALUES (new.id, new.name) ON CONFLICT (id) DO UPDATE SET 
 ";
 
 /// How old what is read of `gauge` may be.
-pub(crate) const GAUGE_LAG_MS: u64 = 2000;
+pub(crate) const GAUGE_LAG_MS: u64 = 500;
 
 /// A replicated table as the oracles read it.
 #[derive(Clone, Copy, Debug)]
@@ -204,6 +206,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
             let mut policy = TablePolicy::default();
             if table.name == "seat" {
                 policy.consistency = Consistency::OriginStrong;
+                policy.on_unreachable = OnUnreachable::Stale;
             }
             if let Some(merges) = table.merges {
                 policy.writers = Writers::Any;
@@ -211,7 +214,7 @@ pub(crate) fn policies() -> BTreeMap<String, TablePolicy> {
                 if table.name == "gauge" {
                     policy.consistency = Consistency::Eventual;
                     let bound = Some(GAUGE_LAG_MS);
-                    policy.declare_max_lag(bound, Some(OnStale::Fail)).expect("within bounds");
+                    policy.declare_max_lag(bound, Some(OnStale::Forward)).expect("within bounds");
                 }
                 for (column, word) in merges {
                     policy.declare_column(column, word).expect("a word there is");

@@ -15,7 +15,7 @@ use crate::{
     error::WriteError,
     grants::{self, Grants},
     id::{NodeId, TableId},
-    policy::{Consistency, Writers},
+    policy::{Consistency, OnUnreachable, Writers},
     schema::{Registry, Table, catalog::PREFIX, change::Action, declaring, trigger},
     testing::{Bug, planted},
 };
@@ -516,6 +516,8 @@ pub(crate) struct ReadGate {
     pub(crate) touches: Option<Touches>,
     /// The tables that are read at the origin, which this node is not.
     pub(crate) elsewhere: Elsewhere,
+    /// Those of them may be read that may be stale.
+    pub(crate) stale: bool,
     /// One of them that the statement refused last wanted to read.
     pub(crate) refused: Option<String>,
 }
@@ -532,7 +534,8 @@ impl ReadGate {
         if let AuthAction::Read { table_name, .. } = context.action
             && !self.engine
             && self.touches.is_none()
-            && self.elsewhere.contains(table_name)
+            && let Some(unreachable) = self.elsewhere.get(table_name)
+            && !(unreachable == OnUnreachable::Stale && (self.stale || planted(Bug::StaleUnasked)))
             && !planted(Bug::StrongReadHere)
             && !(planted(Bug::StrongViewHere) && context.accessor.is_some())
         {

@@ -26,7 +26,6 @@ pub use tx::{TxStatement, WriteTx};
 use self::authorizer::{ReadGate, Restriction};
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -192,7 +191,7 @@ pub struct Reader {
     gate: Arc<Mutex<ReadGate>>,
     file: Arc<File>,
     /// The tables that were read at the origin when statements in the cache were prepared.
-    followed: Mutex<Arc<BTreeSet<String>>>,
+    followed: Mutex<Arc<routing::Strong>>,
 }
 
 impl Reader {
@@ -209,6 +208,7 @@ impl Reader {
     /// SQLite's, if the schema cannot be read; then nothing may be read.
     pub fn restrict(&self, grants: Option<Arc<Grants>>) -> rusqlite::Result<()> {
         self.follow_policies();
+        self.serve_stale(false);
         let mut gate = self.gate.lock();
         gate.refused = None;
         let same = match (&gate.restriction, &grants) {

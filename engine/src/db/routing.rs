@@ -1,18 +1,14 @@
 //! Which tables a statement touches, found by SQLite's own authorizer when it is prepared: through views,
 //! triggers and foreign keys, too. What a table's policy asks for is then a matter of the driver.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use rusqlite::{ErrorCode, hooks::AuthAction};
 
 use crate::{
     db::{Db, Reader},
-    policy::{Consistency, MaxLag, OnStale, TablePolicy, Writers},
+    policy::{Consistency, MaxLag, OnStale, OnUnreachable, TablePolicy, Writers},
     schema::{Registry, Table},
     testing::{Bug, planted},
 };
@@ -56,6 +52,8 @@ pub enum Admission {
     Serve,
     /// It waits until what it finds is no older than this.
     Wait(Duration),
+    /// It is read at the origin, since what it would find here may be older than this.
+    Forward(Duration),
     /// It fails, since what it would find may be older than this.
     Fail(Duration),
 }
@@ -63,7 +61,7 @@ pub enum Admission {
 impl Admission {
     /// What the policies of the tables that a read touches make of it where rows may be as old as `lag`; an
     /// age that is not known counts as too great. Of several tables the strictest word counts: `fail`, then
-    /// `wait` for the least bound, then `serve`.
+    /// `forward`, then `wait`, each for the least bound, then `serve`.
     pub fn of(touched: &[Touched], lag: Option<Duration>) -> Self {
         let mut admission = Self::Serve;
         for bound in touched.iter().filter_map(Touched::max_lag) {
@@ -71,16 +69,27 @@ impl Admission {
             if lag.is_some_and(|lag| lag <= most) || planted(Bug::LagBoundIgnored) {
                 continue;
             }
-            admission = match (admission, bound.on_stale) {
-                (admission, OnStale::Serve) => admission,
-                (Self::Fail(least), OnStale::Fail) => Self::Fail(least.min(most)),
-                (Self::Fail(least), OnStale::Wait) => Self::Fail(least),
-                (_, OnStale::Fail) => Self::Fail(most),
-                (Self::Wait(least), OnStale::Wait) => Self::Wait(least.min(most)),
-                (Self::Serve, OnStale::Wait) => Self::Wait(most),
+            let of_table = match bound.on_stale {
+                OnStale::Serve => Self::Serve,
+                OnStale::Wait => Self::Wait(most),
+                OnStale::Forward => Self::Forward(most),
+                OnStale::Fail => Self::Fail(most),
             };
+            admission = admission.or_stricter(of_table);
         }
         admission
+    }
+
+    fn or_stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Fail(a), Self::Fail(b)) => Self::Fail(a.min(b)),
+            (fail @ Self::Fail(_), _) | (_, fail @ Self::Fail(_)) => fail,
+            (Self::Forward(a), Self::Forward(b)) => Self::Forward(a.min(b)),
+            (forward @ Self::Forward(_), _) | (_, forward @ Self::Forward(_)) => forward,
+            (Self::Wait(a), Self::Wait(b)) => Self::Wait(a.min(b)),
+            (wait @ Self::Wait(_), _) | (_, wait @ Self::Wait(_)) => wait,
+            (Self::Serve, Self::Serve) => Self::Serve,
+        }
     }
 }
 
@@ -101,17 +110,20 @@ pub(super) fn note(touches: &mut Touches, action: &AuthAction<'_>) -> bool {
     what == 1
 }
 
+/// The tables that are read at the origin, and what reads of each get while that cannot be reached.
+pub(super) type Strong = BTreeMap<String, OnUnreachable>;
+
 /// The tables that are read at the origin, as long as this node is not the origin.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Elsewhere(Arc<Mutex<Arc<BTreeSet<String>>>>);
+pub(crate) struct Elsewhere(Arc<Mutex<Arc<Strong>>>);
 
 impl Elsewhere {
-    pub(super) fn contains(&self, table: &str) -> bool {
+    pub(super) fn get(&self, table: &str) -> Option<OnUnreachable> {
         let tables = self.0.lock();
-        !tables.is_empty() && tables.contains(&table.to_ascii_lowercase())
+        if tables.is_empty() { None } else { tables.get(&table.to_ascii_lowercase()).copied() }
     }
 
-    fn now(&self) -> Arc<BTreeSet<String>> {
+    fn now(&self) -> Arc<Strong> {
         Arc::clone(&self.0.lock())
     }
 }
@@ -127,8 +139,9 @@ impl Db {
         let is_strong =
             |table: &&Table| table.policy.consistency == Consistency::OriginStrong && !is_origin;
         let strong = registry.tables().iter().filter(is_strong);
-        let strong: BTreeSet<String> =
-            strong.map(|table| table.name.to_ascii_lowercase()).collect();
+        let strong: Strong = strong
+            .map(|table| (table.name.to_ascii_lowercase(), table.policy.on_unreachable))
+            .collect();
         let mut elsewhere = self.file().elsewhere.0.lock();
         if **elsewhere != strong {
             *elsewhere = Arc::new(strong);
@@ -159,6 +172,12 @@ impl Db {
         published.as_ref().is_none_or(is_empty)
     }
 
+    /// Whether reads of any table may be answered here that belong to the origin, while that cannot be
+    /// reached.
+    pub fn serves_stale(&self) -> bool {
+        self.file().elsewhere.now().values().any(|word| *word == OnUnreachable::Stale)
+    }
+
     /// Whether any table declares how old what is read of it may be.
     pub fn bounds_lag(&self) -> bool {
         let registry = self.registry();
@@ -172,6 +191,16 @@ impl Reader {
     pub(super) fn follow_policies(&self) {
         let now = self.file.elsewhere.now();
         if !Arc::ptr_eq(&std::mem::replace(&mut *self.followed.lock(), Arc::clone(&now)), &now) {
+            self.connection.flush_prepared_statement_cache();
+        }
+    }
+
+    /// Whether statements may read `origin-strong` tables that say `on_unreachable = "stale"`, as long as the
+    /// driver cannot reach the origin; no more from [`Reader::restrict`] on. What they find may be old, and
+    /// whoever is answered is to be told.
+    pub fn serve_stale(&self, stale: bool) {
+        let was = std::mem::replace(&mut self.gate.lock().stale, stale);
+        if was && !stale && !planted(Bug::StaleStatementKept) {
             self.connection.flush_prepared_statement_cache();
         }
     }
@@ -202,16 +231,28 @@ impl Reader {
         }
     }
 
+    /// Whether a statement can do nothing but read, whoever is to run it. One that cannot be prepared here
+    /// is none of these.
+    pub fn only_reads(&self, sql: &str) -> bool {
+        self.look(sql).is_ok_and(|(reads, _)| reads)
+    }
+
+    /// Prepares a statement, also one that this connection may not run: whether it only reads, and what it
+    /// touches.
+    fn look(&self, sql: &str) -> rusqlite::Result<(bool, Touches)> {
+        self.gate.lock().touches = Some(Touches::new());
+        // The judge takes the lock.
+        let reads = self.connection.prepare(sql).map(|prepared| prepared.readonly());
+        let touches = self.gate.lock().touches.take().unwrap_or_default();
+        Ok((reads?, touches))
+    }
+
     /// The tables of the schema that a statement touches, also one that writes. Nothing is run.
     ///
     /// # Errors
     /// SQLite's, if the statement cannot be prepared.
     pub fn touches(&self, sql: &str) -> rusqlite::Result<Vec<Touched>> {
-        self.gate.lock().touches = Some(Touches::new());
-        // The judge takes the lock.
-        let prepared = self.connection.prepare(sql).map(drop);
-        let touches = self.gate.lock().touches.take().unwrap_or_default();
-        prepared?;
+        let (_, touches) = self.look(sql)?;
         let Some(registry) = Db::new(Arc::clone(&self.file)).registry() else {
             return Ok(Vec::new());
         };
@@ -226,6 +267,11 @@ impl Reader {
 }
 
 impl Touched {
+    /// Whether it is read at the origin.
+    pub fn is_strong_read(&self) -> bool {
+        self.reads && self.policy.consistency == Consistency::OriginStrong
+    }
+
     /// How old what a statement that touches it reads of it may be.
     pub fn max_lag(&self) -> Option<MaxLag> {
         self.policy.max_lag.filter(|_| self.reads)
@@ -244,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_strictest_table_that_is_too_old_counts() {
-        use OnStale::{Fail, Serve, Wait};
+        use OnStale::{Fail, Forward, Serve, Wait};
         let ms = Duration::from_millis;
         let tables = [read(1000, Serve), read(3000, Wait), read(5000, Fail), read(4000, Wait)];
         assert_eq!(Admission::of(&tables, Some(ms(500))), Admission::Serve);
@@ -252,6 +298,13 @@ mod tests {
         assert_eq!(Admission::of(&tables, Some(ms(4500))), Admission::Wait(ms(3000)));
         assert_eq!(Admission::of(&tables, Some(ms(6000))), Admission::Fail(ms(5000)));
         assert_eq!(Admission::of(&tables, None), Admission::Fail(ms(5000)));
+        let tables = [read(1000, Forward), read(500, Wait), read(2000, Forward), read(100, Serve)];
+        assert_eq!(Admission::of(&tables, Some(ms(900))), Admission::Wait(ms(500)));
+        assert_eq!(Admission::of(&tables, Some(ms(1100))), Admission::Forward(ms(1000)));
+        assert_eq!(
+            Admission::of(&[tables[2].clone(), read(1, Fail)], None),
+            Admission::Fail(ms(1))
+        );
         let written = Touched { reads: false, ..read(1000, Fail) };
         assert_eq!(Admission::of(&[written], None), Admission::Serve);
     }

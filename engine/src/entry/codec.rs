@@ -17,7 +17,7 @@ use crate::{
     forward::RequestId,
     hlc::Hlc,
     id::{AuthorId, ColumnId, Incarnation, NodeId, SchemaVersion, Seq, TableId},
-    policy::{ColumnType, Consistency, MaxLag, OnStale, TablePolicy, Writers},
+    policy::{ColumnType, Consistency, MaxLag, OnStale, OnUnreachable, TablePolicy, Writers},
     value::{ByteReader, DecodeError, put_prefixed, put_varint, put_zigzag},
     version::{Dot, VersionVector},
 };
@@ -230,6 +230,7 @@ pub(crate) fn put_dot(out: &mut Vec<u8>, dot: Dot) {
 
 const FLAG_EXPLICIT_KEY: u8 = 1;
 const FLAG_MAX_LAG: u8 = 2;
+const FLAG_STALE: u8 = 4;
 
 /// Behind this column type stands the group's name.
 const LWW_OF_A_GROUP: u8 = 6;
@@ -250,14 +251,19 @@ fn put_table(out: &mut Vec<u8>, table: &TableDeclaration) {
         Writers::Any => 1,
         Writers::Origin => 2,
     });
-    let explicit_key = if table.policy.explicit_key { FLAG_EXPLICIT_KEY } else { 0 };
-    out.push(explicit_key | if table.policy.max_lag.is_some() { FLAG_MAX_LAG } else { 0 });
+    let flags = [
+        (table.policy.explicit_key, FLAG_EXPLICIT_KEY),
+        (table.policy.max_lag.is_some(), FLAG_MAX_LAG),
+        (table.policy.on_unreachable == OnUnreachable::Stale, FLAG_STALE),
+    ];
+    out.push(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag).sum());
     if let Some(MaxLag { ms, on_stale }) = table.policy.max_lag {
         put_varint(out, ms);
         out.push(match on_stale {
             OnStale::Serve => 1,
             OnStale::Wait => 2,
             OnStale::Fail => 3,
+            OnStale::Forward => 4,
         });
     }
     put_varint(out, table.columns.len() as u64);
@@ -533,7 +539,7 @@ fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclarati
         _ => return Err(DecodeError::Unknown("writers")),
     };
     let flags = reader.byte()?;
-    if flags & !(FLAG_EXPLICIT_KEY | FLAG_MAX_LAG) != 0 {
+    if flags & !(FLAG_EXPLICIT_KEY | FLAG_MAX_LAG | FLAG_STALE) != 0 {
         return Err(DecodeError::Unknown("table flags"));
     }
     let explicit_key = flags & FLAG_EXPLICIT_KEY != 0;
@@ -545,12 +551,21 @@ fn read_table(id: TableId, reader: &mut ByteReader<'_>) -> Result<TableDeclarati
             1 => OnStale::Serve,
             2 => OnStale::Wait,
             3 => OnStale::Fail,
+            4 => OnStale::Forward,
             _ => return Err(DecodeError::Unknown("on_stale")),
         };
         Some(MaxLag { ms, on_stale })
     };
-    let mut policy =
-        TablePolicy { consistency, writers, explicit_key, max_lag, ..TablePolicy::default() };
+    let on_unreachable =
+        if flags & FLAG_STALE == 0 { OnUnreachable::Fail } else { OnUnreachable::Stale };
+    let mut policy = TablePolicy {
+        consistency,
+        writers,
+        explicit_key,
+        max_lag,
+        on_unreachable,
+        ..TablePolicy::default()
+    };
     let mut columns: Vec<(ColumnId, String)> = Vec::new();
     for _ in 0..reader.varint()? {
         let column = ColumnId(reader.varint_u32()?);

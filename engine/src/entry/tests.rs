@@ -11,7 +11,7 @@ use super::{
     *,
 };
 use crate::{
-    policy::{Consistency, MaxLag, OnStale, Writers},
+    policy::{Consistency, MaxLag, OnStale, OnUnreachable, Writers},
     set::{Element, tests::element},
     value::{ByteReader, DecodeError, put_cell, put_prefixed, put_varint, tests::Owned},
 };
@@ -310,19 +310,22 @@ fn table() -> impl Strategy<Value = TableDeclaration> {
         "personal group=a",
     ]);
     let columns = prop::collection::btree_map(any::<u32>(), word, 0..5);
-    let on_stale = prop::sample::select(vec![OnStale::Serve, OnStale::Wait, OnStale::Fail]);
+    let on_stale =
+        prop::sample::select(vec![OnStale::Serve, OnStale::Wait, OnStale::Forward, OnStale::Fail]);
     let max_lag = prop::option::of(
         (any::<u64>(), on_stale).prop_map(|(ms, on_stale)| MaxLag { ms, on_stale }),
     );
-    let flags = (any::<bool>(), max_lag);
+    let on_unreachable = prop::sample::select(vec![OnUnreachable::Fail, OnUnreachable::Stale]);
+    let flags = (any::<bool>(), max_lag, on_unreachable);
     (any::<u32>(), "\\PC{0,12}", consistency, writers, flags, columns).prop_map(
-        |(id, name, consistency, writers, (explicit_key, max_lag), columns)| {
+        |(id, name, consistency, writers, (explicit_key, max_lag, on_unreachable), columns)| {
             let name_of = |id: u32| format!("{name}.{id}");
             let mut policy = TablePolicy {
                 consistency,
                 writers,
                 explicit_key,
                 max_lag,
+                on_unreachable,
                 ..TablePolicy::default()
             };
             for (id, word) in &columns {

@@ -138,6 +138,11 @@ impl Published {
         (!state.unsettled).then(|| state.bookmark(&state.vector, &self.now))
     }
 
+    /// The bookmark of what another node had applied.
+    pub(crate) fn bookmark_of(&self, vector: &VersionVector) -> Bookmark {
+        self.state.lock().bookmark(vector, &self.now)
+    }
+
     /// A bookmark that covers all that the connection has seen: its snapshot, if it is in a transaction.
     pub(crate) fn bookmark(&self, conn: &Connection) -> rusqlite::Result<Bookmark> {
         if let Some(bookmark) = self.settled() {

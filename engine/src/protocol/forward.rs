@@ -47,6 +47,8 @@ pub(crate) enum Asks {
     Step(u64, u64, Vec<u8>),
     /// To end it, or not to begin it.
     Leave,
+    /// What the origin has applied, once it has what is required.
+    Meet,
 }
 
 impl Asks {
@@ -54,7 +56,7 @@ impl Asks {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Run(program) | Self::Step(_, _, program) => program.len(),
-            Self::Outcome | Self::Begin | Self::Leave => 0,
+            Self::Outcome | Self::Begin | Self::Leave | Self::Meet => 0,
         }
     }
 

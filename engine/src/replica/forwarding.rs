@@ -16,6 +16,7 @@
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use crate::{
+    bookmark::Bookmark,
     driver::Output,
     error::ProtocolError,
     forward::{ForwardError, Guest, Outcome, Request, RequestId},
@@ -51,6 +52,8 @@ struct Own {
     stage: Stage,
     /// An attempt may have reached the origin, and how it ended is not known.
     doubt: bool,
+    /// It only reads, so that no attempt leaves a doubt.
+    reads: bool,
 }
 
 #[derive(Debug)]
@@ -76,6 +79,7 @@ impl Own {
     fn due(&self) -> Instant {
         match self.stage {
             Stage::Waits(after) => after.min(self.deadline),
+            Stage::Sent if self.reads => self.deadline,
             Stage::Sent | Stage::Ended(..) => self.deadline + REQUEST_GRACE,
         }
     }
@@ -90,6 +94,32 @@ impl Replica {
     pub fn forward(&mut self, now: Now, request: Request) -> Ticket {
         let Request { id, issued, program, patience } = request;
         self.ask_origin(now, id, issued, Asks::Run(program), patience)
+    }
+
+    /// Has a program read at the origin that does not write. It is answered as soon as the reply comes, with
+    /// [`Outcome::Read`], whatever of what it has seen is applied here; and with
+    /// [`ForwardError::OriginUnreachable`] once the request's patience is over.
+    ///
+    /// The origin begins only when it has all that this node has written, and shown, up to now.
+    pub fn read_at_origin(&mut self, now: Now, request: Request) -> Ticket {
+        let ticket = self.forward(now, request);
+        if let Some(own) = self.forwarding.own.get_mut(&ticket) {
+            own.reads = true;
+        }
+        ticket
+    }
+
+    /// Has the origin get all that this node has applied, and asks what it has applied then. It is answered with
+    /// [`Outcome::Read`]: whoever requires the bookmark in it sees all that was shown anywhere before
+    /// another meeting that ended before this one began.
+    pub fn meet_origin(&mut self, now: Now, patience: Duration) -> Ticket {
+        // It has no name, and grows no older on its way.
+        let (id, issued) = (RequestId(0), WallTime(u64::MAX));
+        let ticket = self.ask_origin(now, id, issued, Asks::Meet, patience);
+        if let Some(own) = self.forwarding.own.get_mut(&ticket) {
+            own.reads = true;
+        }
+        ticket
     }
 
     /// Begins an interactive transaction at the origin: a *guest* there. [`Output::Answered`] with
@@ -181,7 +211,7 @@ impl Replica {
         let requires = match asks {
             // The transaction sees what was there when it was begun.
             Asks::Step(..) | Asks::Leave => Vec::new(),
-            Asks::Outcome | Asks::Run(_) | Asks::Begin => self.beyond_frontier(),
+            Asks::Outcome | Asks::Run(_) | Asks::Begin | Asks::Meet => self.beyond_frontier(),
         };
         let carried = Carried {
             request: id.0,
@@ -193,7 +223,9 @@ impl Replica {
         };
         let deadline = now.mono + patience.min(PATIENCE_MAX);
         let stage = Stage::Waits(now.mono);
-        self.forwarding.own.insert(ticket, Own { carried, deadline, stage, doubt: false });
+        self.forwarding
+            .own
+            .insert(ticket, Own { carried, deadline, stage, doubt: false, reads: false });
         self.forwarding.bytes += bytes;
         ticket
     }
@@ -237,7 +269,7 @@ impl Replica {
             let harmless = match &own.stage {
                 Stage::Waits(_) => !own.doubt,
                 Stage::Ended(_, outcome) => matches!(outcome, Some(Outcome::Unchanged { .. })),
-                Stage::Sent => false,
+                Stage::Sent => own.reads,
             };
             let runs = matches!(own.carried.asks, Asks::Run(_) | Asks::Step(..));
             let unknown = runs && !harmless;
@@ -345,6 +377,14 @@ impl Replica {
                 let outcome = Outcome::Committed { dot, result };
                 own.stage = Stage::Ended([dot].into_iter().collect(), Some(outcome));
             }
+            Reply::Unchanged(result, seen) if own.reads => {
+                let seen = if planted(Bug::ReadThereUnseen) {
+                    Bookmark::default()
+                } else {
+                    self.db.published().bookmark_of(&read_vector(&seen))
+                };
+                self.answer_own(ticket, Ok(Outcome::Read { result, seen }));
+            }
             Reply::Unchanged(result, seen) => {
                 let outcome = Outcome::Unchanged { result };
                 own.stage = Stage::Ended(read_vector(&seen), Some(outcome));
@@ -360,7 +400,7 @@ impl Replica {
             Reply::Gone => self.answer_own(ticket, Err(ForwardError::Gone { id })),
             Reply::NotBegun => own.stage = again,
             Reply::Lost => {
-                own.doubt = true;
+                own.doubt = !own.reads;
                 own.stage = again;
             }
         }

@@ -31,7 +31,10 @@ use crate::{
     forward::RequestId,
     id::{PeerId, Ticket},
     limits::{GUESTS_REMEMBERED, RESULT_BYTES_MAX},
-    protocol::forward::{Reply, Waiter},
+    protocol::{
+        forward::{Reply, Waiter},
+        message::wire_vector,
+    },
     replica::{Replica, is_sync_failure},
     testing::{Bug, planted},
     time::{Instant, Now},
@@ -333,7 +336,7 @@ impl Replica {
                 }
             }
             None => {
-                let reply = Reply::Unchanged(result, self.beyond_frontier());
+                let reply = Reply::Unchanged(result, wire_vector(&self.log.vector()));
                 for waiter in self.guests.ends(request, reply.clone()) {
                     self.reply_to(waiter, reply.clone());
                 }

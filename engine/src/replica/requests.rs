@@ -31,7 +31,7 @@ use crate::{
     limits::{OUTCOME_KEPT, PATIENCE_MAX, RESULT_BYTES_MAX},
     protocol::{
         forward::{Asks, Carried, Reply, Waiter},
-        message::read_vector,
+        message::{read_vector, wire_vector},
     },
     replica::{Replica, guests::Asked, is_sync_failure},
     schema::outcomes,
@@ -173,6 +173,17 @@ impl Replica {
 
     fn begin_request(&mut self, waiting: Waiting) -> Step {
         let (waiter, request) = (waiting.waiter, RequestId(waiting.carried.request));
+        if waiting.carried.asks == Asks::Meet {
+            if !self.has_required(&waiting) {
+                return Step::Waits(waiting);
+            }
+            let vector = if planted(Bug::MeetingBehind) {
+                self.contested.stable().covered.clone()
+            } else {
+                self.log.vector()
+            };
+            return Step::Reply(waiter, Reply::Unchanged(Vec::new(), wire_vector(&vector)));
+        }
         let known = match outcomes::find(self.writer.apply(), request) {
             Ok(known) => known,
             Err(error) => {
@@ -201,6 +212,8 @@ impl Replica {
                 self.asked_by_guest(waiting, asked)
             }
             Asks::Leave => Step::Reply(waiter, self.guest_leaves(request)),
+            // It has been answered above.
+            Asks::Meet => Step::Done,
         }
     }
 
@@ -227,12 +240,16 @@ impl Replica {
         }
     }
 
-    /// Whether the origin has what the sender had, and can write.
-    fn may_begin(&self, waiting: &Waiting) -> bool {
+    /// Whether the origin has what the sender had.
+    fn has_required(&self, waiting: &Waiting) -> bool {
         let required = read_vector(&waiting.carried.requires);
-        let has = self.log.vector().covers_all(&required) || planted(Bug::RequirementIgnored);
+        self.log.vector().covers_all(&required) || planted(Bug::RequirementIgnored)
+    }
+
+    /// Whether the origin has that, and can write.
+    fn may_begin(&self, waiting: &Waiting) -> bool {
         let late = waiting.deadline <= self.now.mono;
-        has && !late && self.author.is_some() && !self.writes_stopped
+        self.has_required(waiting) && !late && self.author.is_some() && !self.writes_stopped
     }
 
     fn begin_run(&mut self, mut waiting: Waiting) -> Step {
@@ -323,7 +340,7 @@ impl Replica {
                     self.reply_when_durable(dot, waiter, reply);
                 }
                 None => {
-                    let seen = self.beyond_frontier();
+                    let seen = wire_vector(&self.log.vector());
                     self.reply_to(waiter, Reply::Unchanged(result.clone(), seen));
                 }
             }

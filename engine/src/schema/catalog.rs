@@ -51,7 +51,8 @@ CREATE TABLE littoral_members(
 ) STRICT;
 CREATE TABLE littoral_tables(
   id INTEGER PRIMARY KEY NOT NULL, name TEXT NOT NULL, policy TEXT NOT NULL, writers TEXT NOT NULL,
-  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL, max_lag_ms INTEGER, on_stale TEXT
+  explicit_key INTEGER NOT NULL, since INTEGER NOT NULL, max_lag_ms INTEGER, on_stale TEXT,
+  on_unreachable TEXT NOT NULL
 ) STRICT;
 CREATE TABLE littoral_ids(
   table_id INTEGER PRIMARY KEY NOT NULL, next_column INTEGER NOT NULL
@@ -243,27 +244,38 @@ fn declare(conn: &Connection, table: &TableDeclaration, lsn: Lsn) -> rusqlite::R
         policy.explicit_key,
         policy.max_lag.map(|bound| bound.ms.cast_signed()),
         policy.max_lag.map(|bound| bound.on_stale.as_str().to_owned()),
+        policy.on_unreachable.as_str().to_owned(),
     );
     // A table that begins anew under its id was dropped just before.
     let known = conn
         .query_row(
-            "SELECT name, policy, writers, explicit_key, max_lag_ms, on_stale
+            "SELECT name, policy, writers, explicit_key, max_lag_ms, on_stale, on_unreachable
              FROM littoral_tables WHERE id = ?",
             [id.0],
             |row| {
                 let word = |place| row.get(place);
-                Ok((word(0)?, word(1)?, word(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
+                Ok((word(0)?, word(1)?, word(2)?, row.get(3)?, row.get(4)?, row.get(5)?, word(6)?))
             },
         )
         .optional()?;
     if known.as_ref() != Some(&declared) {
-        let (name, policy, writers, explicit_key, max_lag_ms, on_stale) = &declared;
+        let (name, policy, writers, explicit_key, max_lag_ms, on_stale, unreachable) = &declared;
         let since = lsn.0.cast_signed();
         conn.execute(
-            "INSERT INTO littoral_tables VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+            "INSERT INTO littoral_tables VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
              ON CONFLICT(id) DO UPDATE SET name = ?2, policy = ?3, writers = ?4, explicit_key = ?5,
-               max_lag_ms = ?7, on_stale = ?8",
-            params![id.0, name, policy, writers, explicit_key, since, max_lag_ms, on_stale],
+               max_lag_ms = ?7, on_stale = ?8, on_unreachable = ?9",
+            params![
+                id.0,
+                name,
+                policy,
+                writers,
+                explicit_key,
+                since,
+                max_lag_ms,
+                on_stale,
+                unreachable
+            ],
         )?;
     }
     let next = next_column(conn, *id)?.0;

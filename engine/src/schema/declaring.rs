@@ -77,7 +77,7 @@ impl Call {
         }
         let mut statement = conn.prepare("SELECT key, type, atom, value FROM json_each(?)")?;
         let mut rows = statement.query([options])?;
-        let (mut max_lag, mut on_stale) = (None, None);
+        let (mut max_lag, mut on_stale, mut on_unreachable) = (None, None, None);
         while let Some(row) = rows.next()? {
             let (key, kind): (String, String) = (row.get(0)?, row.get(1)?);
             let word = |index| match row.get_ref(index) {
@@ -106,6 +106,10 @@ impl Call {
                     let word = word(2)?.parse().map_err(|error| wrong(format!("{error}")))?;
                     on_stale = Some(word);
                 }
+                "on_unreachable" => {
+                    let word = word(2)?.parse().map_err(|error| wrong(format!("{error}")))?;
+                    on_unreachable = Some(word);
+                }
                 "columns" if kind == "object" => {
                     let types: Vec<(String, String)> = conn
                         .prepare("SELECT key, CAST(atom AS TEXT) FROM json_each(?)")?
@@ -123,12 +127,13 @@ impl Call {
                 _ => {
                     return Err(wrong(format!(
                         "unknown option {key:?}, expected one of writers, key, max_lag_ms, on_stale, \
-                         columns"
+                         on_unreachable, columns"
                     )));
                 }
             }
         }
         policy.declare_max_lag(max_lag, on_stale).map_err(wrong)?;
+        policy.declare_on_unreachable(on_unreachable).map_err(wrong)?;
         if consistency == Consistency::OriginStrong && policy.writers == Writers::Any {
             return Err(wrong(
                 "\"origin-strong\" implies writers = \"origin\", which \"any\" contradicts"

@@ -356,7 +356,8 @@ impl Registry {
         };
         let mut columns = catalog::columns(conn)?;
         let mut statement = conn.prepare(
-            "SELECT id, name, policy, writers, explicit_key, next_column, since, max_lag_ms, on_stale \
+            "SELECT id, name, policy, writers, explicit_key, next_column, since, max_lag_ms, on_stale, \
+             on_unreachable \
              FROM littoral_tables JOIN littoral_ids ON table_id = id ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
@@ -366,6 +367,7 @@ impl Registry {
                 consistency: word(&row.get::<_, String>(2)?)?,
                 writers: word(&row.get::<_, String>(3)?)?,
                 explicit_key: row.get(4)?,
+                on_unreachable: word(&row.get::<_, String>(9)?)?,
                 ..TablePolicy::default()
             };
             if let Some(ms) = row.get::<_, Option<i64>>(7)? {

@@ -325,18 +325,29 @@ impl Cluster {
 
     /// Sends a program to the origin.
     pub(crate) fn forward(&mut self, node: usize, id: u128, program: &str) -> (usize, Ticket) {
-        let now = self.now_at(node);
-        let ticket = self.replica(node).forward(
-            now,
-            Request {
-                id: RequestId(id),
-                issued: now.wall,
-                program: program.as_bytes().to_vec(),
-                patience: Duration::from_secs(5),
-            },
-        );
+        let (now, request) = self.request(node, id, program);
+        let ticket = self.replica(node).forward(now, request);
         self.drain(node);
         (node, ticket)
+    }
+
+    /// Sends one that only reads.
+    pub(crate) fn read_there(&mut self, node: usize, id: u128, program: &str) -> (usize, Ticket) {
+        let (now, request) = self.request(node, id, program);
+        let ticket = self.replica(node).read_at_origin(now, request);
+        self.drain(node);
+        (node, ticket)
+    }
+
+    fn request(&self, node: usize, id: u128, program: &str) -> (Now, Request) {
+        let now = self.now_at(node);
+        let request = Request {
+            id: RequestId(id),
+            issued: now.wall,
+            program: program.as_bytes().to_vec(),
+            patience: Duration::from_secs(5),
+        };
+        (now, request)
     }
 
     /// Asks for the outcome of a request.

@@ -13,7 +13,9 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use littoral::{ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, Replica, TablePolicy};
+use littoral::{
+    ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, OnUnreachable, Replica, TablePolicy,
+};
 
 use super::{OrHint as _, create_private_dir, say};
 use crate::{
@@ -38,7 +40,7 @@ pub(super) struct Init {
     /// What one table promises; may be given more than once.
     #[arg(long, value_name = "NAME:KEY=VALUE,...")]
     #[arg(long_help = "What one table promises; may be given more than once.\n\
-        Keys are policy, writers, key, max_lag_ms and on_stale, as in a policies file; any other key is a \
+        Keys are policy, writers, key, max_lag_ms, on_stale and on_unreachable, as in a policies file; any other key is a \
         column and its merge type, for example stock:writers=any,quantity=counter")]
     table: Vec<String>,
     /// The nodes, the origin first.
@@ -224,7 +226,7 @@ fn table_section(text: &str) -> anyhow::Result<String> {
     for setting in settings.split(',').filter(|setting| !setting.is_empty()) {
         let (key, value) = setting.split_once('=').ok_or_else(malformed)?;
         let key = match key {
-            "policy" | "writers" | "key" | "on_stale" => key.to_owned(),
+            "policy" | "writers" | "key" | "on_stale" | "on_unreachable" => key.to_owned(),
             "max_lag_ms" => {
                 writeln!(section, "max_lag_ms = {value}")?;
                 continue;
@@ -386,6 +388,9 @@ fn genesis_section(genesis: &Genesis) -> String {
         }
         if let Some(MaxLag { ms, on_stale }) = policy.max_lag {
             text += &format!("max_lag_ms = {ms}\non_stale = \"{on_stale}\"\n");
+        }
+        if policy.on_unreachable != OnUnreachable::default() {
+            text += &format!("on_unreachable = \"{}\"\n", policy.on_unreachable);
         }
         for column in policy.declared_columns() {
             let word = quoted(&policy.column_word(column));

@@ -69,6 +69,7 @@ impl Explain {
                 ("writers", "writers"),
                 ("max lag ms", "max_lag_ms"),
                 ("on stale", "on_stale"),
+                ("on unreachable", "on_unreachable"),
                 ("reads", "reads"),
                 ("writes", "writes"),
             ],

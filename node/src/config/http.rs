@@ -26,6 +26,8 @@ pub struct Http {
     /// The key with which bookmarks are sealed, the same at all nodes; nobody but its owner may be able to
     /// read the file. Without it sessions get no bookmarks.
     pub bookmark_key: Option<PathBuf>,
+    /// Whether clients without a bookmark have a session by the subject of their token.
+    pub subject_sessions: bool,
     /// Whose tokens let clients in; `None` for a server that asks for none.
     pub auth: Option<Auth>,
     /// Certificate and key of the server; `None` for plain HTTP.
@@ -89,6 +91,7 @@ impl Http {
             ready_max_lag: Self::DEFAULT_READY_MAX_LAG,
             slow_statement: Some(Self::DEFAULT_SLOW_STATEMENT),
             bookmark_key: None,
+            subject_sessions: false,
             auth: None,
             tls: None,
             limits: HttpLimits::default(),
@@ -127,6 +130,8 @@ pub(super) struct RawHttp {
     max_body_bytes: Option<i64>,
     ready_max_lag_ms: Option<i64>,
     slow_statement_ms: Option<i64>,
+    #[serde(default)]
+    subject_sessions: bool,
     bookmark_key: Option<PathBuf>,
     auth: Option<RawAuth>,
     tls: Option<RawServerTls>,
@@ -168,6 +173,13 @@ impl RawHttp {
                     .to_owned(),
             ));
         }
+        if self.subject_sessions && auth.is_none() {
+            return Err(ConfigError::Contradiction(
+                "http.subject_sessions = true without [http.auth]: it is by their tokens that clients are \
+                 known"
+                    .to_owned(),
+            ));
+        }
         if !is_loopback(listen.ip()) && auth.is_none() && !self.allow_unauthenticated {
             return Err(ConfigError::Contradiction(format!(
                 "http.listen = {listen} is not a loopback address, and without [http.auth] whoever \
@@ -204,6 +216,7 @@ impl RawHttp {
             ready_max_lag,
             slow_statement,
             bookmark_key: self.bookmark_key.map(|path| directory.join(path)),
+            subject_sessions: self.subject_sessions,
             auth,
             tls: self.tls.map(|tls| ServerTls {
                 certificate: directory.join(tls.certificate),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use littoral::{Consistency, OnStale, TablePolicy, Writers};
+use littoral::{Consistency, OnStale, OnUnreachable, TablePolicy, Writers};
 use serde::Deserialize;
 
 use super::{ConfigError, quoted, read};
@@ -43,6 +43,7 @@ pub(super) struct RawTable {
     key: Option<String>,
     max_lag_ms: Option<u64>,
     on_stale: Option<String>,
+    on_unreachable: Option<String>,
     #[serde(default)]
     columns: BTreeMap<String, String>,
 }
@@ -84,6 +85,13 @@ impl RawTable {
         });
         policy
             .declare_max_lag(self.max_lag_ms, on_stale.transpose()?)
+            .map_err(|what| ConfigError::Contradiction(format!("tables.{table}: {what}")))?;
+        let on_unreachable = self.on_unreachable.as_deref().map(|word| {
+            word.parse::<OnUnreachable>()
+                .map_err(|error| unknown_word(table, "on_unreachable", word, &error))
+        });
+        policy
+            .declare_on_unreachable(on_unreachable.transpose()?)
             .map_err(|what| ConfigError::Contradiction(format!("tables.{table}: {what}")))?;
         for (column, merge) in &self.columns {
             policy.declare_column(column, merge).map_err(|error| {
@@ -144,6 +152,8 @@ mod tests {
             "[tables.t]\nkey = \"implicit\"",
             "[tables.t]\nmax_lag_ms = 5000",
             "[tables.t]\npolicy = \"eventual\"\nmax_lag_ms = 5",
+            "[tables.t]\non_unreachable = \"stale\"",
+            "[tables.t]\npolicy = \"origin-strong\"\non_unreachable = \"wait\"",
             "[tables.t]\npolicy = \"eventual\"\non_stale = \"fail\"",
             "[tables.t]\npolicy = \"eventual\"\nmax_lag_ms = 5000\non_stale = \"ask\"",
         ] {

@@ -72,6 +72,8 @@ pub(super) async fn explain(State(state): State<ServerState>, body: Bytes) -> Re
             "writers": touched.policy.writers.as_str(),
             "max_lag_ms": touched.policy.max_lag.map(|bound| bound.ms),
             "on_stale": touched.policy.max_lag.map(|bound| bound.on_stale.as_str()),
+            "on_unreachable": (touched.policy.consistency == Consistency::OriginStrong)
+                .then(|| touched.policy.on_unreachable.as_str()),
             "reads": touched.reads,
             "writes": touched.writes,
         })

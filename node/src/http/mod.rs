@@ -122,7 +122,7 @@ impl HttpServer {
         node: NodeHandle,
         trust: Arc<Trust>,
     ) -> Result<Self, HttpError> {
-        let sessions = Sessions::new(node.clone(), config.bookmark_key.as_deref())?;
+        let sessions = Sessions::new(node.clone(), config)?;
         let access = Access::new(config).map_err(|error| HttpError::Keys(error.to_string()))?;
         let renewals = Renewals::of(config.tls.clone());
         let tls = match &config.tls {

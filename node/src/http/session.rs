@@ -4,6 +4,10 @@
 //! A request that brings one is run once this node has all that it names. Every answer gives one that
 //! covers what the session has seen so far, and says how old what it shows may be. The header holds a [`Bookmark`] sealed with a key that all
 //! nodes of the cluster share, so that nobody makes a node wait for what there is not.
+//!
+//! A client that brings none may have a session by its token's subject, which nobody keeps anywhere: before
+//! such a request runs, this node gets all that the origin has, and before it is answered, the origin all that
+//! this node has shown.
 
 use std::{
     fs, io,
@@ -21,13 +25,19 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use littoral::Bookmark;
 
-use super::{hrana::failure, status::millis_up};
-use crate::{pki, runtime::NodeHandle};
+use super::{
+    access::Principal,
+    hrana::{Notes, failure},
+    status::millis_up,
+};
+use crate::{config::Http, pki, runtime::NodeHandle};
 
 const BOOKMARK: HeaderName = HeaderName::from_static("x-littoral-bookmark");
 const LAG: HeaderName = HeaderName::from_static("x-littoral-lag");
 const MAX_LAG: HeaderName = HeaderName::from_static("x-littoral-max-lag");
+const READ_AT: HeaderName = HeaderName::from_static("x-littoral-read-at");
 const SERVED_BY: HeaderName = HeaderName::from_static("x-littoral-served-by");
+const STALE: HeaderName = HeaderName::from_static("x-littoral-stale");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// How long a request waits until this node has what its bookmark names, and again until that is as new as
@@ -123,14 +133,57 @@ pub(super) struct Sessions {
     name: HeaderValue,
     /// `None` on a node without a key, which gives no bookmarks and takes none.
     seal: Option<Arc<Seal>>,
+    by_subject: bool,
+}
+
+/// The session of a request whose client is known by its token only.
+#[derive(Clone)]
+pub(super) struct BySubject(NodeHandle);
+
+impl BySubject {
+    /// Before the request runs: waits until this node has all that the client may have seen.
+    pub(super) async fn begins(&self) -> Result<(), (&'static str, String)> {
+        let seen = match self.0.meet_origin(WAIT).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                let why = format!(
+                    "what this client has seen at other nodes cannot be known: {error}; nothing was run"
+                );
+                return Err((UNREACHABLE, why));
+            }
+        };
+        let reached = self.0.reach(&seen, WAIT).await;
+        reached.map_err(|error| (NOT_REACHED, error.to_string()))
+    }
+
+    /// Before it is answered: has the origin get all that it can have seen.
+    pub(super) async fn ends(&self) -> Result<(), (&'static str, String)> {
+        let met = self.0.meet_origin(WAIT).await;
+        met.map(drop).map_err(|error| {
+            let why = format!(
+                "the request has run, and what it wrote stands, but other nodes may not show what it has \
+                 seen: {error}"
+            );
+            (NOT_KEPT, why)
+        })
+    }
+}
+
+const UNREACHABLE: &str = "LITTORAL_ORIGIN_UNREACHABLE";
+const NOT_REACHED: &str = "LITTORAL_BOOKMARK_NOT_REACHED";
+const NOT_KEPT: &str = "LITTORAL_SESSION_NOT_KEPT";
+
+/// Whether an error is of a session, and says to come again.
+pub(super) fn is_of_session(code: &str) -> bool {
+    [UNREACHABLE, NOT_REACHED, NOT_KEPT].contains(&code)
 }
 
 impl Sessions {
-    pub(super) fn new(node: NodeHandle, key: Option<&Path>) -> Result<Self, SealError> {
-        let seal = key.map(Seal::load).transpose()?.map(Arc::new);
+    pub(super) fn new(node: NodeHandle, config: &Http) -> Result<Self, SealError> {
+        let seal = config.bookmark_key.as_deref().map(Seal::load).transpose()?.map(Arc::new);
         let name = HeaderValue::from_str(node.identity().node.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("?"));
-        Ok(Self { node, name, seal })
+        Ok(Self { node, name, seal, by_subject: config.subject_sessions })
     }
 
     /// The bookmark that a request brings.
@@ -153,12 +206,12 @@ impl Sessions {
         response
     }
 
-    /// A bookmark of all that the session has seen.
-    async fn given(&self, brought: Option<Bookmark>) -> Option<HeaderValue> {
+    /// A bookmark of all that the session has seen: here, and before, or elsewhere.
+    async fn given(&self, and: [&Option<Bookmark>; 2]) -> Option<HeaderValue> {
         let seal = self.seal.as_ref()?;
         let mut bookmark = self.node.bookmark().await.ok()?;
-        if let Some(brought) = &brought {
-            bookmark.include_all(brought);
+        for other in and.into_iter().flatten() {
+            bookmark.include_all(other);
         }
         HeaderValue::from_str(&seal.seal(&bookmark)).ok()
     }
@@ -175,16 +228,16 @@ fn max_lag(headers: &HeaderMap) -> Result<Option<Duration>, &'static str> {
 /// Runs a request where it sees all that its session has seen.
 pub(super) async fn carry(
     State(sessions): State<Sessions>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let path = request.uri().path();
     let runs_sql = request.method() == Method::POST
         && ["/v1/", "/v2/", "/v3/"].iter().any(|version| path.starts_with(version));
+    let streams = path == CURSOR;
     if !runs_sql {
         return next.run(request).await;
     }
-    let streams = path == CURSOR;
     let brought = match sessions.brought(request.headers()) {
         Ok(brought) => brought,
         Err(why) => return failure(StatusCode::BAD_REQUEST, "LITTORAL_BOOKMARK", why),
@@ -197,21 +250,36 @@ pub(super) async fn carry(
     if let Some(bookmark) = &brought
         && let Err(error) = sessions.node.reach(bookmark, WAIT).await
     {
-        return sessions.not_now("LITTORAL_BOOKMARK_NOT_REACHED", &error.to_string());
+        return sessions.not_now(NOT_REACHED, &error.to_string());
     }
     if let Some(most) = most
         && let Err(error) = sessions.node.freshen(most, WAIT).await
     {
         return sessions.not_now("LITTORAL_TOO_STALE", &error.to_string());
     }
+    let who = request.extensions().get::<Principal>();
+    if sessions.by_subject && brought.is_none() && who.is_some_and(|who| who.subject.is_some()) {
+        request.extensions_mut().insert(BySubject(sessions.node.clone()));
+    }
     let lag = sessions.node.lag();
     let waited = began.elapsed();
     let mut response = next.run(request).await;
     let ran = began.elapsed() - waited;
-    let bookmark = if streams { None } else { sessions.given(brought).await };
+    let notes = response.extensions_mut().remove::<Notes>().unwrap_or_default();
+    let bookmark =
+        if streams { None } else { sessions.given([&brought, &notes.seen_at_origin]).await };
     let headers = response.headers_mut();
+    if notes.seen_at_origin.is_some() {
+        headers.insert(READ_AT, HeaderValue::from_static("origin"));
+    }
     if let Some(bookmark) = bookmark {
         headers.insert(BOOKMARK, bookmark);
+    }
+    if !notes.stale.is_empty() {
+        let tables = notes.stale.into_iter().collect::<Vec<_>>().join(", ");
+        // Names may have bytes that headers must not.
+        let tables = HeaderValue::try_from(tables.into_bytes());
+        headers.insert(STALE, tables.unwrap_or_else(|_| HeaderValue::from_static("?")));
     }
     headers.insert(SERVED_BY, sessions.name);
     // What was read may be so old now: it was read after that was known.

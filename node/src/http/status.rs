@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use littoral::{HoldReason, NodeId, Status, VersionVector};
+use littoral::{Consistency, HoldReason, NodeId, Status, VersionVector};
 use serde_json::{Value, json};
 
 use super::{
@@ -62,6 +62,8 @@ fn to_json(status: &Status, not_ready: Option<String>, validity: &Validity) -> V
             "writers": policy.writers.as_str(),
             "max_lag_ms": policy.max_lag.map(|bound| bound.ms),
             "on_stale": policy.max_lag.map(|bound| bound.on_stale.as_str()),
+            "on_unreachable": (policy.consistency == Consistency::OriginStrong)
+                .then(|| policy.on_unreachable.as_str()),
             "columns": policy.declared_columns().into_iter()
                 .map(|column| (column.clone(), policy.column_word(column)))
                 .collect::<BTreeMap<_, _>>(),

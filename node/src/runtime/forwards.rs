@@ -6,8 +6,8 @@ use std::{
 };
 
 use littoral::{
-    ForwardError, Guest, Now, Outcome, ProgramJob, Replica, Request, RequestId, Ticket, WallTime,
-    WriteError, WriteTx,
+    Bookmark, ForwardError, Guest, Now, Outcome, ProgramJob, Replica, Request, RequestId, Ticket,
+    WallTime, WriteError, WriteTx,
 };
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -21,6 +21,10 @@ const RANDOM_BITS: u32 = 80;
 pub(crate) enum Ask {
     /// To run a program.
     Run(Request),
+    /// To run one that only reads.
+    Read(Request),
+    /// To say what it has, once it has what this node has.
+    Meet { patience: Duration },
     /// To say what became of a request.
     Outcome { id: RequestId, issued: WallTime, patience: Duration },
     /// To begin a transaction there.
@@ -36,6 +40,8 @@ impl Ask {
     pub(super) fn of(self, replica: &mut Replica, now: Now) -> Ticket {
         match self {
             Self::Run(request) => replica.forward(now, request),
+            Self::Read(request) => replica.read_at_origin(now, request),
+            Self::Meet { patience } => replica.meet_origin(now, patience),
             Self::Outcome { id, issued, patience } => replica.outcome(now, id, issued, patience),
             Self::Begin { id, issued, patience } => {
                 replica.begin_at_origin(now, id, issued, patience)
@@ -129,6 +135,28 @@ impl NodeHandle {
             None => draw_id(issued)?,
         };
         self.ask(id, Ask::Run(Request { id, issued, program, patience })).await
+    }
+
+    /// Has a program that only reads run at the origin; see
+    /// [`Replica::read_at_origin`](littoral::Replica::read_at_origin).
+    pub(crate) async fn read_at_origin(
+        &self,
+        program: Vec<u8>,
+        patience: Duration,
+    ) -> Result<Outcome, ForwardError> {
+        let issued = self.clock.now().wall;
+        let id = draw_id(issued)?;
+        self.ask(id, Ask::Read(Request { id, issued, program, patience })).await
+    }
+
+    /// Meets the origin, which has all that this node has shown then; gives a bookmark of all that it has; see
+    /// [`Replica::meet_origin`](littoral::Replica::meet_origin).
+    pub(crate) async fn meet_origin(&self, patience: Duration) -> Result<Bookmark, ForwardError> {
+        match self.ask(RequestId(0), Ask::Meet { patience }).await? {
+            Outcome::Read { seen, .. } => Ok(seen),
+            // There is no other answer to that.
+            _ => Err(ForwardError::OriginUnreachable { origin: None }),
+        }
     }
 
     /// What became of a request; see [`Replica::outcome`](littoral::Replica::outcome).

@@ -59,7 +59,10 @@ pub(crate) use self::{
     visit::{NoVisit, Visit},
     writes::{WRITE_TIME_LIMIT, out_of_time},
 };
-pub use self::{readers::ReadError, routing::Explanation};
+pub use self::{
+    readers::ReadError,
+    routing::{Explanation, Place},
+};
 use crate::{clock::Clock, config::Config};
 
 /// How many pieces of news a slow listener may fall behind before it misses some.

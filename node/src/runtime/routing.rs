@@ -2,18 +2,27 @@
 //!
 //! | it | then |
 //! | --- | --- |
-//! | reads a table with `max_lag_ms`, and this node may be older | `serve`, `wait` for some seconds, or `fail`; of several tables the strictest word counts |
-//! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction |
+//! | reads a table with `max_lag_ms`, and this node may be older | `serve`, `wait` for some seconds, `forward` to the origin, or `fail`; of several tables the strictest word counts |
+//! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction; if that cannot be reached, it fails, or what only reads is answered here where all its tables say `on_unreachable = "stale"` |
 //! | anything else | here |
 
 use std::time::Duration;
 
-use littoral::{Admission, Consistency, Reader, Touched, Writers};
+use littoral::{Admission, Consistency, OnUnreachable, Reader, Touched, Writers};
 
 use super::{NodeHandle, ReadError, TooStale};
 
 /// How long a read waits until this node is new enough for its tables.
 const STALE_WAIT: Duration = Duration::from_secs(5);
+
+/// Where a read is to be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// At this node.
+    Here,
+    /// At the origin, since this node is so old.
+    Origin(TooStale),
+}
 
 /// What policies make of a statement.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,29 +50,42 @@ impl NodeHandle {
         self.readers.db().awaits_schema()
     }
 
-    /// Waits until this node may serve what statements read, as the policies of their tables say. A
-    /// statement that cannot be prepared, or does not read, is admitted: whoever runs it says what is wrong.
+    /// Waits until this node may serve what statements read, as the policies of their tables say, or tells
+    /// that it is to be read at the origin. A statement that cannot be prepared, or does not read, is admitted
+    /// here: whoever runs it says what is wrong.
     ///
     /// # Errors
     /// [`ReadError::TooStale`] if it may not, or not within five seconds.
-    pub async fn admit(&self, statements: Vec<String>) -> Result<(), ReadError> {
+    pub async fn admit(&self, statements: Vec<String>) -> Result<Place, ReadError> {
         if !self.bounds_lag() || self.lag() == Some(Duration::ZERO) {
-            return Ok(());
+            return Ok(Place::Here);
         }
-        let touched = self
+        let touched: Vec<Touched> = self
             .read(move |reader: &Reader| {
                 statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten().collect()
             })
             .await?;
-        Ok(self.await_lag(touched).await?)
+        let lag = self.lag();
+        match Admission::of(&touched, lag) {
+            Admission::Serve => Ok(Place::Here),
+            Admission::Wait(most) => {
+                self.freshen(most, STALE_WAIT).await?;
+                Ok(Place::Here)
+            }
+            // It turns out to write, and is then no read of this node's rows.
+            Admission::Forward(_) if touched.iter().any(|touched| touched.writes) => {
+                Ok(Place::Here)
+            }
+            Admission::Forward(most) => Ok(Place::Origin(TooStale { lag, most })),
+            Admission::Fail(most) => Err(TooStale { lag, most }.into()),
+        }
     }
 
-    async fn await_lag(&self, touched: Vec<Touched>) -> Result<(), TooStale> {
-        match Admission::of(&touched, self.lag()) {
-            Admission::Serve => Ok(()),
-            Admission::Wait(most) => self.freshen(most, STALE_WAIT).await,
-            Admission::Fail(most) => Err(TooStale { lag: self.lag(), most }),
-        }
+    /// Whether statements can do nothing but read, whoever is to run them.
+    pub(crate) async fn only_read(&self, statements: Vec<String>) -> bool {
+        let looked =
+            self.read(move |reader: &Reader| statements.iter().all(|sql| reader.only_reads(sql)));
+        looked.await.unwrap_or(false)
     }
 
     /// Says what policies make of a statement, which is not run.
@@ -88,23 +110,27 @@ impl NodeHandle {
             let reads = touched.reads && policy.consistency == Consistency::OriginStrong;
             (writes || reads) && !is_origin
         });
+        let name = origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
+        let serves = |touched: &Touched| {
+            !touched.writes
+                && (!touched.is_strong_read()
+                    || touched.policy.on_unreachable == OnUnreachable::Stale)
+        };
+        let stale = tables.iter().any(Touched::is_strong_read) && tables.iter().all(serves);
+        let there = match (is_away, stale) {
+            (true, true) => "no way there is known now, so it is answered from what this node has",
+            (true, false) => "no way there is known now, so it fails until there is one",
+            (false, true) => {
+                "it is sent there, and answered from what this node has if the origin does not answer"
+            }
+            (false, false) => "it is sent there, and fails if the origin does not answer",
+        };
+        let there = format!("which is {name}: {there}");
         let (runs_here, why) = match (elsewhere, Admission::of(&tables, lag)) {
             (Some(touched), _) => {
-                let origin =
-                    origin.map_or_else(|| "not known yet".to_owned(), |node| node.to_string());
                 let table = &touched.table;
                 let verb = if touched.writes { "written" } else { "read" };
-                (
-                    false,
-                    format!(
-                        "{table} is {verb} at the origin only, which is {origin}: {}",
-                        if is_away {
-                            "it would be sent there, but no way there is known now"
-                        } else {
-                            "it is sent there"
-                        }
-                    ),
-                )
+                (is_away && stale, format!("{table} is {verb} at the origin only, {there}"))
             }
             _ if tables.is_empty() => (true, "it touches no table of the schema".to_owned()),
             _ if tables.iter().any(|touched| touched.writes) => {
@@ -116,6 +142,13 @@ impl NodeHandle {
             (None, Admission::Wait(most)) => {
                 let most = most.as_millis();
                 (true, format!("once this node is no more than {most} ms behind the origin"))
+            }
+            (None, Admission::Forward(most)) => {
+                let most = most.as_millis();
+                let why = format!(
+                    "this node may be more than {most} ms behind the origin, so it is read there, {there}"
+                );
+                (false, why)
             }
             (None, Admission::Fail(most)) => {
                 let most = most.as_millis();

@@ -60,6 +60,12 @@ impl NodeHandle {
         self.readers.db().has_tables_of_origin()
     }
 
+    /// Whether reads of any table may be answered here while the origin, to which they belong, cannot be
+    /// reached.
+    pub(crate) fn serves_stale(&self) -> bool {
+        self.readers.db().serves_stale()
+    }
+
     /// Whether there is a way to the origin.
     pub(crate) async fn reaches_origin(&self) -> bool {
         self.status().await.is_some_and(|status| status.distance.is_some())

@@ -130,10 +130,9 @@ impl Cluster {
             (given_up, _) => {
                 self.callers.given_up.extend(given_up);
                 if draw.percent(20) {
-                    let sql = *draw.pick(&BOUNDED_READS);
-                    self.read_bounded(machine, sql)?;
+                    self.read_bounded(machine, &mut draw, patience)?;
                     self.call_again(number);
-                    return Ok(());
+                    return self.drain(machine);
                 }
                 let operation = self.oracle.seats.next();
                 let SeatCall { seat, action, script } = SeatCall::draw(&mut draw, operation);
@@ -202,7 +201,11 @@ impl Cluster {
         let (id, program) = (call.request(), call.script.encode());
         let patience = Duration::from_nanos(patience);
         let request = Request { id, issued: now.wall, program, patience };
-        let ticket = engine.replica.forward(now, request);
+        let ticket = if call.script.may_read() {
+            engine.replica.read_at_origin(now, request)
+        } else {
+            engine.replica.forward(now, request)
+        };
         machine.calls.insert(ticket, UnderWay { caller, call, sent: Sent::Request });
     }
 
@@ -281,6 +284,17 @@ impl Cluster {
                 let values = decode_values(result);
                 return self.call_ended(number, caller, &call, values.as_deref());
             }
+            Ok(Outcome::Read { result, .. }) if call.script.may_read() => {
+                let values = decode_values(result);
+                return self.call_ended(number, caller, &call, values.as_deref());
+            }
+            Err(ForwardError::Unknown { .. }) if call.script.may_read() && !asked => {
+                return broken(Promise::Answers, format!("m{number} doubts a read: {text}"));
+            }
+            Err(ForwardError::OriginUnreachable { .. }) if call.script.may_read() && !asked => {
+                self.read_stale(number, &call)?;
+                self.call_never(number, caller, &call, "read where it may be old");
+            }
             Ok(Outcome::Refused) => self.call_never(number, caller, &call, "refused"),
             Err(ForwardError::OtherProgram { .. }) => {
                 let what = format!("m{number} takes it for another program: {call:?}");
@@ -299,6 +313,30 @@ impl Cluster {
             return broken(Promise::Availability, what);
         }
         Ok(())
+    }
+
+    /// The origin cannot be reached: what may be old is read here, and told as such.
+    fn read_stale(&mut self, number: usize, call: &Call) -> Check {
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let reader = &engine.reader;
+        reader.serve_stale(true);
+        let read = call.script.read(reader.connection());
+        let refused = read.as_ref().err().map(|error| reader.refused(error));
+        reader.serve_stale(false);
+        let again = reader.restrict(None).and_then(|()| call.script.read(reader.connection()));
+        if again.is_ok() && number != 0 {
+            let what = format!("m{number} goes on reading what is the origin's: {call:?}");
+            return broken(Promise::Linearizability, what);
+        }
+        match (read, refused) {
+            // The schema may not have come yet.
+            (Ok(_), _) | (Err(_), Some(ReadRefused::Failed)) => Ok(()),
+            (Err(error), refused) => {
+                let what =
+                    format!("m{number} does not read what may be old ({refused:?}: {error})");
+                broken(Promise::Answers, what)
+            }
+        }
     }
 
     /// A call has taken effect.
@@ -350,6 +388,12 @@ impl Cluster {
     /// A machine has stopped, and whoever waited at it waits in vain.
     pub(super) fn calls_lost(&mut self, number: usize) {
         self.machines[number].scripts.clear();
+        for request in mem::take(&mut self.machines[number].reads).into_values() {
+            self.oracle.sessions.unanswered(request);
+        }
+        for wanderer in mem::take(&mut self.machines[number].meetings).into_values() {
+            self.wander_on(wanderer);
+        }
         for UnderWay { caller, mut call, sent } in
             mem::take(&mut self.machines[number].calls).into_values()
         {
@@ -384,8 +428,9 @@ impl Cluster {
         Ok(())
     }
 
-    /// Reads a table that bounds how old its rows may be, if the machine may serve it.
-    fn read_bounded(&mut self, number: usize, sql: &str) -> Check {
+    /// A session reads a table that bounds how old its rows may be: here, or at the origin.
+    fn read_bounded(&mut self, number: usize, draw: &mut Draw, patience: Nanos) -> Check {
+        let sql = *draw.pick(&BOUNDED_READS);
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         // The schema may not have come yet.
         let Ok(touched) = engine.reader.touches(sql) else { return Ok(()) };
@@ -396,6 +441,7 @@ impl Cluster {
             Admission::Serve => {
                 staleness::judge_bound(&mut self.oracle.logs, number, self.now, GAUGE_LAG_MS * MS)
             }
+            Admission::Forward(_) => self.session_reads_at_origin(number, sql, draw, patience),
             Admission::Wait(_) | Admission::Fail(_) => Ok(()),
         }
     }

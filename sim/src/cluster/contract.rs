@@ -235,12 +235,17 @@ impl Cluster {
                 self.queue_snapshot_work(number, work);
             }
             Output::Answered { ticket, result } => {
-                match self.machines[number].calls.remove(&ticket) {
-                    Some(call) => self.call_answered(number, call, &result)?,
-                    None => match self.machines[number].tickets.remove(&ticket) {
-                        Some(id) => self.job_answered(number, id, &result)?,
-                        None => self.answered(number, ticket, &result)?,
-                    },
+                let machine = &mut self.machines[number];
+                if let Some(read) = machine.reads.remove(&ticket) {
+                    self.session_read_answered(number, read, &result)?;
+                } else if let Some(wanderer) = machine.meetings.remove(&ticket) {
+                    self.met(number, wanderer, &result)?;
+                } else if let Some(call) = machine.calls.remove(&ticket) {
+                    self.call_answered(number, call, &result)?;
+                } else if let Some(id) = machine.tickets.remove(&ticket) {
+                    self.job_answered(number, id, &result)?;
+                } else {
+                    self.answered(number, ticket, &result)?;
                 }
             }
             Output::Run { request, program } => self.program_came(number, request, program),

@@ -67,7 +67,12 @@ impl Cluster {
             Err(ForwardError::Unknown { .. } | ForwardError::Stopping { .. }) => {
                 Forwarded::Unanswered
             }
-            Ok(Outcome::Refused | Outcome::Begun(_) | Outcome::Stepped { .. }) => {
+            Ok(
+                Outcome::Refused
+                | Outcome::Begun(_)
+                | Outcome::Stepped { .. }
+                | Outcome::Read { .. },
+            ) => {
                 failed = Failed { constraint: false, why: format!("{result:?}") };
                 Forwarded::Failed(&failed)
             }

@@ -234,6 +234,7 @@ impl Cluster {
         let now = machine.clock.at(self.now);
         vfs::with(|store| store.wall_ms = now.wall.0);
         if let Some(script) = Script::decode(&bytes) {
+            self.oracle.sessions.reads_there(request, &engine.replica.status().vector);
             let ticket = engine.replica.run(now, request, script.into_program_job());
             machine.errands.runs.insert(ticket, request);
             return self.drain(number);

@@ -1,13 +1,19 @@
 //! Sessions that move between machines, and how old machines say that their rows are.
 
-use littoral::{Committed, Instant};
+use std::time::Duration;
+
+use littoral::{Committed, ForwardError, Instant, Outcome, Request, RequestId};
 
 use super::Cluster;
 use crate::{
-    chance::Draw,
+    chance::{Draw, Stream},
+    clock::Nanos,
     oracle::{Check, Promise, broken, sessions::SESSIONS, staleness, unreadable},
-    workload::JobId,
+    workload::{JobId, Script},
 };
+
+/// Reads that sessions send to the origin are named apart from other requests.
+const READS: u128 = 3 << 64;
 
 impl Cluster {
     /// A job was answered, and its log read: its session goes on with a bookmark that covers it.
@@ -39,6 +45,79 @@ impl Cluster {
             return broken(Promise::Sessions, what);
         }
         self.oracle.sessions.read(session, number, &held, &given)
+    }
+
+    /// A session comes to a machine whose rows are too old for what it reads, and so reads at the origin.
+    pub(super) fn session_reads_at_origin(
+        &mut self,
+        number: usize,
+        sql: &str,
+        draw: &mut Draw,
+        patience: Nanos,
+    ) -> Check {
+        let session = draw.index(SESSIONS);
+        let machine = &mut self.machines[number];
+        let Some(engine) = &mut machine.engine else { return Ok(()) };
+        let carried = self.oracle.sessions.bookmark(session)?;
+        if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {
+            return Ok(());
+        }
+        self.sent_reads += 1;
+        let (now, id) =
+            (machine.clock.at(self.now), RequestId(READS | u128::from(self.sent_reads)));
+        let program = Script::of(vec![(sql.to_owned(), Vec::new())]).encode();
+        let patience = Duration::from_nanos(patience);
+        let request = Request { id, issued: now.wall, program, patience };
+        let ticket = engine.replica.read_at_origin(now, request);
+        machine.reads.insert(ticket, id);
+        self.oracle.sessions.sends(id, session);
+        self.note(number, "read there", || format!("session {session}: {sql}"));
+        Ok(())
+    }
+
+    /// A session that was answered by the origin reads on some machine, if that may serve it.
+    fn session_goes_on(&mut self, session: usize, request: RequestId) -> Check {
+        let entity = u64::try_from(request.0 ^ READS).unwrap_or_default();
+        let number = self.chance.draw(Stream::Probe, entity, u64::MAX).index(self.machines.len());
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        let carried = self.oracle.sessions.bookmark(session)?;
+        if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {
+            return Ok(());
+        }
+        self.oracle.refresh(number, &engine.eye)?;
+        let given = engine.reader.bookmark().map_err(unreadable(number))?;
+        let held = self.oracle.logs.shadow(number).vector();
+        self.oracle.sessions.read(session, number, &held, &given)
+    }
+
+    /// A read that was sent to the origin is answered.
+    pub(super) fn session_read_answered(
+        &mut self,
+        number: usize,
+        request: RequestId,
+        result: &Result<Outcome, ForwardError>,
+    ) -> Check {
+        let text = format!("{request}: {result:?}");
+        self.note(number, "was read there", || text.clone());
+        match result {
+            Ok(Outcome::Read { seen, .. }) => {
+                let session = self.oracle.sessions.answered(request, seen)?;
+                session.map_or(Ok(()), |session| self.session_goes_on(session, request))
+            }
+            // The origin was busy with another schema, or could not be reached.
+            Ok(Outcome::Failed { .. })
+            | Err(
+                ForwardError::OriginUnreachable { .. }
+                | ForwardError::Expired { .. }
+                | ForwardError::Stopping { .. }
+                | ForwardError::TooMany,
+            ) => {
+                self.oracle.sessions.unanswered(request);
+                Ok(())
+            }
+            // A read leaves no doubt, and commits nothing.
+            Ok(_) | Err(_) => broken(Promise::Answers, format!("m{number} answers a read: {text}")),
+        }
     }
 
     /// A machine's log was just read: what it says of its age is true.

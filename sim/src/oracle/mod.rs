@@ -13,7 +13,7 @@
 //! - [`spools`]: large entries are kept whole, and nothing else of them;
 //! - [`schema`]: tables, policies and freezes are what the log says;
 //! - [`clocks`]: nothing from the future is taken, and nobody writes it for long;
-//! - [`sessions`]: who moves between machines reads nothing older than before;
+//! - [`sessions`], [`wanderers`]: who moves between machines reads nothing older than before;
 //! - [`links`]: links end for a reason;
 //! - [`staleness`]: nobody's rows are older than they say;
 //! - [`convergence`]: in the end everybody holds the same;
@@ -37,6 +37,7 @@ pub(crate) mod shapes;
 pub(crate) mod sights;
 pub(crate) mod spools;
 pub(crate) mod staleness;
+pub(crate) mod wanderers;
 
 use std::fmt;
 
@@ -44,7 +45,7 @@ use rusqlite::Connection;
 
 use self::{
     clocks::Clocks, jobs::Jobs, links::Links, logs::Logs, requests::Requests, seats::Seats,
-    sessions::Sessions, shapes::Shapes,
+    sessions::Sessions, shapes::Shapes, wanderers::Wanderers,
 };
 use crate::scenario::Violation;
 
@@ -174,6 +175,7 @@ pub(crate) struct Oracle {
     pub(crate) seats: Seats,
     /// Clients that move between machines.
     pub(crate) sessions: Sessions,
+    pub(crate) wanderers: Wanderers,
     /// Which links were closed why.
     pub(crate) links: Links,
     /// Who knows how tables are read.
@@ -190,6 +192,7 @@ impl Oracle {
             requests: Requests::default(),
             seats: Seats::default(),
             sessions: Sessions::default(),
+            wanderers: Wanderers::default(),
             links: Links::default(),
             shapes,
         }
@@ -223,6 +226,7 @@ impl Oracle {
         for dot in lost {
             self.jobs.lost(dot)?;
             self.sessions.lost(dot)?;
+            self.wanderers.lost(dot);
         }
         self.refresh(machine, reader)
     }

@@ -131,8 +131,8 @@ impl Requests {
             Err(ForwardError::Unknown { .. } | ForwardError::Stopping { .. }) if !other => {
                 self.unanswered(request);
             }
-            Ok(Outcome::Begun(_) | Outcome::Stepped { .. }) => {
-                return wrong("it is still open".to_owned());
+            Ok(Outcome::Begun(_) | Outcome::Stepped { .. } | Outcome::Read { .. }) => {
+                return wrong("it is still open, or was read".to_owned());
             }
             // This attempt has run nothing.
             Err(_) => {}

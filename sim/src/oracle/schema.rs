@@ -78,7 +78,7 @@ const ALIKE: [(&str, &str); 5] = [
     ),
     (
         "declarations of tables",
-        "SELECT id, name, policy, writers, explicit_key, max_lag_ms, on_stale
+        "SELECT id, name, policy, writers, explicit_key, max_lag_ms, on_stale, on_unreachable
          FROM littoral_tables ORDER BY 1",
     ),
     ("ids that columns have", "SELECT * FROM littoral_ids ORDER BY 1"),

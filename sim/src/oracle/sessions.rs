@@ -2,9 +2,12 @@
 //!
 //! A session carries a bookmark, as text, and the oracle carries what the session has truly seen: the
 //! entries of its writes, and all that machines held where it has read. It reads where its bookmark is
-//! reached, and only there; what it finds must hold all that it has seen before.
+//! reached, and only there; what it finds must hold all that it has seen before. Where the rows are too old
+//! it reads at the origin, and goes on with the bookmark that it is given of what it saw there.
 
-use littoral::{Bookmark, Dot, VersionVector};
+use std::collections::BTreeMap;
+
+use littoral::{Bookmark, Dot, RequestId, VersionVector};
 
 use super::{Check, Promise, broken};
 
@@ -19,15 +22,26 @@ struct Session {
     seen: VersionVector,
 }
 
+/// A read of a session's that is on its way to the origin, or back.
+#[derive(Debug)]
+struct Sent {
+    session: usize,
+    /// What the session had seen.
+    seen: VersionVector,
+    /// What the origin held when it was first read there.
+    held: Option<VersionVector>,
+}
+
 /// All sessions.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     each: [Session; SESSIONS],
+    sent: BTreeMap<RequestId, Sent>,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { each: std::array::from_fn(|_| Session::default()) }
+        Self { each: std::array::from_fn(|_| Session::default()), sent: BTreeMap::new() }
     }
 }
 
@@ -68,8 +82,54 @@ impl Sessions {
         session.take(given)
     }
 
+    /// A session sends a read to the origin.
+    pub(crate) fn sends(&mut self, request: RequestId, session: usize) {
+        let seen = self.each[session].seen.clone();
+        self.sent.insert(request, Sent { session, seen, held: None });
+    }
+
+    /// A request is read at the origin, which holds these entries.
+    pub(crate) fn reads_there(&mut self, request: RequestId, held: &VersionVector) {
+        if let Some(sent) = self.sent.get_mut(&request) {
+            sent.held.get_or_insert_with(|| held.clone());
+        }
+    }
+
+    /// The session is not told what was read there.
+    pub(crate) fn unanswered(&mut self, request: RequestId) {
+        self.sent.remove(&request);
+    }
+
+    /// The session is told what was read there, and given this bookmark. Gives which session, if it is followed.
+    pub(crate) fn answered(
+        &mut self,
+        request: RequestId,
+        given: &Bookmark,
+    ) -> Check<Option<usize>> {
+        let Some(sent) = self.sent.remove(&request) else { return Ok(None) };
+        let number = sent.session;
+        let Some(held) = sent.held else {
+            let what = format!("session {number} is told what was never read at the origin");
+            return broken(Promise::Sessions, what);
+        };
+        if let Some(dot) = sent.seen.iter().find(|dot| !held.covers(*dot)) {
+            let what = format!(
+                "session {number} reads at the origin, which holds {held}, and has seen {dot} before"
+            );
+            return broken(Promise::Sessions, what);
+        }
+        let session = &mut self.each[number];
+        session.seen.advance_all(&held);
+        session.take(given)?;
+        Ok(Some(number))
+    }
+
     /// A power cut took an entry from its author: who has seen it begins anew.
     pub(crate) fn lost(&mut self, dot: Dot) -> Check {
+        // A read that may have seen it is not followed.
+        self.sent.retain(|_, sent| {
+            !sent.seen.covers(dot) && !sent.held.as_ref().is_some_and(|held| held.covers(dot))
+        });
         for session in &mut self.each {
             let named = session.bookmark()?.map(|bookmark| bookmark.entries().seq(dot.author));
             if session.seen.covers(dot) || named >= Some(dot.seq) {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use littoral::{Consistency, OnStale, TablePolicy, UnknownWord, Writers};
+use littoral::{Consistency, OnStale, OnUnreachable, TablePolicy, UnknownWord, Writers};
 use serde::Deserialize;
 
 use super::{
@@ -26,6 +26,7 @@ struct Section {
     key: Option<String>,
     max_lag_ms: Option<u64>,
     on_stale: Option<String>,
+    on_unreachable: Option<String>,
     #[serde(default)]
     columns: BTreeMap<String, String>,
 }
@@ -76,6 +77,13 @@ impl Section {
         });
         policy
             .declare_max_lag(self.max_lag_ms, on_stale.transpose()?)
+            .map_err(|what| wrong(format!(": {what}")))?;
+        let on_unreachable = self.on_unreachable.as_deref().map(|word| {
+            word.parse::<OnUnreachable>()
+                .map_err(|error| unknown(word, "on_unreachable", &error, &wrong))
+        });
+        policy
+            .declare_on_unreachable(on_unreachable.transpose()?)
             .map_err(|what| wrong(format!(": {what}")))?;
         let merges = !(policy.columns.is_empty() && policy.groups.is_empty());
         if writers == Writers::Origin && merges {

@@ -155,6 +155,7 @@ fn carried() -> impl Strategy<Value = Carried> {
         (any::<(u64, u64)>(), program())
             .prop_map(|((guest, step), program)| Asks::Step(guest, step, program)),
         Just(Asks::Leave),
+        Just(Asks::Meet),
     ];
     (any::<(u128, u64, u64, u8)>(), asks, any::<Vec<(u64, u64)>>()).prop_map(
         |((request, issued, patience, hops), asks, requires)| Carried {

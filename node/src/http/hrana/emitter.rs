@@ -126,6 +126,12 @@ impl Emitter {
         }
     }
 
+    /// Says at the end that the whole has failed.
+    pub(super) async fn fail(&mut self, error: &HranaError) {
+        self.line(&CursorEntry::Error { error });
+        self.flush().await;
+    }
+
     /// Sends all there is.
     pub(super) async fn flush(&mut self) {
         let chunk = std::mem::take(&mut self.lines);

@@ -18,22 +18,22 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use littoral::{Grants, Reader, TableSet, WriteError};
+use littoral::{Grants, Reader, TableSet, Touched, WriteError};
 use parking_lot::Mutex;
 
 use super::{
     emitter::Emitter,
-    forward::{Key, Parcel, run_at_origin},
+    forward::{Key, ORIGIN_UNREACHABLE, PATIENCE, Parcel, Settled, read_at_origin, run_at_origin},
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
     region::{End, Kind, NotHere, Ran, Region, RegionJob, never_ran, run_region},
     session::{Fault, RESPONSE_BYTES_MAX, ReadSession, perform},
     slow::Spent,
     sql::{self, Verb},
-    stream::{Open, Stream},
+    stream::{Notes, Open, Stream},
     wire::HranaError,
 };
-use crate::runtime::{HeldReader, NodeHandle, WRITE_TIME_LIMIT};
+use crate::runtime::{HeldReader, NodeHandle, Place, ReadError, WRITE_TIME_LIMIT};
 
 /// Runs a whole program; there is one outcome for each step. With an emitter, outcomes are sent as they
 /// come, rows as they are read, and what is left is how the steps went. `grants` is what the engine is to
@@ -47,6 +47,7 @@ pub(super) async fn execute(
     emitter: Option<Emitter>,
 ) -> Vec<Outcome> {
     stream.look();
+    stream.notes = Notes::default();
     let mut run = Run {
         node,
         grants,
@@ -256,19 +257,27 @@ impl Run<'_> {
         }
     }
 
-    /// Waits until this node may serve what steps read, as the policies of their tables say.
-    async fn admit(&self, steps: Range<usize>) -> Result<(), HranaError> {
+    /// Waits until this node may serve what steps read, as the policies of their tables say, or tells that the
+    /// origin is to.
+    async fn admit(&self, steps: Range<usize>) -> Result<Place, HranaError> {
         if !self.node.bounds_lag() {
-            return Ok(());
+            return Ok(Place::Here);
         }
-        let statements = steps.filter_map(|step| match &self.program.steps[step].action {
-            Action::Run(statement) => Some(statement.sql.clone()),
-            Action::Describe(_) | Action::Autocommit | Action::Fail(_) => None,
-        });
         let began = Instant::now();
-        let admitted = self.node.admit(statements.collect()).await;
+        let admitted = self.node.admit(self.statements(steps)).await;
         self.spent.waited_for_lag(began);
         admitted.map_err(|error| HranaError::from(&error))
+    }
+
+    fn statements(&self, steps: Range<usize>) -> Vec<String> {
+        let statement = |step: usize| match &self.program.steps[step].action {
+            // The words of transactions read nothing, and never reach SQLite.
+            Action::Run(statement) if !statement.verb.controls_transaction() => {
+                Some(statement.sql.clone())
+            }
+            _ => None,
+        };
+        steps.filter_map(statement).collect()
     }
 
     /// Runs a step that may only read, or hands it to the writer if it turns out to write.
@@ -278,8 +287,11 @@ impl Run<'_> {
             Err(Fault::Step(error)) => self.fail(error),
             Err(Fault::Writes) => self.write(step..step + 1).await,
             Err(Fault::AtOrigin(_)) => {
-                let region = Region { begin: step, steps: step..step + 1, kind: Kind::Script };
-                let (ran, result) = self.at_origin(&region).await;
+                let (ran, result) = self.at_origin(&alone(step)).await;
+                self.wrote(ran, result);
+            }
+            Err(Fault::TooOld(_)) => {
+                let (ran, result) = self.read_at_origin(&alone(step), Shown::Later).await;
                 self.wrote(ran, result);
             }
         }
@@ -291,7 +303,9 @@ impl Run<'_> {
         reader: Option<&HeldReader>,
         step: usize,
     ) -> Result<Outcome, Fault> {
-        self.admit(step..step + 1).await.map_err(Fault::Step)?;
+        if let Place::Origin(old) = self.admit(step..step + 1).await.map_err(Fault::Step)? {
+            return Err(Fault::TooOld(HranaError::from(&ReadError::from(old))));
+        }
         self.spent.at("a reader");
         let program = Arc::clone(self.program);
         let mut budget = self.budget;
@@ -371,6 +385,7 @@ impl Run<'_> {
                 Ok(Ok(ran)) => (Some(ran), Ok(())),
                 Ok(Err(NotHere::Writes)) => self.job(region).await,
                 Ok(Err(NotHere::AtOrigin)) => self.at_origin(&region).await,
+                Ok(Err(NotHere::TooOld)) => self.read_at_origin(&region, Shown::Later).await,
                 Err(error) => (None, Err(error)),
             },
             false => self.job(region).await,
@@ -416,8 +431,10 @@ impl Run<'_> {
         &self,
         region: Region,
     ) -> Result<Result<Ran, NotHere>, HranaError> {
-        self.admit(region.steps.clone()).await?;
-        self.read_transaction(region).await
+        match self.admit(region.steps.clone()).await? {
+            Place::Here => self.read_transaction(region).await,
+            Place::Origin(_) => Ok(Err(NotHere::TooOld)),
+        }
     }
 
     /// Runs the transaction on a reader, as long as nothing in it writes.
@@ -446,7 +463,7 @@ impl Run<'_> {
     }
 
     /// Runs a region as one write job. What ran is `None` if the engine refused before it began.
-    async fn job(&self, region: Region) -> (Option<Ran>, Result<(), HranaError>) {
+    async fn job(&mut self, region: Region) -> (Option<Ran>, Result<(), HranaError>) {
         // With a key it is run once, whichever nodes it is sent to.
         if self.key.is_some() {
             return self.at_origin(&region).await;
@@ -457,6 +474,7 @@ impl Run<'_> {
             region: region.clone(),
             prior: self.fates.clone(),
             budget: self.budget,
+            read_only: false,
         };
         self.spent.at("the writer");
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
@@ -471,12 +489,94 @@ impl Run<'_> {
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
     }
 
-    async fn at_origin(&self, region: &Region) -> (Option<Ran>, Result<(), HranaError>) {
-        self.spent.at("the origin");
-        let (program, fates) = (self.program, &self.fates);
-        let parcel = Parcel::of(program, region, fates, self.grants.map(AsRef::as_ref));
-        run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await
+    async fn at_origin(&mut self, region: &Region) -> Settled {
+        if !self.only_reads(region).await {
+            self.spent.at("the origin");
+            let parcel = self.parcel(region);
+            return run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await;
+        }
+        let may_be_stale = self.node.serves_stale();
+        if may_be_stale
+            && !self.node.reaches_origin().await
+            && let Some(ran) = self.read_stale(region).await
+        {
+            return (Some(ran), Ok(()));
+        }
+        let settled = self.read_at_origin(region, Shown::First).await;
+        if may_be_stale
+            && settled.1.as_ref().is_err_and(|error| error.code == ORIGIN_UNREACHABLE)
+            && let Some(ran) = self.read_stale(region).await
+        {
+            return (Some(ran), Ok(()));
+        }
+        settled
     }
+
+    /// Reads here what the origin, which cannot be reached, is to be asked for, if all of its tables allow
+    /// that.
+    async fn read_stale(&mut self, region: &Region) -> Option<Ran> {
+        self.spent.at("a reader");
+        let (program, region) = (Arc::clone(self.program), region.clone());
+        let (prior, budget) = (self.fates.clone(), self.budget);
+        let statements = self.statements(region.steps.clone());
+        let read = self.node.read_as(self.grants.cloned(), move |reader| {
+            let touched = statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten();
+            let strong = touched.filter(Touched::is_strong_read).map(|touched| touched.table);
+            let strong: Vec<String> = strong.collect();
+            let transaction = reader.connection().unchecked_transaction()?;
+            reader.serve_stale(true);
+            let session = &mut ReadSession(reader);
+            let ran = run_region(session, &program, &region, prior, budget, true);
+            reader.serve_stale(false);
+            transaction.finish()?;
+            Ok::<_, rusqlite::Error>((ran, strong))
+        });
+        // Who is not served here hears that the origin cannot be reached.
+        let Ok(Ok((Ok(ran), strong))) = read.await else { return None };
+        self.stream.notes.stale.extend(strong);
+        Some(ran)
+    }
+
+    /// Has the origin read what a region reads, which may fail without any doubt.
+    async fn read_at_origin(&mut self, region: &Region, shown: Shown) -> Settled {
+        self.spent.at("the origin");
+        let (settled, seen) = read_at_origin(self.node, self.parcel(region), self.budget).await;
+        if let Some(seen) = seen {
+            if shown == Shown::First
+                && let Err(error) = self.node.reach(&seen, PATIENCE).await
+            {
+                let message = format!("what the origin has shown does not come here: {error}");
+                return (None, Err(HranaError::new(ORIGIN_UNREACHABLE, message)));
+            }
+            self.stream.notes.read_at_origin(&seen);
+        }
+        settled
+    }
+
+    fn parcel(&self, region: &Region) -> Parcel {
+        Parcel::of(self.program, region, &self.fates, self.grants.map(AsRef::as_ref))
+    }
+
+    async fn only_reads(&self, region: &Region) -> bool {
+        let verbs = region.steps.clone().filter_map(|step| self.program.verb(step));
+        if verbs.clone().any(|verb| matches!(verb, Verb::Insert | Verb::Write)) {
+            return false;
+        }
+        self.node.only_read(self.statements(region.steps.clone())).await
+    }
+}
+
+/// What was read at the origin, this node shows:
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// Before the client is answered.
+    First,
+    /// Whenever it comes: the client's bookmark says what to wait for.
+    Later,
+}
+
+fn alone(step: usize) -> Region {
+    Region { begin: step, steps: step..step + 1, kind: Kind::Script }
 }
 
 /// A migration runs as a whole, on a connection of its own, and may do anything.

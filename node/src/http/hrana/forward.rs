@@ -13,7 +13,7 @@ use axum::{
     response::Response,
 };
 use littoral::{
-    ForwardError, Grants, Outcome as Became, RequestId, TableSet, WallTime,
+    Bookmark, ForwardError, Grants, Outcome as Became, RequestId, TableSet, WallTime,
     limits::RESULT_BYTES_MAX,
 };
 use parking_lot::Mutex;
@@ -35,7 +35,10 @@ use crate::{
 };
 
 /// How long the origin may take to begin with a write.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a client is told who would have been sent there.
+pub(super) const ORIGIN_UNREACHABLE: &str = "LITTORAL_ORIGIN_UNREACHABLE";
 
 /// The longest `Idempotency-Key`.
 const KEY_BYTES_MAX: usize = 255;
@@ -96,7 +99,7 @@ pub(super) struct Parcel {
     /// It is a step of a transaction that is open.
     #[serde(default)]
     continues: bool,
-    /// The transaction may only read.
+    /// It may only read.
     #[serde(default)]
     read_only: bool,
     fates: Vec<Fate>,
@@ -198,7 +201,7 @@ impl Parcel {
         }
     }
 
-    /// The same, of a transaction that may only read.
+    /// The same, of what may only read.
     pub(super) fn reading_only(self, read_only: bool) -> Self {
         Self { read_only, ..self }
     }
@@ -259,6 +262,7 @@ impl Parcel {
             prior: self.fates,
             budget,
             grants: self.grants.map(|grants| Arc::new(grants.unpack())),
+            read_only: self.read_only,
         })
     }
 }
@@ -269,14 +273,11 @@ pub(crate) const PROGRAMS: Programs = Programs { prepare, step, ended };
 /// At the origin: makes a step of a guest of a parcel.
 fn step(program: &[u8]) -> StepJob {
     let unpacked = serde_json::from_slice::<Parcel>(program).map_err(|error| error.to_string());
-    let job = unpacked.and_then(|parcel| {
-        let read_only = parcel.read_only;
-        Ok((parcel.unpack(RESPONSE_BYTES_MAX)?, read_only))
-    });
+    let job = unpacked.and_then(|parcel| parcel.unpack(RESPONSE_BYTES_MAX));
     Box::new(move |tx| {
-        let ran = job.map_err(unreadable).and_then(|(job, read_only)| {
-            job.step(tx, read_only).map_err(|error| HranaError::from(&error))
-        });
+        let ran = job
+            .map_err(unreadable)
+            .and_then(|job| job.step(tx).map_err(|error| HranaError::from(&error)));
         match ran {
             Ok(ran) => {
                 let next = if ran.end == End::Commit { Next::Commit } else { Next::Open };
@@ -378,8 +379,29 @@ pub(super) async fn run_at_origin(
             (None, Err(HranaError::new("LITTORAL_RESULT_NOT_KEPT", message)))
         }
         // Nothing was begun, so the others are no answers.
-        Ok(Became::Refused | Became::Begun(_) | Became::Stepped { .. }) => (None, Err(refused())),
+        Ok(Became::Refused | Became::Begun(_) | Became::Stepped { .. } | Became::Read { .. }) => {
+            (None, Err(refused()))
+        }
         Err(error) => (None, Err(HranaError::from(&error))),
+    }
+}
+
+/// Has the origin run a region that only reads. Gives also what it can have seen, if it ran.
+pub(super) async fn read_at_origin(
+    node: &NodeHandle,
+    parcel: Parcel,
+    budget: usize,
+) -> (Settled, Option<Bookmark>) {
+    let parcel = match parcel.reading_only(true).encode() {
+        Ok(parcel) => parcel,
+        Err(error) => return ((None, Err(error)), None),
+    };
+    match node.read_at_origin(parcel, PATIENCE).await {
+        Ok(Became::Read { result, seen }) => (unpack(&result, budget), Some(seen)),
+        Ok(Became::Failed { answer }) => (unpack(&answer, budget), None),
+        // It commits nothing, and nobody else knows its name.
+        Ok(_) => ((None, Err(refused())), None),
+        Err(error) => ((None, Err(HranaError::from(&error))), None),
     }
 }
 
@@ -392,7 +414,7 @@ pub(super) fn refused() -> HranaError {
 impl From<&ForwardError> for HranaError {
     fn from(error: &ForwardError) -> Self {
         let code = match error {
-            ForwardError::OriginUnreachable { .. } => "LITTORAL_ORIGIN_UNREACHABLE",
+            ForwardError::OriginUnreachable { .. } => ORIGIN_UNREACHABLE,
             ForwardError::OtherProgram { .. } => "LITTORAL_KEY_REUSED",
             ForwardError::Expired { .. } => "LITTORAL_OUTCOME_EXPIRED",
             ForwardError::TooLarge { .. } => "LITTORAL_REQUEST_TOO_LARGE",

@@ -132,9 +132,9 @@ impl Run<'_> {
                 self.fail(read_only_transaction());
                 self.stream.open = open;
             }
-            Err(Fault::AtOrigin(table)) => {
+            Err(Fault::AtOrigin(cannot) | Fault::TooOld(cannot)) => {
                 drop(open);
-                self.move_to_origin(table, step, read_only).await;
+                self.move_to_origin(cannot, step, read_only).await;
             }
             Err(Fault::Step(error)) => {
                 self.stream.open = if error.code == "LITTORAL_SNAPSHOT_REPLACED" {
@@ -200,7 +200,8 @@ impl Run<'_> {
             Ok(Ok((_, Some(table)))) => {
                 // Dropping it rolls it back.
                 drop(transaction);
-                return self.move_to_origin(table, step, false).await;
+                let cannot = HranaError::from(&WriteError::OriginOnly { table });
+                return self.move_to_origin(cannot, step, false).await;
             }
             Ok(Ok((Some(ran), None))) => ran,
             Ok(Ok((None, None))) => return self.lose(never_ran()),

@@ -45,7 +45,9 @@ use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-pub(crate) use self::{batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements};
+pub(crate) use self::{
+    batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements, stream::Notes,
+};
 use self::{
     emitter::Emitter,
     forward::Key,
@@ -57,7 +59,11 @@ use self::{
     },
 };
 pub(super) use self::{forward::outcome, socket::upgrade};
-use super::{ServerState, access::Principal};
+use super::{
+    ServerState,
+    access::Principal,
+    session::{BySubject, is_of_session},
+};
 use crate::runtime::NodeHandle;
 
 /// `GET /v2` and `GET /v3`: clients only look at the status.
@@ -72,11 +78,14 @@ const ERROR_CHARS_MAX: usize = 300;
 pub(super) async fn pipeline(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    session: Option<Extension<BySubject>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match run_pipeline(&state, &who, &headers, &body).await {
-        Ok(response) => json(StatusCode::OK, &response),
+    match run_pipeline(&state, &who, session, &headers, &body).await {
+        Ok((response, notes)) => {
+            (Extension(notes), json(StatusCode::OK, &response)).into_response()
+        }
         Err(error) => bad_request(error),
     }
 }
@@ -84,9 +93,10 @@ pub(super) async fn pipeline(
 async fn run_pipeline(
     state: &ServerState,
     who: &Principal,
+    session: OfRequest,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<PipelineResponse, BadRequest> {
+) -> Result<(PipelineResponse, Notes), BadRequest> {
     let key = Key::of(headers, who)?;
     let request: PipelineRequest = parse(body)?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
@@ -95,22 +105,26 @@ async fn run_pipeline(
     if keeps && !program.closes {
         lease.reserve()?;
     }
+    session_begins(&session, lease.stream()).await?;
     let (node, grants) = (&state.node, who.grants.as_ref());
     let outcomes =
         execute::execute(node, grants, lease.stream(), &program, key.as_ref(), None).await;
+    session_ends(&session, lease.stream()).await?;
     let results = outcome::answer(&program, outcomes);
+    let notes = std::mem::take(&mut lease.stream().notes);
     let baton = lease.finish(program.closes)?;
-    Ok(PipelineResponse { baton, base_url: None, results })
+    Ok((PipelineResponse { baton, base_url: None, results }, notes))
 }
 
 /// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read.
 pub(super) async fn cursor(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    session: Option<Extension<BySubject>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match open_cursor(&state, who, &headers, &body).await {
+    match open_cursor(&state, who, session, &headers, &body).await {
         Ok(body) => ([(header::CONTENT_TYPE, "text/plain")], body).into_response(),
         Err(error) => bad_request(error),
     }
@@ -119,6 +133,7 @@ pub(super) async fn cursor(
 async fn open_cursor(
     state: &ServerState,
     who: Principal,
+    session: OfRequest,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Body, BadRequest> {
@@ -127,6 +142,7 @@ async fn open_cursor(
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let requests = vec![StreamRequest::Batch { batch: request.batch }];
     let program = Arc::new(Program::plan(requests, &mut lease.stream().stored)?);
+    session_begins(&session, lease.stream()).await?;
     // It is told before anything runs, so it is kept if the stream may keep something.
     let kept = lease.stream().keeps_something() || program.begins_transaction();
     let baton = if kept { Some(lease.next_baton()?) } else { None };
@@ -136,7 +152,12 @@ async fn open_cursor(
     tokio::spawn(async move {
         let grants = who.grants.as_ref();
         let key = key.as_ref();
+        let mut end = emitter.again();
         execute::execute(&node, grants, lease.stream(), &program, key, Some(emitter)).await;
+        // All of its rows are there by now, and the answer ends only after this.
+        if let Err(error) = session_ends(&session, lease.stream()).await {
+            end.fail(&error.0).await;
+        }
     });
     Ok(Body::new(Lines { first: Some(first), chunks }))
 }
@@ -174,6 +195,7 @@ impl hyper::body::Body for Lines {
 pub(super) async fn execute_once(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    session: Option<Extension<BySubject>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -183,13 +205,14 @@ pub(super) async fn execute_once(
     }
     let plan = parse(&body)
         .map(|Request { stmt }| vec![StreamRequest::Execute { stmt }, StreamRequest::Close]);
-    answer_once(&state.node, &who, &headers, plan).await
+    answer_once(&state.node, &who, session, &headers, plan).await
 }
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
 pub(super) async fn batch_once(
     State(state): State<ServerState>,
     Extension(who): Extension<Principal>,
+    session: Option<Extension<BySubject>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -199,12 +222,13 @@ pub(super) async fn batch_once(
     }
     let plan = parse(&body)
         .map(|Request { batch }| vec![StreamRequest::Batch { batch }, StreamRequest::Close]);
-    answer_once(&state.node, &who, &headers, plan).await
+    answer_once(&state.node, &who, session, &headers, plan).await
 }
 
 async fn answer_once(
     node: &NodeHandle,
     who: &Principal,
+    session: OfRequest,
     headers: &HeaderMap,
     requests: Result<Vec<StreamRequest>, BadRequest>,
 ) -> Response {
@@ -220,8 +244,14 @@ async fn answer_once(
     };
     let grants = who.grants.as_ref();
     let (mut stream, key) = (Stream::default(), key.as_ref());
+    if let Err(error) = session_begins(&session, &stream).await {
+        return bad_request(error);
+    }
     let outcomes = execute::execute(node, grants, &mut stream, &program, key, None).await;
-    match outcome::answer(&program, outcomes).into_iter().next() {
+    if let Err(error) = session_ends(&session, &stream).await {
+        return bad_request(error);
+    }
+    let response = match outcome::answer(&program, outcomes).into_iter().next() {
         Some(StreamResult::Ok { response: StreamResponse::Execute { result } }) => {
             json(StatusCode::OK, &Body { result })
         }
@@ -230,7 +260,29 @@ async fn answer_once(
         }
         Some(StreamResult::Error { error }) => bad_request(BadRequest(error)),
         _ => bad_request(BadRequest::new("LITTORAL_UNAVAILABLE", "there is no answer")),
+    };
+    (Extension(stream.notes), response).into_response()
+}
+
+/// The session of a request, if the node keeps one.
+type OfRequest = Option<Extension<BySubject>>;
+
+/// Before a request runs, unless it goes on with a transaction, which sees what it saw when it began.
+async fn session_begins(session: &OfRequest, stream: &Stream) -> Result<(), BadRequest> {
+    match session {
+        Some(Extension(session)) if !stream.is_in_transaction() => session.begins().await,
+        _ => Ok(()),
     }
+    .map_err(|(code, message)| BadRequest::new(code, message))
+}
+
+/// Before a request is answered, unless a transaction is open: it keeps others from applying anything.
+async fn session_ends(session: &OfRequest, stream: &Stream) -> Result<(), BadRequest> {
+    match session {
+        Some(Extension(session)) if !stream.is_in_transaction() => session.ends().await,
+        _ => Ok(()),
+    }
+    .map_err(|(code, message)| BadRequest::new(code, message))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadRequest> {
@@ -248,6 +300,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadRequest> {
 fn bad_request(error: BadRequest) -> Response {
     let status = match error.0.code.as_str() {
         "TOO_MANY_STREAMS" => StatusCode::SERVICE_UNAVAILABLE,
+        code if is_of_session(code) => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_REQUEST,
     };
     failure(status, &error.0.code, &error.0.message)

@@ -65,6 +65,8 @@ pub(super) enum NotHere {
     Writes,
     /// Something in it reads a table that is read at the origin only.
     AtOrigin,
+    /// What is here is too old for it, and the origin is to serve it.
+    TooOld,
 }
 
 /// A region that runs as a write job, possibly twice.
@@ -77,6 +79,8 @@ pub(super) struct RegionJob {
     pub(super) budget: usize,
     /// What it may do, if not everything.
     pub(super) grants: Option<Arc<Grants>>,
+    /// It may only read.
+    pub(super) read_only: bool,
 }
 
 impl RegionJob {
@@ -92,8 +96,9 @@ impl RegionJob {
         }
         let (prior, region) = (self.prior.clone(), &self.region);
         // One that only reads, and comes here for a table that is read at the origin.
-        let read_only = region.kind == Kind::Begun
-            && self.program.verb(region.begin) == Some(Verb::BeginReadOnly);
+        let read_only = self.read_only
+            || region.kind == Kind::Begun
+                && self.program.verb(region.begin) == Some(Verb::BeginReadOnly);
         let mut session = WriteSession { tx, failure: None, elsewhere: None, read_only };
         let ran = run_region(&mut session, &self.program, region, prior, self.budget, read_only);
         if let Some(table) = session.elsewhere.take() {
@@ -122,7 +127,8 @@ impl RegionJob {
 
 impl RegionJob {
     /// Runs it within a transaction that stays open.
-    pub(super) fn step(self, tx: &mut WriteTx<'_>, read_only: bool) -> Result<Ran, WriteError> {
+    pub(super) fn step(self, tx: &mut WriteTx<'_>) -> Result<Ran, WriteError> {
+        let read_only = self.read_only;
         if let Some(grants) = self.grants {
             tx.restrict(grants)?;
         }
@@ -164,7 +170,9 @@ pub(super) fn run_region(
                     Err(Fault::Step(error)) => Outcome::Error(error),
                     Err(Fault::Writes) if read_only => Outcome::Error(read_only_transaction()),
                     Err(Fault::Writes) => return Err(NotHere::Writes),
-                    Err(Fault::AtOrigin(_)) => return Err(NotHere::AtOrigin),
+                    Err(Fault::AtOrigin(_) | Fault::TooOld(_)) => {
+                        return Err(NotHere::AtOrigin);
+                    }
                 },
             }
         } else {

@@ -23,8 +23,10 @@ pub(super) enum Fault {
     Step(HranaError),
     /// It writes, and the session only reads.
     Writes,
-    /// It reads this table, which is read at the origin only.
-    AtOrigin(String),
+    /// It reads a table that is read at the origin only. The error is for who cannot go there.
+    AtOrigin(HranaError),
+    /// It is to be read there too, since what is here is too old.
+    TooOld(HranaError),
 }
 
 /// Where statements run: a reader, or the transaction of a write job.
@@ -147,7 +149,9 @@ impl ReadSession<'_> {
             ReadRefused::NotGranted { what } => {
                 Fault::Step(HranaError::from(&WriteError::NotGranted { what }))
             }
-            ReadRefused::AtOrigin { table } => Fault::AtOrigin(table),
+            ReadRefused::AtOrigin { table } => {
+                Fault::AtOrigin(HranaError::from(&WriteError::OriginOnly { table }))
+            }
             ReadRefused::Writes => Fault::Writes,
             ReadRefused::Failed => Fault::Step(HranaError::from(error)),
         }

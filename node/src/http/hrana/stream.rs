@@ -1,6 +1,11 @@
 //! [`Stream`]: what one client's stream keeps from request to request.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use littoral::Bookmark;
 
 use super::{journal::Journal, program::Stored, sql::Place, wire::HranaError};
 use crate::runtime::{HeldReader, Transaction, TransactionError, Visit};
@@ -17,6 +22,22 @@ pub(crate) struct Stream {
     pub(super) place: Place,
     /// What it has done here, if it may move to the origin.
     pub(super) journal: Journal,
+    pub(super) notes: Notes,
+}
+
+/// What is to be said of a request's answer, beside the answer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Notes {
+    /// What was read at the origin, if anything was.
+    pub(crate) seen_at_origin: Option<Bookmark>,
+    /// Tables that are read at the origin, which could not be reached, and were read here.
+    pub(crate) stale: BTreeSet<String>,
+}
+
+impl Notes {
+    pub(super) fn read_at_origin(&mut self, seen: &Bookmark) {
+        self.seen_at_origin.get_or_insert_default().include_all(seen);
+    }
 }
 
 /// The transaction of a stream.

@@ -13,7 +13,7 @@
 
 use std::{mem, sync::Arc};
 
-use littoral::{Consistency, ForwardError, Outcome as Became, Reader, WriteError, Writers};
+use littoral::{Consistency, ForwardError, Outcome as Became, Reader, Writers};
 
 use super::{
     execute::Run,
@@ -55,14 +55,19 @@ impl Run<'_> {
         of_origin && self.node.reaches_origin().await
     }
 
-    /// Moves the transaction to the origin, and goes on there with this step. `table` is what only the origin
-    /// may touch.
-    pub(super) async fn move_to_origin(&mut self, table: String, step: usize, read_only: bool) {
+    /// Moves the transaction to the origin, and goes on there with this step. `cannot` is what is wrong if it
+    /// has to stay.
+    pub(super) async fn move_to_origin(
+        &mut self,
+        cannot: HranaError,
+        step: usize,
+        read_only: bool,
+    ) {
         // Whatever it was here, is rolled back by now.
         let journal = mem::take(&mut self.stream.journal);
         let stays = self.stream.place == Place::Here;
         let Some(program) = journal.program().filter(|_| !stays) else {
-            return self.lose(cannot_move(table, stays));
+            return self.lose(cannot_move(cannot, stays));
         };
         let mut visit = match self.node.visit().await {
             Ok(visit) => visit,
@@ -165,8 +170,8 @@ fn settle(answer: Result<Became, ForwardError>, budget: usize, commits: bool) ->
             | Became::Unchanged { result }
             | Became::Failed { answer: result },
         ) => (unpack(&result, budget), false),
-        // What a commit gives is nothing.
-        Ok(Became::Committed { result: None, .. }) => ((None, Ok(())), false),
+        // What a commit gives is nothing, and no step is a request that only reads.
+        Ok(Became::Committed { result: None, .. } | Became::Read { .. }) => ((None, Ok(())), false),
         Ok(Became::Refused) => ((None, Err(refused())), false),
         Ok(Became::Begun(_)) => ((None, Err(never_ran())), false),
         Err(error @ ForwardError::Unknown { .. }) if commits => {
@@ -191,8 +196,7 @@ fn lost(why: &ForwardError) -> HranaError {
     HranaError::new("LITTORAL_TRANSACTION_LOST", message)
 }
 
-fn cannot_move(table: String, stays: bool) -> HranaError {
-    let mut error = HranaError::from(&WriteError::OriginOnly { table });
+fn cannot_move(mut error: HranaError, stays: bool) -> HranaError {
     error.message.push_str(if stays {
         "; the transaction said CONCURRENT, and so stays on this node"
     } else {

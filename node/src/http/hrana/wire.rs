@@ -47,6 +47,7 @@ pub(crate) enum CursorEntry<'a> {
     Row { row: &'a [Value] },
     StepEnd { affected_row_count: u64, last_insert_rowid: Option<&'a str> },
     StepError { step: usize, error: &'a HranaError },
+    Error { error: &'a HranaError },
 }
 
 #[derive(Debug, Deserialize)]
