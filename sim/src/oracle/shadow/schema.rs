@@ -278,14 +278,20 @@ fn is_renamed(table: &str, statements: &[String]) -> bool {
     })
 }
 
-/// Whether one of these statements drops the table.
+/// Whether these statements drop the table, and rename none to its name after that.
 fn is_dropped(table: &str, statements: &[String]) -> bool {
-    statements.iter().any(|statement| {
+    let drops = |statement| {
         let rest = behind(statement, "drop table");
         rest.is_some_and(|rest| {
             is_name(rest.trim().strip_prefix("if exists").unwrap_or(&rest), table)
         })
-    })
+    };
+    let takes_its_name = |statement| {
+        let rest = behind(statement, "alter table");
+        let names = rest.as_ref().and_then(|rest| rest.split_once(" rename to "));
+        names.is_some_and(|(_, to)| is_name(to, table))
+    };
+    statements.iter().fold(false, |dropped, next| drops(next) || dropped && !takes_its_name(next))
 }
 
 /// What follows in a statement that begins with these words, in small letters.
@@ -354,5 +360,16 @@ mod tests {
         ];
         let due = Ok(Held::Text(b"12".to_vec()));
         assert_eq!(default_of(&rebuilt.map(str::to_owned), &table, "c1"), due);
+    }
+
+    #[test]
+    fn a_table_that_takes_the_name_of_a_dropped_one_is_not_dropped() {
+        let rebuilt = ["DROP TABLE stall", "ALTER TABLE new_stall RENAME TO stall"];
+        let rebuilt = rebuilt.map(str::to_owned);
+        assert!(is_dropped("stall", &rebuilt[..1]));
+        assert!(!is_dropped("stall", &rebuilt));
+        assert!(!is_dropped("new_stall", &rebuilt));
+        let again = [rebuilt.as_slice(), &rebuilt[..1]].concat();
+        assert!(is_dropped("stall", &again));
     }
 }
