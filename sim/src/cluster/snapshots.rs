@@ -61,6 +61,8 @@ impl Cluster {
                 Some(Input::SnapshotWritten { peer, upto, result })
             }
         };
+        // It holds the file that arrives, and the machine may stop from here on.
+        drop(db);
         if vfs::with(|store| store.is_down(&self.machines[number].name)) {
             return self.stop(number);
         }
