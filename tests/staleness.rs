@@ -29,7 +29,12 @@ fn ask(node: &Node, sql: &str) -> Answer {
 
 /// A transaction that only reads, in one request.
 fn read_only(sql: &str) -> Value {
-    let steps = ["BEGIN READONLY", sql, "COMMIT"].map(|sql| json!({ "stmt": { "sql": sql } }));
+    transaction(&["BEGIN READONLY", sql, "COMMIT"])
+}
+
+fn transaction(statements: &[&str]) -> Value {
+    let steps: Vec<Value> =
+        statements.iter().map(|sql| json!({ "stmt": { "sql": sql } })).collect();
     json!({ "type": "batch", "batch": { "steps": steps } })
 }
 
@@ -124,6 +129,13 @@ fn while_the_origin_is_away_what_may_be_stale_is_read_here() {
     };
     until("the edge to reach the origin", || fresh(&nodes[1]));
     assert_eq!(ask(&nodes[1], "SELECT n FROM orders").header(READ_AT), Some("origin"));
+    // What was shown counts, whatever came after it.
+    for ends in [&["ROLLBACK"][..], &["SELECT no FROM orders", "COMMIT"]] {
+        let statements = [&["BEGIN READONLY", "SELECT n FROM orders"], ends].concat();
+        let answer = send(&nodes[1], &transaction(&statements), None);
+        assert_eq!((value(&answer), answer.header(READ_AT)), ("7".into(), Some("origin")));
+        assert!(answer.header(BOOKMARK).is_some(), "{answer:?}");
+    }
     let told = explain(&nodes[1], "SELECT n FROM due");
     assert_eq!(told["tables"][0]["on_unreachable"], "stale", "{told}");
     assert!(told["why"].as_str().unwrap().contains("if the origin does not answer"), "{told}");

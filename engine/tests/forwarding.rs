@@ -260,6 +260,21 @@ fn nothing_is_told_before_it_is_on_stable_storage() {
     cluster.handle(0, littoral::Input::Synced(synced));
     cluster.settle();
     assert_eq!(cluster.answered[&question], Ok(Outcome::Refused));
+
+    // What has come from elsewhere is synced later, too, and a power cut would take it.
+    cluster.held_syncs = true;
+    cluster.write(1, "INSERT INTO note VALUES('shown', 'here')");
+    cluster.settle();
+    assert_eq!(cluster.rows(0, "SELECT count(*) FROM note WHERE id = 'shown'"), ["1"]);
+    let now = cluster.now_at(1);
+    let ticket = cluster.replica(1).meet_origin(now, Duration::from_secs(5));
+    cluster.drain(1);
+    cluster.settle();
+    assert!(!cluster.answered.contains_key(&(1, ticket)));
+    cluster.held_syncs = false;
+    let synced = cluster.replica(0).status().applied;
+    cluster.handle(0, littoral::Input::Synced(synced));
+    assert!(matches!(cluster.answered[&(1, ticket)], Ok(Outcome::Read { .. })));
 }
 
 #[test]

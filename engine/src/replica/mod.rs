@@ -321,6 +321,7 @@ impl Replica {
             Input::Synced(lsn) => {
                 self.durable.reached(lsn);
                 self.answer_durable();
+                self.entries_came();
                 self.counting.news = true;
             }
             Input::SyncFailed(error) => self.sync_failed(&error),

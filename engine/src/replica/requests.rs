@@ -174,13 +174,16 @@ impl Replica {
     fn begin_request(&mut self, waiting: Waiting) -> Step {
         let (waiter, request) = (waiting.waiter, RequestId(waiting.carried.request));
         if waiting.carried.asks == Asks::Meet {
-            if !self.has_required(&waiting) {
+            // What was told here must still be here if the power goes now.
+            if !self.durable.vector.covers_all(&read_vector(&waiting.carried.requires))
+                && !planted(Bug::RequirementIgnored)
+            {
                 return Step::Waits(waiting);
             }
             let vector = if planted(Bug::MeetingBehind) {
                 self.contested.stable().covered.clone()
             } else {
-                self.log.vector()
+                self.durable.vector.clone()
             };
             return Step::Reply(waiter, Reply::Unchanged(Vec::new(), wire_vector(&vector)));
         }
@@ -347,7 +350,7 @@ impl Replica {
         }
     }
 
-    /// Something has come for which a request may wait.
+    /// Something has come, or is on stable storage now, for which a request may wait.
     pub(super) fn entries_came(&mut self) {
         self.requests.news = true;
     }

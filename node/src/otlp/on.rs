@@ -101,10 +101,10 @@ impl Spans {
     pub(crate) fn start(node: &NodeId) -> Self {
         let Ok(endpoint) = std::env::var(ENDPOINT) else { return Self(None) };
         let Some(collector) = Collector::at(&endpoint, node) else {
-            warn!(endpoint, "{ENDPOINT}: expected http://HOST:PORT; no spans are sent");
+            warn!("{ENDPOINT}: expected http://HOST:PORT; no spans are sent");
             return Self(None);
         };
-        info!(endpoint, "spans are sent to a collector");
+        info!(collector = collector.authority, "spans are sent to a collector");
         let (spans, waiting) = mpsc::channel(WAITING_MAX);
         let dropped = Arc::new(AtomicU64::new(0));
         tokio::spawn(collector.run(waiting, Arc::clone(&dropped)));
@@ -282,7 +282,8 @@ impl Collector {
     fn at(endpoint: &str, node: &NodeId) -> Option<Self> {
         let rest = endpoint.strip_prefix("http://")?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (_, port) = authority.rsplit_once(':')?;
+        // Who brings a name and a password needs more than this can do.
+        let (_, port) = authority.rsplit_once(':').filter(|_| !authority.contains('@'))?;
         port.parse::<u16>().ok()?;
         let base = path.trim_end_matches('/');
         let path =

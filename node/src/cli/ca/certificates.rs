@@ -110,15 +110,22 @@ impl Renew {
             }
             Err(error) => return Err(anyhow!("cannot read {}: {error}", path.display())),
         };
-        if let Some(pem) = &current {
-            let named = pki::facts_of_pem(pem, ca.cluster())?.node;
-            if named != self.node {
-                bail!("{} is a certificate of {named}", path.display());
-            }
-        }
         let mut issued = ca.issued()?;
         issued.retain(|one| one.facts.node == self.node);
-        if !issued.is_empty() && issued.iter().all(|one| one.revoked.is_some()) {
+        let is_revoked = |serial: &str| {
+            issued.iter().any(|one| one.facts.serial == serial && one.revoked.is_some())
+        };
+        let revoked = match &current {
+            None => !issued.is_empty() && issued.iter().all(|one| one.revoked.is_some()),
+            Some(pem) => {
+                let facts = pki::facts_of_pem(pem, ca.cluster())?;
+                if facts.node != self.node {
+                    bail!("{} is a certificate of {}", path.display(), facts.node);
+                }
+                is_revoked(&facts.serial)
+            }
+        };
+        if revoked {
             bail!(
                 "{node} was revoked, and a renewed certificate would let it in again; to have it back, \
                  make it a new node: littoral ca issue {node} --dir NEW",

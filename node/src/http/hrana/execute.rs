@@ -515,6 +515,10 @@ impl Run<'_> {
     /// Reads here what the origin, which cannot be reached, is to be asked for, if all of its tables allow
     /// that.
     async fn read_stale(&mut self, region: &Region) -> Option<Ran> {
+        // Other tables that it reads may bound how old they are.
+        if !matches!(self.admit(region.steps.clone()).await, Ok(Place::Here)) {
+            return None;
+        }
         self.spent.at("a reader");
         let (program, region) = (Arc::clone(self.program), region.clone());
         let (prior, budget) = (self.fates.clone(), self.budget);
@@ -540,13 +544,16 @@ impl Run<'_> {
     /// Has the origin read what a region reads, which may fail without any doubt.
     async fn read_at_origin(&mut self, region: &Region, shown: Shown) -> Settled {
         self.spent.at("the origin");
+        let began = Instant::now();
         let (settled, seen) = read_at_origin(self.node, self.parcel(region), self.budget).await;
         if let Some(seen) = seen {
+            let left = PATIENCE.saturating_sub(began.elapsed());
             if shown == Shown::First
-                && let Err(error) = self.node.reach(&seen, PATIENCE).await
+                && let Err(error) = self.node.reach(&seen, left).await
             {
+                // The origin was there: nothing old takes the place of what it has shown.
                 let message = format!("what the origin has shown does not come here: {error}");
-                return (None, Err(HranaError::new(ORIGIN_UNREACHABLE, message)));
+                return (None, Err(HranaError::new("LITTORAL_BOOKMARK_NOT_REACHED", message)));
             }
             self.stream.notes.read_at_origin(&seen);
         }

@@ -118,7 +118,8 @@ impl RegionJob {
             }
         };
         *last_run.lock() = Some(ran);
-        if stands {
+        // What only reads has nothing that could be undone, and its rows count also if it failed then.
+        if stands || self.read_only {
             return Ok(());
         }
         Err(failure.unwrap_or_else(|| WriteError::Aborted("rolled back".to_owned())))
