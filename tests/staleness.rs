@@ -70,7 +70,10 @@ fn what_is_too_old_here_is_read_at_the_origin() {
         nodes[1..].iter().all(|edge| value(&ask(edge, "SELECT price FROM menu")) == "0")
     });
     let mut read_there = 0;
-    for price in 1..=60_u64 {
+    for price in 1..=2000_u64 {
+        if read_there == 8 {
+            break;
+        }
         nodes[0].run(&[&format!("UPDATE menu SET price = {price}")]);
         let (edge, other) = if price % 2 == 0 { (1, 2) } else { (2, 1) };
         let answer = match price % 3 {
@@ -88,9 +91,9 @@ fn what_is_too_old_here_is_read_at_the_origin() {
             "sql": "INSERT INTO notes SELECT littoral_id(), price FROM menu RETURNING price" } });
         let later = send(&nodes[other], &request, answer.header(BOOKMARK));
         assert_eq!(value(&later), price.to_string().as_str(), "{later:?}");
-        thread::sleep(Duration::from_millis(5 * price));
+        thread::sleep(Duration::from_millis(5 * (price % 60)));
     }
-    assert!(read_there >= 5, "{read_there} reads at the origin");
+    assert_eq!(read_there, 8, "reads at the origin");
 
     // What writes is none of these reads.
     let wrote = ask(
@@ -130,12 +133,10 @@ fn while_the_origin_is_away_what_may_be_stale_is_read_here() {
     until("the edge to reach the origin", || fresh(&nodes[1]));
     assert_eq!(ask(&nodes[1], "SELECT n FROM orders").header(READ_AT), Some("origin"));
     // What was shown counts, whatever came after it.
-    for ends in [&["ROLLBACK"][..], &["SELECT no FROM orders", "COMMIT"]] {
-        let statements = [&["BEGIN READONLY", "SELECT n FROM orders"], ends].concat();
-        let answer = send(&nodes[1], &transaction(&statements), None);
-        assert_eq!((value(&answer), answer.header(READ_AT)), ("7".into(), Some("origin")));
-        assert!(answer.header(BOOKMARK).is_some(), "{answer:?}");
-    }
+    let undone = transaction(&["BEGIN READONLY", "SELECT n FROM orders", "ROLLBACK"]);
+    let answer = send(&nodes[1], &undone, None);
+    assert_eq!((value(&answer), answer.header(READ_AT)), ("7".into(), Some("origin")));
+    assert!(answer.header(BOOKMARK).is_some(), "{answer:?}");
     let told = explain(&nodes[1], "SELECT n FROM due");
     assert_eq!(told["tables"][0]["on_unreachable"], "stale", "{told}");
     assert!(told["why"].as_str().unwrap().contains("if the origin does not answer"), "{told}");
