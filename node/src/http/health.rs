@@ -1,6 +1,6 @@
 //! Whether the process answers, and whether the node can do its work.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use littoral::{Lsn, Status};
@@ -15,7 +15,7 @@ pub(super) async fn health() -> &'static str {
 
 /// `GET /ready`: 503 and the reason while clients are better served elsewhere; 200 and what is amiss while the
 /// node works in part.
-pub(super) async fn ready(State(state): State<ServerState>) -> Response {
+pub(super) async fn ready(State(state): State<Arc<ServerState>>) -> Response {
     let (reason, degraded) = match state.node.status().await {
         Some(status) => (not_ready(&status, state.ready_max_lag), degraded(&status)),
         None => (Some("the replica has ended".to_owned()), None),

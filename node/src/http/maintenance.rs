@@ -1,5 +1,7 @@
 //! `POST /verify`, `POST /schema/abort` and `POST /policy/explain`: what an operator asks of a node.
 
+use std::sync::Arc;
+
 use axum::{body::Bytes, extract::State, http::StatusCode, response::Response};
 use littoral::{Consistency, WriteError};
 use serde::Deserialize;
@@ -9,7 +11,7 @@ use super::{ServerState, hrana, status::millis_up};
 use crate::runtime::ReadError;
 
 /// Begins to compare all rows; `GET /status` tells how far it is.
-pub(super) async fn verify(State(state): State<ServerState>) -> Response {
+pub(super) async fn verify(State(state): State<Arc<ServerState>>) -> Response {
     match state.node.verify().await {
         Some(true) => hrana::json(StatusCode::ACCEPTED, &json!({ "running": true })),
         Some(false) => hrana::failure(
@@ -26,7 +28,7 @@ pub(super) async fn verify(State(state): State<ServerState>) -> Response {
 }
 
 /// Gives up the change of the schema that waits; the tables take writes again.
-pub(super) async fn abort_schema_change(State(state): State<ServerState>) -> Response {
+pub(super) async fn abort_schema_change(State(state): State<Arc<ServerState>>) -> Response {
     match state.node.abort_schema_change().await {
         Ok(_) => hrana::json(StatusCode::OK, &json!({ "aborted": true })),
         Err(error) => {
@@ -41,7 +43,7 @@ pub(super) async fn abort_schema_change(State(state): State<ServerState>) -> Res
 }
 
 /// Says what policies make of a statement, which is not run.
-pub(super) async fn explain(State(state): State<ServerState>, body: Bytes) -> Response {
+pub(super) async fn explain(State(state): State<Arc<ServerState>>, body: Bytes) -> Response {
     #[derive(Deserialize)]
     struct Request {
         sql: String,

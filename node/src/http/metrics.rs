@@ -1,6 +1,6 @@
 //! `GET /metrics`: the status as a Prometheus page.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
@@ -12,7 +12,7 @@ use littoral::{Hold, HoldReason, PeerStatus, Status, WallTime};
 use super::{ServerState, health::not_ready, hrana, meters};
 use crate::transport::Validity;
 
-pub(super) async fn metrics(State(state): State<ServerState>) -> Response {
+pub(super) async fn metrics(State(state): State<Arc<ServerState>>) -> Response {
     match state.node.status().await {
         Some(status) => {
             let is_ready = not_ready(&status, state.ready_max_lag).is_none();

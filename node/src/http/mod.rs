@@ -92,7 +92,7 @@ pub(crate) struct HttpServer {
 }
 
 /// What every handler has.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct ServerState {
     node: NodeHandle,
     trust: Arc<Trust>,
@@ -122,7 +122,7 @@ impl HttpServer {
         node: NodeHandle,
         trust: Arc<Trust>,
     ) -> Result<Self, HttpError> {
-        let sessions = Sessions::new(node.clone(), config)?;
+        let sessions = Arc::new(Sessions::new(node.clone(), config)?);
         let access = Access::new(config).map_err(|error| HttpError::Keys(error.to_string()))?;
         let renewals = Renewals::of(config.tls.clone());
         let tls = match &config.tls {
@@ -144,7 +144,7 @@ impl HttpServer {
         let access = Arc::new(access);
         let streams = Streams::start();
         let spans = Spans::start(&node.identity().node);
-        let state = ServerState {
+        let state = Arc::new(ServerState {
             node,
             trust,
             access,
@@ -153,7 +153,7 @@ impl HttpServer {
             ready_max_lag: config.ready_max_lag,
             stopping: stopping.clone(),
             spans,
-        };
+        });
         let router = router(config, state, sessions);
         let connections = config.limits.connections;
         let server = Server { listener, tls, router, connections, renewals };
@@ -181,7 +181,7 @@ impl Drop for HttpServer {
     }
 }
 
-fn router(config: &Http, state: ServerState, sessions: Sessions) -> Router {
+fn router(config: &Http, state: Arc<ServerState>, sessions: Arc<Sessions>) -> Router {
     let spans = state.spans.clone();
     let router = Router::new()
         .route("/v2", get(hrana::probe))

@@ -68,7 +68,6 @@ pub enum SealError {
 }
 
 /// Seals bookmarks, and tells those that it has sealed.
-#[derive(Clone)]
 struct Seal {
     key: [u8; 32],
 }
@@ -127,12 +126,11 @@ impl Seal {
 }
 
 /// What the requests of sessions need.
-#[derive(Clone)]
 pub(super) struct Sessions {
     node: NodeHandle,
     name: HeaderValue,
     /// `None` on a node without a key, which gives no bookmarks and takes none.
-    seal: Option<Arc<Seal>>,
+    seal: Option<Seal>,
     by_subject: bool,
 }
 
@@ -180,7 +178,7 @@ pub(super) fn is_of_session(code: &str) -> bool {
 
 impl Sessions {
     pub(super) fn new(node: NodeHandle, config: &Http) -> Result<Self, SealError> {
-        let seal = config.bookmark_key.as_deref().map(Seal::load).transpose()?.map(Arc::new);
+        let seal = config.bookmark_key.as_deref().map(Seal::load).transpose()?;
         let name = HeaderValue::from_str(node.identity().node.as_str())
             .unwrap_or_else(|_| HeaderValue::from_static("?"));
         Ok(Self { node, name, seal, by_subject: config.subject_sessions })
@@ -227,7 +225,7 @@ fn max_lag(headers: &HeaderMap) -> Result<Option<Duration>, &'static str> {
 
 /// Runs a request where it sees all that its session has seen.
 pub(super) async fn carry(
-    State(sessions): State<Sessions>,
+    State(sessions): State<Arc<Sessions>>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -281,7 +279,7 @@ pub(super) async fn carry(
         let tables = HeaderValue::try_from(tables.into_bytes());
         headers.insert(STALE, tables.unwrap_or_else(|_| HeaderValue::from_static("?")));
     }
-    headers.insert(SERVED_BY, sessions.name);
+    headers.insert(SERVED_BY, sessions.name.clone());
     // What was read may be so old now: it was read after that was known.
     if let Some(lag) = lag {
         headers.insert(LAG, HeaderValue::from(millis_up(lag + ran)));

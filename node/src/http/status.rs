@@ -1,6 +1,6 @@
 //! `GET /status`: what the node knows of itself and its peers, as JSON.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use littoral::{Consistency, HoldReason, NodeId, Status, VersionVector};
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::transport::Validity;
 
-pub(super) async fn status(State(state): State<ServerState>) -> Response {
+pub(super) async fn status(State(state): State<Arc<ServerState>>) -> Response {
     match state.node.status().await {
         Some(status) => {
             let not_ready = not_ready(&status, state.ready_max_lag);

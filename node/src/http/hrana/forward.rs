@@ -456,7 +456,7 @@ impl Which {
 
 /// `POST /v1/outcome`: it may decide the outcome, so it is no GET.
 pub(crate) async fn outcome(
-    State(state): State<ServerState>,
+    State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
     Query(which): Query<Which>,
 ) -> Response {

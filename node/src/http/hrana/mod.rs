@@ -76,7 +76,7 @@ const ERROR_CHARS_MAX: usize = 300;
 
 /// `POST /v2/pipeline` and `POST /v3/pipeline`.
 pub(super) async fn pipeline(
-    State(state): State<ServerState>,
+    State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
     session: Option<Extension<BySubject>>,
     headers: HeaderMap,
@@ -118,7 +118,7 @@ async fn run_pipeline(
 
 /// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read.
 pub(super) async fn cursor(
-    State(state): State<ServerState>,
+    State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
     session: Option<Extension<BySubject>>,
     headers: HeaderMap,
@@ -193,7 +193,7 @@ impl hyper::body::Body for Lines {
 
 /// `POST /v1/execute`: one statement, whose failure is the request's.
 pub(super) async fn execute_once(
-    State(state): State<ServerState>,
+    State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
     session: Option<Extension<BySubject>>,
     headers: HeaderMap,
@@ -210,7 +210,7 @@ pub(super) async fn execute_once(
 
 /// `POST /v1/batch`: one batch, whose steps fail for themselves.
 pub(super) async fn batch_once(
-    State(state): State<ServerState>,
+    State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
     session: Option<Extension<BySubject>>,
     headers: HeaderMap,

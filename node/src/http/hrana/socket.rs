@@ -64,7 +64,7 @@ const ENTRIES_MAX: usize = 10_000;
 
 /// A WebSocket, on any path; anything else that nobody serves is not found.
 pub(in crate::http) async fn upgrade(
-    State(state): State<ServerState>,
+    State(state): State<Arc<ServerState>>,
     remote: Option<Extension<RemoteAddress>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
@@ -201,7 +201,7 @@ type Answers = mpsc::Sender<String>;
 
 /// One socket.
 struct Socket {
-    state: ServerState,
+    state: Arc<ServerState>,
     address: IpAddr,
     /// As the last hello said.
     hello: Option<Hello>,
@@ -249,7 +249,7 @@ async fn stops(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-async fn serve(mut socket: WebSocket, state: ServerState, address: IpAddr, _place: Place) {
+async fn serve(mut socket: WebSocket, state: Arc<ServerState>, address: IpAddr, _place: Place) {
     let (answers, mut ready) = mpsc::channel(ANSWERS_WAITING);
     let mut stopping = state.stopping.clone();
     let mut session = Socket {
@@ -470,7 +470,7 @@ fn hand_on<T>(task: &mpsc::Sender<T>, work: T, request_id: i32) -> Option<String
 }
 
 async fn run_stream(
-    state: ServerState,
+    state: Arc<ServerState>,
     mut todo: mpsc::Receiver<Work>,
     answers: Answers,
     _place: Place,
