@@ -27,7 +27,10 @@ use self::authorizer::{ReadGate, Restriction};
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,16 @@ use crate::{
 
 /// How long a reader waits for another process that recovers the WAL.
 const READ_BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// After so many steps of SQLite's machine it is looked whether a reader is to be short: some 0.3 ms.
+const SHORT_STEPS: i32 = 10_000;
+
+/// How often that is looked before a reader that is to be short is interrupted. Steps are counted from a
+/// statement's first run on, so the first look may come at once.
+const SHORT_LOOKS: u32 = 2;
+
+/// What [`Reader::looks`] holds of a reader that may take its time.
+const AT_LEISURE: u32 = u32::MAX;
 
 /// A replica's file, to be read on any thread.
 #[derive(Clone, Debug)]
@@ -149,8 +162,11 @@ impl Db {
         let judge = Arc::clone(&gate);
         connection
             .authorizer(Some(move |context: AuthContext<'_>| judge.lock().judge(&context)))?;
+        let looks = Arc::new(AtomicU32::new(AT_LEISURE));
+        let left = Arc::clone(&looks);
+        connection.progress_handler(SHORT_STEPS, Some(move || is_over(&left)))?;
         let followed = Mutex::default();
-        Ok(Reader { connection, gate, file: Arc::clone(&self.file), followed })
+        Ok(Reader { connection, gate, file: Arc::clone(&self.file), followed, looks })
     }
 
     /// Whether all that a bookmark names is visible to whoever begins to read now.
@@ -184,6 +200,18 @@ impl Db {
     }
 }
 
+/// Takes one look off those that are left; tells whether that was the last one.
+fn is_over(looks: &AtomicU32) -> bool {
+    match looks.load(Ordering::Relaxed) {
+        AT_LEISURE => false,
+        0 => true,
+        left => {
+            looks.store(left - 1, Ordering::Relaxed);
+            left == 1
+        }
+    }
+}
+
 /// A connection that can only read. Statements that write are refused with `SQLITE_AUTH`.
 #[derive(Debug)]
 pub struct Reader {
@@ -192,6 +220,8 @@ pub struct Reader {
     file: Arc<File>,
     /// The tables that were read at the origin when statements in the cache were prepared.
     followed: Mutex<Arc<routing::Strong>>,
+    /// How often it is looked before what runs is interrupted.
+    looks: Arc<AtomicU32>,
 }
 
 impl Reader {
@@ -233,6 +263,17 @@ impl Reader {
         gate.engine = false;
         gate.restriction = Some(Restriction { grants, shadows: Arc::new(shadows?) });
         Ok(())
+    }
+
+    /// From here on a statement is interrupted that turns out to be long: it takes more than ten thousand
+    /// steps of SQLite's machine, or up to twice as many. One long step does not count, such as a `count(*)`.
+    pub fn be_short(&self) {
+        self.looks.store(SHORT_LOOKS, Ordering::Relaxed);
+    }
+
+    /// Ends what [`Reader::be_short`] began; tells whether nothing was interrupted.
+    pub fn was_short(&self) -> bool {
+        self.looks.swap(AT_LEISURE, Ordering::Relaxed) > 0
     }
 
     /// What the statement that was refused last would have needed, in words, since

@@ -8,7 +8,7 @@
 //!   snapshot thread ── pieces ─────┘            └────────────────┘── answers ─► who waits for them
 //!                                                       ▲
 //!                                   watchdog thread ────┘ interrupts a job that takes too long
-//!   NodeHandle ─ reads ──► reader pool (blocking threads)
+//!   NodeHandle ─ reads ──► reader pool (blocking threads, or the one that asks if the read is short)
 //! ```
 //!
 //! Only the replica thread decides anything; everything else carries bytes and waits.
@@ -245,6 +245,17 @@ impl NodeHandle {
         self.readers.read(grants, work).await
     }
 
+    /// As [`NodeHandle::read_as`], of work that does the same whenever it is called. `text` tells how long it
+    /// may take: if that was short the last time, the work is done on this thread.
+    pub(crate) async fn read_known<T: Send + 'static>(
+        &self,
+        grants: Option<Arc<Grants>>,
+        text: &str,
+        work: impl Fn(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.readers.read_known(grants, text, work).await
+    }
+
     /// As [`NodeHandle::read`], once this node has all that the bookmark names: the read shows nothing
     /// older than the session it is from has seen, at whatever node.
     ///
@@ -321,7 +332,8 @@ impl NodeHandle {
         if let Some(bookmark) = self.readers.db().bookmark() {
             return Ok(bookmark);
         }
-        self.read(Reader::bookmark).await?.map_err(ReadError::Sqlite)
+        let read = self.read_known(None, "littoral_bookmark()", Reader::bookmark).await;
+        read?.map_err(ReadError::Sqlite)
     }
 
     /// Begins an interactive transaction: waits for its turn in the queue of writes.

@@ -1,11 +1,18 @@
 //! A pool of read-only connections, used from blocking threads.
 //!
+//! Handing work to another thread costs more than a short read. So one that was short the last time is
+//! tried on the thread that asks for it; if it turns out longer, it is given up there, and handed over.
+//!
 //! Invariants: a connection has at most one user; one that was left in a transaction, or whose user
 //! panicked, is not used again; work whose caller has gone away is interrupted until it ends, and only
-//! that.
+//! that; the thread that asks does nothing that was long the last time, and gives up what SQLite takes
+//! many steps for.
 
 use std::{
+    collections::{HashSet, hash_map::RandomState},
     fmt,
+    hash::BuildHasher as _,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -28,6 +35,12 @@ const HELD_MAX: usize = 64;
 
 /// An interrupt that falls between two queries is lost, so it is repeated.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
+
+/// A read is short that takes no longer: handing it over takes a fifth of that.
+const SHORT: Duration = Duration::from_micros(200);
+
+/// So many texts of short reads are known at most; when there are more, all are learned anew.
+const TEXTS_KNOWN: usize = 4096;
 
 /// Why a read was not made.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +87,7 @@ pub(crate) struct ReaderPool {
     holds: Arc<Semaphore>,
     /// All permits, while the file is replaced.
     paused: Mutex<Option<OwnedSemaphorePermit>>,
+    known: Arc<Known>,
     meter: Arc<Meter>,
 }
 
@@ -94,6 +108,7 @@ impl ReaderPool {
             held: Mutex::default(),
             holds: Arc::new(Semaphore::new(HELD_MAX)),
             paused: Mutex::new(None),
+            known: Arc::default(),
             meter,
         }
     }
@@ -148,6 +163,62 @@ impl ReaderPool {
         let result = finish(running, task).await;
         self.meter.reads.took(began.elapsed());
         result
+    }
+
+    /// As [`ReaderPool::read`], of work that does the same whenever it is called, and of which `text` tells
+    /// how long it may take: if that was short the last time, it is done on this thread.
+    pub(crate) async fn read_known<T: Send + 'static>(
+        &self,
+        grants: Option<Arc<Grants>>,
+        text: &str,
+        work: impl Fn(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let name = self.known.name(text);
+        if self.known.is_short(name)
+            && let Some(result) = self.read_here(grants.as_ref(), name, &work)
+        {
+            return result;
+        }
+        let known = Arc::clone(&self.known);
+        let measured = move |reader: &Reader| {
+            let began = Instant::now();
+            let result = work(reader);
+            known.took(name, began.elapsed());
+            result
+        };
+        self.read(grants, measured).await
+    }
+
+    /// Does work on this thread, if a connection is idle; `None` if it has to be done elsewhere.
+    fn read_here<T>(
+        &self,
+        grants: Option<&Arc<Grants>>,
+        name: u64,
+        work: impl Fn(&Reader) -> T,
+    ) -> Option<Result<T, ReadError>> {
+        let began = Instant::now();
+        let _permit = self.permits.try_acquire().ok()?;
+        let reader = self.idle.lock().pop()?;
+        if let Err(error) = reader.restrict(grants.cloned()) {
+            return Some(Err(ReadError::Open(error)));
+        }
+        reader.be_short();
+        let Ok(result) = catch_unwind(AssertUnwindSafe(|| work(&reader))) else {
+            return Some(Err(ReadError::Panicked));
+        };
+        let was_short = reader.was_short();
+        if reader.connection().is_autocommit() {
+            self.idle.lock().push(reader);
+        }
+        let took = began.elapsed();
+        if took > SHORT {
+            self.known.took(name, took);
+        }
+        if !was_short {
+            return None;
+        }
+        self.meter.reads.took(took);
+        Some(Ok(result))
     }
 
     /// Opens a connection that one user holds.
@@ -219,6 +290,36 @@ impl ReaderPool {
         self.idle.lock().clear();
         // One that is in use is closed when its query ends.
         self.let_go();
+    }
+}
+
+/// Which texts are of reads that were short when they were made last.
+#[derive(Default)]
+struct Known {
+    hasher: RandomState,
+    short: Mutex<HashSet<u64>>,
+}
+
+impl Known {
+    /// What a text is called here. If two should be called the same, only time is lost.
+    fn name(&self, text: &str) -> u64 {
+        self.hasher.hash_one(text)
+    }
+
+    fn is_short(&self, name: u64) -> bool {
+        self.short.lock().contains(&name)
+    }
+
+    fn took(&self, name: u64, took: Duration) {
+        let mut short = self.short.lock();
+        if took > SHORT {
+            short.remove(&name);
+            return;
+        }
+        if short.len() >= TEXTS_KNOWN {
+            short.clear();
+        }
+        short.insert(name);
     }
 }
 
@@ -359,5 +460,62 @@ impl Drop for InterruptOnDrop {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use littoral::{
+        ClusterId, Identity, Incarnation, Instant as Mono, NodeId, Now, Replica, WallTime,
+    };
+
+    use super::*;
+
+    const LONG: &str =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000)
+        SELECT sum(i) FROM n";
+
+    async fn sum(pool: &ReaderPool, text: &'static str) -> (i64, thread::ThreadId) {
+        let work = move |reader: &Reader| {
+            let mut prepared = reader.connection().prepare_cached(text)?;
+            let sum = prepared.query_row([], |row| row.get(0))?;
+            Ok::<_, rusqlite::Error>((sum, thread::current().id()))
+        };
+        pool.read_known(None, text, work).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_read_that_was_short_is_made_where_it_is_asked_for_until_it_turns_out_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = Now { mono: Mono(0), wall: WallTime(1_700_000_000_000) };
+        let (cluster, incarnation) = (ClusterId(1), Incarnation(2));
+        let identity = Identity { cluster, node: NodeId::new("a").unwrap(), incarnation };
+        let replica =
+            Replica::builder(identity).open(&directory.path().join("data.sqlite"), now, 1).unwrap();
+        let pool = ReaderPool::new(replica.db().clone(), 2, Arc::default());
+        let here = thread::current().id();
+
+        // Nothing is known of it.
+        assert_ne!(sum(&pool, "SELECT 7").await.1, here);
+        let short = pool.known.name("SELECT 7");
+        pool.known.took(short, Duration::ZERO);
+        assert_eq!(sum(&pool, "SELECT 7").await, (7, here));
+
+        let long = pool.known.name(LONG);
+        pool.known.took(long, Duration::ZERO);
+        let (found, thread) = sum(&pool, LONG).await;
+        assert_eq!(found, 500_000_500_000);
+        assert_ne!(thread, here);
+        assert!(!pool.known.is_short(long));
+        // Whoever has the connection next may take as long.
+        assert_eq!(sum(&pool, LONG).await.0, 500_000_500_000);
+
+        let panics = pool.known.name("panics");
+        pool.known.took(panics, Duration::ZERO);
+        let failed = pool.read_known(None, "panics", |_| panic!("by a test")).await;
+        assert!(matches!(failed, Err::<(), _>(ReadError::Panicked)));
+        assert_eq!(pool.permits.available_permits(), 2);
     }
 }

@@ -308,25 +308,37 @@ impl Run<'_> {
         }
         self.spent.at("a reader");
         let program = Arc::clone(self.program);
-        let mut budget = self.budget;
+        let budget = self.budget;
         let spare = self.emitter.as_ref().map(Emitter::again);
-        let mut emitter = self.emitter.take();
-        let work = move |reader: &Reader| {
+        let work = move |reader: &Reader, emitter: &mut Option<Emitter>| {
             let mut session = ReadSession(reader);
             let emit = emitter.as_mut().map(|emitter| {
                 emitter.start();
                 (emitter, step)
             });
+            let mut budget = budget;
             let action = &program.steps[step].action;
             let outcome = perform(&mut session, action, &mut budget, emit);
-            (outcome, budget, emitter)
+            (outcome, budget)
         };
-        let answer = match reader {
-            Some(reader) => reader.read(self.grants.cloned(), work).await,
-            None => self.node.read_as(self.grants.cloned(), work).await,
+        let grants = self.grants.cloned();
+        let answer = match (reader, self.emitter.take()) {
+            (None, None) => {
+                let read = self.node.read_known(grants, self.text(step), move |reader| {
+                    (work(reader, &mut None), None)
+                });
+                read.await
+            }
+            (reader, mut emitter) => {
+                let work = move |reader: &Reader| (work(reader, &mut emitter), emitter);
+                match reader {
+                    Some(reader) => reader.read(grants, work).await,
+                    None => self.node.read_as(grants, work).await,
+                }
+            }
         };
         match answer {
-            Ok((outcome, budget, emitter)) => {
+            Ok(((outcome, budget), emitter)) => {
                 self.budget = budget;
                 self.emitter = emitter;
                 outcome
@@ -335,6 +347,15 @@ impl Run<'_> {
                 self.emitter = spare;
                 Err(Fault::Step(HranaError::from(&error)))
             }
+        }
+    }
+
+    /// What tells steps apart that take more or less time.
+    fn text(&self, step: usize) -> &str {
+        match &self.program.steps[step].action {
+            Action::Run(statement) => &statement.sql,
+            Action::Describe(sql) => sql,
+            Action::Autocommit | Action::Fail(_) => "",
         }
     }
 
