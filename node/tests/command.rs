@@ -312,6 +312,65 @@ fn a_wrong_configuration_is_explained() {
 }
 
 #[test]
+fn a_database_that_the_node_cannot_have_is_told_before_it_starts() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let edge = home.path().join("cluster/edge1");
+    let config = edge.join("littoral.toml");
+    let settings = fs::read_to_string(&config).unwrap();
+    let check = ["check-config", "--config", "cluster/edge1/littoral.toml"];
+    let there = |directory: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = there(&edge);
+    assert!(succeed(home.path(), &check).contains("data.sqlite: not there yet"));
+    for (data, why) in [
+        ("nowhere/data.sqlite", "is not there: make the directory"),
+        ("node.pem/data.sqlite", "is no directory"),
+        ("../edge1", "is no file"),
+        ("node.pem", "file is not a database"),
+    ] {
+        fs::write(&config, settings.replace("\"data.sqlite\"", &format!("{data:?}"))).unwrap();
+        let message = fail(home.path(), &check);
+        assert!(message.contains(why), "{data}: {message}");
+        let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
+        assert!(message.contains(why), "{data}: {message}");
+    }
+    for name in [".lock", "-wal", "-shm", "-id"] {
+        // What `serve` has made beside the file that it refused.
+        let _ = fs::remove_file(edge.join(format!("node.pem{name}")));
+    }
+    fs::write(&config, &settings).unwrap();
+    assert_eq!(there(&edge), before);
+
+    let origin = Served::start(home.path(), "origin", &[]);
+    let running = ["check-config", "--config", "cluster/origin/littoral.toml", "--json"];
+    let shown: Value = serde_json::from_str(&succeed(home.path(), &running)).unwrap();
+    assert_eq!(shown["database_is"], "in use");
+    succeed(
+        home.path(),
+        &["sql", "--url", &origin.http, "-c", "INSERT INTO orders VALUES (1, 'a')"],
+    );
+    origin.stop();
+    let shown: Value = serde_json::from_str(&succeed(home.path(), &running)).unwrap();
+    assert_eq!(shown["database_is"], "there");
+    fs::copy(home.path().join("cluster/origin/data.sqlite"), edge.join("data.sqlite")).unwrap();
+    let message = fail(home.path(), &check);
+    assert!(message.contains("the file belongs to origin"), "{message}");
+    fs::remove_file(edge.join("data.sqlite")).unwrap();
+    let other = rusqlite::Connection::open(edge.join("data.sqlite")).unwrap();
+    other.execute_batch("CREATE TABLE t (a)").unwrap();
+    drop(other);
+    let message = fail(home.path(), &check);
+    assert!(message.contains("littoral did not make"), "{message}");
+    fs::remove_file(edge.join("data.sqlite")).unwrap();
+    assert_eq!(there(&edge), before);
+}
+
+#[test]
 fn mistakes_are_answered_with_what_to_do() {
     let home = tempfile::tempdir().unwrap();
     init(home.path());
