@@ -37,6 +37,29 @@ fn a_seed_is_the_same_run_in_every_process() {
 }
 
 #[test]
+fn output_that_nobody_reads_ends_the_command_quietly() {
+    let seed = ["--nodes", "3", "--time", "1"];
+    for words in [&["run", "--seed", "1"][..], &["run", "--json", "--seed", "1"], &["replay", "1"]]
+    {
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-sim-under-test"));
+        command.args(words).args(seed).stdout(closed);
+        let output = command.output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(141), "{words:?}: {told}");
+        assert!(!told.contains("error") && !told.contains("panicked"), "{words:?}: {told}");
+    }
+    // A trace that nobody reads keeps nobody from hearing what the run came to.
+    let (reader, closed) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-sim-under-test"));
+    command.args(["run", "--json", "--trace", "--seed", "1"]).args(seed).stderr(closed);
+    let output = command.output().unwrap();
+    assert_eq!(told(&output)["passed"], 1);
+}
+
+#[test]
 fn a_run_does_something() {
     let summary = run("1");
     for figure in ["events", "jobs_done", "connections"] {

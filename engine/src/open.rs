@@ -226,6 +226,31 @@ impl Builder {
         }))
     }
 
+    /// Whether there is a database already, and whether [`Builder::open`] would take it for this node's, as
+    /// far as its first pages tell. Nothing is changed or made; another process may have the file open, which
+    /// `open_elsewhere` tells.
+    ///
+    /// # Errors
+    /// Why the file could not be opened as this node's.
+    pub fn check(&self, path: &Path, open_elsewhere: bool) -> Result<bool, OpenError> {
+        if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) || !path.exists() {
+            return Ok(false);
+        }
+        let read_only = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = if open_elsewhere {
+            Connection::open_with_flags(path, read_only)?
+        } else {
+            // Else SQLite would make the files beside it that a WAL needs. What a WAL holds is not seen
+            // like this; whose file it is changes only when it is made.
+            Connection::open_with_flags(unchanging(path), read_only | OpenFlags::SQLITE_OPEN_URI)?
+        };
+        match catalog::exists(&conn)? {
+            None => Ok(true),
+            Some(true) => check_identity(&conn, &self.identity).map(|()| true),
+            Some(false) => Err(OpenError::ForeignFile),
+        }
+    }
+
     fn new_mark(&self, now: Now, seed: u64) -> Mark {
         let Identity { node, incarnation, .. } = &self.identity;
         let words = format!("{node} {incarnation} {} {} {seed}", now.wall.0, now.mono.0);
@@ -260,6 +285,20 @@ impl Builder {
         tx.commit()?;
         Ok(())
     }
+}
+
+/// The URI of a file of which SQLite is to take for granted that nobody changes it.
+fn unchanging(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for c in path.to_string_lossy().chars() {
+        match c {
+            '%' => uri.push_str("%25"),
+            '?' => uri.push_str("%3f"),
+            '#' => uri.push_str("%23"),
+            other => uri.push(other),
+        }
+    }
+    uri + "?immutable=1"
 }
 
 /// What of a snapshot stands beside the file already.

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, PipeWriter},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
@@ -39,6 +39,13 @@ fn fail(directory: &Path, arguments: &[&str]) -> String {
     text(&output.stderr)
 }
 
+/// A pipe whose reader has gone.
+fn closed() -> PipeWriter {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer
+}
+
 fn init(directory: &Path) {
     fs::write(directory.join("schema.sql"), SCHEMA).unwrap();
     let table = "stock:writers=any,n=counter";
@@ -68,13 +75,21 @@ struct Served {
 
 impl Served {
     fn start(directory: &Path, node: &str, more: &[&str]) -> Self {
+        Self::spawn(directory, node, more, Stdio::null())
+    }
+
+    fn start_logging_to(directory: &Path, node: &str, log: impl Into<Stdio>) -> Self {
+        Self::spawn(directory, node, &[], log.into())
+    }
+
+    fn spawn(directory: &Path, node: &str, more: &[&str], log: Stdio) -> Self {
         let config = format!("cluster/{node}/littoral.toml");
         let mut child = Command::new(env!("CARGO_BIN_EXE_littoral"))
             .args(["serve", "--json", "--config", &config])
             .args(more)
             .current_dir(directory)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut line = String::new();
@@ -192,8 +207,9 @@ fn nodes_are_served_asked_and_stopped() {
     assert!(message.contains("LITTORAL_SCHEMA_CHANGING"), "{message}");
     let waits = succeed(home.path(), &["schema", "status", "--url", &origin.http]);
     assert!(waits.contains("stock") && waits.contains("edge1"), "{waits}");
+    assert!(waits.contains("since       20") && waits.contains("s ago)"), "{waits}");
     let explained = succeed(home.path(), &["gc", "explain", "--url", &origin.http]);
-    assert!(explained.contains("edge1"), "{explained}");
+    assert!(explained.contains("edge1") && explained.contains("s ago)"), "{explained}");
     succeed(home.path(), &["schema", "abort", "--url", &origin.http]);
     let sql = "UPDATE stock SET n = 5";
     succeed(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
@@ -201,6 +217,64 @@ fn nodes_are_served_asked_and_stopped() {
     let config = "cluster/origin/littoral.toml";
     let message = fail(home.path(), &["status", "--config", config]);
     assert!(message.contains("hint:"), "{message}");
+}
+
+#[test]
+fn output_that_nobody_reads_ends_commands_quietly_and_no_node() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let node = Served::start_logging_to(home.path(), "origin", closed());
+    let url = node.http.as_str();
+    let config = "cluster/origin/littoral.toml";
+    for words in [
+        &["--help"][..],
+        &["init", "other", "--schema", "schema.sql", "--nodes", "a"],
+        &["check-config", "--config", config],
+        &["token", "key"],
+        &["token", "issue", "--key", "token.key", "--read", "stock"],
+        &["ca", "list", "--cluster", "cluster"],
+        &["ca", "issue", "edge8", "--cluster", "cluster"],
+        &["backup", "--config", config, "copy.sqlite"],
+        &["status", "--url", url],
+        &["status", "--url", url, "--json"],
+        &["sql", "--url", url, "-c", "SELECT * FROM stock"],
+        &["conflicts", "--url", url],
+        &["gc", "explain", "--url", url],
+        &["schema", "status", "--url", url],
+        &["policy", "explain", "--url", url, "SELECT 1"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_littoral"));
+        let output =
+            command.args(words).current_dir(home.path()).stdout(closed()).output().unwrap();
+        assert!(output.stderr.is_empty(), "{words:?}: {}", text(&output.stderr));
+        let expected = if words == ["--help"] { 0 } else { 1 };
+        assert_eq!(output.status.code(), Some(expected), "{words:?}");
+    }
+    // The node logs where nobody reads, and has answered all the same.
+    node.stop();
+}
+
+#[test]
+fn changes_of_the_schema_change_no_rows() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let node = Served::start(home.path(), "origin", &[]);
+    let sql = |sql: &str| succeed(home.path(), &["sql", "--url", &node.http, "-c", sql]);
+    assert_eq!(sql("INSERT INTO orders VALUES (1, 'pen'), (2, 'ink')"), "2 rows changed\n");
+    for change in [
+        "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT)",
+        "ALTER TABLE orders ADD COLUMN n INTEGER",
+        "CREATE INDEX orders_item ON orders (item)",
+        "CREATE VIEW pens AS SELECT * FROM orders WHERE item = 'pen'",
+        "DROP VIEW pens",
+        "EXPLAIN UPDATE orders SET n = 1",
+    ] {
+        let told = sql(change);
+        assert!(!told.contains("changed"), "{change}: {told}");
+    }
+    let both = "UPDATE orders SET n = 1; CREATE TABLE more (id INTEGER PRIMARY KEY)";
+    assert_eq!(sql(both), "2 rows changed\n");
+    node.stop();
 }
 
 #[test]
@@ -235,6 +309,65 @@ fn a_wrong_configuration_is_explained() {
     fs::write(&path, text).unwrap();
     let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
     assert!(message.contains("reader") && message.contains("readers"), "{message}");
+}
+
+#[test]
+fn a_database_that_the_node_cannot_have_is_told_before_it_starts() {
+    let home = tempfile::tempdir().unwrap();
+    init(home.path());
+    let edge = home.path().join("cluster/edge1");
+    let config = edge.join("littoral.toml");
+    let settings = fs::read_to_string(&config).unwrap();
+    let check = ["check-config", "--config", "cluster/edge1/littoral.toml"];
+    let there = |directory: &Path| {
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = there(&edge);
+    assert!(succeed(home.path(), &check).contains("data.sqlite: not there yet"));
+    for (data, why) in [
+        ("nowhere/data.sqlite", "is not there: make the directory"),
+        ("node.pem/data.sqlite", "is no directory"),
+        ("../edge1", "is no file"),
+        ("node.pem", "file is not a database"),
+    ] {
+        fs::write(&config, settings.replace("\"data.sqlite\"", &format!("{data:?}"))).unwrap();
+        let message = fail(home.path(), &check);
+        assert!(message.contains(why), "{data}: {message}");
+        let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
+        assert!(message.contains(why), "{data}: {message}");
+    }
+    for name in [".lock", "-wal", "-shm", "-id"] {
+        // What `serve` has made beside the file that it refused.
+        let _ = fs::remove_file(edge.join(format!("node.pem{name}")));
+    }
+    fs::write(&config, &settings).unwrap();
+    assert_eq!(there(&edge), before);
+
+    let origin = Served::start(home.path(), "origin", &[]);
+    let running = ["check-config", "--config", "cluster/origin/littoral.toml", "--json"];
+    let shown: Value = serde_json::from_str(&succeed(home.path(), &running)).unwrap();
+    assert_eq!(shown["database_is"], "in use");
+    succeed(
+        home.path(),
+        &["sql", "--url", &origin.http, "-c", "INSERT INTO orders VALUES (1, 'a')"],
+    );
+    origin.stop();
+    let shown: Value = serde_json::from_str(&succeed(home.path(), &running)).unwrap();
+    assert_eq!(shown["database_is"], "there");
+    fs::copy(home.path().join("cluster/origin/data.sqlite"), edge.join("data.sqlite")).unwrap();
+    let message = fail(home.path(), &check);
+    assert!(message.contains("the file belongs to origin"), "{message}");
+    fs::remove_file(edge.join("data.sqlite")).unwrap();
+    let other = rusqlite::Connection::open(edge.join("data.sqlite")).unwrap();
+    other.execute_batch("CREATE TABLE t (a)").unwrap();
+    drop(other);
+    let message = fail(home.path(), &check);
+    assert!(message.contains("littoral did not make"), "{message}");
+    fs::remove_file(edge.join("data.sqlite")).unwrap();
+    assert_eq!(there(&edge), before);
 }
 
 #[test]

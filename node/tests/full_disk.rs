@@ -158,3 +158,33 @@ fn a_node_whose_disk_is_full_reads_only_until_there_is_room() {
     until("the edge to have all", || count(&edge) == rows + 2);
     assert_eq!(origin.run("PRAGMA integrity_check").unwrap(), "ok");
 }
+
+#[test]
+fn a_directory_that_cannot_be_written_is_told_before_the_node_starts() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    fs::write(home.join("schema.sql"), "CREATE TABLE t (id INTEGER PRIMARY KEY);").unwrap();
+    let made = Command::new(env!("CARGO_BIN_EXE_littoral"))
+        .current_dir(home)
+        .args(["init", "cluster", "--schema", "schema.sql", "--nodes", "origin"])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let sealed = home.join("cluster/origin/sealed");
+    fs::create_dir(&sealed).unwrap();
+    if !namespaces_are_allowed(&sealed) {
+        eprintln!("user namespaces are not allowed here: nothing was checked");
+        return;
+    }
+    let config = home.join("cluster/origin/littoral.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"data.sqlite\"", "\"sealed/data.sqlite\"")).unwrap();
+    let script = "mount -t tmpfs -o ro tmpfs \"$1\" && exec \"$2\" check-config --config \"$3\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]);
+    let output =
+        command.arg(&sealed).arg(env!("CARGO_BIN_EXE_littoral")).arg(&config).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && told.contains("cannot be written"), "{told}");
+}

@@ -2,10 +2,11 @@
 //!
 //! Exit codes: 0 all promises kept, 64 wrong usage; and without a scenario 1 a broken promise (or a
 //! planted bug that was missed), 3 a crash, 4 no progress; with one 1 a violated invariant, 2 an engine
-//! fault, 5 a block that no client ever got done.
+//! fault, 5 a block that no client ever got done. 141 if the output was closed before all was said.
 
 use std::{
-    fs,
+    fmt, fs,
+    io::{self, Write as _},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     rc::Rc,
@@ -28,6 +29,9 @@ use crate::{
 
 /// Wrong usage, or a scenario with a mistake in it; `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
+
+/// The output was closed before all was said: what shells show of a process that SIGPIPE has ended.
+const READER_GONE: u8 = 141;
 
 /// Every so manieth seed is run twice, unless all are.
 const SAMPLE: u64 = 25;
@@ -203,14 +207,14 @@ fn named_bug(name: &str) -> anyhow::Result<Bug> {
     })
 }
 
-#[expect(clippy::print_stdout, reason = "what a command says goes to standard output")]
-fn say(line: impl std::fmt::Display) {
-    println!("{line}");
+/// Writes a line of output.
+fn say(line: impl fmt::Display) -> anyhow::Result<()> {
+    Ok(writeln!(io::stdout(), "{line}")?)
 }
 
-#[expect(clippy::print_stderr, reason = "errors go to standard error")]
-fn complain(line: impl std::fmt::Display) {
-    eprintln!("{line}");
+/// Whether whoever read our output has seen enough, as `head` has.
+fn is_unread(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Parses the command line, carries it out, and gives the exit code.
@@ -225,8 +229,10 @@ pub(crate) fn main() -> ExitCode {
     };
     match carry_out(cli.command) {
         Ok(code) => code,
+        Err(error) if is_unread(&error) => ExitCode::from(READER_GONE),
         Err(error) => {
-            complain(format!("error: {error:#}"));
+            // If stderr is gone there is nobody left to tell.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
             ExitCode::from(USAGE)
         }
     }
@@ -243,8 +249,8 @@ fn carry_out(words: Words) -> anyhow::Result<ExitCode> {
             summary.add(&report, cluster.replay_command(seed, scenario.as_ref()));
             summary.cpu_seconds = cpu_seconds() - before;
             summary.finish();
-            summary.failure_lines().into_iter().for_each(say);
-            tell(&summary);
+            summary.failure_lines().into_iter().try_for_each(say)?;
+            tell(&summary)?;
             Ok(summary.exit_code())
         }
         Words::Selftest { cluster, first, budget, bug, json } => {
@@ -264,12 +270,12 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let last = first.checked_add(seeds).context("the seeds end beyond the largest number")?;
     let mut summary = RunSummary::new(first, &options);
     if !args.json {
-        say(summary.title(last.saturating_sub(1), &options));
+        say(summary.title(last.saturating_sub(1), &options))?;
     }
     if args.jobs > 1 {
         share(args, first, last, &mut summary)?;
         if !args.json {
-            summary.failure_lines().into_iter().for_each(say);
+            summary.failure_lines().into_iter().try_for_each(say)?;
         }
     } else {
         let before = cpu_seconds();
@@ -282,7 +288,7 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             let report = explained(report, &summary, &options);
             let lines = summary.add(&report, args.cluster.replay_command(seed, scenario));
             if !args.json {
-                lines.into_iter().for_each(say);
+                lines.into_iter().try_for_each(say)?;
             }
             if report.failure.is_some() && args.fail_fast {
                 break;
@@ -292,9 +298,9 @@ fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     summary.finish();
     if args.json {
-        say(serde_json::to_string(&summary)?);
+        say(serde_json::to_string(&summary)?)?;
     } else {
-        tell(&summary);
+        tell(&summary)?;
     }
     Ok(summary.exit_code())
 }
@@ -343,8 +349,8 @@ fn share(args: &RunArgs, first: u64, last: u64, summary: &mut RunSummary) -> any
     Ok(())
 }
 
-fn tell(summary: &RunSummary) {
-    summary.lines().into_iter().for_each(say);
+fn tell(summary: &RunSummary) -> anyhow::Result<()> {
+    summary.lines().into_iter().try_for_each(say)
 }
 
 /// What `selftest --json` prints of each bug.
@@ -386,16 +392,16 @@ fn selftest(
                 summary.seeds,
                 summary.seconds,
                 summary.what.as_deref().unwrap_or_default()
-            ));
+            ))?;
         }
         hunts.push(summary);
     }
     let found = hunts.iter().filter(|hunt| hunt.found).count();
     let all = found == hunts.len();
     if json {
-        say(serde_json::to_string(&hunts)?);
+        say(serde_json::to_string(&hunts)?)?;
     } else {
-        say(format!("{found} of {} planted bugs found, first seed {first}", hunts.len()));
+        say(format!("{found} of {} planted bugs found, first seed {first}", hunts.len()))?;
     }
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

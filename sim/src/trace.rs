@@ -2,6 +2,8 @@
 //!
 //! Two runs of one seed are the same run exactly if their hashes are equal.
 
+use std::io::{self, Write as _};
+
 /// What is hashed, and printed if asked for.
 #[derive(Debug)]
 pub(crate) struct Trace {
@@ -71,9 +73,10 @@ impl Trace {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the trace is asked for on the command line")]
 fn print_line(at: &str, machine: &str, kind: &str, text: &str) {
-    eprintln!("{at:>11}  {machine}  {kind:<9} {text}");
+    // Whoever read the trace may have seen enough, as `head` has. The run goes on: what it came to is
+    // told elsewhere.
+    let _ = writeln!(io::stderr(), "{at:>11}  {machine}  {kind:<9} {text}");
 }
 
 /// A time in seconds since the run began, to the microsecond.

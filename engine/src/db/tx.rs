@@ -272,7 +272,7 @@ impl<'w> WriteTx<'w> {
         self.writer.user().last_insert_rowid()
     }
 
-    /// How many rows the last statement changed.
+    /// How many rows the last INSERT, UPDATE or DELETE changed.
     pub fn changes(&self) -> u64 {
         self.writer.user().changes()
     }
@@ -319,8 +319,16 @@ impl TxStatement<'_> {
     /// As for [`WriteTx::execute`].
     pub fn execute(&mut self, params: impl Params) -> Result<usize, WriteError> {
         self.query(params, |_| Ok(()))?;
-        let changes = if self.readonly() { 0 } else { self.writer.user().changes() };
-        Ok(usize::try_from(changes).unwrap_or(usize::MAX))
+        Ok(usize::try_from(self.changes()).unwrap_or(usize::MAX))
+    }
+
+    /// How many rows it changed when it ran last; those of triggers are not counted.
+    pub fn changes(&self) -> u64 {
+        // Other statements leave the count of the one before standing.
+        let statement = self.statement();
+        let counts =
+            !statement.readonly() && statement.is_explain() == 0 && self.kind.action.is_none();
+        if counts { self.writer.user().changes() } else { 0 }
     }
 
     /// Runs it with these parameters and gives each row.

@@ -7,10 +7,16 @@ use clap::Args;
 use serde_json::json;
 
 use super::say;
-use crate::{config::Config, http, transport};
+use crate::{
+    config::Config,
+    http,
+    runtime::{self, Found},
+    transport,
+};
 
-/// Checks a node's configuration, and the certificates and keys that it names, as `littoral serve` would.
-/// Nothing is started, and no file is written. The exit code is 0 if `serve` would take it.
+/// Checks a node's configuration, the certificates and keys that it names, and the place of its database, as
+/// `littoral serve` would. Nothing is started, and no file is written; a node may run meanwhile. The exit code
+/// is 0 if `serve` would take it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  littoral check-config --config edge1/littoral.toml")]
 pub(super) struct CheckConfig {
@@ -32,12 +38,18 @@ impl CheckConfig {
         if let Some(server) = &config.http {
             http::check(server)?;
         }
+        let found = runtime::check(&config)?;
         let clients = config.http.as_ref().map(|http| http.listen);
         let tokens = config.http.as_ref().is_some_and(|http| http.auth.is_some());
         if self.json {
             return say(json!({
                 "node": config.identity.node.as_str(),
                 "database": config.database,
+                "database_is": match found {
+                    Found::Nothing => "not there",
+                    Found::Closed => "there",
+                    Found::InUse => "in use",
+                },
                 "links": config.links.listen,
                 "dials": config.links.dial.iter().map(|dial| dial.node.as_str()).collect::<Vec<_>>(),
                 "http": clients,
@@ -47,7 +59,12 @@ impl CheckConfig {
             }));
         }
         say(format_args!("node        {}", config.identity.node))?;
-        say(format_args!("database    {}", config.database.display()))?;
+        let state = match found {
+            Found::Nothing => "not there yet",
+            Found::Closed => "there, and of this node",
+            Found::InUse => "there, and a node runs on it",
+        };
+        say(format_args!("database    {}: {state}", config.database.display()))?;
         say(format_args!("links       {}", config.links.listen))?;
         for dial in &config.links.dial {
             say(format_args!("dials       {} at {}", dial.node, dial.address))?;

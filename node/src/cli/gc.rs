@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use super::{
     client::Target,
     say,
-    status::{print_list, shown},
+    status::{heard, print_list, shown},
 };
 
 /// Explains what is kept of old changes, and for whom.
@@ -60,12 +60,8 @@ impl Explain {
             ));
         }
         print_list(
-            held,
-            &[
-                ("held back by", "node"),
-                ("entries missing", "missing"),
-                ("heard at (unix ms)", "heard_ms"),
-            ],
+            &heard(&status),
+            &[("held back by", "node"), ("entries missing", "missing"), ("last heard", "heard")],
         )
     }
 }

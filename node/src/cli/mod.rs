@@ -10,6 +10,7 @@ mod demo;
 mod gc;
 mod init;
 mod join;
+mod moment;
 mod policy;
 mod schema;
 mod serve;

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 
-use super::{client::Target, say, status::shown};
+use super::{client::Target, moment, say, status::shown};
 
 /// Watches a change of the schema that waits for other nodes, or gives it up.
 #[derive(Debug, Args)]
@@ -60,7 +60,8 @@ impl Show {
             return say("no change waits");
         }
         say(format_args!("frozen      {}", names(&freeze["tables"])))?;
-        say(format_args!("since       {} ms since 1970", freeze["since_ms"]))?;
+        let since = moment::shown(&freeze["since_ms"], &status);
+        say(format_args!("since       {}", since.as_deref().unwrap_or("-")))?;
         say(format_args!("waiting for {}", names(&freeze["waiting_for"])))?;
         say(format_args!("change      {}", shown(&freeze["script"])))
     }

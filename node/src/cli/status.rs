@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{client::Target, say, table};
+use super::{client::Target, moment, say, table};
 
 /// Shows what a node knows of itself and its peers.
 #[derive(Debug, Args)]
@@ -51,12 +51,8 @@ impl Show {
             &[("member", "node"), ("author", "author"), ("incarnation", "incarnation")],
         )?;
         print_list(
-            &status["stability"]["held_back_by"],
-            &[
-                ("frontier waits for", "node"),
-                ("missing", "missing"),
-                ("heard at (unix ms)", "heard_ms"),
-            ],
+            &heard(&status),
+            &[("frontier waits for", "node"), ("missing", "missing"), ("last heard", "heard")],
         )?;
         print_list(
             &status["peers"],
@@ -126,6 +122,18 @@ fn holds(peers: &Value) -> Value {
         hold
     });
     held.collect()
+}
+
+/// The members that hold the frontier back, with when each was heard last.
+pub(super) fn heard(status: &Value) -> Value {
+    let held = status["stability"]["held_back_by"].as_array().into_iter().flatten();
+    let members = held.map(|member| {
+        let mut member = member.clone();
+        let at = moment::shown(&member["heard_ms"], status);
+        member["heard"] = at.unwrap_or_else(|| "not since this node started".to_owned()).into();
+        member
+    });
+    members.collect()
 }
 
 pub(super) fn print_list(list: &Value, columns: &[(&str, &str)]) -> anyhow::Result<()> {

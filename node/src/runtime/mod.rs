@@ -17,6 +17,7 @@ mod files;
 mod forwards;
 mod interactive;
 mod meter;
+mod place;
 mod readers;
 mod replica_thread;
 mod routing;
@@ -26,7 +27,7 @@ mod writes;
 
 use std::{
     fmt, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -37,8 +38,8 @@ use std::{
 };
 
 use littoral::{
-    Bookmark, BookmarkNotReached, Committed, Db, Event as News, Grants, Identity, OpenError,
-    Reader, Replica, Status, WriteError, WriteTx,
+    Bookmark, BookmarkNotReached, Builder, Committed, Db, Event as News, Grants, Identity,
+    OpenError, Reader, Replica, Status, WriteError, WriteTx,
 };
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, oneshot, watch};
@@ -54,6 +55,7 @@ pub(crate) use self::{
     forwards::{Next, Prepared, Programs, StepJob},
     interactive::{Transaction, TransactionError},
     meter::{BOUNDS_US, Histogram, LinkMeter, Meter},
+    place::{Found, check},
     readers::HeldReader,
     replica_thread::{Event, EventSender, LinkOutbox, OUTBOX_BYTES_MAX, frame_cost},
     visit::{NoVisit, Visit},
@@ -104,6 +106,14 @@ pub enum RuntimeError {
         what: String,
         /// Why it failed.
         error: io::Error,
+    },
+    /// The database cannot be where the configuration wants it.
+    #[error("{}, where the database is to be, {why}", path.display())]
+    Place {
+        /// The directory, or the database.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// The database could not be opened.
     #[error("cannot open {}: {error}", path.display())]
@@ -399,7 +409,7 @@ pub(crate) struct Runtime {
 impl Runtime {
     /// Opens the replica and starts its threads. Blocks on the disk.
     pub(crate) fn start(config: &Config, programs: Programs) -> Result<Self, RuntimeError> {
-        let lock = lock_beside(&config.database)?;
+        let lock = place::take(&config.database)?;
         let clock = Clock::start();
         let replica = open(config, clock)?;
         let db: Db = replica.db().clone();
@@ -499,7 +509,8 @@ pub enum StopError {
     Panicked,
 }
 
-fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
+/// Settings of the replica of a configuration.
+fn builder(config: &Config) -> Builder {
     let mut builder = Replica::builder(config.identity.clone())
         .synchronous(config.storage.synchronous)
         .max_entry(config.storage.max_entry);
@@ -509,32 +520,16 @@ fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
     if let Some(genesis) = &config.genesis {
         builder = builder.genesis(genesis.clone());
     }
+    builder
+}
+
+fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
     let mut seed = [0; 8];
     getrandom::fill(&mut seed)
         .map_err(|error| io_error("cannot draw a seed", io::Error::other(error)))?;
-    builder
+    builder(config)
         .open(&config.database, clock.now(), u64::from_le_bytes(seed))
         .map_err(|error| RuntimeError::Open { path: config.database.clone(), error })
-}
-
-/// Keeps a second process off the database: two replicas of one identity would fork its log.
-fn lock_beside(database: &Path) -> Result<std::fs::File, RuntimeError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|error| io_error(&format!("cannot open {}", path.display()), error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(RuntimeError::InUse(database.to_owned())),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(io_error(&format!("cannot lock {}", path.display()), error))
-        }
-    }
 }
 
 fn io_error(what: &str, error: io::Error) -> RuntimeError {

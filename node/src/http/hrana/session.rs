@@ -265,17 +265,17 @@ impl WriteSession<'_, '_> {
         &mut self,
         statement: &Statement,
         rows: &mut Rows<'_>,
-    ) -> Result<(Vec<Column>, bool), WriteError> {
+    ) -> Result<(Vec<Column>, u64), WriteError> {
         let mut prepared = self.tx.prepare(&statement.sql)?;
         check_count(prepared.parameter_count(), statement)?;
         for (index, value) in statement.arguments.iter().enumerate() {
             prepared.bind(index + 1, value.as_ref().unwrap_or(&Value::Null))?;
         }
-        let reads = prepared.readonly();
         prepared.run(|row| Ok(rows.take(row, row.as_ref().column_count())?))?;
         // Not before it has run: if the schema had changed, that has prepared it anew.
         let cols = prepared.columns().into_iter();
-        Ok((cols.map(|(name, decltype)| Column { name, decltype }).collect(), reads))
+        let cols = cols.map(|(name, decltype)| Column { name, decltype }).collect();
+        Ok((cols, prepared.changes()))
     }
 
     fn try_run(
@@ -283,8 +283,7 @@ impl WriteSession<'_, '_> {
         statement: &Statement,
         rows: &mut Rows<'_>,
     ) -> Result<StmtResult, WriteError> {
-        let (cols, reads) = self.run_prepared(statement, rows)?;
-        let affected_row_count = if reads { 0 } else { self.tx.changes() };
+        let (cols, affected_row_count) = self.run_prepared(statement, rows)?;
         // Other statements leave the last insert's rowid standing, which may be another client's.
         let inserts = statement.verb == Verb::Insert && affected_row_count > 0;
         let last_insert_rowid = inserts.then(|| self.tx.last_insert_rowid().to_string());
