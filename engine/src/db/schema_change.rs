@@ -14,6 +14,7 @@ use crate::{
     },
     error::WriteError,
     id::TableId,
+    merge::follow_schema,
     policy::TablePolicy,
     schema::change::{Action, Changed, Scope},
 };
@@ -118,6 +119,10 @@ fn adopt(
     changed: Changed,
 ) -> Result<(), WriteError> {
     let Changed { changes, registry, respelling } = changed;
+    let before = Arc::clone(&writer.gate().registry);
+    // A table that is rebuilt was dropped by a statement before.
+    let known = |id| before.by_id(id).or_else(|| course.base.by_id(id));
+    writer.as_engine(|conn| follow_schema(conn, known, &registry))?;
     writer.user().sink().end_chapter(statements, changes, Arc::clone(&registry));
     writer.adopt(registry);
     // Behind the change, so that other nodes carry it out alike.
