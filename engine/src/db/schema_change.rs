@@ -57,6 +57,47 @@ pub(super) fn run(
     })
 }
 
+/// Runs ANALYZE. What it writes is SQLite's, on this node alone, and no part of any entry.
+///
+/// # Errors
+/// SQLite's. The job may go on.
+pub(super) fn analyze(
+    writer: &Writer,
+    course: &Course,
+    statement: &mut Statement<'_>,
+    each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
+    /// Other connections read statistics when they read the schema, and that when its version changes,
+    /// which it does only where ANALYZE is the first.
+    const READ_AGAIN: &str = "/*littoral*/ CREATE TABLE main.littoral_analyzed(x);
+                              /*littoral*/ DROP TABLE main.littoral_analyzed";
+    if writer.user().is_autocommit() {
+        return Err(transaction_gone());
+    }
+    if !course.alone {
+        writer.gate().wants_alone = true;
+        return Err(WriteError::Aborted("the job analyzes tables and runs again".to_owned()));
+    }
+    let mark = writer.user().sink().mark();
+    writer.gate().changing = true;
+    let stepped = step_all(writer, statement, each);
+    writer.gate().changing = false;
+    if let Err(error) = stepped {
+        if writer.user().is_autocommit() {
+            writer.user().sink().clear();
+        } else {
+            writer.reread(mark)?;
+        }
+        return Err(error);
+    }
+    writer.as_engine(|conn| conn.execute_batch(READ_AGAIN))?;
+    // Statements prepared before were planned without.
+    let registry = Arc::clone(&writer.gate().registry);
+    writer.adopt(registry);
+    writer.gate().stale = true;
+    Ok(())
+}
+
 /// Declares the policy of a table.
 ///
 /// # Errors
