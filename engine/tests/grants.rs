@@ -232,3 +232,22 @@ fn a_row_is_normalised_whoever_writes_it() {
     write(&mut cluster, &grants, "UPDATE m SET high = 5").unwrap();
     assert_eq!(cluster.rows(0, "SELECT high FROM m"), ["10"]);
 }
+
+#[test]
+fn indexes_that_come_and_go_are_known_to_a_reader_that_was_there_before() {
+    let mut cluster = cluster();
+    let reader = cluster.replica(0).db().reader().unwrap();
+    let on_later = Grants { read: TableSet::named(["later"]), ..Grants::default() };
+    let grants = Some(Arc::new(on_later));
+    reader.restrict(grants.clone()).unwrap();
+    assert!(read(&reader, "SELECT 1").is_ok());
+    cluster.write(0, "CREATE VIRTUAL TABLE later USING fts5(text)");
+    cluster.write(0, "INSERT INTO later VALUES('found')");
+    reader.restrict(grants.clone()).unwrap();
+    let found = read(&reader, "SELECT text FROM later WHERE later MATCH 'found'");
+    assert_eq!(found.unwrap().len(), 1);
+    cluster.write(0, "DROP TABLE later");
+    cluster.write(0, "CREATE TABLE later_data(id INTEGER PRIMARY KEY, secret)");
+    reader.restrict(grants).unwrap();
+    assert_eq!(read(&reader, "SELECT secret FROM later_data").unwrap_err(), "reading later_data");
+}
