@@ -34,7 +34,7 @@ use super::{
     interactive::{Begin, Held, Who},
     meter::Meter,
     storage_threads::{SnapshotRequest, StorageRequests},
-    writes::{Turn, Watchdog, Write},
+    writes::{Crowd, Turn, Watchdog, Write},
 };
 use crate::clock::Clock;
 
@@ -124,6 +124,7 @@ pub(crate) struct Driver {
     wake_at: Option<Instant>,
     /// What is not before the replica yet, oldest first.
     writes: VecDeque<Waiting>,
+    crowd: Crowd,
     watchdog: Watchdog,
     programs: Programs,
     meter: Arc<Meter>,
@@ -166,6 +167,7 @@ impl Driver {
             effects,
             wake_at: None,
             writes,
+            crowd: Crowd::default(),
             watchdog,
             programs,
             meter,
@@ -188,10 +190,13 @@ impl Driver {
         self.replica.is_none()
     }
 
-    /// Whether nobody has the writer or waits for it here, and nothing is due. Once something is, events have to
-    /// be looked at first: a link may be silent only because its frames wait.
+    /// Whether nobody has the writer or waits for it here, many have not come together of late, and nothing is
+    /// due. Once something is, events have to be looked at first: a link may be silent only because its frames
+    /// wait.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_free() && self.wake_at.is_none_or(|at| self.clock.now().mono < at)
+        self.is_free()
+            && self.crowd.is_small()
+            && self.wake_at.is_none_or(|at| self.clock.now().mono < at)
     }
 
     fn is_free(&self) -> bool {
@@ -302,11 +307,12 @@ impl Driver {
             return;
         }
         let turn = Turn::begin(&self.watchdog);
-        let mut first = true;
+        let mut handed = 0;
         while let Some(Waiting::Write(_)) = self.writes.front()
             && let Some(replica) = &mut self.replica
             && let Some(Waiting::Write(write)) = self.writes.pop_front()
         {
+            let first = handed == 0;
             let write = Arc::new(Mutex::new(write));
             let (theirs, turn) = (Arc::clone(&write), Arc::clone(&turn));
             let now = self.clock.now();
@@ -325,9 +331,10 @@ impl Driver {
                 }
             };
             self.effects.waiting.insert(ticket, write);
-            first = false;
+            handed += 1;
         }
-        if !first {
+        if handed > 0 {
+            self.crowd.came(handed);
             self.drain();
             for write in self.effects.postponed.drain(..).rev() {
                 self.writes.push_front(Waiting::Write(write));

@@ -5,7 +5,8 @@
 //! drain; then all writes, so that they commit as one group, and another drain.
 //!
 //! Handing a write to that thread, and the answer back, takes longer than a short write. So whoever brings one
-//! that was short the last time does it itself, if nobody drives just then and nobody waits for the writer.
+//! that was short the last time does it itself, if nobody drives just then and nobody waits for the writer. Where many
+//! come at about the same time, they are better committed together.
 //!
 //! Invariants: one thread at a time drives, and the replica thread is the next one once it asks to be; after a
 //! panic nobody drives any more.
