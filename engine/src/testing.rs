@@ -63,6 +63,10 @@ pub enum Bug {
     TrimPastCheckpoint,
     /// The log is trimmed of what a linked member is still to be sent.
     TrimUnsent,
+    /// Chunks that a crash kept from being removed are never removed.
+    ChunksOfNobody,
+    /// Chunks are removed that another entry has by now.
+    ChunksOfAnother,
     /// What is not on stable storage yet is acknowledged.
     AckUnsynced,
     /// The author's row keeps what a statement wrote to a `max` or `min` column.
@@ -170,7 +174,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 75] = [
+    pub const ALL: [Self; 77] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -195,6 +199,8 @@ impl Bug {
         Self::ShiftsNotSaved,
         Self::TrimPastCheckpoint,
         Self::TrimUnsent,
+        Self::ChunksOfNobody,
+        Self::ChunksOfAnother,
         Self::AckUnsynced,
         Self::NotNormalized,
         Self::GroupSplit,
