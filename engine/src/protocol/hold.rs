@@ -84,12 +84,13 @@ impl PeerSession {
     }
 
     /// What is offered may be trimmed meanwhile: whether to wait until the peer says that it has it by
-    /// another link. If the peer has asked for the bytes, they are gone; one that has the entry is
-    /// told so by its next hello. A node that is joining may have it nowhere, though it counts as a
-    /// member. Nothing that comes behind may be sent before the peer has spoken.
+    /// another link. If it is known to have it, the stream goes on, also if it had asked for the bytes
+    /// before it got them elsewhere. If it has asked and may not have it, they are gone. A node that is
+    /// joining may have it nowhere, though it counts as a member. Nothing that comes behind may be sent
+    /// before the peer has spoken.
     pub(super) fn offers_trimmed(&mut self, trimmed: &VersionVector) -> Option<bool> {
         let outgoing = self.outgoing.as_ref().filter(|o| trimmed.covers(o.entry.header.dot))?;
-        if self.acknowledged.covers(outgoing.entry.header.dot) {
+        if self.known.covers(outgoing.entry.header.dot) {
             // Its answer to the offer will say the same, and finds nothing offered.
             self.end_of_offer();
             return None;

@@ -404,14 +404,14 @@ impl PeerSession {
         if self.cursor > start.upto {
             return true;
         }
+        self.known.advance_all(&self.acknowledged);
+        if let Some(heard) = heard {
+            self.known.advance_all(heard);
+        }
         match self.offers_trimmed(&start.vector) {
             Some(true) => return true,
             Some(false) => return false,
             None => {}
-        }
-        self.known.advance_all(&self.acknowledged);
-        if let Some(heard) = heard {
-            self.known.advance_all(heard);
         }
         self.cursor = self.cursor.max(start.lsn.next());
         self.known.covers_all(&start.vector)

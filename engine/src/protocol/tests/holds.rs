@@ -106,3 +106,16 @@ fn resuming_what_is_not_offered_is_refused() {
         assert_eq!(refused(result), CloseCode::Malformed, "{seq} {offset}");
     }
 }
+
+#[test]
+fn what_the_peer_got_elsewhere_may_be_trimmed_though_it_asked_for_it_here() {
+    for has_it in [false, true] {
+        let (mut pair, dot) = pair_with_a_large_entry();
+        pair.a.session.resume_said(dot, 0).unwrap();
+        let (mut vector, mut heard) = (VersionVector::new(), VersionVector::new());
+        vector.advance(dot);
+        heard.advance(Dot { seq: if has_it { dot.seq } else { dot.seq - 1 }, ..dot });
+        let start = Start { lsn: Lsn(dot.seq), upto: Lsn(dot.seq), vector };
+        assert_eq!(pair.a.session.skip_trimmed(&start, Some(&heard)), has_it);
+    }
+}
