@@ -1,11 +1,12 @@
 //! What replication adds to local writes and reads, as ratios to plain SQLite in the same run: 100,000
 //! rows in one transaction, WAL; once with an INTEGER key and ascending keys, once with a key of 36
 //! characters in random order; of a table that every node may write, and, for orientation, of one that
-//! the origin writes.
+//! the origin writes. `capture-discard` is what follows the inserts later, against the same inserts: their
+//! entry, which every member has, is removed from the log.
 
 use std::time::Duration;
 
-use littoral::Writers;
+use littoral::{Writers, limits::DISCARD_INTERVAL};
 use littoral_benches::{
     DELETE_BY_KEY, ItemRow, Key, Node, Plain, Setup, figure, repeats, row_count, rows, timed,
 };
@@ -26,13 +27,16 @@ fn capture(setup: Setup) {
     let key = setup.key;
     let rows = rows(row_count(100_000));
     let mut inserts = Vec::new();
+    let mut discards = Vec::new();
     let mut updates = Vec::new();
     let mut deletes = Vec::new();
     let mut reads = Vec::new();
     for _ in 0..repeats() {
         let mut node = Node::open(setup, 0);
         let plain = Plain::new(key);
-        inserts.push((node.insert(key, &rows), plain.insert(key, &rows)));
+        let plain_insert = plain.insert(key, &rows);
+        inserts.push((node.insert(key, &rows), plain_insert));
+        discards.push((discard(&mut node), plain_insert));
 
         checkpoint(&node, &plain);
         reads.push(read(&node, &plain, key, &rows));
@@ -57,6 +61,7 @@ fn capture(setup: Setup) {
     let whose = if setup.writers == Writers::Origin { "-of-origin" } else { "" };
     let name = |what: &str| format!("capture-{what}-{}{whose}", key.name());
     figure(&name("insert"), &inserts, 1.8);
+    figure(&name("discard"), &discards, 0.3);
     figure(&name("update"), &updates, 2.2);
     figure(&name("delete"), &deletes, 1.8);
     figure(&format!("reader-{}{whose}", key.name()), &reads, 1.05);
@@ -65,6 +70,11 @@ fn capture(setup: Setup) {
 fn checkpoint(node: &Node, plain: &Plain) {
     node.checkpoint();
     plain.checkpoint();
+}
+
+/// Removes the entry of the inserts, which nobody needs any more, in the steps that follow them.
+fn discard(node: &mut Node) -> Duration {
+    (0..40).map(|_| node.advance(DISCARD_INTERVAL)).sum()
 }
 
 /// Every row by its key, through a reader and through a plain connection.

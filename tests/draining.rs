@@ -90,3 +90,16 @@ fn a_node_that_is_told_to_stop_answers_what_is_under_way_and_loses_nothing() {
     }
     origin.stop();
 }
+
+#[test]
+fn a_peer_that_was_killed_is_not_waited_for() {
+    let cluster = Cluster::init(SCHEMA, &["items:writers=any"], &["origin", "edge1"]);
+    let origin = cluster.serve("origin", &[]);
+    let edge = cluster.serve("edge1", &[&origin]);
+    edge.until_ready();
+    drop(origin);
+    edge.stop();
+    let log = fs::read_to_string(cluster.home().join("edge1.log")).unwrap();
+    assert!(log.contains("the peer does not answer: it is not waited for"), "{log}");
+    assert!(!log.contains("links did not close in time"), "{log}");
+}

@@ -109,3 +109,60 @@ fn personal_values_are_read_from_their_table_and_shown_nowhere_else() {
         assert!(!log.contains(MARK), "{name}: {log}");
     }
 }
+
+#[test]
+fn what_was_listed_before_a_column_became_personal_or_got_another_name_is_hidden_too() {
+    let policy = "people:writers=any,name=personal,visits=counter";
+    let cluster = Cluster::init(SCHEMA, &[policy], &["origin", "edge1"]);
+    let nodes = cluster.serve_star(&["origin", "edge1"]);
+    nodes[0].run(&["INSERT INTO people VALUES ('SECRET mail', 'SECRET name', 'quay', 0)"]);
+    assert_converge(&nodes, &["SELECT * FROM people"]);
+    // Apart, both add to what a CHECK bounds, and set what can be only one.
+    let [origin, edge] = <[Node; 2]>::try_from(nodes).unwrap();
+    edge.stop();
+    origin.run(&["UPDATE people SET visits = 2, town = 'here'"]);
+    origin.stop();
+    let edge = cluster.serve("edge1", &[]);
+    edge.run(&["UPDATE people SET visits = 2, town = 'there', name = 'SECRET new'"]);
+    let origin = cluster.serve("origin", &[&edge]);
+    let nodes = vec![origin, edge];
+    assert_converge(&nodes, &["SELECT * FROM people"]);
+    let listed = |node: &Node| -> Vec<Value> {
+        serde_json::from_str(&command(node, &["conflicts", "--json"])).unwrap()
+    };
+    for node in &nodes {
+        let listed = listed(node);
+        assert!(listed.iter().any(|one| one["rule"] == "check"), "{listed:?}");
+        assert!(listed.iter().all(|one| one["row"] == "[\"SECRET mail\"]"), "{listed:?}");
+    }
+
+    let personal = "SELECT littoral_policy('people', 'read-after-write', json('{\"writers\": \"any\", \
+        \"columns\": {\"name\": \"personal\", \"mail\": \"personal\", \"visits\": \"counter\"}}'))";
+    nodes[0].run(&[personal]);
+    // Another column gets the name that a personal one had.
+    for change in [
+        "ALTER TABLE people RENAME COLUMN name TO called",
+        "ALTER TABLE people RENAME COLUMN town TO name",
+        "ALTER TABLE people ADD COLUMN town TEXT",
+    ] {
+        let script = format!("PRAGMA foreign_keys = off; {change}; PRAGMA foreign_keys = on");
+        let requests = json!([{ "type": "sequence", "sql": script }]);
+        let answer = nodes[0].client().pipeline(&requests).unwrap();
+        let waits = answer[0]["error"]["code"] == "LITTORAL_SCHEMA_CHANGING";
+        assert!(waits || answer[0]["type"] == "ok", "{change}: {answer:?}");
+        until("the change to be carried out", || nodes[0].status()["freeze"].is_null());
+    }
+    assert_converge(&nodes, &["SELECT mail, called, name, town, visits FROM people"]);
+    for node in &nodes {
+        let listed = listed(node);
+        assert!(!json!(listed).to_string().contains(MARK), "{}: {listed:?}", node.name);
+        let key = "[\"(personal)\"]";
+        assert!(listed.iter().all(|one| one["row"] == key), "{}: {listed:?}", node.name);
+        let check = listed.iter().find(|one| one["rule"] == "check").unwrap();
+        let row: Value = serde_json::from_str(check["kept"].as_str().unwrap()).unwrap();
+        let town = row["name"].as_str().unwrap();
+        assert!(["here", "there"].contains(&town), "{row}");
+        assert_eq!(row["visits"], 4, "{row}");
+    }
+    stop(nodes);
+}

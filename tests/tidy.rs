@@ -130,6 +130,30 @@ fn no_file_knows_the_machine_it_was_written_on() {
 }
 
 #[test]
+fn every_setting_of_a_table_is_told_wherever_they_are_listed() {
+    let source = read("engine/src/schema/declaring.rs");
+    let (_, arms) = source.split_once("match key.as_str() {").unwrap();
+    let arms = arms.lines().filter(|line| line.contains("=>"));
+    let arms = arms.filter_map(|line| line.strip_prefix("                \""));
+    let mut keys: Vec<&str> = arms.filter_map(|arm| Some(arm.split_once('"')?.0)).collect();
+    keys.dedup();
+    assert!(keys.len() >= 6 && keys.contains(&"on_stale"), "{keys:?}");
+    let schema = read("docs/schema.md");
+    let listed = schema.lines().find(|line| line.contains("the third, a JSON object, holds"));
+    let config = read("node/src/config/tables.rs");
+    let raw = block(&config, "pub(super) struct RawTable {");
+    let init = read("node/src/cli/init.rs");
+    let words = init.lines().find(|line| line.contains("const TABLE_KEYS")).unwrap();
+    for key in keys {
+        assert!(listed.unwrap().contains(&format!("`{key}`")), "{key} in docs/schema.md");
+        let field = format!("{key}: ");
+        assert!(raw.iter().any(|line| line.starts_with(&field)), "{key} in [tables.NAME]");
+        // Of columns, each is its own word there.
+        assert!(key == "columns" || words.contains(key), "{key} in --table");
+    }
+}
+
+#[test]
 fn every_metric_and_every_part_of_the_status_is_documented() {
     let document = read("docs/http-api.md");
     let metrics = read("node/src/http/metrics.rs") + &read("node/src/http/meters.rs");

@@ -14,7 +14,7 @@ use littoral_benches::{
 };
 use rusqlite::params;
 
-const ROWS: usize = 20_000;
+const ROWS: usize = 100_000;
 const COLUMNS: usize = 10;
 const UPDATE: &str = "UPDATE item SET qty = qty + 1";
 

@@ -46,9 +46,13 @@ pub struct Grants {
 }
 
 impl TableSet {
-    /// The tables and views of these names.
+    /// The tables and views of these names. `sqlite_master` is `sqlite_schema` by its old name.
     pub fn named<S: AsRef<str>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self::Named(names.into_iter().map(|name| name.as_ref().to_ascii_lowercase()).collect())
+        let names = names.into_iter().map(|name| match name.as_ref() {
+            name if is_schema(name) => SCHEMA.to_owned(),
+            name => name.to_ascii_lowercase(),
+        });
+        Self::Named(names.collect())
     }
 
     /// Whether the table or view of that name is among them.
@@ -103,7 +107,7 @@ impl Grants {
             // Full-text indexes ask for it.
             AuthAction::Pragma { pragma_name: "data_version", .. } => None,
             AuthAction::Pragma { pragma_name, .. } => {
-                (!self.read.holds(SCHEMA)).then(|| format!("PRAGMA {pragma_name}"))
+                (!self.read.holds(SCHEMA)).then(|| format!("PRAGMA {pragma_name}{NEEDS_SCHEMA}"))
             }
             // SQLite asks for it when a table-valued function is first used; reading it is asked apart.
             AuthAction::CreateVtable { module_name, .. } if is_function(module_name) => None,
@@ -112,16 +116,17 @@ impl Grants {
     }
 
     fn missing_read(&self, table: &str, shadows: &BTreeSet<String>) -> Option<String> {
-        let allowed = if is_ours(table) {
-            self.engine
+        let (allowed, needs) = if is_ours(table) {
+            (self.engine, NEEDS_ENGINE)
         } else if is_schema(table) || is_pragma_function(table) {
-            self.read.holds(SCHEMA)
+            (self.read.holds(SCHEMA), NEEDS_SCHEMA)
         } else {
-            self.read.holds(table)
+            let holds = self.read.holds(table)
                 || JSON_FUNCTIONS.contains(&table)
-                || owner(table, shadows).is_some_and(|index| self.read.holds(index))
+                || owner(table, shadows).is_some_and(|index| self.read.holds(index));
+            (holds, "")
         };
-        (!allowed).then(|| format!("reading {table}"))
+        (!allowed).then(|| format!("reading {table}{needs}"))
     }
 
     fn missing_write(
@@ -145,6 +150,10 @@ impl Grants {
 
 /// What stands for the schema in a [`TableSet`].
 const SCHEMA: &str = "sqlite_schema";
+
+/// What to do about it, where the name of what is missing does not say.
+const NEEDS_SCHEMA: &str = ", which takes the right to read \"sqlite_schema\",";
+const NEEDS_ENGINE: &str = ", which takes the right \"engine\",";
 
 fn is_schema(name: &str) -> bool {
     const NAMES: [&str; 4] = [SCHEMA, "sqlite_master", "sqlite_temp_schema", "sqlite_temp_master"];

@@ -142,6 +142,13 @@ pub const RELAY_ACK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Entries are trimmed from the log in steps of this many.
 pub const TRIM_STEP_ENTRIES: u64 = 4096;
+/// And of this many bytes, those of large entries not counted.
+pub const TRIM_STEP_BYTES: u64 = 4 << 20;
+
+/// Chunks of large entries that are no longer needed are removed in steps of this many bytes.
+pub const DISCARD_STEP_BYTES: u64 = 1 << 20;
+/// From one step to the next: faster than a log is written, and short enough for writes to come between.
+pub const DISCARD_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Rows, and bytes of them, of a range that replicas compare at a time.
 pub const COMPARE_ROWS: usize = 1024;

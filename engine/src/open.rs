@@ -21,7 +21,7 @@ use crate::{
     log::{Log, LogError, Start, Tail},
     merge::{Parked, mirror},
     protocol::message::Register,
-    replica::{Parts, Progress, Replica, Spools, origin_seen_by},
+    replica::{Discarding, Parts, Progress, Replica, Spools, origin_seen_by},
     schema::{Registry, catalog, outcomes},
     testing::{Bug, planted},
     time::Now,
@@ -201,6 +201,7 @@ impl Builder {
         let progress = progress(&conn, &file)?;
         file.remove_beside(TAKEN)?;
         let spools = Spools::find(&conn, &log, now.mono)?;
+        let discarding = Discarding::find(&conn)?;
         let parked = Parked::load(&conn)?;
         // Closed only now: the last connection to close would empty and remove the WAL.
         drop(conn);
@@ -219,6 +220,7 @@ impl Builder {
             read_only: self.read_only,
             progress,
             spools,
+            discarding,
             max_entry: self.max_entry,
             opened: mark.opened,
             changed_closed,

@@ -63,6 +63,10 @@ pub enum Bug {
     TrimPastCheckpoint,
     /// The log is trimmed of what a linked member is still to be sent.
     TrimUnsent,
+    /// Chunks that a crash kept from being removed are never removed.
+    ChunksOfNobody,
+    /// Chunks are removed that another entry has by now.
+    ChunksOfAnother,
     /// What is not on stable storage yet is acknowledged.
     AckUnsynced,
     /// The author's row keeps what a statement wrote to a `max` or `min` column.
@@ -174,7 +178,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 77] = [
+    pub const ALL: [Self; 79] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -199,6 +203,8 @@ impl Bug {
         Self::ShiftsNotSaved,
         Self::TrimPastCheckpoint,
         Self::TrimUnsent,
+        Self::ChunksOfNobody,
+        Self::ChunksOfAnother,
         Self::AckUnsynced,
         Self::NotNormalized,
         Self::GroupSplit,

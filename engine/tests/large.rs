@@ -12,7 +12,7 @@ use littoral::{
     Channel, CloseCode, ClusterId, Genesis, HoldReason, Identity, Incarnation, Input, Instant,
     NodeId, Now, Output, PeerId, Replica, TablePolicy, Ticket, WallTime, WriteError, WriteTx,
     Writers,
-    limits::{SPOOL_TIMEOUT, Sizes},
+    limits::{DISCARD_INTERVAL, DISCARD_STEP_BYTES, SPOOL_TIMEOUT, Sizes},
 };
 
 const SCHEMA: &str = "
@@ -366,6 +366,8 @@ fn a_spool_that_nobody_fills_gives_way() {
     net.wait(SPOOL_TIMEOUT / 2);
     assert!(chunks(&mut net, 1) >= 10);
     net.wait(SPOOL_TIMEOUT);
+    assert_eq!(net.value(1, "SELECT count(*) FROM littoral_large"), 0);
+    net.wait(DISCARD_INTERVAL);
     assert_eq!(chunks(&mut net, 1), 0);
     assert_eq!(net.replica(1).status().spools, 0);
     net.link(0, 1);
@@ -485,4 +487,31 @@ fn a_large_entry_from_the_future_waits_whole_whoever_offers_it() {
     assert_eq!(net.value(0, "SELECT count(*) FROM cart"), 500);
     net.assert_equal();
     assert_eq!(reasons(&mut net), []);
+}
+
+#[test]
+fn chunks_that_nobody_needs_go_little_by_little_also_after_a_crash() {
+    const CHUNKS: &str = "SELECT coalesce(sum(length(bytes)), 0) FROM littoral_chunks";
+    let mut net = Net::new(1);
+    net.write(0, |tx| {
+        let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+                   INSERT INTO cart(id, note) SELECT i, hex(zeroblob(500)) FROM n";
+        tx.execute(sql, []).map(drop)
+    })
+    .unwrap();
+    // Its only member has it: the log is trimmed at once.
+    assert_eq!(net.value(0, "SELECT count(*) FROM littoral_large"), 0);
+    let mut left = net.value(0, CHUNKS);
+    assert!(left > 3_000_000, "a write need not wait until {left} bytes are removed");
+    net.wait(DISCARD_INTERVAL);
+    net.restart(0);
+    let step = i64::try_from(DISCARD_STEP_BYTES).unwrap();
+    for _ in 0..3 {
+        let now = net.value(0, CHUNKS);
+        assert!((1..=step + 500).contains(&(left - now)), "{left} bytes are {now} at once");
+        left = now;
+        net.wait(DISCARD_INTERVAL);
+    }
+    net.wait(DISCARD_INTERVAL);
+    assert_eq!(net.value(0, CHUNKS), 0);
 }

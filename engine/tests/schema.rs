@@ -190,8 +190,10 @@ fn a_statement_that_fails_or_is_refused_changes_nothing_and_the_job_goes_on() {
                 ("DROP TABLE littoral_log", "littoral_"),
                 ("CREATE TEMP TABLE t(k INTEGER PRIMARY KEY)", "temporary"),
                 ("CREATE TABLE c(k TEXT PRIMARY KEY NOT NULL REFERENCES cart(id))", "foreign key"),
-                ("REINDEX", "REINDEX"),
-                ("ANALYZE", "ANALYZE"),
+                ("REINDEX", "DROP INDEX and CREATE INDEX"),
+                ("PRAGMA optimize", "run ANALYZE instead"),
+                ("CREATE TABLE sqlite_stat1(a)", "reserved for internal use"),
+                ("INSERT INTO sqlite_stat1 VALUES('orders', 'i', '1 1')", "no such table"),
                 ("INSERT INTO sqlite_schema VALUES('table','x','x',0,'')", "may not be modified"),
             ] {
                 let error = tx.execute(sql, ()).unwrap_err().to_string();

@@ -127,6 +127,11 @@ fn init_refuses_to_overwrite_and_refuses_what_cannot_replicate() {
     let bad = ["init", "other", "--schema", "bad.sql", "--table", "t:writers=any", "--nodes", "a"];
     let message = fail(home.path(), &bad);
     assert!(message.contains("cannot replicate") && message.contains('t'), "{message}");
+    let misspelled = ["init", "other", "--schema", "schema.sql", "--nodes", "a"];
+    let misspelled = [&misspelled[..], &["--table", "stock:writer=any,n=counter"]].concat();
+    let message = fail(home.path(), &misspelled);
+    let told = "writer is no setting, so it is taken for a column, and \"any\" is no merge type";
+    assert!(message.contains(told) && message.contains("hint: settings are policy, writers,"));
     let left: Vec<_> = fs::read_dir(home.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -168,6 +173,12 @@ fn nodes_are_served_asked_and_stopped() {
     let rows = succeed(home.path(), &["sql", "--url", &edge.http, "--json", "-c", sql]);
     assert_eq!(rows.trim(), "[{\"n\":1}]");
 
+    // Statistics are each node's own.
+    for node in [&edge.http, &origin.http] {
+        assert_eq!(succeed(home.path(), &["sql", "--url", node, "-c", "ANALYZE"]), "");
+        let message = fail(home.path(), &["sql", "--url", node, "-c", "PRAGMA optimize"]);
+        assert!(message.contains("run ANALYZE instead"), "{message}");
+    }
     // The rows of both are compared; what waits or is held back is explained.
     let verified = succeed(home.path(), &["verify", "--url", &edge.http, "--json"]);
     let verified: Value = serde_json::from_str(&verified).unwrap();
@@ -422,7 +433,17 @@ fn commands_speak_https() {
     let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(home.path().join("other.pem"), other.cert.pem()).unwrap();
     let message = fail(home.path(), &sql(&["--url", &url, "--ca", "other.pem"]));
-    assert!(message.contains("no TLS connection") && message.contains("hint:"), "{message}");
+    assert!(message.contains("no TLS connection") && message.contains("is --ca"), "{message}");
+    // The scheme of the other kind.
+    let plain = format!("http://localhost:{port}");
+    let message = fail(home.path(), &sql(&["--url", &plain]));
+    assert!(message.contains("does not answer in plain HTTP"), "{message}");
+    assert!(message.contains(&format!("say https://localhost:{port}")), "{message}");
+    let edge = Served::start(home.path(), "edge1", &[]);
+    let url = edge.http.replace("http://127.0.0.1", "https://localhost");
+    let message = fail(home.path(), &sql(&["--url", &url, "--ca", "server.pem"]));
+    assert!(message.contains("speaks plain HTTP: say http://localhost:"), "{message}");
+    edge.stop();
     node.stop();
 }
 
@@ -463,7 +484,20 @@ fn certificates_are_renewed_revoked_and_listed() {
     assert!(message.contains("revoked"), "{message}");
     let message = fail(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
     assert!(message.contains("hint:"), "{message}");
-    // The name is free again.
-    succeed(home.path(), &["ca", "issue", "edge1", "--cluster", "cluster"]);
+    // The name is free again, but once only.
+    let invite = ["ca", "invite", "edge1", "--cluster", "cluster"];
+    let invite = [&invite[..], &["--at", "localhost:1", "--dial", "origin=localhost:2"]].concat();
+    let warned = |arguments: &[&str]| {
+        let output = littoral(home.path(), arguments);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");
+        text(&output.stderr)
+    };
+    assert_eq!(warned(&invite), "");
+    assert_eq!(warned(&["ca", "issue", "edge1", "--cluster", "cluster"]), "");
+    let again = warned(&invite);
+    assert!(again.contains("warning: edge1 has a certificate already, valid for 3"), "{again}");
+    assert!(again.contains("hint: ") && again.contains("littoral ca revoke edge1"), "{again}");
+    let again = warned(&["ca", "issue", "edge1", "--cluster", "cluster", "--dir", "again"]);
+    assert!(again.contains("warning: edge1 has a certificate already"), "{again}");
     succeed(home.path(), &check);
 }

@@ -152,6 +152,15 @@ fn no_value_reaches_a_log_and_slow_statements_do() {
             node.request(&head, &format!("{{\"requests\": \"{MARK}\"}}"));
         }
     }
+    for (script, answer) in [
+        (format!("CREATE TABLE made (id INTEGER PRIMARY KEY, v DEFAULT '{MARK}')"), "\"ok\""),
+        (format!("INSERT INTO people (email) VALUES ('{MARK}@one')"), "\"error\""),
+    ] {
+        let script = format!("PRAGMA foreign_keys = off; {script}; PRAGMA foreign_keys = on");
+        let body = json!({ "requests": [{ "type": "sequence", "sql": script }] }).to_string();
+        let answered = origin.request("POST /v3/pipeline HTTP/1.1", &body);
+        assert!(answered.contains(answer), "{script}: {answered}");
+    }
     origin.run(&format!("ALTER TABLE people ADD COLUMN extra TEXT DEFAULT '{MARK}'"), json!([]));
     let (_, page) = edge
         .request("GET /metrics HTTP/1.1", "")
@@ -203,6 +212,11 @@ fn no_value_reaches_a_log_and_slow_statements_do() {
         ] {
             assert!(slow.contains(part), "{part} is not in {slow}");
         }
+        let begun = log.lines().filter(|line| line.contains("a migration begins bytes=")).count();
+        let done = log.lines().filter(|line| line.contains("the migration is committed entry="));
+        let failed = log.lines().filter(|line| line.contains("the migration has failed"));
+        let expected = if name == "origin" { (2, 1, 1) } else { (0, 0, 0) };
+        assert_eq!((begun, done.count(), failed.count()), expected, "{log}");
         if name == "edge1" {
             assert!(log.contains("at=\"the origin\""), "{log}");
         }

@@ -5,13 +5,13 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -102,6 +102,33 @@ fn ask(address: &str, traceparent: &str, sql: &[&str]) -> Value {
     serde_json::from_str(&message(&mut BufReader::new(stream)).1).unwrap()
 }
 
+/// What a cursor of one statement answers, as it comes.
+fn open_cursor(address: &str, traceparent: &str, sql: &str) -> String {
+    let body = json!({ "batch": { "steps": [{ "stmt": { "sql": sql } }] } }).to_string();
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "POST /v3/cursor HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         traceparent: {traceparent}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// How many spans are lost, as the metrics say.
+fn dropped(address: &str) -> u64 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let line = page.lines().find(|line| line.starts_with("littoral_spans_dropped_total ")).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
 fn attribute<'v>(span: &'v Value, key: &str) -> &'v Value {
     let attributes = span["attributes"].as_array().unwrap();
     attributes
@@ -149,5 +176,40 @@ fn a_collector_is_told_of_requests_and_of_what_they_ran_and_of_no_values() {
         assert_eq!(step["traceId"], *trace);
         assert!(nanos(step, "startTimeUnixNano") <= nanos(step, "endTimeUnixNano"));
         assert!(nanos(step, "endTimeUnixNano") <= nanos(request, "endTimeUnixNano"));
+    }
+}
+
+#[test]
+fn what_a_cursor_runs_is_told_as_of_its_request() {
+    let home = tempfile::tempdir().unwrap();
+    let (address, batches) = collector();
+    let node = serve(home.path(), &address);
+    let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let answer =
+        open_cursor(&node.1, &format!("00-{trace}-{parent}-01"), "SELECT count(*) FROM people");
+    assert!(answer.contains("step_end"), "{answer}");
+    let mut spans: Vec<Value> = Vec::new();
+    while spans.len() < 2 {
+        let batch = batches.recv_timeout(Duration::from_secs(60)).unwrap();
+        let told = &batch["resourceSpans"][0]["scopeSpans"][0]["spans"];
+        spans.extend(told.as_array().unwrap().clone());
+    }
+    let request = spans.iter().find(|span| span["name"] == "POST /v3/cursor").unwrap();
+    let step = spans.iter().find(|span| span["name"] == "a reader").unwrap();
+    assert_eq!((&step["traceId"], &step["parentSpanId"]), (&json!(trace), &request["spanId"]));
+    assert_eq!(*attribute(step, "littoral.statements"), "1");
+    assert_eq!(dropped(&node.1), 0);
+}
+
+#[test]
+fn spans_that_nobody_takes_are_counted() {
+    let home = tempfile::tempdir().unwrap();
+    // Nobody listens there any more.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let node = serve(home.path(), &format!("http://{gone}"));
+    let began = Instant::now();
+    while dropped(&node.1) == 0 {
+        assert!(began.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(50));
     }
 }

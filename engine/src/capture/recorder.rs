@@ -2,7 +2,6 @@
 //! are too many.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
@@ -115,6 +114,11 @@ impl Event {
 
     fn cells_in<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
         &arena[self.cells..self.end]
+    }
+
+    /// Whether both happened to the same row.
+    fn is_of(&self, other: &Self, arena: &[u8]) -> bool {
+        self.table == other.table && self.key_in(arena) == other.key_in(arena)
     }
 }
 
@@ -404,29 +408,29 @@ impl Page<'_> {
         if let Some(runs) = &self.tape.runs {
             return self.net_of_runs(runs, before, each);
         }
-        let (events, bytes) = self.tape.sorted();
         let mut folded = Vec::new();
-        let mut rest = &*events;
-        while let Some(first) = rest.first() {
-            let key = first.key_in(&bytes);
-            let alike = |event: &&Event| event.table == first.table && event.key_in(&bytes) == key;
-            let count = 1 + rest[1..].iter().take_while(alike).count();
-            let (group, behind) = rest.split_at(count);
-            rest = behind;
-            let table = &self.registry.tables()[first.table as usize];
-            let change = match group {
-                [only] => Some((only.change, only.cells_in(&bytes))),
-                _ => {
-                    let events = group.iter().map(|e| (e.change, e.cells_in(&bytes)));
-                    let change = fold(table, key, events, before, &mut folded)?;
-                    change.map(|change| (change, folded.as_slice()))
+        self.tape.in_order(|mut rest, bytes| {
+            while let Some(first) = rest.first() {
+                let key = first.key_in(bytes);
+                let alike = |event: &&Event| event.is_of(first, bytes);
+                let count = 1 + rest[1..].iter().take_while(alike).count();
+                let (group, behind) = rest.split_at(count);
+                rest = behind;
+                let table = &self.registry.tables()[first.table as usize];
+                let change = match group {
+                    [only] => Some((only.change, only.cells_in(bytes))),
+                    _ => {
+                        let events = group.iter().map(|e| (e.change, e.cells_in(bytes)));
+                        let change = fold(table, key, events, before, &mut folded)?;
+                        change.map(|change| (change, folded.as_slice()))
+                    }
+                };
+                if let Some((change, cells)) = change {
+                    each(table, NetRow { key, change: NetChange::new(change, cells) })?;
                 }
-            };
-            if let Some((change, cells)) = change {
-                each(table, NetRow { key, change: NetChange::new(change, cells) })?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn net_of_runs(

@@ -39,6 +39,8 @@ pub(crate) struct Gate {
     pub(crate) migrating: bool,
     /// Tables that a freeze holds still everywhere, so that they may change in any way.
     pub(crate) thawed: BTreeSet<TableId>,
+    /// The statement to be prepared is ANALYZE, which writes nothing but SQLite's own statistics.
+    pub(crate) analyzing: bool,
     /// The statement prepared last begins or ends a transaction.
     transaction: Option<&'static str>,
     /// A job of a group has to run in a transaction of its own.
@@ -121,6 +123,7 @@ impl Gate {
             stale: true,
             migrating: false,
             thawed: BTreeSet::new(),
+            analyzing: false,
             transaction: None,
             wants_alone: false,
             denied: None,
@@ -144,6 +147,7 @@ impl Gate {
         self.action = None;
         self.selects = false;
         self.transaction = None;
+        self.analyzing = false;
         self.asked = false;
         self.keeps = None;
         self.mask = ChangeMask::default();
@@ -301,6 +305,10 @@ impl Gate {
             }
             return if self.migrating { None } else { forbidden("a temporary object") };
         }
+        // Its tables are SQLite's: each node has its own, and nothing of them replicates.
+        if self.analyzing {
+            return None;
+        }
         match context.action {
             AuthAction::Select => {
                 self.selects = true;
@@ -342,8 +350,12 @@ impl Gate {
                 let idle = ["foreign_keys", "defer_foreign_keys"];
                 let idle =
                     self.migrating && idle.iter().any(|p| pragma_name.eq_ignore_ascii_case(p));
+                let hint = match pragma_name {
+                    "optimize" => " (run ANALYZE instead)",
+                    _ => "",
+                };
                 (!idle && !is_reading_pragma(pragma_name, pragma_value))
-                    .then(|| Denied::Forbidden(format!("PRAGMA {pragma_name}")))
+                    .then(|| Denied::Forbidden(format!("PRAGMA {pragma_name}{hint}")))
             }
             AuthAction::Attach { .. } => forbidden("ATTACH or VACUUM"),
             AuthAction::Detach { .. } => forbidden("DETACH"),
@@ -402,10 +414,12 @@ impl Gate {
             AuthAction::DropVtable { table_name, .. } => {
                 self.change("DROP TABLE", table_name, Action::Other)
             }
-            AuthAction::Analyze { .. } => forbidden("ANALYZE"),
+            AuthAction::Analyze { .. } => forbidden("ANALYZE with other statements in one script"),
             // CREATE INDEX asks for it too.
             AuthAction::Reindex { .. } if self.action.is_some() => None,
-            AuthAction::Reindex { .. } => forbidden("REINDEX"),
+            AuthAction::Reindex { .. } => forbidden(
+                "REINDEX (DROP INDEX and CREATE INDEX, at the origin, make an index anew on all nodes)",
+            ),
             _ => forbidden("this statement"),
         }
     }

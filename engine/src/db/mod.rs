@@ -26,6 +26,7 @@ pub use tx::{TxStatement, WriteTx};
 use self::authorizer::{ReadGate, Restriction};
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -165,8 +166,8 @@ impl Db {
         let looks = Arc::new(AtomicU32::new(AT_LEISURE));
         let left = Arc::clone(&looks);
         connection.progress_handler(SHORT_STEPS, Some(move || is_over(&left)))?;
-        let followed = Mutex::default();
-        Ok(Reader { connection, gate, file: Arc::clone(&self.file), followed, looks })
+        let (followed, shadows) = (Mutex::default(), Mutex::default());
+        Ok(Reader { connection, gate, file: Arc::clone(&self.file), followed, shadows, looks })
     }
 
     /// Whether all that a bookmark names is visible to whoever begins to read now.
@@ -220,6 +221,8 @@ pub struct Reader {
     file: Arc<File>,
     /// The tables that were read at the origin when statements in the cache were prepared.
     followed: Mutex<Arc<routing::Strong>>,
+    /// What [`Reader::shadows`] has found, and in which version of the schema.
+    shadows: Mutex<Option<(i64, Arc<BTreeSet<String>>)>>,
     /// How often it is looked before what runs is interrupted.
     looks: Arc<AtomicU32>,
 }
@@ -258,11 +261,29 @@ impl Reader {
         if !same {
             self.connection.flush_prepared_statement_cache();
         }
-        let shadows = authorizer::shadows(&self.connection);
+        let shadows = self.shadows();
         let mut gate = self.gate.lock();
         gate.engine = false;
-        gate.restriction = Some(Restriction { grants, shadows: Arc::new(shadows?) });
+        gate.restriction = Some(Restriction { grants, shadows: shadows? });
         Ok(())
+    }
+
+    /// The tables in which full-text indexes keep themselves. They are looked up once for each version of the
+    /// schema: readers see only what is committed, so no version comes again.
+    fn shadows(&self) -> rusqlite::Result<Arc<BTreeSet<String>>> {
+        let version: i64 = self
+            .connection
+            .prepare_cached("/*littoral*/ PRAGMA schema_version")?
+            .query_row([], |row| row.get(0))?;
+        let mut known = self.shadows.lock();
+        match &*known {
+            Some((of, shadows)) if *of == version => Ok(Arc::clone(shadows)),
+            _ => {
+                let shadows = Arc::new(authorizer::shadows(&self.connection)?);
+                *known = Some((version, Arc::clone(&shadows)));
+                Ok(shadows)
+            }
+        }
     }
 
     /// From here on a statement is interrupted that turns out to be long: it takes more than ten thousand

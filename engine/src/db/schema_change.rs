@@ -14,6 +14,7 @@ use crate::{
     },
     error::WriteError,
     id::TableId,
+    merge::follow_schema,
     policy::TablePolicy,
     schema::change::{Action, Changed, Scope},
 };
@@ -54,6 +55,47 @@ pub(super) fn run(
         let changed = writer.as_engine(|conn| scope.after(conn, action, &text))?;
         adopt(writer, course, vec![text], changed)
     })
+}
+
+/// Runs ANALYZE. What it writes is SQLite's, on this node alone, and no part of any entry.
+///
+/// # Errors
+/// SQLite's. The job may go on.
+pub(super) fn analyze(
+    writer: &Writer,
+    course: &Course,
+    statement: &mut Statement<'_>,
+    each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
+    /// Other connections read statistics when they read the schema, and that when its version changes,
+    /// which it does only where ANALYZE is the first.
+    const READ_AGAIN: &str = "/*littoral*/ CREATE TABLE main.littoral_analyzed(x);
+                              /*littoral*/ DROP TABLE main.littoral_analyzed";
+    if writer.user().is_autocommit() {
+        return Err(transaction_gone());
+    }
+    if !course.alone {
+        writer.gate().wants_alone = true;
+        return Err(WriteError::Aborted("the job analyzes tables and runs again".to_owned()));
+    }
+    let mark = writer.user().sink().mark();
+    writer.gate().changing = true;
+    let stepped = step_all(writer, statement, each);
+    writer.gate().changing = false;
+    if let Err(error) = stepped {
+        if writer.user().is_autocommit() {
+            writer.user().sink().clear();
+        } else {
+            writer.reread(mark)?;
+        }
+        return Err(error);
+    }
+    writer.as_engine(|conn| conn.execute_batch(READ_AGAIN))?;
+    // Statements prepared before were planned without.
+    let registry = Arc::clone(&writer.gate().registry);
+    writer.adopt(registry);
+    writer.gate().stale = true;
+    Ok(())
 }
 
 /// Declares the policy of a table.
@@ -118,6 +160,10 @@ fn adopt(
     changed: Changed,
 ) -> Result<(), WriteError> {
     let Changed { changes, registry, respelling } = changed;
+    let before = Arc::clone(&writer.gate().registry);
+    // A table that is rebuilt was dropped by a statement before.
+    let known = |id| before.by_id(id).or_else(|| course.base.by_id(id));
+    writer.as_engine(|conn| follow_schema(conn, known, &registry))?;
     writer.user().sink().end_chapter(statements, changes, Arc::clone(&registry));
     writer.adopt(registry);
     // Behind the change, so that other nodes carry it out alike.

@@ -72,6 +72,15 @@ pub struct TxStatement<'t> {
 struct Kind {
     savepoint: Option<Savepoint>,
     action: Option<Action>,
+    /// It gathers statistics for SQLite's planner.
+    analyzes: bool,
+}
+
+impl Kind {
+    /// Whether it is about the schema, or what SQLite knows of tables.
+    const fn changes_no_rows(&self) -> bool {
+        self.action.is_some() || self.analyzes
+    }
 }
 
 impl std::fmt::Debug for Prepared<'_> {
@@ -117,8 +126,10 @@ impl<'w> WriteTx<'w> {
     pub fn prepare(&mut self, sql: &str) -> Result<TxStatement<'_>, WriteError> {
         let writer = self.writer;
         refuse_mark(sql)?;
+        let analyzes = first_word(sql).eq_ignore_ascii_case("ANALYZE");
         let mut gate = writer.gate();
         gate.forget();
+        gate.analyzing = analyzes;
         drop(gate);
         // The authorizer tells what they do, or whether they may, and it is not asked about a cached
         // statement.
@@ -137,7 +148,7 @@ impl<'w> WriteTx<'w> {
             }
             return Err(error);
         }
-        let kind = kind(writer, statement.as_ref())?;
+        let kind = Kind { analyzes, ..kind(writer, statement.as_ref())? };
         // It is the only statement until the next one is prepared, so this is said once.
         writer.announce(writer.mask_of(sql));
         Ok(TxStatement { writer, course: &mut self.course, kind, statement })
@@ -327,7 +338,7 @@ impl TxStatement<'_> {
         // Other statements leave the count of the one before standing.
         let statement = self.statement();
         let counts =
-            !statement.readonly() && statement.is_explain() == 0 && self.kind.action.is_none();
+            !statement.readonly() && statement.is_explain() == 0 && !self.kind.changes_no_rows();
         if counts { self.writer.user().changes() } else { 0 }
     }
 
@@ -413,7 +424,7 @@ fn kind(writer: &Writer, statement: &Statement<'_>) -> Result<Kind, WriteError> 
     let action = gate.take_action()?;
     // EXPLAIN names savepoints and tables too, and does nothing to them.
     let runs = statement.is_explain() == 0;
-    Ok(if runs { Kind { savepoint, action } } else { Kind::default() })
+    Ok(if runs { Kind { savepoint, action, analyzes: false } } else { Kind::default() })
 }
 
 /// Steps a statement to its end.
@@ -439,6 +450,9 @@ fn run(
     kind: &Kind,
     each: impl FnMut(&Row<'_>) -> Result<(), WriteError>,
 ) -> Result<(), WriteError> {
+    if kind.analyzes {
+        return schema_change::analyze(writer, course, statement, each);
+    }
     if let Some(action) = &kind.action {
         return schema_change::run(writer, course, statement, action, each);
     }
@@ -502,7 +516,8 @@ fn refuse_mark(sql: &str) -> Result<(), WriteError> {
 
 /// Whether a statement may be about a savepoint or the schema, or may declare a policy.
 fn is_told_by_authorizer(sql: &str) -> bool {
-    const WORDS: [&str; 6] = ["SAVEPOINT", "RELEASE", "ROLLBACK", "CREATE", "DROP", "ALTER"];
+    const WORDS: [&str; 7] =
+        ["SAVEPOINT", "RELEASE", "ROLLBACK", "CREATE", "DROP", "ALTER", "ANALYZE"];
     let word = first_word(sql);
     WORDS.iter().any(|w| word.eq_ignore_ascii_case(w)) || may_declare(sql)
 }

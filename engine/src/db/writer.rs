@@ -28,6 +28,9 @@ use crate::{
     testing::{Bug, planted},
 };
 
+/// Rows of an index that ANALYZE looks at, about.
+const ANALYSIS_LIMIT: i64 = 1000;
+
 /// How the user connection commits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Synchronous {
@@ -109,6 +112,8 @@ impl Writer {
         user.pragma_update(None, "foreign_keys", !migrating)?;
         // Nobody writes the tables in which a full-text index keeps itself, or the text of the schema.
         user.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        // So ANALYZE does not keep others waiting.
+        user.pragma_update(None, "analysis_limit", ANALYSIS_LIMIT)?;
         ids::prepare_connection(&user, &file.ids)?;
         published::refuse(&user)?;
         merge::functions::make_spell(&user)?;

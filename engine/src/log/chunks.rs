@@ -4,6 +4,9 @@
 //! entry that is in the log, and those of one that is still being received (see
 //! [`spool`](crate::log::spool)), lie in the same table: to apply an entry nothing is copied.
 //!
+//! Chunks of an entry that is no longer needed are removed little by little, so that nothing waits for a
+//! gigabyte of them; until then they are nameless: no row of `littoral_large` has their id.
+//!
 //! Invariants:
 //! - a chunk's place is the entry's id and its offset in the entry's bytes; there are no gaps;
 //! - no more than one segment and one chunk of a large entry are in memory at a time.
@@ -22,6 +25,7 @@ use crate::{
     error::WriteError,
     id::AuthorId,
     limits::Sizes,
+    testing::{Bug, planted},
     value::{ByteReader, DecodeError},
     version::Dot,
 };
@@ -88,13 +92,44 @@ impl ChunksId {
         .map(Option::unwrap_or_default)
     }
 
-    /// Removes them.
-    pub(crate) fn remove(self, conn: &Connection) -> rusqlite::Result<()> {
-        conn.prepare_cached(
-            "/*littoral*/ DELETE FROM littoral_chunks WHERE place BETWEEN ? AND ?",
-        )?
-        .execute(params![self.place(0), self.place((1 << OFFSET_BITS) - 1)])?;
-        Ok(())
+    /// Removes some `bytes` of them, at least a chunk, unless a large entry has them: another one may have
+    /// taken the id since. False if there are none.
+    pub(crate) fn remove_some(self, conn: &Connection, bytes: u64) -> rusqlite::Result<bool> {
+        let mut statement = conn.prepare_cached(
+            "SELECT place, length(bytes) FROM littoral_chunks WHERE place BETWEEN ?1 AND ?2 \
+             AND NOT EXISTS (SELECT 1 FROM littoral_large WHERE id = ?3) ORDER BY place",
+        )?;
+        let end = self.place((1 << OFFSET_BITS) - 1);
+        let name = if planted(Bug::ChunksOfAnother) { -1 } else { self.0 };
+        let mut rows = statement.query([self.place(0), end, name])?;
+        let (mut last, mut seen) = (None, 0);
+        while seen < bytes
+            && let Some(row) = rows.next()?
+        {
+            last = Some(row.get(0)?);
+            seen += row.get::<_, i64>(1)?.cast_unsigned();
+        }
+        drop(rows);
+        let Some(last) = last else { return Ok(false) };
+        conn.prepare_cached("DELETE FROM littoral_chunks WHERE place BETWEEN ? AND ?")?
+            .execute([self.place(0), last])?;
+        Ok(true)
+    }
+
+    /// Those that no large entry has: it was removed, and they not yet.
+    pub(crate) fn nameless(conn: &Connection) -> rusqlite::Result<Vec<Self>> {
+        conn.prepare(&format!(
+            "WITH RECURSIVE ids(id) AS (
+               SELECT min(place) >> {OFFSET_BITS} FROM littoral_chunks
+               UNION ALL
+               SELECT (SELECT min(place) >> {OFFSET_BITS} FROM littoral_chunks
+                       WHERE place >= (id + 1) << {OFFSET_BITS})
+               FROM ids WHERE id IS NOT NULL)
+             SELECT id FROM ids
+             WHERE id IS NOT NULL AND id NOT IN (SELECT id FROM littoral_large)"
+        ))?
+        .query_map([], |row| row.get(0).map(Self))?
+        .collect()
     }
 }
 
@@ -137,15 +172,14 @@ impl LargeName {
         .optional()
     }
 
-    /// Removes the entry's name and chunks.
-    pub(crate) fn remove(conn: &Connection, dot: Dot) -> rusqlite::Result<()> {
-        let Some((_, id)) = Self::find(conn, dot)? else { return Ok(()) };
-        id.remove(conn)?;
-        conn.prepare_cached(
-            "/*littoral*/ DELETE FROM littoral_large WHERE author = ? AND seq = ?",
-        )?
-        .execute(params![dot.author.to_u64().cast_signed(), dot.seq.cast_signed()])?;
-        Ok(())
+    /// Removes the entry's name. Its chunks, which may be many, are to be discarded once that is
+    /// committed.
+    pub(crate) fn remove(conn: &Connection, dot: Dot) -> rusqlite::Result<Option<ChunksId>> {
+        conn.prepare_cached("DELETE FROM littoral_large WHERE author = ? AND seq = ? RETURNING id")?
+            .query_row(params![dot.author.to_u64().cast_signed(), dot.seq.cast_signed()], |row| {
+                row.get(0).map(ChunksId)
+            })
+            .optional()
     }
 }
 

@@ -26,12 +26,12 @@ use rusqlite::{Connection, Row, params};
 use crate::{
     contested::Stable,
     entry::{
-        Digest, EntryHeader, LargeEntry, LargeName, Logged, Segment,
+        ChunksId, Digest, EntryHeader, LargeEntry, LargeName, Logged, Segment,
         codec::{Head, Segments, decode_entry},
     },
     hlc::Hlc,
     id::{AuthorId, Lsn, Seq},
-    limits::{RECENT_LOG_BYTES, Sizes, TRIM_STEP_ENTRIES},
+    limits::{RECENT_LOG_BYTES, Sizes, TRIM_STEP_BYTES, TRIM_STEP_ENTRIES},
     log::{
         chunks::{ChunkError, ChunkWriter, SegmentReader},
         published::Published,
@@ -117,6 +117,8 @@ pub(crate) struct Trimmed {
     bytes: u64,
     /// There may be more: only one step was made.
     pub(crate) is_step: bool,
+    /// The chunks of large entries among it.
+    pub(crate) chunks: Vec<ChunksId>,
 }
 
 /// What follows from the entries so far.
@@ -344,7 +346,7 @@ impl Log {
     }
 
     /// Deletes entries that the frontier covers, from the first one on and in steps of
-    /// [`TRIM_STEP_ENTRIES`], within the transaction under way. It stops at the first entry that is not
+    /// [`TRIM_STEP_ENTRIES`] or [`TRIM_STEP_BYTES`], within the transaction under way. It stops at the first entry that is not
     /// covered, unless that is a frontier: of these a few stay while entries behind them go; and at one that
     /// `stays`. Gives what is trimmed then, `None` if nothing new is. When that has committed,
     /// [`Log::trimmed`] must follow.
@@ -356,6 +358,7 @@ impl Log {
     ) -> rusqlite::Result<Option<Trimmed>> {
         let mut start = self.start.clone();
         let (mut bytes, mut gone, mut kept, mut seen) = (0, Vec::new(), false, 0);
+        let mut deleted = 0;
         let mut large = Vec::new();
         let mut statement = conn.prepare_cached(
             "SELECT lsn, author, seq, length(bytes) FROM littoral_log \
@@ -363,7 +366,9 @@ impl Log {
         )?;
         let limit = TRIM_STEP_ENTRIES.cast_signed();
         let mut rows = statement.query([start.lsn.0.cast_signed(), limit])?;
-        while let Some(row) = rows.next()? {
+        while deleted < TRIM_STEP_BYTES
+            && let Some(row) = rows.next()?
+        {
             let author = AuthorId::from_u64(row.get::<_, i64>(1)?.cast_unsigned());
             let dot = Dot { author, seq: row.get::<_, i64>(2)?.cast_unsigned() };
             seen += 1;
@@ -385,6 +390,7 @@ impl Log {
             start.vector.advance(dot);
             let length = row.get::<_, i64>(3)?.cast_unsigned();
             bytes += stored_length(conn, dot, length)?;
+            deleted += length;
             if length == 0 {
                 large.push(dot);
             }
@@ -394,16 +400,17 @@ impl Log {
         if gone.is_empty() {
             return Ok(None);
         }
+        let mut chunks = Vec::new();
         for dot in large {
-            LargeName::remove(conn, dot)?;
+            chunks.extend(LargeName::remove(conn, dot)?);
         }
         let mut delete =
             conn.prepare_cached("DELETE FROM littoral_log WHERE lsn BETWEEN ? AND ?")?;
         for run in gone.chunk_by(|a, b| a.next() == *b) {
             delete.execute([run[0].0.cast_signed(), run[run.len() - 1].0.cast_signed()])?;
         }
-        let is_step = seen == TRIM_STEP_ENTRIES;
-        Ok(Some(Trimmed { start, bytes, is_step }))
+        let is_step = seen == TRIM_STEP_ENTRIES || deleted >= TRIM_STEP_BYTES;
+        Ok(Some(Trimmed { start, bytes, is_step, chunks }))
     }
 
     /// What [`Log::trim`] has deleted is committed.

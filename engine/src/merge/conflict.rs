@@ -506,7 +506,7 @@ fn put_value_text(out: &mut Vec<u8>, value: ValueRef<'_>) {
     written.expect("memory takes every byte");
 }
 
-fn json_string(text: &str) -> String {
+pub(super) fn json_string(text: &str) -> String {
     let mut out = Vec::new();
     put_json_string(&mut out, text);
     String::from_utf8_lossy(&out).into_owned()

@@ -14,6 +14,7 @@ pub(crate) mod apply;
 mod checks;
 mod conflict;
 pub(crate) mod functions;
+mod listed;
 pub(crate) mod mirror;
 mod parked;
 mod repair;
@@ -22,6 +23,7 @@ mod store;
 
 pub(crate) use checks::Checks;
 pub(crate) use conflict::key_text;
+pub(crate) use listed::follow_schema;
 pub(crate) use parked::Parked;
 pub(crate) use repair::{Mended, cells_of, repair};
 

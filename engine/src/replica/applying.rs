@@ -12,7 +12,7 @@ use crate::{
     merge::{
         Parked,
         apply::{Applier, Tally, Waiting},
-        mirror,
+        follow_schema, mirror,
     },
     protocol::message::Register,
     replica::{
@@ -371,7 +371,8 @@ impl Replica {
                 catalog::carry_out(conn, &changes, self.log.last().next())?;
                 catalog::set_version(conn, SchemaVersion(self.registry.version.0 + 1))?;
                 conn.forget();
-                self.registry = Arc::new(Registry::load(conn)?);
+                let before = mem::replace(&mut self.registry, Arc::new(Registry::load(conn)?));
+                follow_schema(conn, |id| before.by_id(id), &self.registry)?;
                 mirror::refresh(conn, &self.registry)?;
             }
             Segment::Freeze(freeze) => {

@@ -243,6 +243,7 @@ impl Replica {
         self.checkpointing = Checkpointing { trim_waits: waits, ..Checkpointing::default() };
         if let Some(trimmed) = trimmed {
             self.checkpointing.trim_more = trimmed.is_step;
+            self.discard(trimmed.chunks.iter().copied());
             self.log.trimmed(trimmed);
         }
         self.contested.shrink();

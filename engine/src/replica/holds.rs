@@ -322,7 +322,7 @@ impl Replica {
         let removed = LargeName::remove(conn, dot);
         let end = if removed.is_ok() { "COMMIT" } else { "ROLLBACK" };
         conn.prepare_cached(end)?.raw_execute()?;
-        removed?;
+        self.discard(removed?);
         self.spools.by_dot.remove(&dot);
         Ok(())
     }
@@ -338,6 +338,9 @@ impl Replica {
             if self.log.head(dot.author).seq >= dot.seq
                 && let Some(spool) = self.spools.by_dot.remove(&dot)
             {
+                if matches!(entry, Logged::Whole(_)) {
+                    self.discard([spool.chunks]);
+                }
                 others.extend(spool.held);
                 let sender = spool.sender.filter(|_| spool.complete.is_none());
                 others.extend(sender.map(|peer| (peer, spool.name)));

@@ -37,6 +37,7 @@ mod verifying;
 
 pub(crate) use holds::Spools;
 pub(crate) use snapshot::Progress;
+pub(crate) use storage::Discarding;
 
 use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
@@ -125,6 +126,7 @@ pub struct Replica {
     sessions: BTreeMap<PeerId, PeerSession>,
     incoming: BTreeMap<PeerId, Incoming>,
     spools: Spools,
+    discarding: Discarding,
     /// The link whose entries are applied first in the next batch.
     next_peer: PeerId,
     /// Nodes that were linked before, in this process.
@@ -168,6 +170,7 @@ pub(crate) struct Parts {
     pub(crate) read_only: bool,
     pub(crate) progress: Option<Progress>,
     pub(crate) spools: Spools,
+    pub(crate) discarding: Discarding,
     pub(crate) max_entry: u64,
     /// How often the file was opened, this time included.
     pub(crate) opened: u64,
@@ -260,6 +263,7 @@ impl Replica {
             sessions: BTreeMap::new(),
             incoming: BTreeMap::new(),
             spools: parts.spools,
+            discarding: parts.discarding,
             next_peer: PeerId(0),
             linked: BTreeSet::new(),
             outputs: VecDeque::new(),
@@ -602,6 +606,7 @@ impl Replica {
         let deadlines = [
             self.storage.retry_at,
             self.spools.deadline(),
+            self.discarding_deadline(),
             self.frontier_deadline(),
             self.hold_deadline(),
         ];

@@ -85,7 +85,12 @@ impl Replica {
         }
         if let Some((ticket, job)) = self.schema_jobs.pop_front() {
             let result = match job {
-                SchemaJob::Migrate(script) => self.try_migration(&script),
+                SchemaJob::Migrate(script) => {
+                    tracing::info!(bytes = script.len(), "a migration begins");
+                    let result = self.try_migration(&script);
+                    tell(&result);
+                    result
+                }
                 SchemaJob::Abort => self.abort(),
             };
             match &result {
@@ -137,6 +142,8 @@ impl Replica {
 
     /// Runs what a freeze has waited for; if it fails, the freeze ends with the reason.
     fn carry_out(&mut self, frozen: &Frozen) {
+        let bytes = frozen.script.len();
+        tracing::info!(bytes, "all nodes have heard of the migration that waited: it begins");
         let result = self.attempt(&Attempt {
             script: &frozen.script,
             thawed: frozen.tables.iter().copied().collect(),
@@ -188,7 +195,9 @@ impl Replica {
             return Err(WriteError::Aborted("no change of the schema waits".to_owned()));
         };
         let dot = self.unfreeze(frozen.dot, "given up");
-        self.answer(dot)
+        let answer = self.answer(dot)?;
+        tracing::info!("the migration that waited for other nodes is given up");
+        Ok(answer)
     }
 
     fn answer(&self, dot: Option<Dot>) -> Result<Committed, WriteError> {
@@ -301,5 +310,21 @@ impl Replica {
             .filter(|member| Some(member.author) != self.author && lacks(member.author))
             .map(|member| member.node.clone())
             .collect()
+    }
+}
+
+/// Logs how a migration has ended. Its statements hold values, and so may a reason to refuse it; whoever
+/// asked for it is told.
+fn tell(result: &Result<Committed, WriteError>) {
+    match result {
+        Ok(Committed { dot: Some(dot), .. }) => {
+            tracing::info!(entry = %dot, "the migration is committed");
+        }
+        Ok(_) => tracing::info!("the migration has ended: it has changed nothing"),
+        Err(WriteError::SchemaChanging { waiting_for, .. }) => tracing::info!(
+            nodes = waiting_for.len(),
+            "the migration waits until other nodes have heard of it"
+        ),
+        Err(_) => tracing::warn!("the migration has failed, and has changed nothing"),
     }
 }

@@ -1,16 +1,38 @@
 //! Storage: what is asked of the disk, what follows when it fails, and how a replica halts.
 
+use std::collections::VecDeque;
+
+use rusqlite::Connection;
+
 use crate::{
     db::watch::Who,
     driver::{CloseCode, Event, Output},
+    entry::ChunksId,
     error::WriteError,
-    limits::STORAGE_RETRY,
+    limits::{DISCARD_INTERVAL, DISCARD_STEP_BYTES, STORAGE_RETRY},
     replica::Replica,
     schema::catalog,
     testing::{Bug, planted},
     time::Instant,
     version::Dot,
 };
+
+/// Chunks that nothing names any more, which are removed little by little.
+#[derive(Debug, Default)]
+pub(crate) struct Discarding {
+    chunks: VecDeque<ChunksId>,
+    due: Instant,
+}
+
+impl Discarding {
+    /// Finds those of a file that was just opened.
+    pub(crate) fn find(conn: &Connection) -> rusqlite::Result<Self> {
+        if planted(Bug::ChunksOfNobody) {
+            return Ok(Self::default());
+        }
+        Ok(Self { chunks: ChunksId::nameless(conn)?.into(), due: Instant::default() })
+    }
+}
 
 /// Whether storage works.
 #[derive(Debug, Default)]
@@ -40,7 +62,7 @@ impl Replica {
             self.durable.asked = self.log.last();
             self.outputs.push_back(Output::Sync(self.log.last()));
         }
-        if !self.is_open() && self.serve_checkpoint() {
+        if !self.is_open() && (self.serve_checkpoint() || self.serve_discarding()) {
             return true;
         }
         self.look_for_foreign();
@@ -48,6 +70,38 @@ impl Replica {
             self.outputs.push_back(Output::WalCheckpoint);
         }
         !self.outputs.is_empty()
+    }
+
+    /// Takes in chunks that nothing on disk names any more.
+    pub(super) fn discard(&mut self, chunks: impl IntoIterator<Item = ChunksId>) {
+        if self.discarding.chunks.is_empty() {
+            self.discarding.due = self.now.mono + DISCARD_INTERVAL;
+        }
+        self.discarding.chunks.extend(chunks);
+    }
+
+    pub(super) fn discarding_deadline(&self) -> Option<Instant> {
+        let works = self.storage.error.is_none() && !self.writes_stopped;
+        (works && !self.discarding.chunks.is_empty()).then_some(self.discarding.due)
+    }
+
+    /// Removes the next of them, when it is time.
+    fn serve_discarding(&mut self) -> bool {
+        let due = self.discarding_deadline().is_some_and(|due| self.now.mono >= due);
+        let (true, Some(chunks)) = (due, self.discarding.chunks.front().copied()) else {
+            return false;
+        };
+        let removed = self
+            .writer
+            .writes(Who::Apply)
+            .and_then(|()| chunks.remove_some(self.writer.apply(), DISCARD_STEP_BYTES));
+        match removed {
+            Ok(true) => {}
+            Ok(false) => drop(self.discarding.chunks.pop_front()),
+            Err(error) => self.storage_failed(&error),
+        }
+        self.discarding.due = self.now.mono + DISCARD_INTERVAL;
+        true
     }
 
     /// Tries whether storage works again, by a write that changes nothing that matters.

@@ -44,6 +44,9 @@ pub(crate) const REVOKED: &str = "revoked.pem";
 
 const ISSUED: &str = "issued";
 
+/// Seconds of a day.
+pub(crate) const DAY_S: i64 = 24 * 60 * 60;
+
 /// The directory of an authority.
 #[derive(Debug)]
 pub(crate) struct AuthorityHome {
@@ -215,6 +218,14 @@ impl AuthorityHome {
         }
         found.sort_by(|a, b| (&a.facts.node, a.noted).cmp(&(&b.facts.node, b.noted)));
         Ok(found)
+    }
+
+    /// For how many days certificates of a node are valid that are not revoked, if there are any.
+    pub(crate) fn days_left(&self, node: &NodeId) -> anyhow::Result<Option<i64>> {
+        let issued = self.issued()?;
+        let valid = issued.iter().filter(|one| one.facts.node == *node && one.revoked.is_none());
+        let seconds = valid.map(|one| one.facts.not_after - now()).filter(|left| *left > 0).max();
+        Ok(seconds.map(|left| left / DAY_S))
     }
 
     /// The list of revoked certificates as it is.

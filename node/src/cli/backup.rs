@@ -17,9 +17,11 @@ use crate::config::Config;
 /// Pages copied at a time.
 const STEP_PAGES: i32 = 1024;
 
-/// Copies a node's database of one moment into a file, while the node goes on working, and checks the
-/// copy: its structure and its foreign keys. The copy is an ordinary SQLite database with all rows of this
-/// node, those of local tables too. It cannot be run as a node: issue one anew for that.
+/// Copy a node's database into a file while the node runs, and check the copy.
+///
+/// The copy is of one moment; its structure and its foreign keys are checked. It is an ordinary SQLite
+/// database with all rows of this node, those of local tables too. It cannot be run as a node: issue one
+/// anew for that.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  littoral backup --config origin/littoral.toml origin-2026-11-28.sqlite"

@@ -14,9 +14,9 @@ use crate::{
     transport,
 };
 
-/// Checks a node's configuration, the certificates and keys that it names, and the place of its database, as
-/// `littoral serve` would. Nothing is started, and no file is written; a node may run meanwhile. The exit code
-/// is 0 if `serve` would take it.
+/// Check a node's configuration, certificates, keys and the place of its database, without starting it.
+///
+/// No file is written, and a node may run meanwhile. The exit code is 0 if `serve` would take it.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  littoral check-config --config edge1/littoral.toml")]
 pub(super) struct CheckConfig {

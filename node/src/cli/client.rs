@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::OrHint as _;
+use super::{Hinted, OrHint as _};
 use crate::{
     config::Config,
     pinned::{Expected, Pinned},
@@ -53,8 +53,7 @@ const SYSTEM_AUTHORITIES: [&str; 4] = [
 pub(super) struct Target {
     #[command(flatten)]
     node: Which,
-    /// Certificates of the authorities, PEM, that the certificate of an https server is to be of; those that
-    /// the system trusts, if left out.
+    /// A PEM file with the authorities to trust for https://; by default those that the system trusts.
     #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
 }
@@ -62,10 +61,11 @@ pub(super) struct Target {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct Which {
-    /// Address of the node's HTTP server. A token for it is taken from the variable LITTORAL_TOKEN.
+    /// The address for clients that `littoral serve` printed. A token for it is taken from the variable
+    /// LITTORAL_TOKEN.
     #[arg(long, value_name = "http[s]://HOST:PORT")]
     url: Option<String>,
-    /// Configuration of a node on this machine.
+    /// In place of --url: the configuration of a node that runs on this machine.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -159,7 +159,7 @@ impl Target {
     pub(super) async fn ask_for(&self, method: Method, path: &str) -> anyhow::Result<Value> {
         let (code, answer) = self.ask(method, path, None).await?;
         if !code.is_success() {
-            bail!("the node answered {code}: {}", answer["message"].as_str().unwrap_or_default());
+            return Err(refused(code, &answer));
         }
         Ok(answer)
     }
@@ -179,6 +179,22 @@ impl Target {
             Err(_) => bail!("{authority} did not answer within {} s", TIMEOUT.as_secs()),
         }
     }
+}
+
+/// What a node has said in place of an answer.
+pub(super) fn refused(code: StatusCode, answer: &Value) -> anyhow::Error {
+    let message = answer["message"].as_str().unwrap_or_default();
+    let error = anyhow!("the node answered {code}: {message}");
+    let hint = match answer["code"].as_str() {
+        Some("LITTORAL_UNAUTHORIZED") => format!(
+            "put a token into the environment variable {TOKEN_VARIABLE}; `littoral token issue` makes one"
+        ),
+        Some("LITTORAL_NOT_GRANTED") => {
+            "`littoral token issue --operate` makes a token that gives it".to_owned()
+        }
+        _ => return error,
+    };
+    anyhow::Error::new(Hinted { error, hint })
 }
 
 fn client() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
@@ -218,17 +234,37 @@ impl Server {
                 "is the node running? `littoral serve` prints the address of its HTTP server",
             )?;
         match self.tls {
-            None => exchange(stream, authority, method, path, body).await,
+            None => exchange(stream, authority, method, path, body).await.map_err(|error| {
+                if error.downcast_ref::<hyper::Error>().is_none() {
+                    return error;
+                }
+                let hint = format!("if it has [http.tls], say https://{authority}");
+                let error = error.context(format!("{authority} does not answer in plain HTTP"));
+                anyhow::Error::new(Hinted { error, hint })
+            }),
             Some((name, config)) => {
-                let stream = TlsConnector::from(Arc::new(config))
-                    .connect(name, stream)
-                    .await
-                    .with_context(|| format!("no TLS connection to {authority}"))
-                    .or_hint("does the node have [http.tls], and is --ca the authority of its certificate?")?;
+                let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
+                let stream = connecting.await.map_err(|error| {
+                    let hint = if is_no_tls(&error) {
+                        format!("the port speaks plain HTTP: say http://{authority}")
+                    } else {
+                        "does the node have [http.tls], and is --ca the authority of its certificate?"
+                            .to_owned()
+                    };
+                    let error = anyhow::Error::new(error)
+                        .context(format!("no TLS connection to {authority}"));
+                    anyhow::Error::new(Hinted { error, hint })
+                })?;
                 exchange(stream, authority, method, path, body).await
             }
         }
     }
+}
+
+/// Whether what the other end said is not TLS.
+fn is_no_tls(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }
 
 async fn exchange(

@@ -3,19 +3,25 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use clap::Args;
 use hyper::Method;
 use littoral::{PERSONAL_VALUE, TablePolicy};
 use serde_json::{Value, json};
 
-use super::{OrHint as _, client::Target, say, sql, table};
+use super::{
+    OrHint as _,
+    client::{Target, refused},
+    say, sql, table,
+};
 
-/// Shows what concurrent writes have discarded at a node, the newest first: the value that stands, the one
-/// that was lost, and who wrote each. A parked row, or one that breaks a CHECK, is listed with its reason.
+/// Show what merging has discarded at a node, and rows that could not be stored.
 ///
-/// In the place of personal values "(personal)" is shown, and of all values of tables and columns that are gone,
-/// since nobody knows any more whether they were: SQL on littoral_conflicts gives them.
+/// Of each, the newest first: the value that stands, the one that was lost, and who wrote each. A parked
+/// row, or one that breaks a CHECK, is listed with its reason.
+///
+/// In the place of personal values "(personal)" is shown, and of all values of tables and columns that are
+/// gone, since nobody knows any more whether they were: SQL on littoral_conflicts gives them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     littoral conflicts --config edge1/littoral.toml\n  \
@@ -67,7 +73,7 @@ impl Conflicts {
         ]});
         let (status, answer) = self.target.ask(Method::POST, "/v3/pipeline", Some(&body)).await?;
         if !status.is_success() {
-            bail!("the node answered {status}: {}", answer["message"].as_str().unwrap_or_default());
+            return Err(refused(status, &answer));
         }
         let outcome = &answer["results"][0];
         if outcome["type"] == "error" {

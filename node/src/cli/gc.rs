@@ -8,7 +8,7 @@ use super::{
     status::{heard, print_list, shown},
 };
 
-/// Explains what is kept of old changes, and for whom.
+/// Explain what is kept of old changes, and for whom.
 #[derive(Debug, Args)]
 pub(super) struct Gc {
     #[command(subcommand)]
@@ -17,12 +17,13 @@ pub(super) struct Gc {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show which members hold the frontier back, since when, and what that costs.
     Explain(Explain),
 }
 
-/// Clocks, deletes and the log are kept until every member has said to have what they belong to: until
-/// the frontier has passed it. A member that is away holds it back, and everybody keeps more.
+/// Show which members hold the frontier back, since when, and what that costs.
+///
+/// Clocks, deletes and the log are kept until every member has said to have what they belong to: until the
+/// frontier has passed it. A member that is away holds it back, and everybody keeps more.
 #[derive(Debug, Args)]
 struct Explain {
     #[command(flatten)]

@@ -17,7 +17,7 @@ use littoral::{
     ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, OnUnreachable, Replica, TablePolicy,
 };
 
-use super::{OrHint as _, create_private_dir, say};
+use super::{Hinted, OrHint as _, create_private_dir, say};
 use crate::{
     authority::{AuthorityHome, BOOKMARK_KEY},
     clock::Clock,
@@ -25,25 +25,34 @@ use crate::{
     pki::{self, Authority},
 };
 
-/// Makes a cluster: one directory for each node, to be copied to its machine, and `ca` with the
-/// authority's key, to be kept somewhere safe. The first node is the origin; the others dial it.
+/// Make a cluster: one directory for each node, and the certificate authority.
+///
+/// The directory of each node is to be copied to its machine; `ca` holds the authority's key, and is to be
+/// kept somewhere safe. The first node is the origin, which alone changes the schema; the others dial it.
+/// Nothing is overwritten.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    littoral init shop --schema schema.sql --nodes origin,edge1 --table cart:writers=any\n  \
+    littoral init shop --schema schema.sql --policies policies.toml --nodes fra,nyc \\\n    \
+    --address fra=10.0.0.1:4400,4401 --address nyc=10.0.1.1:4400,4401")]
 pub(super) struct Init {
     /// The directory to make.
     directory: PathBuf,
-    /// The tables, as CREATE statements.
+    /// A file with the tables, as CREATE statements.
     #[arg(long, value_name = "FILE")]
     schema: PathBuf,
-    /// What the tables promise, as [tables.NAME] sections.
+    /// A file with what the tables promise, as [tables.NAME] sections; see docs/schema.md.
     #[arg(long, value_name = "FILE")]
     policies: Option<PathBuf>,
-    /// What one table promises; may be given more than once.
+    /// What one table promises, such as stock:writers=any,quantity=counter; may be given more than once.
     #[arg(long, value_name = "NAME:KEY=VALUE,...")]
-    #[arg(long_help = "What one table promises; may be given more than once.\n\
+    #[arg(
+        long_help = "What one table promises; may be given more than once. Without it, only the origin writes the table.\n\
         Keys are policy, writers, key, max_lag_ms, on_stale and on_unreachable, as in a policies file; any other key is a \
-        column and its merge type, for example stock:writers=any,quantity=counter")]
+        column and its merge type, for example stock:writers=any,quantity=counter"
+    )]
     table: Vec<String>,
-    /// The nodes, the origin first.
+    /// The names of the nodes, the origin first.
     #[arg(long, value_delimiter = ',', required = true, value_name = "ORIGIN,EDGE,...")]
     nodes: Vec<String>,
     /// First port on 127.0.0.1; each node takes two, for links and for clients. 0 lets the system
@@ -231,12 +240,30 @@ fn table_section(text: &str) -> anyhow::Result<String> {
                 writeln!(section, "max_lag_ms = {value}")?;
                 continue;
             }
-            column => format!("columns.{}", quoted(column)),
+            column => {
+                check_merge_type(text, column, value)?;
+                format!("columns.{}", quoted(column))
+            }
         };
         writeln!(section, "{key} = {}", quoted(value))?;
     }
     Ok(section)
 }
+
+/// A setting whose name is misspelled is taken for a column, so the error names both.
+fn check_merge_type(text: &str, column: &str, value: &str) -> anyhow::Result<()> {
+    TablePolicy::default().declare_column(column, value).map_err(|unknown| {
+        let error = anyhow!(
+            "--table {text}: {column} is no setting, so it is taken for a column, and {value:?} is no \
+             merge type of one"
+        );
+        let hint = format!("settings are {TABLE_KEYS}; merge types are {}", unknown.expected());
+        anyhow::Error::new(Hinted { error, hint })
+    })
+}
+
+/// What [`table_section`] takes for more than a column's name.
+const TABLE_KEYS: &str = "policy, writers, key, max_lag_ms, on_stale and on_unreachable";
 
 /// Begins the cluster in a scratch directory, so that a schema that cannot replicate is refused now.
 fn try_out(origin: &Identity, genesis: &Genesis) -> anyhow::Result<()> {

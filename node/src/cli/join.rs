@@ -24,15 +24,15 @@ use crate::{
 /// The variable of the environment that may hold the token.
 const TOKEN_VARIABLE: &str = "LITTORAL_JOIN_TOKEN";
 
-/// Makes a node part of a running cluster, and runs it until SIGINT or SIGTERM.
+/// Make a node part of a running cluster, and run it until SIGINT or SIGTERM.
 ///
 /// Either with a directory that `littoral ca issue` made, and any node of the cluster as its peer: if the
-/// configuration names no node to dial yet, the peer is written there, so that `littoral serve` dials it from
-/// then on.
+/// configuration names no node to dial yet, the peer is written there, so that `littoral serve` dials it
+/// from then on.
 ///
-/// Or with a token that `littoral ca invite` made, which is all that a machine needs: the directory is made,
-/// with a key that does not leave it, and the authority signs a certificate. Joining that was interrupted is
-/// gone on with by the same command, and a node that has joined is only run.
+/// Or with a token that `littoral ca invite` made, which is all that a machine needs: the directory is
+/// made, with a key that does not leave it, and the authority signs a certificate. Joining that was
+/// interrupted is gone on with by the same command, and a node that has joined is only run.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  littoral join shop/edge2 edge1=10.0.0.2:4400\n  \
     LITTORAL_JOIN_TOKEN=littoral-join.eyJ2... littoral join edge3 --address 10.0.0.3:4400,8080")]

@@ -39,46 +39,40 @@ use crate::{config::ConfigError, node::StartError, runtime::RuntimeError, transp
 
 /// Edge data replication for SQLite: one file per node, a consistency policy per table.
 #[derive(Debug, Parser)]
-#[command(name = "littoral", version)]
+#[command(name = "littoral", version, after_help = EXAMPLES)]
 struct Cli {
     /// Log more; twice for everything.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 900)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  littoral demo                                      three nodes, on this machine
+  littoral init shop --schema schema.sql --nodes origin,edge1 --table cart:writers=any
+  littoral serve --config shop/origin/littoral.toml
+  littoral sql --config shop/origin/littoral.toml -c \"SELECT * FROM cart\"
+
+`littoral help COMMAND` tells all of a command; docs/start.md is a tutorial.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a cluster: one directory for each node, and the certificate authority.
     Init(init::Init),
-    /// Issue certificates of the cluster's authority.
     Ca(ca::Ca),
-    /// Make keys and tokens for clients.
     Token(token::Token),
-    /// Make a node part of a running cluster, and run it.
     Join(join::Join),
-    /// Run a node until SIGINT or SIGTERM.
     Serve(serve::Serve),
-    /// Run SQL on a node.
     Sql(sql::Sql),
-    /// Show what a node knows of itself and its peers.
     Status(status::Show),
-    /// Show what merging has discarded at a node, and rows that could not be stored.
     Conflicts(conflicts::Conflicts),
-    /// Copy a node's database into a file while the node runs, and check the copy.
     Backup(backup::Backup),
-    /// Check a node's configuration, certificates and keys without starting it.
     CheckConfig(check_config::CheckConfig),
-    /// Compare a node's rows with those of a peer, and mend what differs.
     Verify(verify::Verify),
-    /// Watch a change of the schema that waits for other nodes, or give it up.
     Schema(schema::Schema),
-    /// Explain what the policies of tables make of a statement.
     Policy(policy::Policy),
-    /// Explain what is kept of old changes, and for whom.
     Gc(gc::Gc),
-    /// Watch three nodes replicate real data, part, and merge.
     Demo(demo::Demo),
 }
 
@@ -173,6 +167,12 @@ fn report(error: &anyhow::Error) -> io::Result<()> {
         Some(hint) => writeln!(stderr, "hint: {hint}"),
         None => Ok(()),
     }
+}
+
+/// Says on stderr what may go wrong, and goes on.
+fn warn(what: impl fmt::Display, hint: impl fmt::Display) {
+    // If stderr is gone there is nobody left to tell.
+    let _ = writeln!(io::stderr(), "warning: {what}\nhint: {hint}");
 }
 
 /// What to do about an error, if that is not in its text.

@@ -1,17 +1,16 @@
 //! `littoral policy`: what the policies of tables make of a statement.
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::json;
 
 use super::{
-    client::Target,
+    client::{Target, refused},
     say,
     status::{print_list, shown},
 };
 
-/// Explains policies.
+/// Explain what the policies of tables make of a statement.
 #[derive(Debug, Args)]
 pub(super) struct Policy {
     #[command(subcommand)]
@@ -52,7 +51,7 @@ impl Explain {
         let body = json!({ "sql": self.sql });
         let (code, answer) = self.target.ask(Method::POST, "/policy/explain", Some(&body)).await?;
         if !code.is_success() {
-            bail!("the node answered {code}: {}", answer["message"].as_str().unwrap_or_default());
+            return Err(refused(code, &answer));
         }
         if self.json {
             return say(&answer);

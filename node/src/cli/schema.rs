@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use super::{client::Target, moment, say, status::shown};
 
-/// Watches a change of the schema that waits for other nodes, or gives it up.
+/// Watch a change of the schema that waits for other nodes, or give it up.
+///
+/// The schema itself is changed with SQL, at the origin.
 #[derive(Debug, Args)]
 pub(super) struct Schema {
     #[command(subcommand)]

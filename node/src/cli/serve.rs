@@ -14,8 +14,11 @@ use crate::{
     node::Node,
 };
 
-/// Runs a node until SIGINT or SIGTERM, which end it in good order.
+/// Run a node until SIGINT or SIGTERM, which end it in good order.
+///
+/// When it is up, one line on stdout says where links and clients are accepted. The log goes to stderr.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  littoral serve --config shop/origin/littoral.toml")]
 pub(super) struct Serve {
     /// The node's configuration.
     #[arg(long, value_name = "FILE")]

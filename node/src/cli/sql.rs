@@ -7,17 +7,27 @@ use clap::Args;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{OrHint as _, client::Target, say, table};
+use super::{
+    OrHint as _,
+    client::{Target, refused},
+    say, table,
+};
 use crate::http::statements;
 
-/// Runs SQL on a node. Statements between BEGIN and COMMIT are one transaction; without them each
-/// stands for itself. The first error ends it.
+/// Run SQL on a node that runs.
+///
+/// Statements between BEGIN and COMMIT are one transaction; without them each stands for itself. The first
+/// error ends it.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  littoral sql --config edge1/littoral.toml -c \"SELECT * FROM stock\"\n  \
+    littoral sql --url http://127.0.0.1:4401 --json < script.sql"
+)]
 pub(super) struct Sql {
     #[command(flatten)]
     target: Target,
     /// The SQL; read from stdin if left out.
-    #[arg(short, long)]
+    #[arg(short, long, value_name = "SQL")]
     command: Option<String>,
     /// Print one JSON array per statement that returns columns.
     #[arg(long)]
@@ -56,7 +66,7 @@ impl Sql {
         ]});
         let (status, answer) = self.target.ask(Method::POST, "/v3/pipeline", Some(&body)).await?;
         if !status.is_success() {
-            bail!("the node answered {status}: {}", text(&answer["message"]));
+            return Err(refused(status, &answer));
         }
         let batch = &answer["results"][0];
         if batch["type"] == "error" {
@@ -148,8 +158,8 @@ fn failure(error: &Value, sql: &str) -> anyhow::Result<()> {
             "look whether it is there before you run it again; a program that sends an Idempotency-Key \
              can ask (POST /v1/outcome, see docs/http-api.md)",
         ),
-        "LITTORAL_UNAUTHORIZED" => {
-            Err(failed).or_hint("put a token into the environment variable LITTORAL_TOKEN")
+        "LITTORAL_NOT_GRANTED" => {
+            Err(failed).or_hint("the token must give it: see `littoral token issue --help`")
         }
         "LITTORAL_NOT_A_MEMBER" => {
             Err(failed).or_hint("is the origin running, and dialed by this node?")

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{client::Target, moment, say, table};
 
-/// Shows what a node knows of itself and its peers.
+/// Show what a node knows of itself and its peers.
 #[derive(Debug, Args)]
 pub(super) struct Show {
     #[command(flatten)]

@@ -16,7 +16,7 @@ use crate::{
     token::{self, Access, Claims, Names},
 };
 
-/// Makes keys and tokens for clients of HTTP servers with `[http.auth]`.
+/// Make keys and tokens for clients of nodes with [http.auth].
 #[derive(Debug, Args)]
 pub(super) struct Token {
     #[command(subcommand)]
@@ -25,13 +25,13 @@ pub(super) struct Token {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a key that signs tokens, and the public key that nodes check them with.
     Key(Key),
-    /// Sign a token.
     Issue(Box<Issue>),
 }
 
-/// Makes `token.key`, which signs tokens and belongs on no node, and `token.pem` for `http.auth.keys`.
+/// Make a key that signs tokens, and the public key that nodes check them with.
+///
+/// `token.key` signs tokens and belongs on no node; `token.pem` is for `http.auth.keys`.
 #[derive(Debug, Args)]
 struct Key {
     /// Where to put them.
@@ -42,10 +42,13 @@ struct Key {
     json: bool,
 }
 
-/// Signs a token. What is not granted here, nobody may do with it.
+/// Sign a token. What is not granted here, nobody may do with it.
 ///
-/// `*` stands for every table: `littoral token issue --key token.key --read '*' --write cart`.
+/// The token is printed; the commands of littoral take it from the variable LITTORAL_TOKEN. `*` in place of
+/// names stands for every table.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    littoral token issue --key token.key --subject alice --read '*' --write cart --expires 12h")]
 struct Issue {
     /// The private key that `littoral token key` made.
     #[arg(long, value_name = "FILE")]

@@ -16,9 +16,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// A comparison that gets no further for this long is not waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Compares all rows of a node with those of a peer, the origin if it is linked, while both go on
-/// working. Rows that differ from the origin's are mended; what was there before is listed in
-/// littoral_conflicts. The exit code is 0 if all rows are now as they have to be.
+/// Compare a node's rows with those of a peer, and mend what differs.
+///
+/// The peer is the origin if it is linked; both go on working. Rows that differ from the origin's are
+/// mended; what was there before is listed in littoral_conflicts. The exit code is 0 if all rows are now as
+/// they have to be.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  littoral verify --config edge1/littoral.toml")]
 pub(super) struct Verify {

@@ -29,6 +29,9 @@ pub(super) fn add(page: &mut Page, status: &Status, meter: &Meter) {
     let name = "littoral_slow_statements_total";
     page.metric(name, "Statements that took longer than http.slow_statement_ms", "counter");
     page.line(name, "", meter.slow_statements.load(Ordering::Relaxed));
+    let name = "littoral_spans_dropped_total";
+    page.metric(name, "Spans that no collector of OpenTelemetry was told of", "counter");
+    page.line(name, "", meter.spans_dropped.load(Ordering::Relaxed));
     page.gauge(
         "littoral_writes_waiting",
         "Write jobs that are not done",

@@ -145,7 +145,7 @@ impl HttpServer {
         let (stop, stopping) = watch::channel(false);
         let access = Arc::new(access);
         let streams = Streams::start();
-        let spans = Spans::start(&node.identity().node);
+        let spans = Spans::start(&node.identity().node, node.meter());
         let state = Arc::new(ServerState {
             node,
             trust,

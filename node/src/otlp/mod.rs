@@ -17,9 +17,9 @@ mod on;
 use std::time::Duration;
 
 #[cfg(not(feature = "otlp"))]
-pub(crate) use self::off::{Spans, is_on, tell};
+pub(crate) use self::off::{Spans, is_on, passed_on, tell};
 #[cfg(feature = "otlp")]
-pub(crate) use self::on::{Spans, is_on, tell};
+pub(crate) use self::on::{Spans, is_on, passed_on, tell};
 
 /// What ran together, as its span tells it.
 #[derive(Debug)]

@@ -1,10 +1,7 @@
 //! [`Spans`]: made where requests come in, collected, and sent in batches.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -27,6 +24,7 @@ use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tracing::{info, warn};
 
 use super::Steps;
+use crate::runtime::Meter;
 
 /// Where the collector listens, as OpenTelemetry has it.
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
@@ -78,7 +76,7 @@ pub(crate) struct Spans(Option<Arc<Outbox>>);
 #[derive(Debug)]
 struct Outbox {
     spans: mpsc::Sender<Value>,
-    dropped: Arc<AtomicU64>,
+    meter: Arc<Meter>,
 }
 
 /// A span that others are children of.
@@ -98,7 +96,7 @@ enum Kind {
 
 impl Spans {
     /// Begins to send what it is told, if the environment names a collector.
-    pub(crate) fn start(node: &NodeId) -> Self {
+    pub(crate) fn start(node: &NodeId, meter: &Arc<Meter>) -> Self {
         let Ok(endpoint) = std::env::var(ENDPOINT) else { return Self(None) };
         let Some(collector) = Collector::at(&endpoint, node) else {
             warn!("{ENDPOINT}: expected http://HOST:PORT; no spans are sent");
@@ -106,9 +104,8 @@ impl Spans {
         };
         info!(collector = collector.authority, "spans are sent to a collector");
         let (spans, waiting) = mpsc::channel(WAITING_MAX);
-        let dropped = Arc::new(AtomicU64::new(0));
-        tokio::spawn(collector.run(waiting, Arc::clone(&dropped)));
-        Self(Some(Arc::new(Outbox { spans, dropped })))
+        tokio::spawn(collector.run(waiting, Arc::clone(meter)));
+        Self(Some(Arc::new(Outbox { spans, meter: Arc::clone(meter) })))
     }
 
     /// Has every request told.
@@ -143,7 +140,7 @@ impl Spans {
 impl Outbox {
     fn put(&self, span: Value) {
         if self.spans.try_send(span).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.meter.spans_dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -192,6 +189,17 @@ fn parent(headers: &HeaderMap) -> Option<(u128, u64)> {
     let (trace, span) =
         (u128::from_str_radix(trace, 16).ok()?, u64::from_str_radix(span, 16).ok()?);
     (trace != 0 && span != 0).then_some((trace, span))
+}
+
+/// Has what is run in another task told as of the request that is being answered here.
+pub(crate) fn passed_on<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let current = CURRENT.try_with(Clone::clone).ok();
+    async move {
+        match current {
+            Some(current) => CURRENT.scope(current, work).await,
+            None => work.await,
+        }
+    }
 }
 
 /// Whether anybody is told of what runs here.
@@ -298,7 +306,7 @@ impl Collector {
     }
 
     /// Sends batches until nobody can tell anything more.
-    async fn run(self, mut waiting: mpsc::Receiver<Value>, dropped: Arc<AtomicU64>) {
+    async fn run(self, mut waiting: mpsc::Receiver<Value>, meter: Arc<Meter>) {
         let mut warned: Option<Instant> = None;
         while let Some(first) = waiting.recv().await {
             let mut batch = vec![first];
@@ -316,7 +324,7 @@ impl Collector {
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => format!("no answer within {} s", SEND_TIME.as_secs()),
             };
-            let dropped = dropped.fetch_add(count, Ordering::Relaxed) + count;
+            let dropped = meter.spans_dropped.fetch_add(count, Ordering::Relaxed) + count;
             if warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
                 warned = Some(Instant::now());
                 warn!(collector = self.authority, why, dropped, "spans were not sent");

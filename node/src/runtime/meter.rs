@@ -39,6 +39,8 @@ pub(crate) struct Meter {
     pub(crate) reads_waiting: Waiting,
     /// Statements that were slow.
     pub(crate) slow_statements: AtomicU64,
+    /// Spans that no collector was told of.
+    pub(crate) spans_dropped: AtomicU64,
     links: Mutex<BTreeMap<PeerId, Link>>,
     looked: Mutex<Option<Instant>>,
 }
@@ -73,6 +75,7 @@ impl Default for Meter {
             writes_waiting: Waiting::default(),
             reads_waiting: Waiting::default(),
             slow_statements: AtomicU64::new(0),
+            spans_dropped: AtomicU64::new(0),
             links: Mutex::default(),
             looked: Mutex::default(),
         }

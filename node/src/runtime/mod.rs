@@ -3,7 +3,7 @@
 //! ```text
 //!   HTTP, CLI, tests ─ NodeHandle ─┬─ writes ──►┌────────────────┐── frames ──► link tasks
 //!                                  │            │ replica thread │── syncs ───► WAL sync thread
-//!   link tasks ─────── frames ─────┼───────────►│ owns `Replica` │── copies ──► checkpoint thread
+//!   link tasks ─────── frames ─────┼───────────►│ drives         │── copies ──► checkpoint thread
 //!   WAL sync thread ── synced ─────┤            │                │── pieces ──► snapshot thread
 //!   snapshot thread ── pieces ─────┘            └────────────────┘── answers ─► who waits for them
 //!                                                       ▲
@@ -11,16 +11,19 @@
 //!   NodeHandle ─ reads ──► reader pool (blocking threads, or the one that asks if the read is short)
 //! ```
 //!
-//! Only the replica thread decides anything; everything else carries bytes and waits.
+//! Only who drives the replica decides anything: the replica thread, or for a moment who brings a short write
+//! while that has nothing to do ([`Seat`](seat::Seat)). Everything else carries bytes and waits.
 
 mod files;
 mod forwards;
 mod interactive;
+mod known;
 mod meter;
 mod place;
 mod readers;
 mod replica_thread;
 mod routing;
+mod seat;
 mod storage_threads;
 mod visit;
 mod writes;
@@ -46,8 +49,10 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use self::{
     files::Files,
+    known::Known,
     readers::ReaderPool,
-    replica_thread::{ReplicaThread, Runner},
+    replica_thread::{Driver, Runner},
+    seat::Seat,
     storage_threads::StorageThreads,
     writes::{Watchdog, Write},
 };
@@ -76,6 +81,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// A node that waits until its rows are new enough looks this often.
 const LAG_AGAIN: Duration = Duration::from_millis(10);
+
+/// A write is short that takes no longer, the commit and its sync included.
+const SHORT_WRITE: Duration = Duration::from_millis(1);
 
 /// What a node shows may be older than a read allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -131,6 +139,7 @@ pub enum RuntimeError {
 pub struct NodeHandle {
     identity: Arc<Identity>,
     events: EventSender,
+    here: Arc<Here>,
     readers: Arc<ReaderPool>,
     news: broadcast::Sender<News>,
     ended: watch::Receiver<()>,
@@ -140,6 +149,14 @@ pub struct NodeHandle {
     meter: Arc<Meter>,
     /// A statement of a client that takes this long is logged.
     slow: Option<Duration>,
+}
+
+/// What writes need that are made where they come from.
+struct Here {
+    seat: Seat,
+    known: Known,
+    /// While this thread writes, others serve everything else.
+    has_others: bool,
 }
 
 impl fmt::Debug for NodeHandle {
@@ -168,7 +185,7 @@ impl NodeHandle {
         &self,
         job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<(T, Committed), WriteError> {
-        self.queue(None, job).await
+        self.queue(None, None, job).await
     }
 
     /// Runs a migration at the origin; see [`Replica::migrate`](littoral::Replica::migrate).
@@ -202,18 +219,21 @@ impl NodeHandle {
         answer.await.ok()
     }
 
-    /// As [`NodeHandle::write`]; a job that takes longer is interrupted, and fails.
+    /// As [`NodeHandle::write`]; a job that takes longer is interrupted, and fails. `text` tells how long it may
+    /// take, if anything does: if that was short the last time, it is done on this thread.
     pub(crate) async fn write_within<T: Send + 'static>(
         &self,
         limit: Duration,
+        text: Option<&str>,
         job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<(T, Committed), WriteError> {
-        self.queue(Some(limit), job).await
+        self.queue(Some(limit), text, job).await
     }
 
     async fn queue<T: Send + 'static>(
         &self,
         limit: Option<Duration>,
+        text: Option<&str>,
         mut job: impl FnMut(&mut WriteTx<'_>) -> Result<T, WriteError> + Send + 'static,
     ) -> Result<(T, Committed), WriteError> {
         let slot = Arc::new(Mutex::new(None));
@@ -227,11 +247,29 @@ impl NodeHandle {
             Ok(())
         });
         let write = Write::new(job, limit, done);
-        self.events.send(Event::Write(write)).map_err(|_| stopping())?;
-        let committed = answer.await.map_err(|_| stopping())??;
-        self.meter.commits.took(began.elapsed());
+        let name = text.map(|text| self.here.known.name(text));
+        self.hand_over(name, write)?;
+        let answer = answer.await.map_err(|_| stopping())?;
+        let took = began.elapsed();
+        if let Some(name) = name {
+            self.here.known.took(name, took);
+        }
+        let committed = answer?;
+        self.meter.commits.took(took);
         let value = slot.lock().take().ok_or_else(stopping)?;
         Ok((value, committed))
+    }
+
+    /// Does a write that was short the last time, unless others write, or has the replica thread do it.
+    fn hand_over(&self, name: Option<u64>, write: Write) -> Result<(), WriteError> {
+        let here = name.is_some_and(|name| self.here.known.is_short(name))
+            && self.here.has_others
+            && self.meter.writes_waiting.now() == 1;
+        let left = if here { self.here.seat.write(write, &self.events) } else { Some(write) };
+        match left {
+            None => Ok(()),
+            Some(write) => self.events.send(Event::Write(write)).map_err(|_| stopping()),
+        }
     }
 
     /// Runs `work` with a read-only connection on a blocking thread. Dropping the future interrupts a
@@ -425,20 +463,21 @@ impl Runtime {
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let readers = Arc::new(ReaderPool::new(db, config.storage.readers, Arc::clone(&meter)));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
+        let watched = dog.clone();
         let runner = Runner { watchdog: dog, programs, meter: Arc::clone(&meter) };
-        let thread = ReplicaThread::new(
-            replica,
-            files,
-            clock,
-            inbox,
-            storage.requests(),
-            news.clone(),
-            runner,
-        );
+        let driver = Driver::new(replica, files, clock, storage.requests(), news.clone(), runner);
+        let workers =
+            tokio::runtime::Handle::try_current().map(|tokio| tokio.metrics().num_workers());
+        let here = Arc::new(Here {
+            seat: Seat::new(driver),
+            known: Known::new(SHORT_WRITE),
+            has_others: workers.is_ok_and(|workers| workers > 1),
+        });
+        let theirs = Arc::clone(&here);
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())
             .spawn(move || {
-                thread.run();
+                theirs.seat.run(&inbox, &watched);
                 drop(alive);
             })
             .map_err(|error| io_error("cannot start the replica thread", error))?;
@@ -447,6 +486,7 @@ impl Runtime {
         let handle = NodeHandle {
             identity: Arc::new(config.identity.clone()),
             events,
+            here,
             readers,
             news,
             ended,

@@ -9,9 +9,7 @@
 //! many steps for.
 
 use std::{
-    collections::{HashSet, hash_map::RandomState},
     fmt,
-    hash::BuildHasher as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::{Duration, Instant},
@@ -25,7 +23,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{READ_TIMEOUT, TooStale, meter::Meter};
+use super::{READ_TIMEOUT, TooStale, known::Known, meter::Meter};
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,9 +36,6 @@ const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// A read is short that takes no longer: handing it over takes a fifth of that.
 const SHORT: Duration = Duration::from_micros(200);
-
-/// So many texts of short reads are known at most; when there are more, all are learned anew.
-const TEXTS_KNOWN: usize = 4096;
 
 /// Why a read was not made.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +103,7 @@ impl ReaderPool {
             held: Mutex::default(),
             holds: Arc::new(Semaphore::new(HELD_MAX)),
             paused: Mutex::new(None),
-            known: Arc::default(),
+            known: Arc::new(Known::new(SHORT)),
             meter,
         }
     }
@@ -290,36 +285,6 @@ impl ReaderPool {
         self.idle.lock().clear();
         // One that is in use is closed when its query ends.
         self.let_go();
-    }
-}
-
-/// Which texts are of reads that were short when they were made last.
-#[derive(Default)]
-struct Known {
-    hasher: RandomState,
-    short: Mutex<HashSet<u64>>,
-}
-
-impl Known {
-    /// What a text is called here. If two should be called the same, only time is lost.
-    fn name(&self, text: &str) -> u64 {
-        self.hasher.hash_one(text)
-    }
-
-    fn is_short(&self, name: u64) -> bool {
-        self.short.lock().contains(&name)
-    }
-
-    fn took(&self, name: u64, took: Duration) {
-        let mut short = self.short.lock();
-        if took > SHORT {
-            short.remove(&name);
-            return;
-        }
-        if short.len() >= TEXTS_KNOWN {
-            short.clear();
-        }
-        short.insert(name);
     }
 }
 

@@ -1,8 +1,6 @@
-//! The thread that owns the [`Replica`]; the rest of the node holds a channel to it.
-//!
-//! Everything it may be told is in [`Event`]. Whatever waits in the channel is taken together: first
-//! every input, so that no link is judged silent whose frames only wait here, and a drain; then all
-//! writes, so that they commit as one group, and another drain.
+//! [`Driver`]: calls the [`Replica`], and carries out its outputs. The replica thread has it, and lends it to
+//! who brings a short write; see [`Seat`](super::seat::Seat). The rest of the node holds a channel to that
+//! thread, and [`Event`] is everything that it may be told.
 
 mod transactions;
 
@@ -36,13 +34,9 @@ use super::{
     interactive::{Begin, Held, Who},
     meter::Meter,
     storage_threads::{SnapshotRequest, StorageRequests},
-    writes::{Turn, Watchdog, Write},
+    writes::{Crowd, Turn, Watchdog, Write},
 };
 use crate::clock::Clock;
-
-/// Events taken from the channel together at most, so that taking them ends. It is more than all
-/// links together have waiting after the longest drain, unless there are very many.
-const BATCH_EVENTS: usize = 1 << 16;
 
 /// What may wait to be sent on one link: entries as credit allows, or a single larger one, a snapshot's
 /// window, requests to the origin and replies to them, and as many other
@@ -120,16 +114,17 @@ pub(crate) struct Runner {
     pub(crate) meter: Arc<Meter>,
 }
 
-pub(crate) struct ReplicaThread {
+/// The replica, with all that driving it takes.
+pub(crate) struct Driver {
     /// `None` only after a snapshot could not become its file.
     replica: Option<Replica>,
     files: Files,
     clock: Clock,
-    inbox: mpsc::Receiver<Event>,
     effects: Effects,
     wake_at: Option<Instant>,
     /// What is not before the replica yet, oldest first.
     writes: VecDeque<Waiting>,
+    crowd: Crowd,
     watchdog: Watchdog,
     programs: Programs,
     meter: Arc<Meter>,
@@ -142,12 +137,11 @@ enum Waiting {
     Guest(RequestId),
 }
 
-impl ReplicaThread {
+impl Driver {
     pub(crate) fn new(
         replica: Replica,
         files: Files,
         clock: Clock,
-        inbox: mpsc::Receiver<Event>,
         storage: StorageRequests,
         news: broadcast::Sender<News>,
         Runner { watchdog, programs, meter }: Runner,
@@ -170,60 +164,64 @@ impl ReplicaThread {
             replica: Some(replica),
             files,
             clock,
-            inbox,
             effects,
             wake_at: None,
             writes,
+            crowd: Crowd::default(),
             watchdog,
             programs,
             meter,
         }
     }
 
-    /// Runs until it is told to stop, or until nobody is left who could tell it anything.
-    pub(crate) fn run(mut self) {
-        self.wake();
-        let mut batch = Vec::new();
-        while let Some(first) = self.next_event() {
-            batch.extend(first);
-            while batch.len() < BATCH_EVENTS
-                && let Ok(event) = self.inbox.try_recv()
-            {
-                batch.push(event);
-            }
-            let stop = self.take(&mut batch);
-            self.end_what_takes_too_long();
-            self.run_writes();
-            if self.replica.is_none() {
-                break;
-            }
-            if let Some(reply) = stop {
-                return self.stop(reply);
-            }
-        }
-        self.watchdog.end();
+    /// Handles a batch of events and runs writes; gives whom to answer if one of them was to stop.
+    pub(super) fn round(
+        &mut self,
+        batch: &mut Vec<Event>,
+    ) -> Option<oneshot::Sender<Result<(), rusqlite::Error>>> {
+        let stop = self.take(batch);
+        self.end_what_takes_too_long();
+        self.run_writes();
+        stop
     }
 
-    /// Waits for an event, or for the time to wake (`Some(None)`). `None` when all senders are gone.
-    fn next_event(&mut self) -> Option<Option<Event>> {
+    /// Whether it can do nothing any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.replica.is_none()
+    }
+
+    /// Whether nobody has the writer or waits for it here, many have not come together of late, and nothing is
+    /// due. Once something is, events have to be looked at first: a link may be silent only because its frames
+    /// wait.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_free()
+            && self.crowd.is_small()
+            && self.wake_at.is_none_or(|at| self.clock.now().mono < at)
+    }
+
+    fn is_free(&self) -> bool {
+        self.replica.is_some() && self.writes.is_empty() && self.effects.held.is_none()
+    }
+
+    /// Does a write, if it is idle; tells whether there is more to do than before, or sooner.
+    pub(super) fn write(&mut self, write: Write) -> bool {
+        let before = self.wake_at;
+        self.writes.push_back(Waiting::Write(write));
+        self.run_writes();
+        let sooner = self.wake_at.is_some_and(|at| before.is_none_or(|before| at < before));
+        sooner || !self.is_free()
+    }
+
+    /// How long it waits for the next event at most; `None` for as long as it takes.
+    pub(super) fn wait(&self) -> Option<Duration> {
         // One transaction has the writer, so nobody else's turn has come.
         if !self.writes.is_empty() && self.effects.held.is_none() {
-            return Some(None);
+            return Some(Duration::ZERO);
         }
         let wakes = self.wake_at.map(|at| at.since(self.clock.now().mono));
         let ends_at = self.effects.held.as_ref().and_then(|held| held.ends_at);
         let ends = ends_at.map(|at| at.saturating_duration_since(StdInstant::now()));
-        let Some(wait) = wakes.into_iter().chain(ends).min() else {
-            return self.inbox.recv().ok().map(Some);
-        };
-        if wait > Duration::ZERO {
-            match self.inbox.recv_timeout(wait) {
-                Ok(event) => return Some(Some(event)),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-            }
-        }
-        Some(None)
+        wakes.into_iter().chain(ends).min()
     }
 
     /// Handles a batch of events, its writes excepted, and drains once; returns whom to answer if one
@@ -309,11 +307,12 @@ impl ReplicaThread {
             return;
         }
         let turn = Turn::begin(&self.watchdog);
-        let mut first = true;
+        let mut handed = 0;
         while let Some(Waiting::Write(_)) = self.writes.front()
             && let Some(replica) = &mut self.replica
             && let Some(Waiting::Write(write)) = self.writes.pop_front()
         {
+            let first = handed == 0;
             let write = Arc::new(Mutex::new(write));
             let (theirs, turn) = (Arc::clone(&write), Arc::clone(&turn));
             let now = self.clock.now();
@@ -332,9 +331,10 @@ impl ReplicaThread {
                 }
             };
             self.effects.waiting.insert(ticket, write);
-            first = false;
+            handed += 1;
         }
-        if !first {
+        if handed > 0 {
+            self.crowd.came(handed);
             self.drain();
             for write in self.effects.postponed.drain(..).rev() {
                 self.writes.push_front(Waiting::Write(write));
@@ -422,8 +422,8 @@ impl ReplicaThread {
         }
     }
 
-    fn stop(mut self, reply: oneshot::Sender<Result<(), rusqlite::Error>>) {
-        self.watchdog.end();
+    /// Closes everything.
+    pub(super) fn stop(mut self, reply: oneshot::Sender<Result<(), rusqlite::Error>>) {
         let Some(replica) = self.replica.take() else { return };
         let (outputs, closed) = replica.close(self.clock.now());
         for output in outputs {

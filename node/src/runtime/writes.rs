@@ -113,6 +113,26 @@ impl Turn {
     }
 }
 
+/// How many writes come at about the same time: as many as the largest group of late had, one less for each
+/// that came after it.
+#[derive(Debug, Default)]
+pub(super) struct Crowd(usize);
+
+/// With more, it is worth waiting for the others: one commit serves all of them.
+const FEW: usize = 3;
+
+impl Crowd {
+    /// So many were committed together.
+    pub(super) fn came(&mut self, writes: usize) {
+        self.0 = writes.max(self.0.saturating_sub(1));
+    }
+
+    /// Whether each is better done alone.
+    pub(super) fn is_small(&self) -> bool {
+        self.0 <= FEW
+    }
+}
+
 /// Interrupts the job that runs, once its time is over.
 #[derive(Clone)]
 pub(super) struct Watchdog(Arc<Shared>);
@@ -212,5 +232,28 @@ impl Shared {
                 Some(at) => drop(self.changed.wait_until(&mut guard, at)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_small_again_once_as_many_groups_were() {
+        let mut crowd = Crowd::default();
+        assert!(crowd.is_small());
+        for _ in 0..3 {
+            crowd.came(10);
+            assert!(!crowd.is_small());
+        }
+        for _ in 0..6 {
+            assert!(!crowd.is_small());
+            crowd.came(1);
+        }
+        crowd.came(1);
+        assert!(crowd.is_small());
+        crowd.came(3);
+        assert!(crowd.is_small());
     }
 }

@@ -4,9 +4,12 @@
 //! both directions of all of them carry frames. The task decides nothing: what a frame means, and
 //! when a link is too slow or too silent, is the engine's business.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -40,6 +43,11 @@ const FRAME_COST_MIN: usize = 32 << 10;
 const SEND_BATCH: usize = 64;
 /// A frame's memory is taken in steps of this size as its bytes arrive, whatever its header claims.
 const RECEIVE_STEP: usize = 256 << 10;
+
+/// A peer acknowledges within milliseconds, on a long way within a round trip; one that has not by now is not
+/// waited for when the link is closed.
+const ANSWER_TIME: Duration = Duration::from_millis(300);
+const ANSWER_ROUND_TRIPS: u32 = 3;
 
 // A frame that fits into nothing would be waited for for ever.
 const _: () = assert!(ENTRIES_WAITING_BYTES >= MAX_FRAME_BYTES);
@@ -130,7 +138,7 @@ pub(super) async fn run_link(
             Err(error) => End::Lost(error.to_string()),
         },
         end = receive => end,
-        end = given_up(overflowed) => end,
+        end = given_up(overflowed, &connection) => end,
         _ = suspensions.changed() => End::Suspended,
         why = distrusted(&shared.trust, &chain) => End::Distrusted(why),
     };
@@ -203,13 +211,35 @@ async fn distrusted(trust: &Trust, chain: &[CertificateDer<'static>]) -> String 
 }
 
 /// Ends when the replica has closed the link and what it had sent before is not delivered in time, or
-/// when too much waits.
-async fn given_up(overflow: oneshot::Receiver<()>) -> End {
+/// cannot be, or when too much waits.
+async fn given_up(overflow: oneshot::Receiver<()>, connection: &Connection) -> End {
     if overflow.await.is_ok() {
         return End::Overflow;
     }
-    sleep(DELIVERY_TIMEOUT).await;
+    tokio::select! {
+        () = sleep(DELIVERY_TIMEOUT) => {}
+        () = unanswered(connection) => info!("the peer does not answer: it is not waited for"),
+    }
     End::Closed
+}
+
+/// Ends when the peer was sent something and then nothing at all has come from it: it was killed, or is cut
+/// off. One that does not read is not meant, since it is sent nothing more.
+async fn unanswered(connection: &Connection) {
+    let datagrams = || {
+        let stats = connection.stats();
+        (stats.udp_tx.datagrams, stats.udp_rx.datagrams)
+    };
+    loop {
+        let pause = ANSWER_TIME.max(connection.rtt() * ANSWER_ROUND_TRIPS);
+        let (sent, heard) = datagrams();
+        sleep(pause).await;
+        let is_sent = datagrams().0 > sent;
+        sleep(pause).await;
+        if is_sent && datagrams().1 == heard {
+            return;
+        }
+    }
 }
 
 struct Streams {
@@ -384,7 +414,7 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc::TryRecvError, time::Duration};
+    use std::sync::mpsc::TryRecvError;
 
     use littoral::{ClusterId, Identity, Incarnation};
     use quinn::{ClientConfig, Endpoint, ServerConfig};

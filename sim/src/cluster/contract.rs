@@ -134,8 +134,10 @@ impl Cluster {
                         self.oracle.links.replaced(self.now, number, side)?;
                     }
                     (CloseCode::TooOld, Some(side)) if !reason.starts_with("asking again") => {
-                        let (logs, known) = (&self.oracle.logs, machine.log_before);
-                        links::too_old(logs, number, known, side.other)?;
+                        if let Some(engine) = &machine.engine {
+                            let (logs, known) = (&self.oracle.logs, machine.log_before);
+                            links::too_old(logs, number, &engine.eye, known, side.other)?;
+                        }
                     }
                     _ => {}
                 }

@@ -2,11 +2,12 @@
 //!
 //! - Of two links that two machines made at once, not both are closed for the other's sake.
 //! - A machine that is linked, and known to be a member, is never told that the log has been trimmed past
-//!   what it was sent.
+//!   what it was sent, except for what was trimmed before that was known.
 
 use std::collections::BTreeMap;
 
 use littoral::limits::KEEP_ALIVE;
+use rusqlite::Connection;
 
 use super::{Check, Promise, broken, logs::Logs};
 use crate::{
@@ -57,15 +58,22 @@ impl Links {
 }
 
 /// A machine, whose log held `known` entries when it last had nothing to do, closes a link since the
-/// other end lacks what is trimmed.
-pub(crate) fn too_old(logs: &Logs, machine: usize, known: usize, other: usize) -> Check {
-    match logs.member_since(machine, other).filter(|place| *place < known) {
-        None => Ok(()),
-        Some(_) => broken(
-            Promise::Availability,
-            format!("m{machine} has trimmed what m{other}, a member, was to be sent on its link"),
-        ),
+/// other end lacks what is trimmed. It may, if that was trimmed before the other was a member.
+pub(crate) fn too_old(
+    logs: &Logs,
+    machine: usize,
+    reader: &Connection,
+    known: usize,
+    other: usize,
+) -> Check {
+    let Some((place, trimmed)) = logs.member_since(machine, other) else { return Ok(()) };
+    if place >= known || logs.trimmed(machine, reader)? == trimmed {
+        return Ok(());
     }
+    broken(
+        Promise::Availability,
+        format!("m{machine} has trimmed what m{other}, a member, was to be sent on its link"),
+    )
 }
 
 fn nanos_of_keep_alive() -> Nanos {

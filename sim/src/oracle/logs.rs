@@ -32,6 +32,8 @@ struct Holders {
 struct Book {
     /// By LSN, from 1.
     entries: Vec<Dot>,
+    /// How many entries were trimmed when it was first seen here that a machine is a member.
+    members: BTreeMap<usize, usize>,
     shadow: Shadow,
 }
 
@@ -99,10 +101,21 @@ impl Logs {
         self.books[machine].entries.len()
     }
 
-    /// Where in the machine's log it says that another machine is a member.
-    pub(crate) fn member_since(&self, machine: usize, member: usize) -> Option<usize> {
+    /// Where in the machine's log it says that another machine is a member, and how many entries were
+    /// trimmed when that was first seen.
+    pub(crate) fn member_since(&self, machine: usize, member: usize) -> Option<(usize, usize)> {
         let join = self.joins.get(&member)?;
-        self.books[machine].entries.iter().position(|dot| dot == join)
+        let book = &self.books[machine];
+        let place = book.entries.iter().position(|dot| dot == join)?;
+        Some((place, *book.members.get(&member)?))
+    }
+
+    /// How many entries of the machine's log are trimmed.
+    pub(crate) fn trimmed(&self, machine: usize, reader: &Connection) -> Check<usize> {
+        let left = reader
+            .query_row("SELECT count(*) FROM littoral_log", [], |row| row.get::<_, u32>(0))
+            .map_err(unreadable(machine))?;
+        Ok(self.books[machine].entries.len().saturating_sub(left as usize))
     }
 
     /// The first entry of the origin's log that a machine lacks, and since when the origin has had it.
@@ -125,7 +138,7 @@ impl Logs {
 
     /// A snapshot has become a machine's file: its log is that of the machine it was taken from.
     pub(crate) fn adopted(&mut self, machine: usize, snapshot: Digest) -> Check {
-        let Some(book) = self.copies.get(&snapshot.0).cloned() else {
+        let Some(mut book) = self.copies.get(&snapshot.0).cloned() else {
             return broken(
                 Promise::Causality,
                 format!("m{machine} has opened a snapshot that nobody has taken"),
@@ -143,6 +156,7 @@ impl Logs {
             };
             holders.machines |= 1 << machine;
         }
+        book.members.clear();
         self.bases[machine] = book.clone();
         self.books[machine] = book;
         self.caught_up[machine] = 0;
@@ -199,6 +213,19 @@ impl Logs {
                 );
             }
             self.take(machine, &entry)?;
+        }
+        self.note_members(machine, reader)
+    }
+
+    fn note_members(&mut self, machine: usize, reader: &Connection) -> Check {
+        let book = &self.books[machine];
+        let new = |(member, join): &(&usize, &Dot)| {
+            !book.members.contains_key(member) && self.holds(machine, **join)
+        };
+        let new: Vec<usize> = self.joins.iter().filter(new).map(|(member, _)| *member).collect();
+        if !new.is_empty() {
+            let trimmed = self.trimmed(machine, reader)?;
+            self.books[machine].members.extend(new.into_iter().map(|member| (member, trimmed)));
         }
         Ok(())
     }

@@ -3,27 +3,40 @@
 use super::*;
 
 impl Tape {
-    /// The events by table and key, those of one key in the order in which they happened, and the
-    /// bytes they refer to.
-    pub(super) fn sorted(&self) -> (Cow<'_, [Event]>, Cow<'_, [u8]>) {
+    /// Gives the events by table and key, those of one key in the order in which they happened, and the
+    /// bytes they refer to: block by block, each of which holds all events of its rows.
+    pub(super) fn in_order<E>(
+        &self,
+        mut each: impl FnMut(&[Event], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        /// Enough for cache misses to overlap while a block is copied, few enough to stay in the cache.
+        const BLOCK_EVENTS: usize = 1024;
         let Self { arena, events, .. } = self;
         if events.is_sorted_by(|a, b| (a.table, a.key_in(arena)) <= (b.table, b.key_in(arena))) {
-            return (Cow::Borrowed(events), Cow::Borrowed(arena));
+            return each(events, arena);
         }
-        // The bytes in the new order: copied in one go, cache misses overlap; met one by one while
-        // rows are encoded, they would not.
-        let mut bytes = Vec::with_capacity(arena.len());
-        let mut gather = |place: usize| {
-            let mut event = events[place];
-            let start = bytes.len();
-            bytes.extend_from_slice(&arena[event.key..event.end]);
-            event.cells = start + (event.cells - event.key);
-            event.key = start;
-            event.end = bytes.len();
-            event
-        };
-        let events = self.order().map(&mut gather).collect();
-        (Cow::Owned(events), Cow::Owned(bytes))
+        let order: Vec<usize> = self.order().collect();
+        let (mut block, mut bytes) = (Vec::with_capacity(BLOCK_EVENTS), Vec::new());
+        let mut rest = order.as_slice();
+        while !rest.is_empty() {
+            let mut count = rest.len().min(BLOCK_EVENTS);
+            let last = events[rest[count - 1]];
+            let alike = |place: &&usize| events[**place].is_of(&last, arena);
+            count += rest[count..].iter().take_while(alike).count();
+            let (now, behind) = rest.split_at(count);
+            rest = behind;
+            block.clear();
+            bytes.clear();
+            block.extend(now.iter().map(|place| {
+                let event = events[*place];
+                let start = bytes.len();
+                bytes.extend_from_slice(&arena[event.key..event.end]);
+                let cells = start + (event.cells - event.key);
+                Event { key: start, cells, end: bytes.len(), ..event }
+            }));
+            each(&block, &bytes)?;
+        }
+        Ok(())
     }
 
     /// How many events there are or were: the ordinal of the next one.

@@ -11,14 +11,12 @@ use littoral::NodeId;
 use serde_json::json;
 
 use crate::{
-    authority::{AuthorityHome, Certificate, REVOKED, now},
+    authority::{AuthorityHome, Certificate, DAY_S, REVOKED, now},
     cli::{OrHint as _, say},
     pki,
 };
 
-const DAY_S: i64 = 24 * 60 * 60;
-
-/// Shows the certificates that were issued, and what they are worth.
+/// Show the certificates that were issued, and what they are worth.
 #[derive(Debug, Args)]
 pub(super) struct List {
     /// The directory that `littoral init` made.
@@ -29,9 +27,11 @@ pub(super) struct List {
     json: bool,
 }
 
-/// Issues another certificate to a node, for the key that it has. Its directory beside the authority's, if it
-/// is there, is given the new one; if not, copy it over `node.pem` in the node's directory. A node that runs
-/// takes it up within seconds, and keeps its links.
+/// Issue another certificate to a node, before its own expires.
+///
+/// It is for the key that the node has. The node's directory beside the authority's, if it is there, is
+/// given the new one; if not, copy it over `node.pem` in the node's directory. A node that runs takes it up
+/// within seconds, and keeps its links.
 #[derive(Debug, Args)]
 pub(super) struct Renew {
     /// The node's name.
@@ -51,9 +51,11 @@ pub(super) struct Renew {
     new_key: bool,
 }
 
-/// Puts all certificates of a node on the list `ca/revoked.pem`. Directories of nodes beside the authority's
-/// are given the new list; copy it to all others. Nodes that run take it up within seconds: they close their
-/// links to the node, and make none. `littoral ca issue` lets a node of that name in again, as a new one.
+/// Shut a node out: its certificates are worth nothing any more.
+///
+/// They are put on the list `ca/revoked.pem`. Directories of nodes beside the authority's are given the new
+/// list; copy it to all others. Nodes that run take it up within seconds: they close their links to the
+/// node, and make none. `littoral ca issue` lets a node of that name in again, as a new one.
 #[derive(Debug, Args)]
 pub(super) struct Revoke {
     /// The node's name.

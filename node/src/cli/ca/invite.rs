@@ -7,6 +7,7 @@ use clap::Args;
 use littoral::NodeId;
 use serde_json::json;
 
+use super::warn_of_namesake;
 use crate::{
     authority::{AuthorityHome, Invitation, Signer, now},
     cli::{
@@ -17,10 +18,13 @@ use crate::{
     pki,
 };
 
-/// Makes a token for one more node. Whoever has it can make a machine that node, once, by
-/// `littoral join DIR --token TOKEN`: so send it as you would a password. `littoral ca serve` must run where
-/// the token says.
+/// Make a token with which a machine makes itself one more node.
+///
+/// Whoever has the token can make a machine that node, once, by `littoral join DIR --token TOKEN`: so send
+/// it as you would a password. `littoral ca serve` must run where the token says.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  \
+    littoral ca invite edge3 --cluster shop --at 10.0.0.9:4500 --dial origin=10.0.0.1:4400")]
 pub(super) struct Invite {
     /// The node's name.
     #[arg(value_parser = NodeId::new)]
@@ -48,8 +52,10 @@ pub(super) struct Invite {
     json: bool,
 }
 
-/// Signs certificates for machines that join with a token. It needs the authority's key, so run it where that
-/// is kept, and only while nodes are to join; no node needs it. Run one at a time.
+/// Answer machines that join with a token, until SIGINT or SIGTERM.
+///
+/// It signs their certificates and needs the authority's key, so run it where that is kept, and only while
+/// nodes are to join; no node needs it. Run one at a time.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// The directory that `littoral init` made.
@@ -80,7 +86,9 @@ impl Invite {
             self.read_only,
             self.dial,
         );
-        let token = AuthorityHome::open(&self.cluster)?.invite(&self.at, &invitation)?;
+        let ca = AuthorityHome::open(&self.cluster)?;
+        warn_of_namesake(&ca, &self.node)?;
+        let token = ca.invite(&self.at, &invitation)?;
         let text = token.to_text()?;
         if self.json {
             return say(json!({

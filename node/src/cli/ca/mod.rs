@@ -15,13 +15,14 @@ use littoral::{Identity, Incarnation, NodeId};
 use super::{
     create_private_dir,
     init::{Node, configuration, given_address, random, refuse_existing},
-    say,
+    say, warn,
 };
 use crate::{authority::AuthorityHome, config, pki};
 
-/// Issues, renews and revokes certificates of the cluster's authority. It works on the directory that
-/// `littoral init` made, with `ca/ca.pem` and `ca/ca.key`; nodes take up what it writes into their
-/// directories while they run.
+/// Issue, renew and revoke certificates of the cluster's authority, and invite nodes.
+///
+/// It works on the directory that `littoral init` made, with `ca/ca.pem` and `ca/ca.key`; nodes take up what
+/// it writes into their directories while they run.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  littoral ca issue edge3 --cluster shop --dial origin=10.0.0.1:4400\n  \
@@ -35,23 +36,18 @@ pub(super) struct Ca {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make the directory of one more node: its certificate, its key and its configuration.
     Issue(Issue),
-    /// Make a token with which a machine makes itself one more node.
     Invite(invite::Invite),
-    /// Answer machines that join with a token, until SIGINT or SIGTERM.
     Serve(invite::Serve),
-    /// Show the certificates that were issued.
     List(certificates::List),
-    /// Issue another certificate to a node, before its own expires.
     Renew(certificates::Renew),
-    /// Shut a node out: its certificates are worth nothing any more.
     Revoke(certificates::Revoke),
 }
 
-/// Makes the directory of one more node, beside those that `init` made. Copy it to the node's machine and
-/// run `littoral join` there. Each call draws a new incarnation: so this is also how a node starts again
-/// that has lost its file.
+/// Make the directory of one more node: its certificate, its key and its configuration.
+///
+/// It is put beside those that `init` made. Copy it to the node's machine and run `littoral join` there.
+/// Each call draws a new incarnation: so this is also how a node starts again that has lost its file.
 #[derive(Debug, Args)]
 pub(super) struct Issue {
     /// The node's name.
@@ -98,6 +94,7 @@ impl Issue {
         let ca = AuthorityHome::open(&self.cluster)?;
         let home = self.dir.clone().unwrap_or_else(|| self.cluster.join(node.as_str()));
         refuse_existing(&home)?;
+        warn_of_namesake(&ca, &node)?;
         self.write(&ca, node, &home)?;
         let home = home.display();
         if self.dial.is_empty() {
@@ -132,6 +129,20 @@ impl Issue {
         config::Config::load(&path)?;
         fs::rename(&new, home).with_context(|| format!("cannot create {}", home.display()))
     }
+}
+
+/// Two nodes of one name are not told apart by those that dial them.
+fn warn_of_namesake(ca: &AuthorityHome, node: &NodeId) -> anyhow::Result<()> {
+    if let Some(days) = ca.days_left(node)? {
+        warn(
+            format_args!("{node} has a certificate already, valid for {days} days"),
+            format_args!(
+                "two nodes of one name must not run at once; if the first is gone, \
+                 `littoral ca revoke {node}` and then this shut it out for good"
+            ),
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

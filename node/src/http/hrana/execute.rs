@@ -20,7 +20,7 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use littoral::{Grants, Reader, TableSet, WriteError};
+use littoral::{Grants, Reader, TableSet, WriteError, WriteTx};
 use parking_lot::Mutex;
 
 use super::{
@@ -538,8 +538,10 @@ impl Run<'_> {
         self.spent.at("the writer");
         let slot: Arc<Mutex<Option<Ran>>> = Arc::default();
         let last_run = Arc::clone(&slot);
-        let result =
-            self.node.write_within(WRITE_TIME_LIMIT, move |tx| job.run(tx, &last_run)).await;
+        // Of several statements none tells how long all of them take.
+        let text = (region.steps.len() == 1).then(|| self.text(region.steps.start));
+        let run = move |tx: &mut WriteTx<'_>| job.run(tx, &last_run);
+        let result = self.node.write_within(WRITE_TIME_LIMIT, text, run).await;
         // Nothing of it was written here.
         if let Err(WriteError::OriginOnly { .. }) = &result {
             return self.at_origin(&region).await;

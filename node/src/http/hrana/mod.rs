@@ -66,7 +66,7 @@ use super::{
     access::Principal,
     session::{NOT_REACHED, Session, is_of_session},
 };
-use crate::runtime::NodeHandle;
+use crate::{otlp, runtime::NodeHandle};
 
 /// `GET /v2` and `GET /v3`: clients only look at the status.
 pub(super) async fn probe() -> &'static str {
@@ -152,7 +152,7 @@ async fn open_cursor(
     let first = format!("{}\n", to_json(&CursorHead { baton, base_url: None }));
     let (emitter, chunks) = Emitter::new();
     let node = state.node.clone();
-    tokio::spawn(async move {
+    tokio::spawn(otlp::passed_on(async move {
         let grants = who.grants.as_ref();
         let key = key.as_ref();
         let mut end = emitter.again();
@@ -162,7 +162,7 @@ async fn open_cursor(
         if let Err(error) = session_ends(&session, lease.stream()).await {
             end.fail(&error.0).await;
         }
-    });
+    }));
     Ok(Body::new(Lines { first: Some(first), chunks }))
 }
 

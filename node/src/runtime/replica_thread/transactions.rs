@@ -10,10 +10,10 @@ use super::{
         forwards::Next,
         interactive::{Held, Who},
     },
-    ReplicaThread, Waiting,
+    Driver, Waiting,
 };
 
-impl ReplicaThread {
+impl Driver {
     /// Lets the transaction begin whose turn it is.
     pub(super) fn begin_next(&mut self) {
         let Some(replica) = &mut self.replica else { return };
