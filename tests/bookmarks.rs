@@ -13,6 +13,7 @@ use crate::harness::{Answer, Cluster, Node, stop, until};
 const SCHEMA: &str = "
     CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);";
 const BOOKMARK: &str = "x-littoral-bookmark";
+const READ_AT: &str = "x-littoral-read-at";
 
 /// A client's session: what it carries, and how often it has counted.
 #[derive(Debug, Default)]
@@ -26,6 +27,10 @@ impl Session {
             { "type": "execute", "stmt": { "sql": sql } },
             { "type": "close" },
         ] });
+        self.post(node, &body)
+    }
+
+    fn post(&self, node: &Node, body: &Value) -> Answer {
         let carried: Vec<(&str, &str)> =
             self.bookmark.iter().map(|bookmark| (BOOKMARK, bookmark.as_str())).collect();
         node.client().send_with("POST", "/v2/pipeline", &carried, &body.to_string()).unwrap()
@@ -116,6 +121,63 @@ fn what_a_node_does_not_get_in_time_it_does_not_show() {
 }
 
 #[test]
+fn what_a_node_does_not_reach_is_read_at_the_origin() {
+    let tables = ["hits:writers=any,n=counter", "mine:policy=local"];
+    let schema = format!("{SCHEMA} CREATE TABLE mine (n INTEGER PRIMARY KEY);");
+    let cluster = Cluster::init(&schema, &tables, &["origin", "edge1"]);
+    let nodes = cluster.serve_star(&["origin", "edge1"]);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')"]);
+    let mut session = Session::default();
+    session.run(&nodes[0], "SELECT n FROM hits");
+    assert_eq!(session.run(&nodes[1], "SELECT n FROM hits"), "0");
+    let execute = |sql: &str| json!({ "type": "execute", "stmt": { "sql": sql } });
+    let steps = ["BEGIN READONLY", "SELECT n FROM hits", "COMMIT"];
+    let steps: Vec<Value> = steps.iter().map(|sql| json!({ "stmt": { "sql": sql } })).collect();
+    let batch = json!([{ "type": "batch", "batch": { "steps": steps } }, { "type": "close" }]);
+    let mut read_there = 0;
+    for round in 1..=5_u32 {
+        // As long as a transaction has the writer, nothing that comes is applied.
+        let requests = json!([execute("BEGIN IMMEDIATE"), execute("DELETE FROM mine")]);
+        let holds = Session::default().post(&nodes[1], &json!({ "requests": requests })).json();
+        session.run(&nodes[0], "UPDATE hits SET n = n + 1");
+        let read = session.send(&nodes[1], "SELECT n FROM hits");
+        let whole = session.post(&nodes[1], &json!({ "requests": batch }));
+        // It may be over by now.
+        let rollback = json!({ "baton": holds["baton"], "requests": [execute("ROLLBACK")] });
+        Session::default().post(&nodes[1], &rollback);
+        let n = json!(round.to_string());
+        for (answer, place) in
+            [(&read, "rows/0/0/value"), (&whole, "step_results/1/rows/0/0/value")]
+        {
+            let found = answer.json();
+            let found = found.pointer(&format!("/results/0/response/result/{place}"));
+            assert_eq!(found, Some(&n), "{answer:?}");
+            read_there += u32::from(answer.header(READ_AT) == Some("origin"));
+        }
+        // What was read there is in the bookmark.
+        session.bookmark = Some(whole.header(BOOKMARK).unwrap().to_owned());
+        assert_eq!(session.run(&nodes[1], "SELECT n FROM hits"), n);
+    }
+    assert!(read_there > 0, "nothing was read at the origin");
+
+    // Rows that each node has for itself are none of the origin's.
+    let requests = json!([execute("BEGIN IMMEDIATE"), execute("INSERT INTO mine VALUES(7)")]);
+    let holds = Session::default().post(&nodes[1], &json!({ "requests": requests })).json();
+    session.run(&nodes[0], "UPDATE hits SET n = n + 1");
+    let commit = json!({ "baton": holds["baton"], "requests": [execute("COMMIT")] });
+    let own = thread::scope(|threads| {
+        let read = threads.spawn(|| session.send(&nodes[1], "SELECT n FROM mine"));
+        thread::sleep(Duration::from_millis(1500));
+        Session::default().post(&nodes[1], &commit);
+        read.join().unwrap()
+    });
+    let found = own.json();
+    let found = found.pointer("/results/0/response/result/rows/0/0/value");
+    assert_eq!((found, own.header(READ_AT)), (Some(&json!("7")), None), "{own:?}");
+    stop(nodes);
+}
+
+#[test]
 fn answers_say_how_old_they_are_and_a_request_may_ask_for_no_older() {
     let cluster = Cluster::init(SCHEMA, &["hits:writers=any,n=counter"], &["origin", "edge1"]);
     let nodes = cluster.serve_star(&["origin", "edge1"]);
@@ -184,7 +246,28 @@ fn a_table_may_bound_how_old_what_is_read_of_it_may_be() {
     let refused = fresh.send(&nodes[1], "SELECT count(*) FROM dishes").json();
     let served = fresh.send(&nodes[1], "SELECT n FROM hits").json();
     let told = explain(&nodes[1], "SELECT * FROM dishes");
+    // What writes is bound by what it reads beside, and not by the rows that it changes.
+    let wrote = fresh.send(&nodes[1], "INSERT INTO hits SELECT dish, 1 FROM dishes").json();
+    let with = "WITH d AS (SELECT dish FROM menu) INSERT INTO hits SELECT dish, 1 FROM d";
+    let wrote_with = fresh.send(&nodes[1], with).json();
+    let counted = fresh.send(&nodes[1], "UPDATE hits SET n = n + 1").json();
+    let execute = |sql: &str| json!({ "type": "execute", "stmt": { "sql": sql } });
+    let statements = ["BEGIN IMMEDIATE", "UPDATE hits SET n = n + 1", "SELECT dish FROM menu"];
+    let whole: Vec<Value> = statements.iter().chain(&["COMMIT"]).map(|sql| execute(sql)).collect();
+    let whole = fresh.post(&nodes[1], &json!({ "requests": whole })).json();
+    let open: Vec<Value> = statements.iter().map(|sql| execute(sql)).collect();
+    let open = fresh.post(&nodes[1], &json!({ "requests": open })).json();
+    let commit = json!({ "baton": open["baton"], "requests": [execute("COMMIT")] });
+    let committed = fresh.post(&nodes[1], &commit).json();
     nodes[0].thaw();
+    for refused in [&wrote, &wrote_with, &whole] {
+        let error = &refused["results"][0]["error"];
+        assert_eq!(error["code"], "LITTORAL_TOO_STALE", "{refused}");
+    }
+    assert_eq!(counted["results"][0]["type"], "ok", "{counted}");
+    assert_eq!(open["results"][1]["type"], "ok", "{open}");
+    assert_eq!(open["results"][2]["error"]["code"], "LITTORAL_TOO_STALE", "{open}");
+    assert_eq!(committed["results"][0]["type"], "ok", "{committed}");
     assert_eq!(refused["results"][0]["error"]["code"], "LITTORAL_TOO_STALE", "{refused}");
     assert_eq!(served["results"][0]["type"], "ok", "{served}");
     assert_eq!(told["runs_here"], false, "{told}");

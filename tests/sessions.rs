@@ -5,7 +5,7 @@ use std::{process::Command, thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Cluster, Node, stop, until};
+use crate::harness::{Answer, Cluster, Node, Socket, stop, until};
 
 const SCHEMA: &str = "
     CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);
@@ -45,6 +45,35 @@ impl Alice {
         let mut lines =
             answer.body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         lines.find_map(|mut line| line.pointer_mut("/row/0/value").map(Value::take)).unwrap()
+    }
+}
+
+impl Alice {
+    /// A WebSocket of hers with a stream.
+    fn socket(&self, node: &Node) -> Socket {
+        let mut socket = Socket::connect(node, "hrana3");
+        let token = self.authorization.strip_prefix("Bearer ");
+        assert_eq!(socket.hello(token), Some(json!({ "type": "hello_ok" })));
+        socket.ask(&json!({ "type": "open_stream", "stream_id": 1 })).unwrap();
+        socket
+    }
+
+    /// What a cursor on a WebSocket gives first.
+    fn socket_cursor(&self, node: &Node, sql: &str) -> Value {
+        let mut socket = self.socket(node);
+        let batch = json!({ "steps": [{ "stmt": { "sql": sql } }] });
+        let open = json!({ "type": "open_cursor", "stream_id": 1, "cursor_id": 1, "batch": batch });
+        socket.ask(&open).unwrap();
+        let fetch = json!({ "type": "fetch_cursor", "cursor_id": 1, "max_count": 100 });
+        loop {
+            let mut answer = socket.ask(&fetch).unwrap();
+            let entries = answer["entries"].as_array_mut().unwrap();
+            let row = entries.iter_mut().find(|entry| entry["type"] == "row");
+            match row.and_then(|row| row.pointer_mut("/row/0/value")) {
+                Some(value) => return value.take(),
+                None => assert_eq!(answer["done"], false, "{answer}"),
+            }
+        }
     }
 }
 
@@ -91,7 +120,10 @@ fn a_client_with_a_token_alone_reads_what_it_wrote_wherever_it_comes() {
             2 => (2, 0),
             _ => (2, 1),
         };
-        alice.run(&nodes[writes], "UPDATE hits SET n = n + 1");
+        match round % 3 {
+            0 => drop(alice.socket(&nodes[writes]).run(1, "UPDATE hits SET n = n + 1").unwrap()),
+            _ => drop(alice.run(&nodes[writes], "UPDATE hits SET n = n + 1")),
+        }
         let sql = "SELECT n FROM hits";
         let n = match round % 12 {
             3 => {
@@ -105,6 +137,8 @@ fn a_client_with_a_token_alone_reads_what_it_wrote_wherever_it_comes() {
                 })
             }
             6 => alice.cursor(&nodes[reads], sql),
+            1 | 7 => alice.socket(&nodes[reads]).run(1, sql).unwrap(),
+            10 => alice.socket_cursor(&nodes[reads], sql),
             _ => alice.run(&nodes[reads], sql),
         };
         assert_eq!(n, round.to_string().as_str(), "after round {round}");
@@ -125,10 +159,15 @@ fn a_client_with_a_token_alone_reads_what_it_wrote_wherever_it_comes() {
     assert_eq!(alice.run(&nodes[2], "SELECT sum(n) FROM hits"), "42");
 
     // Without the origin nobody knows what the client has seen, and so it is shown nothing.
+    let mut socket = alice.socket(&nodes[2]);
     nodes[0].freeze();
     let body = json!({ "requests": [execute("UPDATE hits SET n = 0")] });
-    let refused = alice.send(&nodes[1], "/v2/pipeline", &body);
+    let (refused, on_socket) = thread::scope(|threads| {
+        let on_socket = threads.spawn(|| socket.run(1, "UPDATE hits SET n = 0"));
+        (alice.send(&nodes[1], "/v2/pipeline", &body), on_socket.join().unwrap())
+    });
     nodes[0].thaw();
+    assert_eq!(on_socket, Err("LITTORAL_ORIGIN_UNREACHABLE".to_owned()));
     assert_eq!(refused.status, 503, "{refused:?}");
     assert_eq!(refused.json()["code"], "LITTORAL_ORIGIN_UNREACHABLE", "{refused:?}");
     until("the client to be let in again", || {

@@ -105,8 +105,14 @@ fn what_is_too_old_here_is_read_at_the_origin() {
     nodes[0].freeze();
     until("the edge to be too old", || nodes[1].status()["lag_ms"].as_u64() > Some(400));
     let told = explain(&nodes[1], "SELECT * FROM prices");
-    let refused = ask(&nodes[1], "SELECT price FROM menu");
+    let (refused, in_doubt) = thread::scope(|threads| {
+        let write = "INSERT INTO notes SELECT littoral_id(), price FROM menu";
+        let in_doubt = threads.spawn(|| ask(&nodes[1], write));
+        (ask(&nodes[1], "SELECT price FROM menu"), in_doubt.join().unwrap())
+    });
     nodes[0].thaw();
+    // It was sent there, as any write is that does not belong here.
+    assert_eq!(error(&in_doubt), "LITTORAL_OUTCOME_UNKNOWN", "{in_doubt:?}");
     assert_eq!(told["runs_here"], false, "{told}");
     let why = told["why"].as_str().unwrap();
     assert!(why.contains("100 ms behind the origin") && why.contains("fails"), "{why}");
@@ -164,6 +170,28 @@ fn while_the_origin_is_away_what_may_be_stale_is_read_here() {
     let both = "SELECT * FROM due JOIN payments ON true";
     assert_eq!(error(&ask(&nodes[0], both)), "LITTORAL_ORIGIN_UNREACHABLE");
     assert_eq!(explain(&nodes[0], both)["runs_here"], false);
+    // So does a transaction that stays open, if it is not to write what follows from it.
+    let execute = |sql: &str| json!({ "type": "execute", "stmt": { "sql": sql } });
+    let open = |begin: &str| {
+        let requests = json!([execute(begin), execute("SELECT n FROM orders")]);
+        let body = json!({ "requests": requests }).to_string();
+        let read = nodes[0].client().send("POST", "/v2/pipeline", &body).unwrap();
+        let rest = json!([execute("SELECT n FROM payments"), { "type": "close" }]);
+        let rest = json!({ "baton": read.json()["baton"], "requests": rest }).to_string();
+        (read, nodes[0].client().send("POST", "/v2/pipeline", &rest).unwrap())
+    };
+    let (read, refused) = open("BEGIN READONLY");
+    let found = read.json();
+    let found = found.pointer("/results/1/response/result/rows/0/0/value");
+    assert_eq!((found, read.header(STALE)), (Some(&json!("7")), Some("orders")), "{read:?}");
+    assert_eq!(error(&refused), "LITTORAL_ORIGIN_UNREACHABLE", "{refused:?}");
+    let (read, _) = open("BEGIN");
+    let code = read.json()["results"][1]["error"]["code"].take();
+    assert_eq!(
+        (code, read.header(STALE)),
+        ("LITTORAL_ORIGIN_UNREACHABLE".into(), None),
+        "{read:?}"
+    );
     let written = ask(&nodes[0], "UPDATE orders SET n = 9");
     assert_eq!(error(&written), "LITTORAL_ORIGIN_UNREACHABLE", "{written:?}");
 

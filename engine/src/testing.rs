@@ -170,11 +170,15 @@ pub enum Bug {
     StepTwice,
     /// What a guest has committed leaves no outcome.
     GuestOutcomeLost,
+    /// A read that goes to the origin does not bring the bookmark that this node does not reach.
+    BookmarkLeftBehind,
+    /// What a program that failed has seen at the origin is not waited for.
+    FailureUnseen,
 }
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 77] = [
+    pub const ALL: [Self; 79] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -252,6 +256,8 @@ impl Bug {
         Self::FullForGood,
         Self::StepTwice,
         Self::GuestOutcomeLost,
+        Self::BookmarkLeftBehind,
+        Self::FailureUnseen,
     ];
 }
 

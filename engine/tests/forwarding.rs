@@ -435,6 +435,46 @@ fn a_read_at_the_origin_is_answered_before_what_it_saw_has_come() {
 }
 
 #[test]
+fn a_read_there_waits_for_the_bookmark_that_its_node_has_not_reached() {
+    let mut cluster = cluster(3);
+    cluster.held_frames = Some(Vec::new());
+    // Neither the node that is asked nor the origin has it.
+    cluster.write(2, "INSERT INTO note VALUES ('a', 'tea')");
+    let carried = cluster.replica(2).bookmark();
+    assert!(cluster.replica(1).db().reached(&carried).is_err());
+    let program = "=>SELECT words FROM note";
+    let early = cluster.read_there_after(1, 1, program, Some(&carried));
+    cluster.settle();
+    assert_eq!(cluster.ran.len(), 0);
+    cluster.wait(5000);
+    assert!(matches!(cluster.answered[&early], Err(ForwardError::OriginUnreachable { .. })));
+    let reading = cluster.read_there_after(1, 2, program, Some(&carried));
+    cluster.settle();
+    assert!(!cluster.answered.contains_key(&reading));
+    cluster.deliver_held();
+    cluster.settle();
+    let Ok(Outcome::Read { result, .. }) = &cluster.answered[&reading] else {
+        panic!("{:?}", cluster.answered[&reading]);
+    };
+    assert_eq!(result, b"tea");
+}
+
+#[test]
+fn what_a_program_has_seen_that_failed_is_here_when_its_answer_is() {
+    let mut cluster = cluster(2);
+    cluster.held_frames = Some(Vec::new());
+    cluster.write(0, "UPDATE stock SET n = 77");
+    let failing = cluster.forward(1, 1, "UPDATE stock SET n = -1=>SELECT 1");
+    cluster.settle();
+    assert_eq!(cluster.ran.len(), 1);
+    assert!(!cluster.answered.contains_key(&failing));
+    cluster.deliver_held();
+    cluster.settle();
+    assert!(matches!(cluster.answered[&failing], Ok(Outcome::Failed { .. })));
+    assert_eq!(cluster.rows(1, "SELECT n FROM stock"), ["77"]);
+}
+
+#[test]
 fn a_read_that_is_not_answered_leaves_no_doubt() {
     let mut cluster = cluster(2);
     cluster.held_runs = Some(Vec::new());

@@ -237,6 +237,23 @@ impl Reader {
         self.look(sql).is_ok_and(|(reads, _)| reads)
     }
 
+    /// Whether a statement only reads, and what it reads is the cluster's: neither `local` tables nor the engine's
+    /// own, which have other rows at every node. One that cannot be prepared here is none of these.
+    pub fn reads_what_all_have(&self, sql: &str) -> bool {
+        let Ok((reads, touches)) = self.look(sql) else { return false };
+        let registry = Db::new(Arc::clone(&self.file)).registry();
+        reads
+            && touches.keys().all(|name| {
+                let registry = registry.as_deref();
+                let known =
+                    registry.and_then(|all| Some(&all.tables()[all.position(name.as_bytes())?]));
+                match known {
+                    Some(table) => table.policy.consistency != Consistency::Local,
+                    None => !name.to_ascii_lowercase().starts_with("littoral_"),
+                }
+            })
+    }
+
     /// Prepares a statement, also one that this connection may not run: whether it only reads, and what it
     /// touches.
     fn look(&self, sql: &str) -> rusqlite::Result<(bool, Touches)> {
@@ -272,9 +289,10 @@ impl Touched {
         self.reads && self.policy.consistency == Consistency::OriginStrong
     }
 
-    /// How old what a statement that touches it reads of it may be.
+    /// How old what a statement that touches it reads of it may be. Of a table that the statement writes it
+    /// reads the rows that it changes, as they are here.
     pub fn max_lag(&self) -> Option<MaxLag> {
-        self.policy.max_lag.filter(|_| self.reads)
+        self.policy.max_lag.filter(|_| self.reads && !self.writes)
     }
 }
 
@@ -305,7 +323,9 @@ mod tests {
             Admission::of(&[tables[2].clone(), read(1, Fail)], None),
             Admission::Fail(ms(1))
         );
-        let written = Touched { reads: false, ..read(1000, Fail) };
-        assert_eq!(Admission::of(&[written], None), Admission::Serve);
+        for reads in [false, true] {
+            let written = Touched { reads, writes: true, ..read(1000, Fail) };
+            assert_eq!(Admission::of(&[written], None), Admission::Serve);
+        }
     }
 }

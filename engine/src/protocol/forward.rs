@@ -73,8 +73,8 @@ pub(crate) enum Reply {
     Committed(u64, Seq, Option<Vec<u8>>),
     /// It ran and changed nothing; what it gave, and what the origin had applied then.
     Unchanged(Vec<u8>, Vec<(u64, Seq)>),
-    /// It ran and failed.
-    Failed(Vec<u8>),
+    /// It ran and failed; what is said of it, and what the origin had applied then.
+    Failed(Vec<u8>, Vec<(u64, Seq)>),
     /// It never runs.
     Refused,
     /// Another program has this id.

@@ -100,11 +100,23 @@ impl Replica {
     /// [`Outcome::Read`], whatever of what it has seen is applied here; and with
     /// [`ForwardError::OriginUnreachable`] once the request's patience is over.
     ///
-    /// The origin begins only when it has all that this node has written, and shown, up to now.
-    pub fn read_at_origin(&mut self, now: Now, request: Request) -> Ticket {
+    /// The origin begins only when it has all that this node has written, and shown, up to now, and all that
+    /// `after` names, which this node need not have.
+    pub fn read_at_origin(
+        &mut self,
+        now: Now,
+        request: Request,
+        after: Option<&Bookmark>,
+    ) -> Ticket {
         let ticket = self.forward(now, request);
         if let Some(own) = self.forwarding.own.get_mut(&ticket) {
             own.reads = true;
+            if let Some(after) = after.filter(|_| !planted(Bug::BookmarkLeftBehind)) {
+                // The entry that brought the frontier is among these, or covered by a later frontier.
+                let mut requires = read_vector(&own.carried.requires);
+                requires.advance_all(after.entries());
+                own.carried.requires = wire_vector(&requires);
+            }
         }
         ticket
     }
@@ -268,7 +280,9 @@ impl Replica {
             // A question asked twice has the same answer, and a transaction without steps does nothing.
             let harmless = match &own.stage {
                 Stage::Waits(_) => !own.doubt,
-                Stage::Ended(_, outcome) => matches!(outcome, Some(Outcome::Unchanged { .. })),
+                Stage::Ended(_, outcome) => {
+                    matches!(outcome, Some(Outcome::Unchanged { .. } | Outcome::Failed { .. }))
+                }
                 Stage::Sent => own.reads,
             };
             let runs = matches!(own.carried.asks, Asks::Run(_) | Asks::Step(..));
@@ -389,7 +403,14 @@ impl Replica {
                 let outcome = Outcome::Unchanged { result };
                 own.stage = Stage::Ended(read_vector(&seen), Some(outcome));
             }
-            Reply::Failed(answer) => self.answer_own(ticket, Ok(Outcome::Failed { answer })),
+            // One that only reads tells of rows only if it has not failed.
+            Reply::Failed(answer, _) if own.reads => {
+                self.answer_own(ticket, Ok(Outcome::Failed { answer }));
+            }
+            Reply::Failed(answer, seen) => {
+                let outcome = Outcome::Failed { answer };
+                own.stage = Stage::Ended(read_vector(&seen), Some(outcome));
+            }
             Reply::Refused => self.answer_own(ticket, Ok(Outcome::Refused)),
             Reply::OtherProgram => self.answer_own(ticket, Err(ForwardError::OtherProgram { id })),
             Reply::Expired => self.answer_own(ticket, Err(ForwardError::Expired { id })),

@@ -291,7 +291,7 @@ impl Replica {
     pub fn guest_ended(&mut self, now: Now, request: RequestId, mut answer: Vec<u8>) {
         self.tell_time(now);
         answer.truncate(RESULT_BYTES_MAX);
-        let reply = Reply::Failed(answer);
+        let reply = Reply::Failed(answer, self.seen_by_failed());
         for waiter in self.guests.ends(request, reply.clone()) {
             self.reply_to(waiter, reply.clone());
         }

@@ -27,7 +27,7 @@ use crate::{
     entry::{Digest, Fate, codec::Body},
     error::WriteError,
     forward::RequestId,
-    id::{PeerId, Ticket},
+    id::{PeerId, Seq, Ticket},
     limits::{OUTCOME_KEPT, PATIENCE_MAX, RESULT_BYTES_MAX},
     protocol::{
         forward::{Asks, Carried, Reply, Waiter},
@@ -119,10 +119,16 @@ impl Replica {
         answer.truncate(RESULT_BYTES_MAX);
         if let Some(run) = self.requests.runs.remove(&request) {
             self.requests.news = true;
+            let seen = self.seen_by_failed();
             for waiter in run.waiters {
-                self.reply_to(waiter, Reply::Failed(answer.clone()));
+                self.reply_to(waiter, Reply::Failed(answer.clone(), seen.clone()));
             }
         }
+    }
+
+    /// What a program, or a guest, that has failed can have seen: its client may be told of rows.
+    pub(super) fn seen_by_failed(&self) -> Vec<(u64, Seq)> {
+        if planted(Bug::FailureUnseen) { Vec::new() } else { wire_vector(&self.log.vector()) }
     }
 
     /// A request has come to the origin.

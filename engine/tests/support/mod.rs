@@ -5,9 +5,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use littoral::{
-    Channel, CloseCode, ClusterId, Committed, Event, ForwardError, Genesis, Identity, Incarnation,
-    Input, Instant, NodeId, Now, Outcome, Output, PeerId, Replica, Request, RequestId, Snapshot,
-    TablePolicy, Ticket, WallTime, WriteError, WriteTx, Writers,
+    Bookmark, Channel, CloseCode, ClusterId, Committed, Event, ForwardError, Genesis, Identity,
+    Incarnation, Input, Instant, NodeId, Now, Outcome, Output, PeerId, Replica, Request, RequestId,
+    Snapshot, TablePolicy, Ticket, WallTime, WriteError, WriteTx, Writers,
 };
 
 /// Replicas, the links between them, and what they have put out.
@@ -333,8 +333,19 @@ impl Cluster {
 
     /// Sends one that only reads.
     pub(crate) fn read_there(&mut self, node: usize, id: u128, program: &str) -> (usize, Ticket) {
+        self.read_there_after(node, id, program, None)
+    }
+
+    /// The same, of a session that carries a bookmark.
+    pub(crate) fn read_there_after(
+        &mut self,
+        node: usize,
+        id: u128,
+        program: &str,
+        after: Option<&Bookmark>,
+    ) -> (usize, Ticket) {
         let (now, request) = self.request(node, id, program);
-        let ticket = self.replica(node).read_at_origin(now, request);
+        let ticket = self.replica(node).read_at_origin(now, request, after);
         self.drain(node);
         (node, ticket)
     }

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
-use littoral::{Consistency, Status, WallTime};
+use littoral::{Consistency, MaxLag, OnStale, OnUnreachable, Status, TablePolicy, WallTime};
 
 use super::metrics::Page;
 use crate::runtime::{BOUNDS_US, Histogram, LinkMeter, Meter};
@@ -106,18 +106,36 @@ fn add_tables(page: &mut Page, status: &Status) {
     let replicated =
         || status.tables.iter().filter(|(_, policy)| policy.consistency != Consistency::Local);
     let name = "littoral_table_lag_seconds";
-    page.metric(name, "How old what this node shows of the table may be at most", "gauge");
-    if let Some(lag) = status.lag {
-        for (table, _) in replicated() {
+    page.metric(name, "How old rows may be at most that a read of the table is answered", "gauge");
+    for (table, policy) in replicated() {
+        if let Some(lag) = table_lag(policy, status.lag) {
             page.line(name, &label("table", table), format!("{:.3}", lag.as_secs_f64()));
         }
     }
     let name = "littoral_table_too_stale";
-    page.metric(name, "Whether that is more than the table's max_lag_ms", "gauge");
+    page.metric(name, "Whether the node's lag is more than the table's max_lag_ms", "gauge");
     for (table, policy) in replicated() {
         let Some(bound) = policy.max_lag else { continue };
         let is_new = status.lag.is_some_and(|lag| lag <= Duration::from_millis(bound.ms));
         page.line(name, &label("table", table), u8::from(!is_new));
+    }
+}
+
+/// How old rows of a table may be that a read is answered on a node of that lag. What an entry touches that has
+/// not come yet, nobody knows, so the lag is the same for all tables; what is answered depends on the policy.
+fn table_lag(policy: &TablePolicy, lag: Option<Duration>) -> Option<Duration> {
+    if policy.consistency == Consistency::OriginStrong
+        && policy.on_unreachable == OnUnreachable::Fail
+    {
+        // Reads are answered by the origin, or not at all.
+        return Some(Duration::ZERO);
+    }
+    match policy.max_lag {
+        Some(MaxLag { ms, on_stale }) if on_stale != OnStale::Serve => {
+            let most = Duration::from_millis(ms);
+            Some(lag.map_or(most, |lag| lag.min(most)))
+        }
+        _ => lag,
     }
 }
 
@@ -130,6 +148,32 @@ fn label(name: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_answered_of_a_table_is_no_older_than_its_policy_allows() {
+        let ms = Duration::from_millis;
+        let bounded = |on_stale| TablePolicy {
+            consistency: Consistency::Eventual,
+            max_lag: Some(MaxLag { ms: 500, on_stale }),
+            ..TablePolicy::default()
+        };
+        for (lag, any, most) in [
+            (Some(ms(200)), Some(ms(200)), Some(ms(200))),
+            (Some(ms(900)), Some(ms(900)), Some(ms(500))),
+            (None, None, Some(ms(500))),
+        ] {
+            assert_eq!(table_lag(&TablePolicy::default(), lag), any);
+            assert_eq!(table_lag(&bounded(OnStale::Serve), lag), any);
+            for on_stale in [OnStale::Wait, OnStale::Forward, OnStale::Fail] {
+                assert_eq!(table_lag(&bounded(on_stale), lag), most);
+            }
+            let strong =
+                TablePolicy { consistency: Consistency::OriginStrong, ..TablePolicy::default() };
+            assert_eq!(table_lag(&strong, lag), Some(Duration::ZERO));
+            let stale = TablePolicy { on_unreachable: OnUnreachable::Stale, ..strong };
+            assert_eq!(table_lag(&stale, lag), any);
+        }
+    }
 
     #[test]
     fn names_of_tables_do_not_break_the_page() {

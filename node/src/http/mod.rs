@@ -100,6 +100,8 @@ struct ServerState {
     streams: Arc<Streams>,
     max_body_bytes: usize,
     ready_max_lag: Duration,
+    /// Whether a token's subject has a session.
+    subject_sessions: bool,
     stopping: watch::Receiver<bool>,
     spans: Spans,
 }
@@ -151,6 +153,7 @@ impl HttpServer {
             streams: Arc::clone(&streams),
             max_body_bytes: config.max_body_bytes,
             ready_max_lag: config.ready_max_lag,
+            subject_sessions: config.subject_sessions,
             stopping: stopping.clone(),
             spans,
         });

@@ -1,9 +1,10 @@
 //! What a client's session carries from one request, and from one node, to the next: the header
 //! `X-Littoral-Bookmark`.
 //!
-//! A request that brings one is run once this node has all that it names. Every answer gives one that
-//! covers what the session has seen so far, and says how old what it shows may be. The header holds a [`Bookmark`] sealed with a key that all
-//! nodes of the cluster share, so that nobody makes a node wait for what there is not.
+//! A request that brings one is run once this node has all that it names; if that takes too long, and it only
+//! reads, at the origin, once that has it. Every answer gives one that covers what the session has seen so far,
+//! and says how old what it shows may be. The header holds a [`Bookmark`] sealed with a key that all nodes of
+//! the cluster share, so that nobody makes a node wait for what there is not.
 //!
 //! A client that brings none may have a session by its token's subject, which nobody keeps anywhere: before
 //! such a request runs, this node gets all that the origin has, and before it is answered, the origin all that
@@ -43,6 +44,12 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// How long a request waits until this node has what its bookmark names, and again until that is as new as
 /// it has to be.
 const WAIT: Duration = Duration::from_secs(5);
+
+/// How long one waits here that may be answered by the origin.
+const WAIT_HERE: Duration = Duration::from_secs(1);
+
+/// It reads nothing.
+const OUTCOME: &str = "/v1/outcome";
 
 /// Its answer begins before its rows are read, so there is no bookmark of them in its header.
 const CURSOR: &str = "/v3/cursor";
@@ -134,11 +141,51 @@ pub(super) struct Sessions {
     by_subject: bool,
 }
 
+/// What the session of a request asks for before it runs, and before it is answered.
+#[derive(Clone)]
+pub(super) enum Session {
+    /// Its client is known by its token only.
+    BySubject(BySubject),
+    /// This node has not reached the bookmark that it brings.
+    Behind(Behind),
+}
+
+/// A request whose node does not reach its bookmark at once.
+#[derive(Clone)]
+pub(super) struct Behind {
+    node: NodeHandle,
+    pub(super) bookmark: Bookmark,
+    /// How old what it reads here may be.
+    most: Option<Duration>,
+    /// Until when it may wait, here or at the origin.
+    pub(super) until: Instant,
+}
+
+impl Behind {
+    /// Waits here for the rest of the time, as what is to be done can be done nowhere else.
+    pub(super) async fn catches_up(&self) -> Result<(), (&'static str, String)> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let reached = self.node.reach(&self.bookmark, left).await;
+        reached.map_err(|error| (NOT_REACHED, error.to_string()))?;
+        match self.most {
+            Some(most) => {
+                let fresh = self.node.freshen(most, WAIT).await;
+                fresh.map_err(|error| (TOO_STALE, error.to_string()))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// The session of a request whose client is known by its token only.
 #[derive(Clone)]
 pub(super) struct BySubject(NodeHandle);
 
 impl BySubject {
+    pub(super) const fn new(node: NodeHandle) -> Self {
+        Self(node)
+    }
+
     /// Before the request runs: waits until this node has all that the client may have seen.
     pub(super) async fn begins(&self) -> Result<(), (&'static str, String)> {
         let seen = match self.0.meet_origin(WAIT).await {
@@ -168,12 +215,13 @@ impl BySubject {
 }
 
 const UNREACHABLE: &str = "LITTORAL_ORIGIN_UNREACHABLE";
-const NOT_REACHED: &str = "LITTORAL_BOOKMARK_NOT_REACHED";
+pub(super) const NOT_REACHED: &str = "LITTORAL_BOOKMARK_NOT_REACHED";
+const TOO_STALE: &str = "LITTORAL_TOO_STALE";
 const NOT_KEPT: &str = "LITTORAL_SESSION_NOT_KEPT";
 
 /// Whether an error is of a session, and says to come again.
 pub(super) fn is_of_session(code: &str) -> bool {
-    [UNREACHABLE, NOT_REACHED, NOT_KEPT].contains(&code)
+    [UNREACHABLE, NOT_REACHED, TOO_STALE, NOT_KEPT].contains(&code)
 }
 
 impl Sessions {
@@ -245,19 +293,32 @@ pub(super) async fn carry(
         Err(why) => return failure(StatusCode::BAD_REQUEST, "LITTORAL_MAX_LAG", why),
     };
     let began = Instant::now();
+    // The origin's own reads have nowhere else to go.
+    let runs_there = path != OUTCOME && sessions.node.lag() != Some(Duration::ZERO);
+    let mut behind = None;
     if let Some(bookmark) = &brought
-        && let Err(error) = sessions.node.reach(bookmark, WAIT).await
+        && let Err(error) =
+            sessions.node.reach(bookmark, if runs_there { WAIT_HERE } else { WAIT }).await
     {
-        return sessions.not_now(NOT_REACHED, &error.to_string());
+        if !runs_there {
+            return sessions.not_now(NOT_REACHED, &error.to_string());
+        }
+        let (node, bookmark) = (sessions.node.clone(), bookmark.clone());
+        behind = Some(Behind { node, bookmark, most, until: began + WAIT });
     }
-    if let Some(most) = most
+    if behind.is_none()
+        && let Some(most) = most
         && let Err(error) = sessions.node.freshen(most, WAIT).await
     {
-        return sessions.not_now("LITTORAL_TOO_STALE", &error.to_string());
+        return sessions.not_now(TOO_STALE, &error.to_string());
     }
     let who = request.extensions().get::<Principal>();
-    if sessions.by_subject && brought.is_none() && who.is_some_and(|who| who.subject.is_some()) {
-        request.extensions_mut().insert(BySubject(sessions.node.clone()));
+    let by_subject = sessions.by_subject && brought.is_none();
+    if let Some(behind) = behind {
+        request.extensions_mut().insert(Session::Behind(behind));
+    } else if by_subject && who.is_some_and(|who| who.subject.is_some()) {
+        let session = BySubject::new(sessions.node.clone());
+        request.extensions_mut().insert(Session::BySubject(session));
     }
     let lag = sessions.node.lag();
     let waited = began.elapsed();
@@ -266,7 +327,11 @@ pub(super) async fn carry(
     let notes = response.extensions_mut().remove::<Notes>().unwrap_or_default();
     let bookmark =
         if streams { None } else { sessions.given([&brought, &notes.seen_at_origin]).await };
+    let comes_again = response.status() == StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
+    if comes_again {
+        headers.entry(header::RETRY_AFTER).or_insert(HeaderValue::from_static("1"));
+    }
     if notes.seen_at_origin.is_some() {
         headers.insert(READ_AT, HeaderValue::from_static("origin"));
     }

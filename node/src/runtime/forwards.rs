@@ -21,8 +21,8 @@ const RANDOM_BITS: u32 = 80;
 pub(crate) enum Ask {
     /// To run a program.
     Run(Request),
-    /// To run one that only reads.
-    Read(Request),
+    /// To run one that only reads, once the origin has what a bookmark names.
+    Read(Request, Option<Bookmark>),
     /// To say what it has, once it has what this node has.
     Meet { patience: Duration },
     /// To say what became of a request.
@@ -40,7 +40,7 @@ impl Ask {
     pub(super) fn of(self, replica: &mut Replica, now: Now) -> Ticket {
         match self {
             Self::Run(request) => replica.forward(now, request),
-            Self::Read(request) => replica.read_at_origin(now, request),
+            Self::Read(request, after) => replica.read_at_origin(now, request, after.as_ref()),
             Self::Meet { patience } => replica.meet_origin(now, patience),
             Self::Outcome { id, issued, patience } => replica.outcome(now, id, issued, patience),
             Self::Begin { id, issued, patience } => {
@@ -142,11 +142,12 @@ impl NodeHandle {
     pub(crate) async fn read_at_origin(
         &self,
         program: Vec<u8>,
+        after: Option<Bookmark>,
         patience: Duration,
     ) -> Result<Outcome, ForwardError> {
         let issued = self.clock.now().wall;
         let id = draw_id(issued)?;
-        self.ask(id, Ask::Read(Request { id, issued, program, patience })).await
+        self.ask(id, Ask::Read(Request { id, issued, program, patience }, after)).await
     }
 
     /// Meets the origin, which has all that this node has shown then; gives a bookmark of all that it has; see

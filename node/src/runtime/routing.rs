@@ -2,7 +2,7 @@
 //!
 //! | it | then |
 //! | --- | --- |
-//! | reads a table with `max_lag_ms`, and this node may be older | `serve`, `wait` for some seconds, `forward` to the origin, or `fail`; of several tables the strictest word counts |
+//! | reads a table with `max_lag_ms` that it does not write, and this node may be older | `serve`, `wait` for some seconds, `forward` to the origin, or `fail`; of several tables the strictest word counts |
 //! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction; if that cannot be reached, it fails, or what only reads is answered here where all its tables say `on_unreachable = "stale"` |
 //! | anything else | here |
 
@@ -57,23 +57,11 @@ impl NodeHandle {
     /// # Errors
     /// [`ReadError::TooStale`] if it may not, or not within five seconds.
     pub async fn admit(&self, statements: Vec<String>) -> Result<Place, ReadError> {
-        if !self.bounds_lag() || self.lag() == Some(Duration::ZERO) {
-            return Ok(Place::Here);
-        }
-        let touched: Vec<Touched> = self
-            .read(move |reader: &Reader| {
-                statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten().collect()
-            })
-            .await?;
-        let lag = self.lag();
-        match Admission::of(&touched, lag) {
+        let (admission, lag) = self.admission(statements).await?;
+        match admission {
             Admission::Serve => Ok(Place::Here),
             Admission::Wait(most) => {
                 self.freshen(most, STALE_WAIT).await?;
-                Ok(Place::Here)
-            }
-            // It turns out to write, and is then no read of this node's rows.
-            Admission::Forward(_) if touched.iter().any(|touched| touched.writes) => {
                 Ok(Place::Here)
             }
             Admission::Forward(most) => Ok(Place::Origin(TooStale { lag, most })),
@@ -81,11 +69,45 @@ impl NodeHandle {
         }
     }
 
+    /// What the policies of the tables that statements read make of them now, at this node's lag.
+    pub(crate) async fn admission(
+        &self,
+        statements: Vec<String>,
+    ) -> Result<(Admission, Option<Duration>), ReadError> {
+        let lag = self.lag();
+        if !self.bounds_lag() || lag == Some(Duration::ZERO) {
+            return Ok((Admission::Serve, lag));
+        }
+        let touched = self.touched(statements).await?;
+        let lag = self.lag();
+        Ok((Admission::of(&touched, lag), lag))
+    }
+
+    async fn touched(&self, statements: Vec<String>) -> Result<Vec<Touched>, ReadError> {
+        let looked = self.read(move |reader: &Reader| {
+            statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten().collect()
+        });
+        looked.await
+    }
+
+    /// Whether statements touch a table of which every node has rows of its own.
+    pub(crate) async fn touch_local(&self, statements: Vec<String>) -> bool {
+        let is_local = |touched: &Touched| touched.policy.consistency == Consistency::Local;
+        self.touched(statements).await.is_ok_and(|touched| touched.iter().any(is_local))
+    }
+
     /// Whether statements can do nothing but read, whoever is to run them.
     pub(crate) async fn only_read(&self, statements: Vec<String>) -> bool {
         let looked =
             self.read(move |reader: &Reader| statements.iter().all(|sql| reader.only_reads(sql)));
         looked.await.unwrap_or(false)
+    }
+
+    /// Whether statements only read, and would find at the origin what they look for here.
+    pub(crate) async fn may_read_there(&self, statements: Vec<String>) -> bool {
+        let alike =
+            move |reader: &Reader| statements.iter().all(|sql| reader.reads_what_all_have(sql));
+        self.read(alike).await.unwrap_or(false)
     }
 
     /// Says what policies make of a statement, which is not run.

@@ -202,7 +202,7 @@ impl Cluster {
         let patience = Duration::from_nanos(patience);
         let request = Request { id, issued: now.wall, program, patience };
         let ticket = if call.script.may_read() {
-            engine.replica.read_at_origin(now, request)
+            engine.replica.read_at_origin(now, request, None)
         } else {
             engine.replica.forward(now, request)
         };

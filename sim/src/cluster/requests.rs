@@ -166,6 +166,11 @@ impl Cluster {
             .event(self.now, number, "answered", &[request], text.as_bytes(), || text.clone());
         let reader = self.machines[number].engine.as_ref().map(|e| &e.eye);
         self.oracle.requests.answered(request, asked, result, number, reader)?;
+        if let (Ok(Outcome::Failed { .. }), Some(engine)) = (result, &self.machines[number].engine)
+        {
+            let held = engine.replica.status().vector;
+            self.oracle.requests.told_failed(request, number, &held)?;
+        }
         let ending = matches!(self.stage, Stage::Marked { .. });
         if ending && matches!(result, Err(ForwardError::Stopping { .. })) {
             // A snapshot takes the place of the machine's file.
@@ -266,6 +271,9 @@ impl Cluster {
         };
         if let (Err(error), Some(engine)) = (result, &mut machine.engine) {
             let now = machine.clock.at(self.now);
+            if let Ok(request) = RequestNumber::try_from(request.0) {
+                self.oracle.requests.fails_there(request, &engine.replica.status().vector);
+            }
             engine.replica.run_failed(now, request, Failed::of(error).encode());
         }
         if let (Some(id), Ok(Committed { dot: Some(dot), .. })) = (job_of(request), result) {

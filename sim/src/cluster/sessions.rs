@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use littoral::{Committed, ForwardError, Instant, Outcome, Request, RequestId};
 
-use super::Cluster;
+use super::{Cluster, Stage};
 use crate::{
     chance::{Draw, Stream},
-    clock::Nanos,
+    clock::{MS, Nanos, SECOND},
     oracle::{Check, Promise, broken, sessions::SESSIONS, staleness, unreadable},
-    workload::{JobId, Script},
+    workload::{BOUNDED_READS, JobId, Script},
 };
 
 /// Reads that sessions send to the origin are named apart from other requests.
@@ -36,6 +36,13 @@ impl Cluster {
         let Some(engine) = &self.machines[number].engine else { return Ok(()) };
         let carried = self.oracle.sessions.bookmark(session)?;
         if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {
+            let built_in = self.options.scenario.is_none();
+            if built_in && self.stage == Stage::Chaos && draw.percent(30) {
+                let sql = *draw.pick(&BOUNDED_READS);
+                let patience = *draw.pick(&[200 * MS, SECOND, 5 * SECOND]);
+                self.session_reads_there(number, session, sql, patience)?;
+                return self.drain(number);
+            }
             return Ok(());
         }
         let given = engine.reader.bookmark().map_err(unreadable(number))?;
@@ -56,22 +63,32 @@ impl Cluster {
         patience: Nanos,
     ) -> Check {
         let session = draw.index(SESSIONS);
+        self.session_reads_there(number, session, sql, patience)
+    }
+
+    /// A session has the origin read, after its bookmark if the machine is behind that.
+    fn session_reads_there(
+        &mut self,
+        number: usize,
+        session: usize,
+        sql: &str,
+        patience: Nanos,
+    ) -> Check {
         let machine = &mut self.machines[number];
         let Some(engine) = &mut machine.engine else { return Ok(()) };
         let carried = self.oracle.sessions.bookmark(session)?;
-        if carried.is_some_and(|bookmark| engine.replica.db().reached(&bookmark).is_err()) {
-            return Ok(());
-        }
+        let behind = carried.filter(|carried| engine.replica.db().reached(carried).is_err());
         self.sent_reads += 1;
         let (now, id) =
             (machine.clock.at(self.now), RequestId(READS | u128::from(self.sent_reads)));
         let program = Script::of(vec![(sql.to_owned(), Vec::new())]).encode();
         let patience = Duration::from_nanos(patience);
         let request = Request { id, issued: now.wall, program, patience };
-        let ticket = engine.replica.read_at_origin(now, request);
+        let ticket = engine.replica.read_at_origin(now, request, behind.as_ref());
         machine.reads.insert(ticket, id);
         self.oracle.sessions.sends(id, session);
-        self.note(number, "read there", || format!("session {session}: {sql}"));
+        let why = if behind.is_some() { ", behind its bookmark" } else { "" };
+        self.note(number, "read there", || format!("session {session}{why}: {sql}"));
         Ok(())
     }
 

@@ -227,6 +227,7 @@ impl Oracle {
             self.jobs.lost(dot)?;
             self.sessions.lost(dot)?;
             self.wanderers.lost(dot);
+            self.requests.lost(dot);
         }
         self.refresh(machine, reader)
     }

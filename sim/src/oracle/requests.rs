@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use littoral::{Dot, ForwardError, Outcome};
+use littoral::{Dot, ForwardError, Outcome, VersionVector};
 use rusqlite::Connection;
 
 use super::{Check, Promise, broken, unreadable};
@@ -43,6 +43,8 @@ pub(crate) enum Asked {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     records: BTreeMap<RequestNumber, (Program, Known)>,
+    /// What the origin held when a program failed there first.
+    failed: BTreeMap<RequestNumber, VersionVector>,
 }
 
 impl Requests {
@@ -60,6 +62,36 @@ impl Requests {
     pub(crate) fn open(&self) -> Vec<RequestNumber> {
         let open = self.records.iter().filter(|(_, (_, known))| *known == Known::Perhaps);
         open.map(|(request, _)| *request).collect()
+    }
+
+    /// A program has failed at the origin, which holds these entries, and has seen them.
+    pub(crate) fn fails_there(&mut self, request: RequestNumber, held: &VersionVector) {
+        self.failed.entry(request).or_insert_with(|| held.clone());
+    }
+
+    /// A client hears on a machine that holds these entries that its program has failed.
+    pub(crate) fn told_failed(
+        &self,
+        request: RequestNumber,
+        machine: usize,
+        held: &VersionVector,
+    ) -> Check {
+        let seen = self.failed.get(&request);
+        let missing = seen.and_then(|seen| seen.iter().find(|dot| !held.covers(*dot)));
+        match missing {
+            None => Ok(()),
+            Some(dot) => broken(
+                Promise::Sessions,
+                format!(
+                    "request {request}, which has failed, has seen {dot}, and m{machine}, which tells its                      client, holds {held}"
+                ),
+            ),
+        }
+    }
+
+    /// A power cut took an entry from its author: what has seen it is not followed.
+    pub(crate) fn lost(&mut self, dot: Dot) {
+        self.failed.retain(|_, held| !held.covers(dot));
     }
 
     /// Nobody will hear what became of an attempt.

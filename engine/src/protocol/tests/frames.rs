@@ -175,7 +175,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         any::<(u64, u64, Option<Vec<u8>>)>()
             .prop_map(|(author, seq, result)| Reply::Committed(author, seq, result)),
         (bytes(), any::<Vec<(u64, u64)>>()).prop_map(|(given, had)| Reply::Unchanged(given, had)),
-        bytes().prop_map(Reply::Failed),
+        (bytes(), any::<Vec<(u64, u64)>>()).prop_map(|(answer, had)| Reply::Failed(answer, had)),
         Just(Reply::Refused),
         Just(Reply::OtherProgram),
         Just(Reply::Expired),

@@ -9,6 +9,8 @@
 //!   the same request         or one read transaction if nothing in it writes
 //!   BEGIN, and no end        an interactive transaction: IMMEDIATE waits for the writer,
 //!                            the others read in one snapshot until something writes
+//!   a bookmark that is not    what reads is read at the origin
+//!   reached here
 //!   a table of the origin's  the whole job or transaction runs there, and so does what reads an
 //!                            origin-strong one; with a key, every job
 //! ```
@@ -18,12 +20,13 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
-use littoral::{Grants, Reader, TableSet, Touched, WriteError, WriteTx};
+use littoral::{Grants, Reader, TableSet, WriteError, WriteTx};
 use parking_lot::Mutex;
 
 use super::{
+    at_origin::{After, Shown},
     emitter::Emitter,
-    forward::{Key, ORIGIN_UNREACHABLE, PATIENCE, Parcel, Settled, read_at_origin, run_at_origin},
+    forward::Key,
     outcome::{Outcome, no_transaction},
     program::{Action, Fate, Program},
     region::{End, Kind, NotHere, Ran, Region, RegionJob, never_ran, run_region},
@@ -44,6 +47,7 @@ pub(super) async fn execute(
     stream: &mut Stream,
     program: &Arc<Program>,
     key: Option<&Key>,
+    after: Option<After>,
     emitter: Option<Emitter>,
 ) -> Vec<Outcome> {
     stream.look();
@@ -54,6 +58,7 @@ pub(super) async fn execute(
         stream,
         program,
         key,
+        after,
         outcomes: Vec::new(),
         fates: Vec::new(),
         budget: RESPONSE_BYTES_MAX,
@@ -81,9 +86,11 @@ pub(super) struct Run<'a> {
     pub(super) stream: &'a mut Stream,
     pub(super) program: &'a Arc<Program>,
     /// The name of the client's request.
-    key: Option<&'a Key>,
+    pub(super) key: Option<&'a Key>,
+    /// Its reads are made at the origin.
+    pub(super) after: Option<After>,
     pub(super) outcomes: Vec<Outcome>,
-    fates: Vec<Fate>,
+    pub(super) fates: Vec<Fate>,
     /// What is left of [`RESPONSE_BYTES_MAX`].
     pub(super) budget: usize,
     pub(super) emitter: Option<Emitter>,
@@ -259,7 +266,7 @@ impl Run<'_> {
 
     /// Waits until this node may serve what steps read, as the policies of their tables say, or tells that the
     /// origin is to.
-    async fn admit(&self, steps: Range<usize>) -> Result<Place, HranaError> {
+    pub(super) async fn admit(&self, steps: Range<usize>) -> Result<Place, HranaError> {
         if !self.node.bounds_lag() {
             return Ok(Place::Here);
         }
@@ -269,7 +276,7 @@ impl Run<'_> {
         admitted.map_err(|error| HranaError::from(&error))
     }
 
-    fn statements(&self, steps: Range<usize>) -> Vec<String> {
+    pub(super) fn statements(&self, steps: Range<usize>) -> Vec<String> {
         let statement = |step: usize| match &self.program.steps[step].action {
             // The words of transactions read nothing, and never reach SQLite.
             Action::Run(statement) if !statement.verb.controls_transaction() => {
@@ -282,6 +289,10 @@ impl Run<'_> {
 
     /// Runs a step that may only read, or hands it to the writer if it turns out to write.
     async fn read_one(&mut self, step: usize) {
+        if self.after.is_some() {
+            let (ran, result) = self.read_at_origin(&alone(step), Shown::Later).await;
+            return self.wrote(ran, result);
+        }
         match self.read_on(None, step).await {
             Ok(outcome) => self.push(outcome),
             Err(Fault::Step(error)) => self.fail(error),
@@ -304,6 +315,9 @@ impl Run<'_> {
         step: usize,
     ) -> Result<Outcome, Fault> {
         if let Place::Origin(old) = self.admit(step..step + 1).await.map_err(Fault::Step)? {
+            if !self.node.only_read(self.statements(step..step + 1)).await {
+                return Err(Fault::Writes);
+            }
             return Err(Fault::TooOld(HranaError::from(&ReadError::from(old))));
         }
         self.spent.at("a reader");
@@ -396,12 +410,13 @@ impl Run<'_> {
         let ends = program.ends_transaction_after(step) || program.closes;
         let reads = program.may_only_read(step);
         // Rows that are sent as they are read need a reader for themselves.
-        if !ends || (reads && self.emitter.is_some()) {
+        if !ends || (reads && self.emitter.is_some() && self.after.is_none()) {
             return self.begin(step).await;
         }
         let region =
             Region { begin: step, steps: step + 1..program.steps.len(), kind: Kind::Begun };
         let (ran, result) = match reads {
+            true if self.after.is_some() => self.read_at_origin(&region, Shown::Later).await,
             true => match self.admitted_transaction(region.clone()).await {
                 Ok(Ok(ran)) => (Some(ran), Ok(())),
                 Ok(Err(NotHere::Writes)) => self.job(region).await,
@@ -413,7 +428,13 @@ impl Run<'_> {
         };
         match ran {
             // Nothing of it stands, and it has to stay open: so once more, with the steps as they come.
-            Some(Ran { end: End::Open, .. }) if !program.closes => self.begin(step).await,
+            Some(Ran { end: End::Open, .. }) if !program.closes => match self.caught_up().await {
+                Ok(()) => self.begin(step).await,
+                Err(error) => {
+                    self.fail(error.clone());
+                    self.stream.open = Open::Lost(error);
+                }
+            },
             Some(ran) => self.ended(ran, result),
             None => {
                 // There is no more to tell than the error, so it is BEGIN that failed.
@@ -454,7 +475,8 @@ impl Run<'_> {
     ) -> Result<Result<Ran, NotHere>, HranaError> {
         match self.admit(region.steps.clone()).await? {
             Place::Here => self.read_transaction(region).await,
-            Place::Origin(_) => Ok(Err(NotHere::TooOld)),
+            Place::Origin(_) if self.only_reads(&region).await => Ok(Err(NotHere::TooOld)),
+            Place::Origin(_) => Ok(Err(NotHere::Writes)),
         }
     }
 
@@ -489,6 +511,22 @@ impl Run<'_> {
         if self.key.is_some() {
             return self.at_origin(&region).await;
         }
+        match self.admit(region.steps.clone()).await {
+            Ok(Place::Here) => {}
+            // What it writes then is written there, too; but rows that are this node's own are not there.
+            Ok(Place::Origin(old)) => {
+                let statements = self.statements(region.steps.clone());
+                if !self.node.touch_local(statements).await {
+                    return self.at_origin(&region).await;
+                }
+                let mut error = HranaError::from(&ReadError::from(old));
+                error.message.push_str(
+                    "; it touches rows that are local to this node, so it cannot run at the origin",
+                );
+                return (None, Err(error));
+            }
+            Err(error) => return (None, Err(error)),
+        }
         let job = RegionJob {
             program: Arc::clone(self.program),
             grants: self.grants.cloned(),
@@ -511,98 +549,6 @@ impl Run<'_> {
         let ran = slot.lock().take();
         (ran, result.map(|_| ()).map_err(|error| HranaError::from(&error)))
     }
-
-    async fn at_origin(&mut self, region: &Region) -> Settled {
-        if !self.only_reads(region).await {
-            self.spent.at("the origin");
-            let parcel = self.parcel(region);
-            return run_at_origin(self.node, parcel, region.begin, self.key, self.budget).await;
-        }
-        let may_be_stale = self.node.serves_stale();
-        if may_be_stale
-            && !self.node.reaches_origin().await
-            && let Some(ran) = self.read_stale(region).await
-        {
-            return (Some(ran), Ok(()));
-        }
-        let settled = self.read_at_origin(region, Shown::First).await;
-        if may_be_stale
-            && settled.1.as_ref().is_err_and(|error| error.code == ORIGIN_UNREACHABLE)
-            && let Some(ran) = self.read_stale(region).await
-        {
-            return (Some(ran), Ok(()));
-        }
-        settled
-    }
-
-    /// Reads here what the origin, which cannot be reached, is to be asked for, if all of its tables allow
-    /// that.
-    async fn read_stale(&mut self, region: &Region) -> Option<Ran> {
-        // Other tables that it reads may bound how old they are.
-        if !matches!(self.admit(region.steps.clone()).await, Ok(Place::Here)) {
-            return None;
-        }
-        self.spent.at("a reader");
-        let (program, region) = (Arc::clone(self.program), region.clone());
-        let (prior, budget) = (self.fates.clone(), self.budget);
-        let statements = self.statements(region.steps.clone());
-        let read = self.node.read_as(self.grants.cloned(), move |reader| {
-            let touched = statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten();
-            let strong = touched.filter(Touched::is_strong_read).map(|touched| touched.table);
-            let strong: Vec<String> = strong.collect();
-            let transaction = reader.connection().unchecked_transaction()?;
-            reader.serve_stale(true);
-            let session = &mut ReadSession(reader);
-            let ran = run_region(session, &program, &region, prior, budget, true);
-            reader.serve_stale(false);
-            transaction.finish()?;
-            Ok::<_, rusqlite::Error>((ran, strong))
-        });
-        // Who is not served here hears that the origin cannot be reached.
-        let Ok(Ok((Ok(ran), strong))) = read.await else { return None };
-        self.stream.notes.stale.extend(strong);
-        Some(ran)
-    }
-
-    /// Has the origin read what a region reads, which may fail without any doubt.
-    async fn read_at_origin(&mut self, region: &Region, shown: Shown) -> Settled {
-        self.spent.at("the origin");
-        let began = Instant::now();
-        let (settled, seen) = read_at_origin(self.node, self.parcel(region), self.budget).await;
-        if let Some(seen) = seen {
-            let left = PATIENCE.saturating_sub(began.elapsed());
-            if shown == Shown::First
-                && let Err(error) = self.node.reach(&seen, left).await
-            {
-                // The origin was there: nothing old takes the place of what it has shown.
-                let message = format!("what the origin has shown does not come here: {error}");
-                return (None, Err(HranaError::new("LITTORAL_BOOKMARK_NOT_REACHED", message)));
-            }
-            self.stream.notes.read_at_origin(&seen);
-        }
-        settled
-    }
-
-    fn parcel(&self, region: &Region) -> Parcel {
-        Parcel::of(self.program, region, &self.fates, self.grants.map(AsRef::as_ref))
-    }
-
-    async fn only_reads(&self, region: &Region) -> bool {
-        let verbs = region.steps.clone().filter_map(|step| self.program.verb(step));
-        if verbs.clone().any(|verb| matches!(verb, Verb::Insert | Verb::Write)) {
-            return false;
-        }
-        self.node.only_read(self.statements(region.steps.clone())).await
-    }
-}
-
-/// What was read at the origin, this node shows:
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shown {
-    /// Before the client is answered.
-    First,
-    /// Whenever it comes: the client's bookmark says what to wait for.
-    Later,
 }
 
 fn alone(step: usize) -> Region {

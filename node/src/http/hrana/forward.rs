@@ -386,17 +386,20 @@ pub(super) async fn run_at_origin(
     }
 }
 
-/// Has the origin run a region that only reads. Gives also what it can have seen, if it ran.
+/// Has the origin run a region that only reads, after what a bookmark names. Gives also what it can have seen,
+/// if it ran.
 pub(super) async fn read_at_origin(
     node: &NodeHandle,
     parcel: Parcel,
+    after: Option<Bookmark>,
+    patience: Duration,
     budget: usize,
 ) -> (Settled, Option<Bookmark>) {
     let parcel = match parcel.reading_only(true).encode() {
         Ok(parcel) => parcel,
         Err(error) => return ((None, Err(error)), None),
     };
-    match node.read_at_origin(parcel, PATIENCE).await {
+    match node.read_at_origin(parcel, after, patience).await {
         Ok(Became::Read { result, seen }) => (unpack(&result, budget), Some(seen)),
         Ok(Became::Failed { answer }) => (unpack(&answer, budget), None),
         // It commits nothing, and nobody else knows its name.

@@ -1,22 +1,23 @@
 //! Steps of a transaction that stays open from request to request.
 
-use std::{mem, sync::Arc, time::Instant};
+use std::{mem, ops::Range, sync::Arc, time::Instant};
 
-use littoral::WriteError;
+use littoral::{Admission, Reader, WriteError};
 use rusqlite::Connection;
 
 use super::{
+    at_origin::strong_reads,
     execute::Run,
     journal::Journal,
     outcome::{Outcome, no_transaction},
     program::Action,
     region::{End, Kind, Ran, Region, never_ran, read_only_transaction, run_region},
-    session::{Fault, WriteSession},
+    session::{Fault, ReadSession, WriteSession, perform},
     sql::{Place, Verb},
     stream::Open,
     wire::HranaError,
 };
-use crate::runtime::{HeldReader, Transaction, TransactionError};
+use crate::runtime::{HeldReader, ReadError, TooStale, Transaction, TransactionError};
 
 impl Run<'_> {
     /// Begins a transaction that is left open, at least for now.
@@ -95,7 +96,14 @@ impl Run<'_> {
                 Ok(visit) => self.visiting(visit, step, false).await,
                 Err(error) => self.lose(HranaError::from(&error)),
             },
-            _ if undecided => self.ask_for_writer(open, step).await,
+            // While it has the writer nothing is applied here, so this is the time to wait for newer rows.
+            _ if undecided => match self.admit(step..step + 1).await {
+                Ok(_) => self.ask_for_writer(open, step).await,
+                Err(error) => {
+                    self.fail(error);
+                    self.stream.open = open;
+                }
+            },
             Verb::MayRead => self.read_inside(open, read_only, step).await,
             // The reader's connection knows them as well.
             Verb::Savepoint if read_only => self.read_inside(open, read_only, step).await,
@@ -119,7 +127,15 @@ impl Run<'_> {
                 }
             },
         };
-        let outcome = self.read_on(Some(&reader), step).await;
+        let mut outcome = self.read_on(Some(&reader), step).await;
+        // What only reads decides nothing by rows that are old.
+        if matches!(outcome, Err(Fault::AtOrigin(_)))
+            && read_only
+            && self.node.serves_stale()
+            && !self.node.reaches_origin().await
+        {
+            outcome = self.read_on_stale(&reader, step).await;
+        }
         let open = Open::Reads { reader, read_only, since };
         match outcome {
             Ok(outcome) => {
@@ -146,6 +162,30 @@ impl Run<'_> {
                 self.fail(error);
             }
         }
+    }
+
+    /// Runs a step on a reader, also if it reads what belongs to the origin, which cannot be reached, if its
+    /// tables allow that.
+    async fn read_on_stale(&mut self, reader: &HeldReader, step: usize) -> Result<Outcome, Fault> {
+        let program = Arc::clone(self.program);
+        let (mut budget, statements) = (self.budget, self.statements(step..step + 1));
+        let work = move |reader: &Reader| {
+            let strong = strong_reads(reader, &statements);
+            reader.serve_stale(true);
+            let mut session = ReadSession(reader);
+            let outcome = perform(&mut session, &program.steps[step].action, &mut budget, None);
+            reader.serve_stale(false);
+            (outcome, budget, strong)
+        };
+        let (outcome, budget, strong) = reader
+            .read(self.grants.cloned(), work)
+            .await
+            .map_err(|error| Fault::Step(HranaError::from(&error)))?;
+        self.budget = budget;
+        if outcome.is_ok() {
+            self.stream.notes.stale.extend(strong);
+        }
+        outcome
     }
 
     /// A reader with a transaction, whose snapshot is taken by the first statement.
@@ -179,10 +219,16 @@ impl Run<'_> {
 
     /// Runs steps on the writer, up to the end of the transaction or of the request.
     async fn on_writer(&mut self, transaction: Transaction, step: usize) {
-        self.spent.at("the writer, in a transaction");
         let program = Arc::clone(self.program);
-        let region =
-            Region { begin: step, steps: step..program.steps.len(), kind: Kind::Continued };
+        let mut end = program.steps.len();
+        if let Some((later, admission, old)) = self.first_too_old(step..end).await {
+            if later == step {
+                return self.too_old_on_writer(transaction, step, admission, old).await;
+            }
+            end = later;
+        }
+        self.spent.at("the writer, in a transaction");
+        let region = Region { begin: step, steps: step..end, kind: Kind::Continued };
         let (prior, budget) = (self.fates().to_vec(), self.budget);
         let grants = self.grants.cloned();
         let stepped = transaction
@@ -235,6 +281,49 @@ impl Run<'_> {
             _ if timed_out => self.stream.open = Open::Lost(timeout),
             End::Open | End::Interrupted => self.stream.open = Open::Writes(transaction),
         }
+    }
+
+    /// The first of some steps that reads what is too old here, and what its tables say to that.
+    async fn first_too_old(&self, steps: Range<usize>) -> Option<(usize, Admission, HranaError)> {
+        if !self.node.bounds_lag() {
+            return None;
+        }
+        for step in steps {
+            let statements = self.statements(step..step + 1);
+            if statements.is_empty() {
+                continue;
+            }
+            let (admission, lag) = match self.node.admission(statements).await {
+                Ok(admitted) => admitted,
+                Err(error) => return Some((step, Admission::Serve, HranaError::from(&error))),
+            };
+            let most = match admission {
+                Admission::Serve => continue,
+                Admission::Wait(most) | Admission::Forward(most) | Admission::Fail(most) => most,
+            };
+            let old = ReadError::from(TooStale { lag, most });
+            return Some((step, admission, HranaError::from(&old)));
+        }
+        None
+    }
+
+    /// What becomes of such a step where the transaction has the writer: nothing is applied here meanwhile, so
+    /// there is nothing to wait for.
+    async fn too_old_on_writer(
+        &mut self,
+        transaction: Transaction,
+        step: usize,
+        admission: Admission,
+        old: HranaError,
+    ) {
+        if matches!(admission, Admission::Forward(_)) {
+            // Dropping it rolls it back.
+            drop(transaction);
+            return self.move_to_origin(old, step, false).await;
+        }
+        self.note(step, &Outcome::Error(old.clone()));
+        self.fail(old);
+        self.stream.open = Open::Writes(transaction);
     }
 
     /// Takes down what has run on this node, for the case that the transaction moves to the origin.

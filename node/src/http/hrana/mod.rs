@@ -1,12 +1,13 @@
 //! The libSQL remote protocol: Hrana over HTTP and over WebSockets.
 //!
 //! `wire` is its JSON, `sql` reads the words of statements, `program` plans a pipeline, `execute` runs it: a
-//! `region` of its steps at a time, on a `session`, or at the origin by way of `forward`; those of a
+//! `region` of its steps at a time, on a `session`, or at the origin, as `at_origin` has it, by way of `forward`; those of a
 //! transaction that stays open in `interactive`, or at the origin in `visiting`, with what a `journal` keeps.
 //! `outcome` makes answers of what became of the steps, `emitter` sends them as they come, `error` names
 //! what went wrong. A `stream` is what stays from request to request: `batons` keeps those of HTTP, `socket`
 //! has its own.
 
+mod at_origin;
 mod batons;
 mod emitter;
 mod error;
@@ -45,10 +46,8 @@ use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-pub(crate) use self::{
-    batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements, stream::Notes,
-};
 use self::{
+    at_origin::After,
     emitter::Emitter,
     forward::Key,
     program::{BadRequest, Program, Stored},
@@ -58,11 +57,14 @@ use self::{
         StreamResponse, StreamResult,
     },
 };
+pub(crate) use self::{
+    batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements, stream::Notes,
+};
 pub(super) use self::{forward::outcome, socket::upgrade};
 use super::{
     ServerState,
     access::Principal,
-    session::{BySubject, is_of_session},
+    session::{NOT_REACHED, Session, is_of_session},
 };
 use crate::{otlp, runtime::NodeHandle};
 
@@ -78,7 +80,7 @@ const ERROR_CHARS_MAX: usize = 300;
 pub(super) async fn pipeline(
     State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
-    session: Option<Extension<BySubject>>,
+    session: Option<Extension<Session>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -99,16 +101,16 @@ async fn run_pipeline(
 ) -> Result<(PipelineResponse, Notes), BadRequest> {
     let key = Key::of(headers, who)?;
     let request: PipelineRequest = parse(body)?;
+    let session = resumed(session, request.baton.as_deref()).await?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let program = Arc::new(Program::plan(request.requests, &mut lease.stream().stored)?);
     let keeps = lease.stream().keeps_something() || program.begins_transaction();
     if keeps && !program.closes {
         lease.reserve()?;
     }
-    session_begins(&session, lease.stream()).await?;
-    let (node, grants) = (&state.node, who.grants.as_ref());
-    let outcomes =
-        execute::execute(node, grants, lease.stream(), &program, key.as_ref(), None).await;
+    let after = session_begins(&session, &state.node, lease.stream(), &program).await?;
+    let (node, grants, key) = (&state.node, who.grants.as_ref(), key.as_ref());
+    let outcomes = execute::execute(node, grants, lease.stream(), &program, key, after, None).await;
     session_ends(&session, lease.stream()).await?;
     let results = outcome::answer(&program, outcomes);
     let notes = std::mem::take(&mut lease.stream().notes);
@@ -120,7 +122,7 @@ async fn run_pipeline(
 pub(super) async fn cursor(
     State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
-    session: Option<Extension<BySubject>>,
+    session: Option<Extension<Session>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -139,10 +141,11 @@ async fn open_cursor(
 ) -> Result<Body, BadRequest> {
     let key = Key::of(headers, &who)?;
     let request: CursorRequest = parse(body)?;
+    let session = resumed(session, request.baton.as_deref()).await?;
     let mut lease = state.streams.take(request.baton.as_deref()).await?;
     let requests = vec![StreamRequest::Batch { batch: request.batch }];
     let program = Arc::new(Program::plan(requests, &mut lease.stream().stored)?);
-    session_begins(&session, lease.stream()).await?;
+    let after = session_begins(&session, &state.node, lease.stream(), &program).await?;
     // It is told before anything runs, so it is kept if the stream may keep something.
     let kept = lease.stream().keeps_something() || program.begins_transaction();
     let baton = if kept { Some(lease.next_baton()?) } else { None };
@@ -153,7 +156,8 @@ async fn open_cursor(
         let grants = who.grants.as_ref();
         let key = key.as_ref();
         let mut end = emitter.again();
-        execute::execute(&node, grants, lease.stream(), &program, key, Some(emitter)).await;
+        let stream = lease.stream();
+        execute::execute(&node, grants, stream, &program, key, after, Some(emitter)).await;
         // All of its rows are there by now, and the answer ends only after this.
         if let Err(error) = session_ends(&session, lease.stream()).await {
             end.fail(&error.0).await;
@@ -195,7 +199,7 @@ impl hyper::body::Body for Lines {
 pub(super) async fn execute_once(
     State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
-    session: Option<Extension<BySubject>>,
+    session: Option<Extension<Session>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -212,7 +216,7 @@ pub(super) async fn execute_once(
 pub(super) async fn batch_once(
     State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
-    session: Option<Extension<BySubject>>,
+    session: Option<Extension<Session>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -244,10 +248,11 @@ async fn answer_once(
     };
     let grants = who.grants.as_ref();
     let (mut stream, key) = (Stream::default(), key.as_ref());
-    if let Err(error) = session_begins(&session, &stream).await {
-        return bad_request(error);
-    }
-    let outcomes = execute::execute(node, grants, &mut stream, &program, key, None).await;
+    let after = match session_begins(&session, node, &stream, &program).await {
+        Ok(after) => after,
+        Err(error) => return bad_request(error),
+    };
+    let outcomes = execute::execute(node, grants, &mut stream, &program, key, after, None).await;
     if let Err(error) = session_ends(&session, &stream).await {
         return bad_request(error);
     }
@@ -265,24 +270,59 @@ async fn answer_once(
 }
 
 /// The session of a request, if the node keeps one.
-type OfRequest = Option<Extension<BySubject>>;
+type OfRequest = Option<Extension<Session>>;
 
-/// Before a request runs, unless it goes on with a transaction, which sees what it saw when it began.
-async fn session_begins(session: &OfRequest, stream: &Stream) -> Result<(), BadRequest> {
-    match session {
-        Some(Extension(session)) if !stream.is_in_transaction() => session.begins().await,
-        _ => Ok(()),
+/// A request that goes on with a stream waits here for its bookmark, before its baton is used: if that is in
+/// vain, it can come again.
+async fn resumed(session: OfRequest, baton: Option<&str>) -> Result<OfRequest, BadRequest> {
+    match (session, baton) {
+        (Some(Extension(Session::Behind(behind))), Some(_)) => {
+            let reached = behind.catches_up().await;
+            reached.map(|()| None).map_err(|(code, message)| BadRequest::new(code, message))
+        }
+        (session, _) => Ok(session),
     }
-    .map_err(|(code, message)| BadRequest::new(code, message))
+}
+
+/// Before a request runs, unless it goes on with a transaction, which sees what it saw when it began. Tells if
+/// it is to read at the origin, and after what.
+async fn session_begins(
+    session: &OfRequest,
+    node: &NodeHandle,
+    stream: &Stream,
+    program: &Program,
+) -> Result<Option<After>, BadRequest> {
+    let begun = match session {
+        Some(Extension(Session::BySubject(session))) if !stream.is_in_transaction() => {
+            session.begins().await
+        }
+        Some(Extension(Session::Behind(behind))) => {
+            if let Some(statements) = program.only_reads()
+                && node.reaches_origin().await
+                && node.may_read_there(statements).await
+            {
+                let (bookmark, until) = (behind.bookmark.clone(), behind.until);
+                return Ok(Some(After { bookmark, until }));
+            }
+            behind.catches_up().await
+        }
+        _ => Ok(()),
+    };
+    begun.map(|()| None).map_err(|(code, message)| BadRequest::new(code, message))
 }
 
 /// Before a request is answered, unless a transaction is open: it keeps others from applying anything.
 async fn session_ends(session: &OfRequest, stream: &Stream) -> Result<(), BadRequest> {
-    match session {
-        Some(Extension(session)) if !stream.is_in_transaction() => session.ends().await,
+    let ended = match session {
+        Some(Extension(Session::BySubject(session))) if !stream.is_in_transaction() => {
+            session.ends().await
+        }
+        Some(Extension(Session::Behind(_))) => {
+            stream.notes.unreached.clone().map_or(Ok(()), |why| Err((NOT_REACHED, why)))
+        }
         _ => Ok(()),
-    }
-    .map_err(|(code, message)| BadRequest::new(code, message))
+    };
+    ended.map_err(|(code, message)| BadRequest::new(code, message))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadRequest> {

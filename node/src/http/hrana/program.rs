@@ -261,6 +261,28 @@ impl Program {
         (0..self.steps.len()).any(|step| self.verb(step).is_some_and(Verb::begins_transaction))
     }
 
+    /// The statements of a program that, as far as its words tell, only reads and leaves no transaction open;
+    /// `None` of another one.
+    pub(super) fn only_reads(&self) -> Option<Vec<String>> {
+        let mut statements = Vec::new();
+        for (number, step) in self.steps.iter().enumerate() {
+            let Action::Run(statement) = &step.action else { continue };
+            match statement.verb {
+                Verb::MayRead => statements.push(statement.sql.clone()),
+                Verb::Commit | Verb::Rollback => {}
+                Verb::Begin | Verb::BeginDeferred | Verb::BeginReadOnly => {
+                    if !self.may_only_read(number)
+                        || !(self.ends_transaction_after(number) || self.closes)
+                    {
+                        return None;
+                    }
+                }
+                Verb::Insert | Verb::Write | Verb::Savepoint => return None,
+            }
+        }
+        Some(statements)
+    }
+
     /// The end of the statements of one script that may run as one job from `step` on: all up to the
     /// next word that controls a transaction.
     pub(crate) fn script_end(&self, step: usize) -> usize {

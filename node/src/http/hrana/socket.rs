@@ -43,7 +43,7 @@ use super::{
     wire::{Batch, HranaError, SqlText, Stmt, StreamRequest, StreamResponse, StreamResult},
 };
 use crate::{
-    http::{ServerState, access::RemoteAddress, not_found},
+    http::{ServerState, access::RemoteAddress, not_found, session::BySubject},
     token::Refused,
 };
 
@@ -186,9 +186,17 @@ impl Serialize for Entries<'_> {
 
 /// What a stream's task is asked to do.
 enum Work {
-    Run(i32, Arc<Program>, Option<Arc<Grants>>),
-    Cursor(Arc<Program>, Emitter, Option<Arc<Grants>>),
+    Run(i32, Arc<Program>, Client),
+    Cursor(Arc<Program>, Emitter, Client),
     Close(i32),
+}
+
+/// Who asks for it.
+struct Client {
+    /// What the engine is to allow, if not everything.
+    grants: Option<Arc<Grants>>,
+    /// The session of its token's subject, if the node keeps such.
+    session: Option<BySubject>,
 }
 
 /// What a cursor's task is asked to do.
@@ -329,7 +337,9 @@ impl Socket {
         let who = who.map_err(|refused| {
             Closing::unauthorized(&refused, |error| refusal(request_id, error))
         })?;
-        let grants = who.grants.clone();
+        let session = self.state.subject_sessions && who.subject.is_some();
+        let session = session.then(|| BySubject::new(self.state.node.clone()));
+        let client = Client { grants: who.grants.clone(), session };
         if self.state.access.count(who.subject.as_ref(), self.address).is_err() {
             let message = "more requests than http.limits allows; come again later";
             let error = HranaError::new("LITTORAL_RATE_LIMITED", message);
@@ -361,7 +371,7 @@ impl Socket {
                 return Ok(Some(answer(request_id, response)));
             }
             SocketRequest::OpenCursor { stream_id, cursor_id, batch } => {
-                return Ok(self.open_cursor(request_id, stream_id, cursor_id, batch, grants)?);
+                return Ok(self.open_cursor(request_id, stream_id, cursor_id, batch, client)?);
             }
             SocketRequest::FetchCursor { cursor_id, max_count } => {
                 let Some(cursor) = self.cursors.get(&cursor_id) else {
@@ -391,7 +401,7 @@ impl Socket {
         };
         let program = Arc::new(Program::plan(vec![request], &mut self.stored)?);
         match self.streams.get(&stream_id) {
-            Some(stream) => Ok(hand_on(stream, Work::Run(request_id, program, grants), request_id)),
+            Some(stream) => Ok(hand_on(stream, Work::Run(request_id, program, client), request_id)),
             None => Ok(Some(refusal(request_id, unknown("stream", stream_id)))),
         }
     }
@@ -434,7 +444,7 @@ impl Socket {
         stream_id: i32,
         cursor_id: i32,
         batch: Batch,
-        grants: Option<Arc<Grants>>,
+        client: Client,
     ) -> Result<Option<String>, BadRequest> {
         if self.cursors.contains_key(&cursor_id) {
             let message = format!("cursor {cursor_id} is open already");
@@ -450,7 +460,7 @@ impl Socket {
             return Ok(Some(refusal(request_id, HranaError::new("TOO_MANY_CURSORS", message))));
         }
         let (emitter, chunks) = Emitter::new();
-        let refused = hand_on(stream, Work::Cursor(Arc::new(program), emitter, grants), request_id);
+        let refused = hand_on(stream, Work::Cursor(Arc::new(program), emitter, client), request_id);
         if refused.is_some() {
             return Ok(refused);
         }
@@ -501,11 +511,9 @@ async fn run_stream(
                 let _ = answers.send(answer(request_id, closed)).await;
                 return;
             }
-            Some(Work::Run(request_id, program, grants)) => {
-                let grants = grants.as_ref();
-                let ran = execute::execute(&state.node, grants, &mut stream, &program, None, None);
-                let outcomes = state.spans.request("WebSocket request", ran).await;
-                let result = outcome::answer(&program, outcomes).into_iter().next();
+            Some(Work::Run(request_id, program, client)) => {
+                let ran = run_request(&state, &mut stream, &program, &client);
+                let result = state.spans.request("WebSocket request", ran).await;
                 let text = match result {
                     Some(StreamResult::Ok { response }) => {
                         answer(request_id, SocketResponse::Stream(response))
@@ -515,10 +523,8 @@ async fn run_stream(
                 };
                 answers.send(text).await
             }
-            Some(Work::Cursor(program, emitter, grants)) => {
-                let (node, grants) = (&state.node, grants.as_ref());
-                let ran =
-                    execute::execute(node, grants, &mut stream, &program, None, Some(emitter));
+            Some(Work::Cursor(program, emitter, client)) => {
+                let ran = run_of_cursor(&state, &mut stream, &program, &client, emitter);
                 state.spans.request("WebSocket cursor", ran).await;
                 Ok(())
             }
@@ -526,6 +532,63 @@ async fn run_stream(
         if sent.is_err() {
             return;
         }
+    }
+}
+
+/// Runs a request; gives its answer, if there is one.
+async fn run_request(
+    state: &ServerState,
+    stream: &mut Stream,
+    program: &Arc<Program>,
+    client: &Client,
+) -> Option<StreamResult> {
+    if let Err(error) = client.begins(stream).await {
+        return Some(StreamResult::Error { error });
+    }
+    let (node, grants) = (&state.node, client.grants.as_ref());
+    let outcomes = execute::execute(node, grants, stream, program, None, None, None).await;
+    match client.ends(stream).await {
+        Ok(()) => outcome::answer(program, outcomes).into_iter().next(),
+        Err(error) => Some(StreamResult::Error { error }),
+    }
+}
+
+/// The same of a cursor, whose entries are sent as they come.
+async fn run_of_cursor(
+    state: &ServerState,
+    stream: &mut Stream,
+    program: &Arc<Program>,
+    client: &Client,
+    mut emitter: Emitter,
+) {
+    if let Err(error) = client.begins(stream).await {
+        return emitter.fail(&error).await;
+    }
+    let mut end = emitter.again();
+    let (node, grants) = (&state.node, client.grants.as_ref());
+    execute::execute(node, grants, stream, program, None, None, Some(emitter)).await;
+    if let Err(error) = client.ends(stream).await {
+        end.fail(&error).await;
+    }
+}
+
+impl Client {
+    /// Before a request runs, unless it goes on with a transaction.
+    async fn begins(&self, stream: &Stream) -> Result<(), HranaError> {
+        match &self.session {
+            Some(session) if !stream.is_in_transaction() => session.begins().await,
+            _ => Ok(()),
+        }
+        .map_err(|(code, message)| HranaError::new(code, message))
+    }
+
+    /// Before it is answered, unless a transaction is open.
+    async fn ends(&self, stream: &Stream) -> Result<(), HranaError> {
+        match &self.session {
+            Some(session) if !stream.is_in_transaction() => session.ends().await,
+            _ => Ok(()),
+        }
+        .map_err(|(code, message)| HranaError::new(code, message))
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Notes {
     pub(crate) seen_at_origin: Option<Bookmark>,
     /// Tables that are read at the origin, which could not be reached, and were read here.
     pub(crate) stale: BTreeSet<String>,
+    /// Why something was not read that this node is behind its bookmark for.
+    pub(super) unreached: Option<String>,
 }
 
 impl Notes {
