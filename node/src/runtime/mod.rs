@@ -8,6 +8,7 @@
 //!   snapshot thread ── pieces ─────┘            └────────────────┘── answers ─► who waits for them
 //!                                                       ▲
 //!                                   watchdog thread ────┘ interrupts a job that takes too long
+//!                                   relief thread: wakes a worker of tokio while another is at a statement
 //!   NodeHandle ─ reads ──► reader pool (blocking threads, or the one that asks if the read is short)
 //! ```
 //!
@@ -21,6 +22,7 @@ mod known;
 mod meter;
 mod place;
 mod readers;
+mod relief;
 mod replica_thread;
 mod routing;
 mod seat;
@@ -51,6 +53,7 @@ use self::{
     files::Files,
     known::Known,
     readers::ReaderPool,
+    relief::Relief,
     replica_thread::{Driver, Runner},
     seat::Seat,
     storage_threads::StorageThreads,
@@ -157,6 +160,7 @@ struct Here {
     known: Known,
     /// While this thread writes, others serve everything else.
     has_others: bool,
+    relief: Arc<Relief>,
 }
 
 impl fmt::Debug for NodeHandle {
@@ -265,7 +269,12 @@ impl NodeHandle {
         let here = name.is_some_and(|name| self.here.known.is_short(name))
             && self.here.has_others
             && self.meter.writes_waiting.now() == 1;
-        let left = if here { self.here.seat.write(write, &self.events) } else { Some(write) };
+        let left = if here {
+            let _busy = self.here.relief.begin();
+            self.here.seat.write(write, &self.events)
+        } else {
+            Some(write)
+        };
         match left {
             None => Ok(()),
             Some(write) => self.events.send(Event::Write(write)).map_err(|_| stopping()),
@@ -461,18 +470,19 @@ impl Runtime {
             .map_err(|error| io_error("cannot start a storage thread", error))?;
         let (dog, watchdog) = Watchdog::start_thread(replica.interrupt_handle())
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
-        let readers = Arc::new(ReaderPool::new(db, config.storage.readers, Arc::clone(&meter)));
+        let tokio = tokio::runtime::Handle::try_current().ok();
+        let has_others = tokio.as_ref().is_some_and(|tokio| tokio.metrics().num_workers() > 1);
+        let relief = Relief::start(tokio)
+            .map_err(|error| io_error("cannot start the relief thread", error))?;
+        let relief = Arc::new(relief);
+        let (limit, theirs) = (config.storage.readers, Arc::clone(&meter));
+        let readers = Arc::new(ReaderPool::new(db, limit, theirs, Arc::clone(&relief)));
         let files = Files { config: config.clone(), readers: Arc::clone(&readers) };
         let watched = dog.clone();
         let runner = Runner { watchdog: dog, programs, meter: Arc::clone(&meter) };
         let driver = Driver::new(replica, files, clock, storage.requests(), news.clone(), runner);
-        let workers =
-            tokio::runtime::Handle::try_current().map(|tokio| tokio.metrics().num_workers());
-        let here = Arc::new(Here {
-            seat: Seat::new(driver),
-            known: Known::new(SHORT_WRITE),
-            has_others: workers.is_ok_and(|workers| workers > 1),
-        });
+        let known = Known::new(SHORT_WRITE);
+        let here = Arc::new(Here { seat: Seat::new(driver), known, has_others, relief });
         let theirs = Arc::clone(&here);
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())

@@ -23,7 +23,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{READ_TIMEOUT, TooStale, known::Known, meter::Meter};
+use super::{READ_TIMEOUT, TooStale, known::Known, meter::Meter, relief::Relief};
 
 /// How long `close` waits for reads that run.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,6 +84,7 @@ pub(crate) struct ReaderPool {
     paused: Mutex<Option<OwnedSemaphorePermit>>,
     known: Arc<Known>,
     meter: Arc<Meter>,
+    relief: Arc<Relief>,
 }
 
 impl fmt::Debug for ReaderPool {
@@ -93,7 +94,7 @@ impl fmt::Debug for ReaderPool {
 }
 
 impl ReaderPool {
-    pub(crate) fn new(db: Db, limit: usize, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(db: Db, limit: usize, meter: Arc<Meter>, relief: Arc<Relief>) -> Self {
         Self {
             db: Mutex::new(db),
             idle: Arc::default(),
@@ -105,6 +106,7 @@ impl ReaderPool {
             paused: Mutex::new(None),
             known: Arc::new(Known::new(SHORT)),
             meter,
+            relief,
         }
     }
 
@@ -194,6 +196,7 @@ impl ReaderPool {
         let began = Instant::now();
         let _permit = self.permits.try_acquire().ok()?;
         let reader = self.idle.lock().pop()?;
+        let _busy = self.relief.begin();
         if let Err(error) = reader.restrict(grants.cloned()) {
             return Some(Err(ReadError::Open(error)));
         }
@@ -459,7 +462,7 @@ mod tests {
         let identity = Identity { cluster, node: NodeId::new("a").unwrap(), incarnation };
         let replica =
             Replica::builder(identity).open(&directory.path().join("data.sqlite"), now, 1).unwrap();
-        let pool = ReaderPool::new(replica.db().clone(), 2, Arc::default());
+        let pool = ReaderPool::new(replica.db().clone(), 2, Arc::default(), Arc::default());
         let here = thread::current().id();
 
         // Nothing is known of it.

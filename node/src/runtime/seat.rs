@@ -115,6 +115,7 @@ mod tests {
     use std::{
         path::Path,
         thread::{self, ThreadId},
+        time::Instant,
     };
 
     use littoral::{ClusterId, Genesis, Identity, Incarnation, NodeId, WriteError, WriteTx};
@@ -197,5 +198,71 @@ mod tests {
         }
         node.ended().await;
         assert!(runtime.stop().await.is_err());
+    }
+
+    /// The longest that a timer was late while the work ran in a task of its own.
+    async fn latest_beside(work: impl Future<Output = bool> + Send + 'static) -> (Duration, bool) {
+        const TICK: Duration = Duration::from_millis(5);
+        let work = tokio::spawn(async move {
+            // The worker that waits for timers has it from here on.
+            tokio::time::sleep(TICK).await;
+            work.await
+        });
+        let mut latest = Duration::ZERO;
+        while !work.is_finished() {
+            let began = Instant::now();
+            tokio::time::sleep(TICK).await;
+            latest = latest.max(began.elapsed());
+        }
+        (latest, work.await.unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_statement_that_takes_long_where_it_comes_from_keeps_no_timer_waiting() {
+        const LONG: Duration = Duration::from_secs(1);
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = start(directory.path()).await;
+        let latest = |work: fn(NodeHandle) -> Work| {
+            let node = runtime.handle().clone();
+            async move {
+                loop {
+                    let (latest, was_here) = latest_beside(work(node.clone())).await;
+                    if was_here {
+                        return latest;
+                    }
+                }
+            }
+        };
+        let writes = latest(|node| {
+            Box::pin(async move {
+                let here = thread::current().id();
+                node.here.known.took(node.here.known.name("write"), Duration::ZERO);
+                let job = move |_: &mut WriteTx<'_>| Ok(sleep_on(here, LONG));
+                node.write_within(LIMIT, Some("write"), job).await.unwrap().0
+            })
+        });
+        let writes = writes.await;
+        assert!(writes < LONG / 2, "{writes:?}");
+        let reads = latest(|node| {
+            Box::pin(async move {
+                node.read_known(None, "read", |_| ()).await.unwrap();
+                let here = thread::current().id();
+                node.read_known(None, "read", move |_| sleep_on(here, LONG)).await.unwrap()
+            })
+        });
+        let reads = reads.await;
+        assert!(reads < LONG / 2, "{reads:?}");
+        runtime.stop().await.unwrap();
+    }
+
+    type Work = std::pin::Pin<Box<dyn Future<Output = bool> + Send>>;
+
+    /// Sleeps if this is the thread; tells whether it is.
+    fn sleep_on(which: ThreadId, how_long: Duration) -> bool {
+        let is_it = thread::current().id() == which;
+        if is_it {
+            thread::sleep(how_long);
+        }
+        is_it
     }
 }
