@@ -189,6 +189,24 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_body_is_not_read_says_that_it_ends() {
+    let (_cluster, _keys, node) = guarded(HttpLimits::default(), false).await;
+    for (head, closes) in [
+        ("POST /v2/pipeline HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n", true),
+        ("GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n", false),
+    ] {
+        let mut stream = TcpStream::connect(node.http_address().unwrap()).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase();
+        assert!(answer.starts_with("http/1.1 401"), "{answer}");
+        assert_eq!(answer.contains("connection: close"), closes, "{answer}");
+    }
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_are_bounded_and_the_others_wait() {
     let limits = HttpLimits { connections: 2, ..HttpLimits::default() };
     let (_cluster, keys, node) = guarded(limits, false).await;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use axum::{
-    body::{self, Body},
+    body::{self, Body, HttpBody as _},
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::Next,
@@ -183,24 +183,36 @@ pub(super) async fn enter(
     };
     let subject = who.as_ref().ok().and_then(|who| who.subject.as_ref());
     if let Err(wait) = access.count(subject, address.ip().to_canonical()) {
-        return too_many(wait);
+        return unread(&request, too_many(wait));
     }
     let who = match who {
         Ok(who) => who,
-        Err(refused) => return unauthorized(&refused),
+        Err(refused) => return unread(&request, unauthorized(&refused)),
     };
     if is_for_operators(request.uri().path()) && !who.operates {
-        return hrana::failure(
+        let response = hrana::failure(
             StatusCode::FORBIDDEN,
             "LITTORAL_NOT_GRANTED",
             "the token's claim \"littoral\" does not say \"operate\": true",
         );
+        return unread(&request, response);
     }
     request.extensions_mut().insert(who);
     match gather(request, access.max_body_bytes).await {
         Ok(request) => next.run(request).await,
-        Err(response) => response,
+        Err(response) => closing(response),
     }
+}
+
+/// The answer to a request whose body is left unread: where there is one the connection ends with it, and
+/// the client is told.
+pub(super) fn unread(request: &Request, response: Response) -> Response {
+    if request.body().is_end_stream() { response } else { closing(response) }
+}
+
+fn closing(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Lets web pages of any site ask, since whoever asks needs a token, which no browser adds by itself.

@@ -228,7 +228,10 @@ fn not_found() -> Response {
 async fn only_local(request: Request, next: Next) -> Response {
     match check_local(request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(why) => hrana::failure(StatusCode::FORBIDDEN, "FORBIDDEN_HOST", why),
+        Err(why) => {
+            let response = hrana::failure(StatusCode::FORBIDDEN, "FORBIDDEN_HOST", why);
+            access::unread(&request, response)
+        }
     }
 }
 
