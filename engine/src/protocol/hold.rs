@@ -83,15 +83,13 @@ impl PeerSession {
         self.end_if_sent();
     }
 
-    /// What is offered may be trimmed meanwhile: whether to wait until the peer says that it has it by
-    /// another link. If it is known to have it, the stream goes on, also if it had asked for the bytes
-    /// before it got them elsewhere. If it has asked and may not have it, they are gone. A node that is
-    /// joining may have it nowhere, though it counts as a member. Nothing that comes behind may be sent
-    /// before the peer has spoken.
+    /// What is offered may be trimmed meanwhile: whether to wait for the peer's answer, behind which nothing
+    /// may be sent before it has come. If the peer has asked for the bytes, they are gone: the stream goes on
+    /// if it is known to have got them elsewhere since. It may not: a node that is joining may have the entry
+    /// nowhere, though it counts as a member.
     pub(super) fn offers_trimmed(&mut self, trimmed: &VersionVector) -> Option<bool> {
         let outgoing = self.outgoing.as_ref().filter(|o| trimmed.covers(o.entry.header.dot))?;
-        if self.known.covers(outgoing.entry.header.dot) {
-            // Its answer to the offer will say the same, and finds nothing offered.
+        if outgoing.from.is_some() && self.known.covers(outgoing.entry.header.dot) {
             self.end_of_offer();
             return None;
         }

@@ -119,3 +119,20 @@ fn what_the_peer_got_elsewhere_may_be_trimmed_though_it_asked_for_it_here() {
         assert_eq!(pair.a.session.skip_trimmed(&start, Some(&heard)), has_it);
     }
 }
+
+#[test]
+fn an_offer_that_is_trimmed_is_answered_before_anything_follows() {
+    let (mut pair, dot) = pair_with_a_large_entry();
+    let mut vector = VersionVector::new();
+    vector.advance(dot);
+    let start = Start { lsn: Lsn(dot.seq), upto: Lsn(dot.seq), vector: vector.clone() };
+    assert!(pair.a.session.skip_trimmed(&start, Some(&vector)));
+    assert_eq!(
+        pair.a.session.held_by_peer(),
+        Some(dot),
+        "what comes behind could overtake the answer"
+    );
+    let length = pair.a.log[1].bytes.len() as u64;
+    pair.a.session.resume_said(dot, length).unwrap();
+    assert_eq!(pair.a.session.held_by_peer(), None);
+}
