@@ -467,6 +467,46 @@ fn a_full_text_index_made_later_is_kept_on_every_node_also_after_a_rename() {
 }
 
 #[test]
+fn a_full_text_index_over_rows_that_are_there_finds_them_on_every_node() {
+    const KEPT: &str = "
+        CREATE TRIGGER doc_in AFTER INSERT ON doc BEGIN
+          INSERT INTO found(rowid, body) VALUES(new.id, new.body); END;
+        CREATE TRIGGER doc_out AFTER DELETE ON doc BEGIN
+          INSERT INTO found(found, rowid, body) VALUES('delete', old.id, old.body); END;
+        CREATE VIRTUAL TABLE bare USING fts5(body, content='');
+        INSERT INTO found(found) VALUES('rebuild')";
+    const FOUND: &str = "SELECT rowid FROM found('alpha') ORDER BY rowid";
+    let make = |options: &str| format!("CREATE VIRTUAL TABLE found USING fts5(body, {options});");
+    let make = make("content='doc', content_rowid='id'");
+    let mut cluster = linked(2);
+    cluster.write(
+        0,
+        "CREATE TABLE doc(id INTEGER PRIMARY KEY, body TEXT);
+         INSERT INTO doc VALUES(1, 'alpha'), (2, 'alpha beta'), (3, 'gamma')",
+    );
+    assert_alike(&mut cluster);
+    cluster.write(0, format!("{make}{KEPT}").leak());
+    assert_alike(&mut cluster);
+    let assert_found = |cluster: &mut Cluster, expected: &[&str]| {
+        for node in 0..2 {
+            assert_eq!(cluster.rows(node, FOUND), expected, "node {node}");
+            assert!(cluster.replica(node).status().stale.is_empty());
+        }
+    };
+    assert_found(&mut cluster, &["1", "2"]);
+    cluster.write(0, "DELETE FROM doc WHERE id = 1; INSERT INTO doc VALUES(4, 'alpha delta')");
+    assert_alike(&mut cluster);
+    assert_found(&mut cluster, &["2", "4"]);
+    let again = format!(
+        "DROP TRIGGER doc_in; DROP TRIGGER doc_out; DROP TABLE bare; DROP TABLE found;
+         INSERT INTO doc VALUES(5, 'alpha epsilon'); {make}{KEPT}"
+    );
+    cluster.write(0, again.leak());
+    assert_alike(&mut cluster);
+    assert_found(&mut cluster, &["2", "4", "5"]);
+}
+
+#[test]
 fn what_the_rows_of_another_node_could_make_fail_in_a_local_table_is_refused() {
     let mut cluster = linked(2);
     cluster.write(

@@ -4,12 +4,16 @@
 //! Invariants:
 //! - they are gone while DDL runs, since one whose table or target changes its name would fail or be
 //!   orphaned, and made anew after it;
+//! - an index that a schema change makes is filled with the rows that are there by then;
 //! - one that fails costs its target, never the row: the target is marked stale in `littoral_stale`,
 //!   its triggers are not mirrored any more, and the next open of the file tries to rebuild it.
+
+use std::collections::BTreeSet;
 
 use rusqlite::{Connection, ErrorCode, ffi};
 
 use crate::{
+    replica::is_storage_failure,
     schema::{Registry, Table, TriggerClass, catalog},
     sqlite::quoted,
 };
@@ -83,11 +87,52 @@ pub(super) fn give_up(
 /// Tries to rebuild what is stale. Only FTS5 can do that by itself.
 pub(crate) fn repair(conn: &Connection) -> rusqlite::Result<()> {
     for target in catalog::stale(conn)? {
-        let name = quoted(&target);
-        match conn.execute_batch(&format!("INSERT INTO {name}({name}) VALUES('rebuild')")) {
+        match rebuild(conn, &target) {
             Ok(()) => catalog::forget_stale(conn, &target)?,
             Err(error) => tracing::error!(target, %error, "still stale"),
         }
     }
     Ok(())
+}
+
+fn rebuild(conn: &Connection, index: &str) -> rusqlite::Result<()> {
+    let name = quoted(index);
+    conn.execute_batch(&format!("INSERT INTO {name}({name}) VALUES('rebuild')"))
+}
+
+/// Runs statements that have changed the schema elsewhere, and fills the full-text indexes that they make
+/// with the rows that are there: what was written to them elsewhere does not come here.
+pub(crate) fn run(conn: &Connection, statements: &[String]) -> rusqlite::Result<()> {
+    remove(conn)?;
+    let before = indexes(conn)?;
+    let mut made = BTreeSet::new();
+    for statement in statements {
+        // One that is dropped and made again is new.
+        let known = indexes(conn)?;
+        conn.execute_batch(statement)?;
+        made.extend(indexes(conn)?.difference(&known).cloned());
+    }
+    let now = indexes(conn)?;
+    for index in now.iter().filter(|index| made.contains(*index) || !before.contains(*index)) {
+        match rebuild(conn, index) {
+            Ok(()) => {}
+            // It indexes no table: there is nothing to read.
+            Err(error) if error.to_string().contains("contentless") => {}
+            Err(error) if is_storage_failure(&error) => return Err(error),
+            Err(error) => {
+                tracing::error!(index, %error, "a full-text index cannot be filled: it is stale");
+                catalog::mark_stale(conn, index)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The virtual tables of the schema, which are full-text indexes all.
+fn indexes(conn: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    conn.prepare_cached(
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%'",
+    )?
+    .query_map([], |row| row.get(0))?
+    .collect()
 }

@@ -359,10 +359,7 @@ impl Replica {
         match segment {
             Segment::Rows(_) | Segment::Sequence(_) => {}
             Segment::Ddl(statements) => {
-                mirror::remove(conn)?;
-                for statement in statements {
-                    conn.execute_batch(&statement)?;
-                }
+                mirror::run(conn, &statements)?;
                 conn.forget();
             }
             Segment::Policy(changes) => {

@@ -37,7 +37,7 @@ mod verifying;
 
 pub(crate) use holds::Spools;
 pub(crate) use snapshot::Progress;
-pub(crate) use storage::Discarding;
+pub(crate) use storage::{Discarding, is_storage_failure};
 
 use self::schema::SchemaJob;
 pub(crate) use links::origin_seen_by;
@@ -76,7 +76,7 @@ use crate::{
         joining::Joining,
         requests::Requests,
         snapshot::{Fetching, Sponsor},
-        storage::{Failure, Storage, is_disk_full, is_storage_failure, is_sync_failure},
+        storage::{Failure, Storage, is_disk_full, is_sync_failure},
         verifying::Verifying,
     },
     schema::{Registry, catalog},

@@ -214,7 +214,7 @@ pub(super) fn is_sync_failure(error: &rusqlite::Error) -> bool {
     matches!(code, Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC))
 }
 
-pub(super) fn is_storage_failure(error: &rusqlite::Error) -> bool {
+pub(crate) fn is_storage_failure(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{
         CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed, OutOfMemory,
         ReadOnly, SystemIoFailure,
