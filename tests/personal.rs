@@ -148,7 +148,7 @@ fn what_was_listed_before_a_column_became_personal_or_got_another_name_is_hidden
         let script = format!("PRAGMA foreign_keys = off; {change}; PRAGMA foreign_keys = on");
         let requests = json!([{ "type": "sequence", "sql": script }]);
         let answer = nodes[0].client().pipeline(&requests).unwrap();
-        let waits = answer[0]["error"]["code"] == "LITTORAL_SCHEMA_CHANGING";
+        let waits = answer[0]["error"]["code"] == "LITTORAL_SCHEMA_ACCEPTED";
         assert!(waits || answer[0]["type"] == "ok", "{change}: {answer:?}");
         until("the change to be carried out", || nodes[0].status()["freeze"].is_null());
     }

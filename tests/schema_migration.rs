@@ -65,7 +65,7 @@ fn the_schema_changes_at_the_origin_and_reaches_a_serving_edge() {
         node.client().pipeline(&request).unwrap()[0].take()
     };
     let answer = migration(&origin, "ALTER TABLE stock DROP COLUMN color");
-    assert_eq!(answer["error"]["code"], "LITTORAL_SCHEMA_CHANGING", "{answer}");
+    assert_eq!(answer["error"]["code"], "LITTORAL_SCHEMA_ACCEPTED", "{answer}");
     let columns = "SELECT 1 FROM pragma_table_info('stock')";
     until("the column to go", || rows_of(edge.database(), columns).len() == 2);
     until("the edge to write again", || run(&edge, "UPDATE stock SET n = n + 1")["type"] == "ok");

@@ -135,7 +135,8 @@ fn at(origin: Option<&NodeId>) -> String {
     origin.map(|node| format!(" (node {node})")).unwrap_or_default()
 }
 
-/// Why a write job was not committed. Nothing of it was written.
+/// Why a write job was not committed. Nothing of it was written; of a migration that is
+/// [`SchemaAccepted`](Self::SchemaAccepted), only that it waits.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WriteError {
@@ -192,6 +193,19 @@ pub enum WriteError {
         /// The table.
         table: String,
         /// The nodes that have not said yet that they know; empty where that is not known.
+        waiting_for: Vec<NodeId>,
+    },
+    /// Not refused: the change of the schema was accepted, and happens by itself once every node has heard of
+    /// it. It must not be run again; [`Status::freeze`](crate::Status::freeze) tells how it goes.
+    #[error(
+        "the change is accepted, and happens by itself once every node knows of it{}; until then table \
+         {table:?} takes no writes. Do not run it again",
+        waiting(.waiting_for)
+    )]
+    SchemaAccepted {
+        /// The first table that waits.
+        table: String,
+        /// The nodes that have not said yet that they know.
         waiting_for: Vec<NodeId>,
     },
     /// What was declared is no policy.
@@ -311,6 +325,7 @@ impl WriteError {
             Self::OriginOnly { .. }
             | Self::ReadOnly
             | Self::SchemaChange { .. }
+            | Self::SchemaAccepted { .. }
             | Self::Refused(_)
             | Self::NoSuchTable { .. }
             | Self::Policy(_)

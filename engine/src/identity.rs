@@ -49,6 +49,47 @@ impl Mark {
     }
 }
 
+/// What the note of a file says, if there is one; it is not changed.
+pub(crate) fn noted(file: &File) -> Result<[Option<Mark>; 2], OpenError> {
+    match file.open_beside(NOTE, false)? {
+        Some(mut note) => read(&mut note),
+        None => Ok([None; 2]),
+    }
+}
+
+fn read(note: &mut VfsFile) -> Result<[Option<Mark>; 2], OpenError> {
+    let mut slots = [None; 2];
+    let size = note.size()?;
+    for (slot, at) in slots.iter_mut().zip([0, SLOT_BYTES]) {
+        if size >= at + MARK_BYTES as u64 {
+            let mut bytes = [0; MARK_BYTES];
+            note.read(at, &mut bytes)?;
+            *slot = Mark::decode(&bytes);
+        }
+    }
+    Ok(slots)
+}
+
+/// Judges a file by its note, as [`Note::check`] says.
+pub(crate) fn judge(
+    slots: [Option<Mark>; 2],
+    stored: Option<Mark>,
+    empty: bool,
+) -> Result<(), OpenError> {
+    let [one, two] = slots;
+    match stored {
+        Some(mark) if one == Some(mark) || two == Some(mark) => Ok(()),
+        Some(mark) => {
+            let noted = [one, two].into_iter().flatten().filter(|noted| noted.file == mark.file);
+            let noted = noted.map(|noted| noted.opened).max().unwrap_or(0);
+            Err(OpenError::CopiedFile { opened: mark.opened, noted })
+        }
+        // Both slots are written only after the file was committed.
+        None if empty && one.is_some() && one == two => Err(OpenError::LostFile),
+        None => Ok(()),
+    }
+}
+
 /// The note beside the file.
 #[derive(Debug)]
 pub(crate) struct Note {
@@ -62,28 +103,8 @@ impl Note {
     pub(crate) fn check(file: &File, stored: Option<Mark>, empty: bool) -> Result<Self, OpenError> {
         let opened = file.open_beside(NOTE, true)?;
         let mut note = opened.ok_or(OpenError::CopiedFile { opened: 0, noted: 0 })?;
-        let mut slots = [None; 2];
-        let size = note.size()?;
-        for (slot, at) in slots.iter_mut().zip([0, SLOT_BYTES]) {
-            if size >= at + MARK_BYTES as u64 {
-                let mut bytes = [0; MARK_BYTES];
-                note.read(at, &mut bytes)?;
-                *slot = Mark::decode(&bytes);
-            }
-        }
-        let [one, two] = slots;
-        match stored {
-            Some(mark) if one == Some(mark) || two == Some(mark) => {}
-            Some(mark) => {
-                let noted =
-                    [one, two].into_iter().flatten().filter(|noted| noted.file == mark.file);
-                let noted = noted.map(|noted| noted.opened).max().unwrap_or(0);
-                return Err(OpenError::CopiedFile { opened: mark.opened, noted });
-            }
-            // Both slots are written only after the file was committed.
-            None if empty && one.is_some() && one == two => return Err(OpenError::LostFile),
-            None => {}
-        }
+        let slots = read(&mut note)?;
+        judge(slots, stored, empty)?;
         Ok(Self { note, slots })
     }
 

@@ -16,7 +16,7 @@ use crate::{
     genesis::Genesis,
     hlc::HlcClock,
     id::{ClusterId, Incarnation, NodeId},
-    identity::{Mark, Note},
+    identity::{self, Mark, Note},
     limits::{MAX_ENTRY_BYTES, MAX_ENTRY_RANGE, Sizes},
     log::{Log, LogError, Start, Tail},
     merge::{Parked, mirror},
@@ -229,13 +229,15 @@ impl Builder {
     }
 
     /// Whether there is a database already, and whether [`Builder::open`] would take it for this node's, as
-    /// far as its first pages tell. Nothing is changed or made; another process may have the file open, which
+    /// far as its first pages and the note beside it tell: also that it is no older copy. Nothing is changed or made; another process may have the file open, which
     /// `open_elsewhere` tells.
     ///
     /// # Errors
     /// Why the file could not be opened as this node's.
     pub fn check(&self, path: &Path, open_elsewhere: bool) -> Result<bool, OpenError> {
+        let noted = identity::noted(&File::new(path.to_owned(), self.vfs.clone()))?;
         if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) || !path.exists() {
+            identity::judge(noted, None, true)?;
             return Ok(false);
         }
         let read_only = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -247,10 +249,21 @@ impl Builder {
             Connection::open_with_flags(unchanging(path), read_only | OpenFlags::SQLITE_OPEN_URI)?
         };
         match catalog::exists(&conn)? {
-            None => Ok(true),
-            Some(true) => check_identity(&conn, &self.identity).map(|()| true),
-            Some(false) => Err(OpenError::ForeignFile),
+            None => return Ok(true),
+            Some(true) => check_identity(&conn, &self.identity)?,
+            Some(false) => return Err(OpenError::ForeignFile),
         }
+        let stored = catalog::meta::<Vec<u8>>(&conn, "file")?.as_deref().and_then(Mark::decode);
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        let has_wal = std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0);
+        // After a crash the newest count is in the WAL; it cannot be told then whether the file is older.
+        let is_noted = |mark: Mark| noted.iter().flatten().any(|noted| noted.file == mark.file);
+        let untold = has_wal && stored.is_some_and(is_noted);
+        if !(open_elsewhere || untold) {
+            identity::judge(noted, stored, false)?;
+        }
+        Ok(true)
     }
 
     fn new_mark(&self, now: Now, seed: u64) -> Mark {

@@ -39,6 +39,13 @@ fn fail(directory: &Path, arguments: &[&str]) -> String {
     text(&output.stderr)
 }
 
+/// What a command says on stderr that found something which is not in order.
+fn find(directory: &Path, arguments: &[&str]) -> String {
+    let output = littoral(directory, arguments);
+    assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stderr)
+}
+
 /// A pipe whose reader has gone.
 fn closed() -> PipeWriter {
     let (reader, writer) = std::io::pipe().unwrap();
@@ -149,8 +156,11 @@ fn nodes_are_served_asked_and_stopped() {
     let edge = Served::start(home.path(), "edge1", &["--dial", &dial]);
 
     let status = || -> Value {
-        let shown = succeed(home.path(), &["status", "--url", &edge.http, "--json"]);
-        serde_json::from_str(&shown).unwrap()
+        let shown = littoral(home.path(), &["status", "--url", &edge.http, "--json"]);
+        let status: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        let in_order = status["ready"] == true && status["degraded"].is_null();
+        assert_eq!(shown.status.code(), Some(if in_order { 0 } else { 3 }), "{status}");
+        status
     };
     let began = std::time::Instant::now();
     while status()["ready"] != true {
@@ -214,14 +224,41 @@ fn nodes_are_served_asked_and_stopped() {
     edge.stop();
     // A change that must not meet writes under way waits for the edge that is away.
     let sql = "PRAGMA foreign_keys = off; DROP TABLE stock; PRAGMA foreign_keys = on";
-    let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
-    assert!(message.contains("LITTORAL_SCHEMA_CHANGING"), "{message}");
-    let waits = succeed(home.path(), &["schema", "status", "--url", &origin.http]);
+    let drop = ["sql", "--url", &origin.http, "-c", sql];
+    let message = find(home.path(), &drop);
+    assert!(message.starts_with("note: the change is accepted"), "{message}");
+    assert!(message.contains("waiting for edge1") && message.contains("hint:"), "{message}");
+    let message = fail(home.path(), &[&drop[..], &["--json"]].concat());
+    let message: Value = serde_json::from_str(&message).unwrap();
+    assert!(message["error"].as_str().unwrap().contains("LITTORAL_SCHEMA_CHANGING"), "{message}");
+    assert_eq!(message["exit_code"], 1);
+    let waits = littoral(home.path(), &["schema", "status", "--url", &origin.http]);
+    assert_eq!(waits.status.code(), Some(3));
+    let waits = text(&waits.stdout);
     assert!(waits.contains("stock") && waits.contains("edge1"), "{waits}");
     assert!(waits.contains("since       20") && waits.contains("s ago)"), "{waits}");
     let explained = succeed(home.path(), &["gc", "explain", "--url", &origin.http]);
     assert!(explained.contains("edge1") && explained.contains("s ago)"), "{explained}");
-    succeed(home.path(), &["schema", "abort", "--url", &origin.http]);
+    let degraded = littoral(home.path(), &["status", "--url", &origin.http, "--json"]);
+    assert_eq!((degraded.status.code(), &*degraded.stderr), (Some(3), &b""[..]));
+    let degraded: Value = serde_json::from_slice(&degraded.stdout).unwrap();
+    assert_eq!(degraded["ready"], true, "{degraded}");
+    let abort = ["schema", "abort", "--url", &origin.http];
+    succeed(home.path(), &abort);
+    // What follows a change that waits is not run, and that is no success.
+    let sql =
+        "PRAGMA foreign_keys = off; BEGIN; DROP TABLE stock; COMMIT; PRAGMA foreign_keys = on;
+               INSERT INTO orders VALUES (7, 'ink'); INSERT INTO orders VALUES (8, 'ink')";
+    let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
+    assert!(message.contains("accepted") && message.contains("not run: 2"), "{message}");
+    succeed(home.path(), &abort);
+    // Nor is what follows one that fails.
+    let sql = sql.replace("DROP TABLE stock", "DROP TABLE absent");
+    let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", &sql]);
+    assert!(message.contains("no such table: absent"), "{message}");
+    let sql = "SELECT count(*) AS n FROM orders WHERE item = 'ink'";
+    let rows = succeed(home.path(), &["sql", "--url", &origin.http, "--json", "-c", sql]);
+    assert_eq!(rows.trim(), "[{\"n\":0}]");
     let sql = "UPDATE stock SET n = 5";
     succeed(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
     origin.stop();
@@ -313,8 +350,22 @@ fn a_wrong_configuration_is_explained() {
         )
         .unwrap();
     }
-    let message = fail(home.path(), &check);
+    let message = find(home.path(), &check);
     assert!(message.contains("does not name the node edge1"), "{message}");
+    // Errors are JSON, too, if that was asked for: of what was found, of a failure, of a mistake.
+    let json = |output: &Output, code: i32| -> Value {
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(code), 0));
+        let said: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(said["exit_code"], code, "{said}");
+        said
+    };
+    let said = json(&littoral(home.path(), &[&check[..], &["--json"]].concat()), 3);
+    assert!(said["error"].as_str().unwrap().contains("edge1"), "{said}");
+    let missing = ["check-config", "--config", "missing.toml", "--json"];
+    let said = json(&littoral(home.path(), &missing), 1);
+    assert!(said["hint"].as_str().unwrap().contains("littoral init"), "{said}");
+    let said = json(&littoral(home.path(), &["check-config", "--json"]), 2);
+    assert!(said["error"].as_str().unwrap().contains("--config"), "{said}");
     let path = home.path().join("cluster/edge1/littoral.toml");
     let text = fs::read_to_string(&path).unwrap().replace("[storage]", "[storage]\nreader = 3");
     fs::write(&path, text).unwrap();
@@ -345,7 +396,7 @@ fn a_database_that_the_node_cannot_have_is_told_before_it_starts() {
         ("node.pem", "file is not a database"),
     ] {
         fs::write(&config, settings.replace("\"data.sqlite\"", &format!("{data:?}"))).unwrap();
-        let message = fail(home.path(), &check);
+        let message = find(home.path(), &check);
         assert!(message.contains(why), "{data}: {message}");
         let message = fail(home.path(), &["serve", "--config", "cluster/edge1/littoral.toml"]);
         assert!(message.contains(why), "{data}: {message}");
@@ -369,16 +420,39 @@ fn a_database_that_the_node_cannot_have_is_told_before_it_starts() {
     let shown: Value = serde_json::from_str(&succeed(home.path(), &running)).unwrap();
     assert_eq!(shown["database_is"], "there");
     fs::copy(home.path().join("cluster/origin/data.sqlite"), edge.join("data.sqlite")).unwrap();
-    let message = fail(home.path(), &check);
+    let message = find(home.path(), &check);
     assert!(message.contains("the file belongs to origin"), "{message}");
     fs::remove_file(edge.join("data.sqlite")).unwrap();
     let other = rusqlite::Connection::open(edge.join("data.sqlite")).unwrap();
     other.execute_batch("CREATE TABLE t (a)").unwrap();
     drop(other);
-    let message = fail(home.path(), &check);
+    let message = find(home.path(), &check);
     assert!(message.contains("littoral did not make"), "{message}");
     fs::remove_file(edge.join("data.sqlite")).unwrap();
     assert_eq!(there(&edge), before);
+
+    // A file that was restored is not this node's any more, nor is a directory whose file is gone.
+    let data = home.path().join("cluster/origin/data.sqlite");
+    let older = fs::read(&data).unwrap();
+    Served::start(home.path(), "origin", &[]).stop();
+    let newer = fs::read(&data).unwrap();
+    let check = ["check-config", "--config", "cluster/origin/littoral.toml"];
+    succeed(home.path(), &check);
+    fs::write(&data, older).unwrap();
+    let message = find(home.path(), &check);
+    assert!(message.contains("is a copy or was restored"), "{message}");
+    fs::remove_file(&data).unwrap();
+    let message = find(home.path(), &check);
+    assert!(message.contains("the database is gone"), "{message}");
+    fs::write(&data, newer).unwrap();
+    // After a crash the newest count is in the WAL, and nothing is wrong with that.
+    let mut killed = Served::start(home.path(), "origin", &[]);
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    drop(killed);
+    assert!(fs::metadata(home.path().join("cluster/origin/data.sqlite-wal")).unwrap().len() > 0);
+    succeed(home.path(), &check);
+    Served::start(home.path(), "origin", &[]).stop();
 }
 
 #[test]
@@ -472,6 +546,19 @@ fn certificates_are_renewed_revoked_and_listed() {
         serde_json::from_str(&text).unwrap()
     };
     assert_eq!(list(home.path()).len(), 5);
+    let json = |arguments: &[&str]| -> Value {
+        let arguments = [arguments, &["--cluster", "cluster", "--json"]].concat();
+        serde_json::from_str(&succeed(home.path(), &arguments)).unwrap()
+    };
+    let issued = json(&["ca", "issue", "edge7"]);
+    assert_eq!((&issued["node"], &issued["needs_peer"]), (&"edge7".into(), &true.into()));
+    assert!(home.path().join(issued["config"].as_str().unwrap()).exists(), "{issued}");
+    let renewed = json(&["ca", "renew", "edge7", "--days", "7"]);
+    assert_eq!(renewed["in_place"], true, "{renewed}");
+    assert_eq!(renewed["certificate"], "cluster/edge7/node.pem");
+    let revoked = json(&["ca", "revoke", "edge7"]);
+    assert_eq!(revoked["revoked"].as_array().unwrap().len(), 2, "{revoked}");
+    assert_eq!(revoked["given_to"].as_array().unwrap().len(), 2, "{revoked}");
     let told = succeed(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
     assert!(told.contains("4 certificates of edge1") && told.contains("origin"), "{told}");
     for one in list(home.path()) {
@@ -480,7 +567,7 @@ fn certificates_are_renewed_revoked_and_listed() {
     succeed(home.path(), &["check-config", "--config", "cluster/origin/littoral.toml"]);
     fs::copy(home.path().join("cluster/ca/revoked.pem"), home.path().join("away/revoked.pem"))
         .unwrap();
-    let message = fail(home.path(), &["check-config", "--config", "away/littoral.toml"]);
+    let message = find(home.path(), &["check-config", "--config", "away/littoral.toml"]);
     assert!(message.contains("revoked"), "{message}");
     let message = fail(home.path(), &["ca", "revoke", "edge1", "--cluster", "cluster"]);
     assert!(message.contains("hint:"), "{message}");
@@ -494,6 +581,8 @@ fn certificates_are_renewed_revoked_and_listed() {
     };
     assert_eq!(warned(&invite), "");
     assert_eq!(warned(&["ca", "issue", "edge1", "--cluster", "cluster"]), "");
+    let json: Value = serde_json::from_str(&warned(&[&invite[..], &["--json"]].concat())).unwrap();
+    assert!(json["warning"].as_str().unwrap().starts_with("edge1 has"), "{json}");
     let again = warned(&invite);
     assert!(again.contains("warning: edge1 has a certificate already, valid for 3"), "{again}");
     assert!(again.contains("hint: ") && again.contains("littoral ca revoke edge1"), "{again}");

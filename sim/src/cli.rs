@@ -95,7 +95,7 @@ Exit codes with a scenario: 0 every invariant held; 1 one did not; 2 littoral it
 scenario is wrong.
 Without one: 0; 1 a broken promise; 3 a crash; 4 no progress; 64.
 
-docs/simulation.md explains scenarios; sim/scenarios holds two.";
+docs/simulation.md explains scenarios; sim/scenarios holds examples.";
 
 const REPLAY_EXAMPLES: &str = "\
 Examples:

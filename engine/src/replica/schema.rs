@@ -58,7 +58,7 @@ impl Replica {
     ///
     /// A table that is dropped and made anew, by rename or by name, keeps its policy. A change that must
     /// not meet writes under way on other nodes freezes its table first: then the answer is
-    /// [`WriteError::SchemaChanging`], the script runs when all nodes have heard of it, and
+    /// [`WriteError::SchemaAccepted`], the script runs when all nodes have heard of it, and
     /// [`Status::freeze`](crate::Status::freeze) tells who has not.
     pub fn migrate(&mut self, now: Now, script: &str) -> Ticket {
         self.queue_schema_job(now, SchemaJob::Migrate(script.to_owned()))
@@ -101,7 +101,7 @@ impl Replica {
             // nothing has nothing to wait for.
             let decreed = matches!(
                 result,
-                Ok(Committed { dot: Some(_), .. }) | Err(WriteError::SchemaChanging { .. })
+                Ok(Committed { dot: Some(_), .. }) | Err(WriteError::SchemaAccepted { .. })
             );
             let upto = match self.synchronous {
                 Synchronous::Full if decreed => self.log.last(),
@@ -233,7 +233,8 @@ impl Replica {
         body.push_freeze(&Freeze { tables, script: script.to_owned() });
         let dot = self.author.and_then(|author| self.author_decree(author, body));
         self.answer(dot)?;
-        Err(self.schema_changing())
+        let (table, waiting_for) = self.waits();
+        Err(WriteError::SchemaAccepted { table, waiting_for })
     }
 
     /// Runs a script on connections of its own. What it did is committed, unless it is only tried.
@@ -283,11 +284,14 @@ impl Replica {
 
     /// What a write to a frozen table is answered.
     pub(super) fn schema_changing(&self) -> WriteError {
-        let table = self.freeze().and_then(|freeze| freeze.tables.into_iter().next());
-        WriteError::SchemaChanging {
-            table: table.unwrap_or_default(),
-            waiting_for: self.freeze().map(|freeze| freeze.waiting_for).unwrap_or_default(),
-        }
+        let (table, waiting_for) = self.waits();
+        WriteError::SchemaChanging { table, waiting_for }
+    }
+
+    /// The first table that waits for a change, and for whom.
+    fn waits(&self) -> (String, Vec<NodeId>) {
+        let Some(freeze) = self.freeze() else { return Default::default() };
+        (freeze.tables.into_iter().next().unwrap_or_default(), freeze.waiting_for)
     }
 
     /// The change that waits for other nodes.
@@ -321,10 +325,38 @@ fn tell(result: &Result<Committed, WriteError>) {
             tracing::info!(entry = %dot, "the migration is committed");
         }
         Ok(_) => tracing::info!("the migration has ended: it has changed nothing"),
-        Err(WriteError::SchemaChanging { waiting_for, .. }) => tracing::info!(
+        Err(WriteError::SchemaAccepted { waiting_for, .. }) => tracing::info!(
             nodes = waiting_for.len(),
             "the migration waits until other nodes have heard of it"
         ),
-        Err(_) => tracing::warn!("the migration has failed, and has changed nothing"),
+        Err(error) => {
+            tracing::warn!(why = cause(error), "the migration has failed, and has changed nothing");
+        }
+    }
+}
+
+/// Why a migration has failed, without what its statements hold.
+fn cause(error: &WriteError) -> String {
+    match error {
+        WriteError::NotAMember
+        | WriteError::ReadOnly
+        | WriteError::OriginOnly { .. }
+        | WriteError::SchemaChange { .. }
+        | WriteError::SchemaChanging { .. }
+        | WriteError::NeedsFreeze { .. }
+        | WriteError::NotGranted { .. }
+        | WriteError::ClockAhead { .. }
+        | WriteError::EntryTooLarge { .. }
+        | WriteError::DiskFull
+        | WriteError::Unavailable(_) => error.to_string(),
+        WriteError::Sqlite(error) => match error.sqlite_error() {
+            Some(failure) => format!("{failure}; whoever asked for it was told more"),
+            None => "a statement is not valid; whoever asked for it was told more".to_owned(),
+        },
+        WriteError::Refused(refusals) => format!(
+            "{} reasons why its tables could not replicate; whoever asked for it was told them",
+            refusals.len()
+        ),
+        _ => "whoever asked for it was told".to_owned(),
     }
 }

@@ -28,7 +28,7 @@ use littoral::{ClusterId, NodeId};
 
 pub(crate) use self::{
     invitations::{Invitation, Token},
-    request::{ask_to_be_signed, new_key},
+    request::{Unsigned, ask_to_be_signed, new_key},
     signer::Signer,
 };
 use crate::{

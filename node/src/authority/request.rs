@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     Token,
@@ -33,20 +33,39 @@ pub(crate) fn new_key() -> anyhow::Result<String> {
     Ok(KeyPair::generate()?.serialize_pem())
 }
 
+/// Why there is no certificate.
+#[derive(Debug)]
+pub(crate) enum Unsigned {
+    /// The authority has made none for this key.
+    Never(anyhow::Error),
+    /// It may have made one, and gives it to whoever asks again with the key.
+    Perhaps(anyhow::Error),
+}
+
 /// Asks the authority for a certificate for a key.
-pub(crate) async fn ask_to_be_signed(token: &Token, key: &str) -> anyhow::Result<Signed> {
-    let key = KeyPair::from_pem(key).context("the node's private key cannot be read")?;
-    let request = pki::signing_request(&key)?;
-    let ask = Ask { secret: token.secret.clone(), request };
-    let answer = match timeout(TIME_LIMIT, exchange(token, &ask)).await {
-        Ok(answer) => answer?,
-        Err(_) => bail!("{} did not answer within {} s", token.at, TIME_LIMIT.as_secs()),
+pub(crate) async fn ask_to_be_signed(token: &Token, key: &str) -> Result<Signed, Unsigned> {
+    let connecting = timeout(TIME_LIMIT, connect(token)).await;
+    let stream = connecting.unwrap_or_else(|_| Err(silent(token))).map_err(Unsigned::Never)?;
+    let answer = match timeout(TIME_LIMIT, ask(token, key, stream)).await {
+        Ok(answer) => answer.map_err(Unsigned::Perhaps)?,
+        Err(_) => return Err(Unsigned::Perhaps(silent(token))),
     };
     if let Ok(No { refused }) = serde_json::from_slice(&answer) {
-        return Err(anyhow!("the authority at {} refuses: {refused}", token.at))
-            .or_hint("`littoral ca invite` makes another token");
+        let refused = Err(anyhow!("the authority at {} refuses: {refused}", token.at));
+        return refused
+            .or_hint("`littoral ca invite` makes another token")
+            .map_err(Unsigned::Never);
     }
-    let signed: Signed = serde_json::from_slice(&answer).context("the answer cannot be read")?;
+    judge(token, &answer).map_err(Unsigned::Perhaps)
+}
+
+fn silent(token: &Token) -> anyhow::Error {
+    anyhow!("{} did not answer within {} s", token.at, TIME_LIMIT.as_secs())
+}
+
+/// Whether what the authority gave is what was asked for.
+fn judge(token: &Token, answer: &[u8]) -> anyhow::Result<Signed> {
+    let signed: Signed = serde_json::from_slice(answer).context("the answer cannot be read")?;
     let cluster = token.cluster()?;
     let facts = pki::facts_of_pem(&signed.certificate, cluster)?;
     if facts.node.as_str() != token.node || signed.node != token.node {
@@ -58,7 +77,7 @@ pub(crate) async fn ask_to_be_signed(token: &Token, key: &str) -> anyhow::Result
     Ok(signed)
 }
 
-async fn exchange(token: &Token, ask: &Ask) -> anyhow::Result<Vec<u8>> {
+async fn connect(token: &Token) -> anyhow::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let pinned = Pinned::new(Expected::Authority(token.ca.clone()));
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -74,11 +93,20 @@ async fn exchange(token: &Token, ask: &Ask) -> anyhow::Result<Vec<u8>> {
         .with_context(|| format!("cannot connect to {at}"))
         .or_hint("does `littoral ca serve` run there?")?;
     let name = ServerName::try_from(pki::signer_name(token.cluster()?))?;
-    let mut stream =
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.with_context(|| {
-            format!("{at} does not show that it is the authority that made the token")
-        })?;
-    let mut line = serde_json::to_string(ask)?;
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .with_context(|| format!("{at} does not show that it is the authority that made the token"))
+}
+
+async fn ask(
+    token: &Token,
+    key: &str,
+    mut stream: TlsStream<TcpStream>,
+) -> anyhow::Result<Vec<u8>> {
+    let key = KeyPair::from_pem(key).context("the node's private key cannot be read")?;
+    let request = pki::signing_request(&key)?;
+    let mut line = serde_json::to_string(&Ask { secret: token.secret.clone(), request })?;
     line.push('\n');
     stream.write_all(line.as_bytes()).await?;
     let mut answer = Vec::new();

@@ -6,9 +6,9 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::say;
+use super::{NotInOrder, ReaderGone, say};
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     http,
     runtime::{self, Found},
     transport,
@@ -16,9 +16,10 @@ use crate::{
 
 /// Check a node's configuration, certificates, keys and the place of its database, without starting it.
 ///
-/// No file is written, and a node may run meanwhile. The exit code is 0 if `serve` would take it.
+/// No file is written, and a node may run meanwhile.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  littoral check-config --config edge1/littoral.toml")]
+#[command(after_help = "Examples:\n  littoral check-config --config edge1/littoral.toml\n  \
+    littoral check-config --config edge1/littoral.toml --json")]
 pub(super) struct CheckConfig {
     /// The configuration.
     #[arg(long, value_name = "FILE")]
@@ -30,6 +31,14 @@ pub(super) struct CheckConfig {
 
 impl CheckConfig {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        self.check().map_err(|error| match error.downcast_ref() {
+            Some(ConfigError::Read { .. }) => error,
+            _ if error.is::<ReaderGone>() => error,
+            _ => NotInOrder::found(&error),
+        })
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
         let config = Config::load(&self.config)?;
         let (certificate, refused) = transport::check(&config.tls, &config.identity)?;
         if let Some(why) = refused {
@@ -61,7 +70,7 @@ impl CheckConfig {
         say(format_args!("node        {}", config.identity.node))?;
         let state = match found {
             Found::Nothing => "not there yet",
-            Found::Closed => "there, and of this node",
+            Found::Closed => "there, of this node, and no older copy",
             Found::InUse => "there, and a node runs on it",
         };
         say(format_args!("database    {}: {state}", config.database.display()))?;

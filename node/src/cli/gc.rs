@@ -10,6 +10,7 @@ use super::{
 
 /// Explain what is kept of old changes, and for whom.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  littoral gc explain --config origin/littoral.toml")]
 pub(super) struct Gc {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +26,8 @@ enum Command {
 /// Clocks, deletes and the log are kept until every member has said to have what they belong to: until the
 /// frontier has passed it. A member that is away holds it back, and everybody keeps more.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral gc explain --config origin/littoral.toml\n  \
+    littoral gc explain --url http://127.0.0.1:4401 --json")]
 struct Explain {
     #[command(flatten)]
     target: Target,

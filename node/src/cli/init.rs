@@ -16,6 +16,7 @@ use clap::Args;
 use littoral::{
     ClusterId, Genesis, Identity, Incarnation, MaxLag, NodeId, OnUnreachable, Replica, TablePolicy,
 };
+use serde_json::json;
 
 use super::{Hinted, OrHint as _, create_private_dir, say};
 use crate::{
@@ -63,6 +64,9 @@ pub(super) struct Init {
     /// more than once.
     #[arg(long, value_name = "NODE=HOST:PORT[,HTTPPORT]")]
     address: Vec<String>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 /// One node to be.
@@ -105,8 +109,25 @@ impl Init {
     }
 
     fn tell(&self, nodes: &[Node]) -> anyhow::Result<()> {
+        let cluster = nodes[0].identity.cluster.to_string();
+        if self.json {
+            let nodes = nodes.iter().map(|node| {
+                let name = node.identity.node.as_str();
+                json!({
+                    "node": name,
+                    "config": self.directory.join(name).join("littoral.toml"),
+                    "links": node.links,
+                    "http": node.http,
+                })
+            });
+            return say(json!({
+                "cluster": cluster,
+                "nodes": nodes.collect::<Vec<_>>(),
+                "ca_key": self.directory.join("ca/ca.key"),
+            }));
+        }
         let directory = self.directory.display();
-        say(format_args!("cluster {} is in {directory}", nodes[0].identity.cluster))?;
+        say(format_args!("cluster {cluster} is in {directory}"))?;
         for node in nodes {
             let name = &node.identity.node;
             say(format_args!("  littoral serve --config {directory}/{name}/littoral.toml"))?;

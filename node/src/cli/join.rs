@@ -16,7 +16,7 @@ use super::{
     serve::{Serve, dial},
 };
 use crate::{
-    authority::{BOOKMARK_KEY, REVOKED, Token, ask_to_be_signed, new_key},
+    authority::{BOOKMARK_KEY, REVOKED, Token, Unsigned, ask_to_be_signed, new_key},
     config::{Config, Dial, is_loopback},
     pki,
 };
@@ -96,21 +96,39 @@ impl Join {
         let home = &self.directory;
         let name = NodeId::new(&token.node)?;
         let given = given_address(&name, self.address.as_deref())?;
-        if !home.exists() {
+        let is_new = !home.exists();
+        if is_new {
             create_private_dir(home)?;
         }
         let key_file = home.join("node.key");
+        let mut has_new_key = false;
         let key = match fs::read_to_string(&key_file) {
             Ok(key) => key,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let key = new_key()?;
                 pki::write_private(&key_file, &key)
                     .with_context(|| format!("cannot write {}", key_file.display()))?;
+                has_new_key = true;
                 key
             }
             Err(error) => bail!("cannot read {}: {error}", key_file.display()),
         };
-        let signed = ask_to_be_signed(token, &key).await?;
+        let signed = match ask_to_be_signed(token, &key).await {
+            Ok(signed) => signed,
+            // The same command goes on with this key.
+            Err(Unsigned::Perhaps(error)) => return Err(error),
+            Err(Unsigned::Never(error)) => {
+                if has_new_key {
+                    fs::remove_file(&key_file)
+                        .with_context(|| format!("cannot remove {}", key_file.display()))?;
+                }
+                if is_new {
+                    fs::remove_dir(home)
+                        .with_context(|| format!("cannot remove {}", home.display()))?;
+                }
+                return Err(error);
+            }
+        };
         let dials: Vec<Dial> =
             signed.dial.iter().map(|text| dial(text)).collect::<Result<_, _>>()?;
         let identity =

@@ -1,5 +1,5 @@
-//! The commands and their shared rules: data goes to stdout, logs to stderr; an error ends with a line
-//! `hint:` where something can be done about it; whatever a script may read has `--json`.
+//! The commands and their shared rules: data goes to stdout, logs and errors to stderr; an error ends with a
+//! line `hint:` where something can be done about it; every command has `--json`.
 
 mod backup;
 mod ca;
@@ -7,6 +7,8 @@ mod check_config;
 mod client;
 mod conflicts;
 mod demo;
+mod dump;
+mod ending;
 mod gc;
 mod init;
 mod join;
@@ -28,13 +30,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, FromArgMatches as _, Parser, Subcommand};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
 
+use self::ending::{NotInOrder, warn};
 use crate::{config::ConfigError, node::StartError, runtime::RuntimeError, transport::TlsError};
 
 /// Edge data replication for SQLite: one file per node, a consistency policy per table.
@@ -68,6 +71,7 @@ enum Command {
     Status(status::Show),
     Conflicts(conflicts::Conflicts),
     Backup(backup::Backup),
+    Dump(dump::Dump),
     CheckConfig(check_config::CheckConfig),
     Verify(verify::Verify),
     Schema(schema::Schema),
@@ -78,16 +82,13 @@ enum Command {
 
 /// Runs the command that the process's arguments ask for.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let parsed = ending::commands().try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return ending::usage(&error),
+    };
     start_logging(&cli);
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // If stderr is gone there is nobody left to tell.
-            let _ = report(&error);
-            ExitCode::FAILURE
-        }
-    }
+    run(cli.command).map_or_else(|error| ending::report(&error), |()| ExitCode::SUCCESS)
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -96,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Ca(ca) => return ca.run(),
         Command::Token(token) => return token.run(),
         Command::Backup(backup) => return backup.run(),
+        Command::Dump(dump) => return dump.run(),
         Command::CheckConfig(check) => return check.run(),
         other => other,
     };
@@ -109,6 +111,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Ca(ca) => ca.run(),
             Command::Token(token) => token.run(),
             Command::Backup(backup) => backup.run(),
+            Command::Dump(dump) => dump.run(),
             Command::CheckConfig(check) => check.run(),
             Command::Conflicts(conflicts) => conflicts.run().await,
             Command::Join(join) => join.run().await,
@@ -156,24 +159,6 @@ fn say(line: impl fmt::Display) -> anyhow::Result<()> {
 #[derive(Debug, thiserror::Error)]
 #[error("the output was closed")]
 struct ReaderGone;
-
-fn report(error: &anyhow::Error) -> io::Result<()> {
-    if error.is::<ReaderGone>() {
-        return Ok(());
-    }
-    let mut stderr = io::stderr().lock();
-    writeln!(stderr, "error: {error:#}")?;
-    match hint(error) {
-        Some(hint) => writeln!(stderr, "hint: {hint}"),
-        None => Ok(()),
-    }
-}
-
-/// Says on stderr what may go wrong, and goes on.
-fn warn(what: impl fmt::Display, hint: impl fmt::Display) {
-    // If stderr is gone there is nobody left to tell.
-    let _ = writeln!(io::stderr(), "warning: {what}\nhint: {hint}");
-}
 
 /// What to do about an error, if that is not in its text.
 fn hint(error: &anyhow::Error) -> Option<String> {
@@ -242,13 +227,11 @@ impl<T, E: Into<anyhow::Error>> OrHint<T> for Result<T, E> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_arguments_are_well_formed() {
-        Cli::command().debug_assert();
+        ending::commands().debug_assert();
     }
 
     #[test]

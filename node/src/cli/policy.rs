@@ -12,6 +12,9 @@ use super::{
 
 /// Explain what the policies of tables make of a statement.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  littoral policy explain --config edge1/littoral.toml \"SELECT * FROM stock\""
+)]
 pub(super) struct Policy {
     #[command(subcommand)]
     command: Command,

@@ -4,12 +4,14 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::Value;
 
-use super::{client::Target, moment, say, status::shown};
+use super::{NotInOrder, client::Target, moment, say, status::shown};
 
 /// Watch a change of the schema that waits for other nodes, or give it up.
 ///
 /// The schema itself is changed with SQL, at the origin.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral schema status --config origin/littoral.toml\n  \
+    littoral schema abort --config origin/littoral.toml")]
 pub(super) struct Schema {
     #[command(subcommand)]
     command: Command,
@@ -24,6 +26,8 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral schema status --config origin/littoral.toml\n  \
+    littoral schema status --url http://127.0.0.1:4401 --json")]
 struct Show {
     #[command(flatten)]
     target: Target,
@@ -33,6 +37,7 @@ struct Show {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  littoral schema abort --config origin/littoral.toml")]
 struct Abort {
     #[command(flatten)]
     target: Target,
@@ -55,7 +60,8 @@ impl Show {
         let status = self.target.status().await?;
         let freeze = &status["freeze"];
         if self.json {
-            return say(freeze);
+            say(freeze)?;
+            return if freeze.is_null() { Ok(()) } else { Err(NotInOrder::shown()) };
         }
         say(format_args!("version     {}", status["schema"]))?;
         if freeze.is_null() {
@@ -65,7 +71,8 @@ impl Show {
         let since = moment::shown(&freeze["since_ms"], &status);
         say(format_args!("since       {}", since.as_deref().unwrap_or("-")))?;
         say(format_args!("waiting for {}", names(&freeze["waiting_for"])))?;
-        say(format_args!("change      {}", shown(&freeze["script"])))
+        say(format_args!("change      {}", shown(&freeze["script"])))?;
+        Err(NotInOrder::shown())
     }
 }
 

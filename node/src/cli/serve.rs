@@ -18,7 +18,8 @@ use crate::{
 ///
 /// When it is up, one line on stdout says where links and clients are accepted. The log goes to stderr.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  littoral serve --config shop/origin/littoral.toml")]
+#[command(after_help = "Examples:\n  littoral serve --config shop/origin/littoral.toml\n  \
+    littoral serve --config shop/edge1/littoral.toml --dial origin=10.0.0.1:4400 --json")]
 pub(super) struct Serve {
     /// The node's configuration.
     #[arg(long, value_name = "FILE")]

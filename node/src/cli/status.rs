@@ -3,10 +3,12 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{client::Target, moment, say, table};
+use super::{NotInOrder, client::Target, moment, say, table};
 
 /// Show what a node knows of itself and its peers.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral status --config edge1/littoral.toml\n  \
+    littoral status --url http://127.0.0.1:4401 --json")]
 pub(super) struct Show {
     #[command(flatten)]
     target: Target,
@@ -19,69 +21,78 @@ impl Show {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let status = self.target.status().await?;
         if self.json {
-            return say(status);
+            say(&status)?;
+        } else {
+            show(&status)?;
         }
-        let line = |name: &str, value: &Value| say(format_args!("{name:<11} {}", shown(value)));
-        line("node", &status["node"])?;
-        line("cluster", &status["cluster"])?;
-        line("origin", &status["origin"])?;
-        let ready = &status["not_ready"];
-        say(format_args!(
-            "{:<11} {}",
-            "ready",
-            if ready.is_null() { "yes".to_owned() } else { format!("no, {}", shown(ready)) }
-        ))?;
-        if !status["degraded"].is_null() {
-            line("degraded", &status["degraded"])?;
+        if status["ready"] == true && status["degraded"].is_null() {
+            return Ok(());
         }
-        line("applied", &status["applied"])?;
-        line("durable", &status["durable"])?;
-        line("contested", &status["contested_rows"])?;
-        say(format_args!("{:<11} {}", "clock", clock(&status["clock"])))?;
-        let lag = match status["lag_ms"].as_u64() {
-            Some(ms) => format!("{ms} ms behind the origin at most"),
-            None => "not known yet: no link has told what the origin has".to_owned(),
-        };
-        say(format_args!("{:<11} {lag}", "lag"))?;
-        let conflicts = shown(&status["counts"]["conflicts"]);
-        say(format_args!("{:<11} {conflicts} since start", "conflicts"))?;
-        say(format_args!("{:<11} {}", "certificate", certificate(&status)))?;
-        print_list(
-            &status["members"],
-            &[("member", "node"), ("author", "author"), ("incarnation", "incarnation")],
-        )?;
-        print_list(
-            &heard(&status),
-            &[("frontier waits for", "node"), ("missing", "missing"), ("last heard", "heard")],
-        )?;
-        print_list(
-            &status["peers"],
-            &[
-                ("peer", "node"),
-                ("streaming", "streaming"),
-                ("behind", "behind"),
-                ("round trip us", "round_trip_us"),
-                ("sent", "bytes_sent"),
-                ("received", "bytes_received"),
-            ],
-        )?;
-        print_list(
-            &holds(&status["peers"]),
-            &[("holds", "entry"), ("of", "of"), ("ahead ms", "ahead_ms"), ("why", "why")],
-        )?;
-        print_list(
-            &status["tables"],
-            &[("table", "name"), ("policy", "policy"), ("writers", "writers")],
-        )?;
-        print_list(
-            &status["triggers"],
-            &[("trigger", "name"), ("table", "table"), ("class", "class")],
-        )?;
-        for table in status["stale"].as_array().into_iter().flatten() {
-            say(format_args!("stale: {} (a restart of the node rebuilds it)", shown(table)))?;
-        }
-        Ok(())
+        Err(NotInOrder::shown())
     }
+}
+
+fn show(status: &Value) -> anyhow::Result<()> {
+    let line = |name: &str, value: &Value| say(format_args!("{name:<11} {}", shown(value)));
+    line("node", &status["node"])?;
+    line("cluster", &status["cluster"])?;
+    line("origin", &status["origin"])?;
+    let ready = &status["not_ready"];
+    say(format_args!(
+        "{:<11} {}",
+        "ready",
+        if ready.is_null() { "yes".to_owned() } else { format!("no, {}", shown(ready)) }
+    ))?;
+    if !status["degraded"].is_null() {
+        line("degraded", &status["degraded"])?;
+    }
+    line("applied", &status["applied"])?;
+    line("durable", &status["durable"])?;
+    line("contested", &status["contested_rows"])?;
+    say(format_args!("{:<11} {}", "clock", clock(&status["clock"])))?;
+    let lag = match status["lag_ms"].as_u64() {
+        Some(ms) => format!("{ms} ms behind the origin at most"),
+        None => "not known yet: no link has told what the origin has".to_owned(),
+    };
+    say(format_args!("{:<11} {lag}", "lag"))?;
+    let conflicts = shown(&status["counts"]["conflicts"]);
+    say(format_args!("{:<11} {conflicts} since start", "conflicts"))?;
+    say(format_args!("{:<11} {}", "certificate", certificate(status)))?;
+    print_list(
+        &status["members"],
+        &[("member", "node"), ("author", "author"), ("incarnation", "incarnation")],
+    )?;
+    print_list(
+        &heard(status),
+        &[("frontier waits for", "node"), ("missing", "missing"), ("last heard", "heard")],
+    )?;
+    print_list(
+        &status["peers"],
+        &[
+            ("peer", "node"),
+            ("streaming", "streaming"),
+            ("behind", "behind"),
+            ("round trip us", "round_trip_us"),
+            ("sent", "bytes_sent"),
+            ("received", "bytes_received"),
+        ],
+    )?;
+    print_list(
+        &holds(&status["peers"]),
+        &[("holds", "entry"), ("of", "of"), ("ahead ms", "ahead_ms"), ("why", "why")],
+    )?;
+    print_list(
+        &status["tables"],
+        &[("table", "name"), ("policy", "policy"), ("writers", "writers")],
+    )?;
+    print_list(
+        &status["triggers"],
+        &[("trigger", "name"), ("table", "table"), ("class", "class")],
+    )?;
+    for table in status["stale"].as_array().into_iter().flatten() {
+        say(format_args!("stale: {} (a restart of the node rebuilds it)", shown(table)))?;
+    }
+    Ok(())
 }
 
 /// For how long the node's certificate is valid, by the node's clock.

@@ -18,6 +18,8 @@ use crate::{
 
 /// Make keys and tokens for clients of nodes with [http.auth].
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral token key --dir keys\n  \
+    littoral token issue --key keys/token.key --read '*' --write cart --expires 12h")]
 pub(super) struct Token {
     #[command(subcommand)]
     command: Command,
@@ -33,6 +35,7 @@ enum Command {
 ///
 /// `token.key` signs tokens and belongs on no node; `token.pem` is for `http.auth.keys`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  littoral token key --dir keys")]
 struct Key {
     /// Where to put them.
     #[arg(long, value_name = "DIR", default_value = ".")]

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use hyper::Method;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::{client::Target, say, status::shown};
+use super::{NotInOrder, client::Target, say, status::shown};
 
 /// How often the node is asked how far it is.
 const POLL: Duration = Duration::from_millis(100);
@@ -19,10 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Compare a node's rows with those of a peer, and mend what differs.
 ///
 /// The peer is the origin if it is linked; both go on working. Rows that differ from the origin's are
-/// mended; what was there before is listed in littoral_conflicts. The exit code is 0 if all rows are now as
-/// they have to be.
+/// mended; what was there before is listed in littoral_conflicts.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  littoral verify --config edge1/littoral.toml")]
+#[command(after_help = "Examples:\n  littoral verify --config edge1/littoral.toml\n  \
+    littoral verify --url http://127.0.0.1:4401 --json")]
 pub(super) struct Verify {
     #[command(flatten)]
     target: Target,
@@ -67,7 +67,9 @@ impl Verify {
             say(format_args!("undecided   {undecided}"))?;
         }
         if differing > repaired || undecided > 0 {
-            bail!("not all rows are known to be right: {}", shown(&report["problem"]));
+            let problem =
+                anyhow!("not all rows are known to be right: {}", shown(&report["problem"]));
+            return Err(NotInOrder::found(&problem));
         }
         Ok(())
     }

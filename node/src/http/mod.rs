@@ -47,7 +47,7 @@ use axum::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tracing::warn;
 
-pub(crate) use self::hrana::{PROGRAMS, statements};
+pub(crate) use self::hrana::{PROGRAMS, sets_foreign_keys, statements};
 pub use self::session::SealError;
 use self::{
     access::Access,

@@ -193,7 +193,7 @@ impl NodeHandle {
     /// Runs a migration at the origin; see [`Replica::migrate`](littoral::Replica::migrate).
     ///
     /// # Errors
-    /// Nothing of the script was done, unless it is [`WriteError::SchemaChanging`]: then it waits for other
+    /// Nothing of the script was done, unless it is [`WriteError::SchemaAccepted`]: then it waits for other
     /// nodes.
     pub async fn migrate(&self, script: String) -> Result<Committed, WriteError> {
         let (done, answer) = oneshot::channel();
@@ -571,9 +571,9 @@ fn open(config: &Config, clock: Clock) -> Result<Replica, RuntimeError> {
     let mut seed = [0; 8];
     getrandom::fill(&mut seed)
         .map_err(|error| io_error("cannot draw a seed", io::Error::other(error)))?;
-    builder(config)
-        .open(&config.database, clock.now(), u64::from_le_bytes(seed))
-        .map_err(|error| RuntimeError::Open { path: config.database.clone(), error })
+    let seed = u64::from_le_bytes(seed);
+    let opened = place::patiently(|| builder(config).open(&config.database, clock.now(), seed));
+    opened.map_err(|error| RuntimeError::Open { path: config.database.clone(), error })
 }
 
 fn io_error(what: &str, error: io::Error) -> RuntimeError {

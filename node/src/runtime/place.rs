@@ -3,7 +3,11 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
+
+use littoral::OpenError;
 
 use super::{RuntimeError, builder, io_error};
 use crate::config::Config;
@@ -35,6 +39,26 @@ pub(crate) fn check(config: &Config) -> Result<Found, RuntimeError> {
         (false, true) => Found::Closed,
         (false, false) => Found::Nothing,
     })
+}
+
+/// For how long a program that has a database locked is waited for.
+const LOCKED: Duration = Duration::from_secs(5);
+
+/// Opens a database, which a program that looks into it may have locked for a moment.
+pub(super) fn patiently<T>(mut open: impl FnMut() -> Result<T, OpenError>) -> Result<T, OpenError> {
+    let began = Instant::now();
+    loop {
+        match open() {
+            Err(OpenError::Sqlite(error)) if is_locked(&error) && began.elapsed() < LOCKED => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn is_locked(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
 }
 
 /// Whether a database can be at a path, as far as files and their rights tell.

@@ -94,7 +94,9 @@ impl Jobs {
             return broken(Promise::Answers, format!("a second answer to job {id}"));
         }
         let refused = match result {
-            Err(WriteError::SchemaChanging { table, .. }) => Some(table.clone()),
+            Err(
+                WriteError::SchemaChanging { table, .. } | WriteError::SchemaAccepted { table, .. },
+            ) => Some(table.clone()),
             _ => None,
         };
         let effects = record.effects.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,6 +18,8 @@ use crate::{
 
 /// Show the certificates that were issued, and what they are worth.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral ca list --cluster shop\n  \
+    littoral ca list --cluster shop --json")]
 pub(super) struct List {
     /// The directory that `littoral init` made.
     #[arg(long, value_name = "DIR", default_value = ".")]
@@ -33,6 +35,8 @@ pub(super) struct List {
 /// given the new one; if not, copy it over `node.pem` in the node's directory. A node that runs takes it up
 /// within seconds, and keeps its links.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral ca renew edge3 --cluster shop --days 365\n  \
+    littoral ca renew edge3 --cluster shop --dir /srv/edge3 --new-key")]
 pub(super) struct Renew {
     /// The node's name.
     #[arg(value_parser = NodeId::new)]
@@ -49,6 +53,9 @@ pub(super) struct Renew {
     /// Make a new key, too. The node's directory is needed for that.
     #[arg(long)]
     new_key: bool,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Shut a node out: its certificates are worth nothing any more.
@@ -57,6 +64,8 @@ pub(super) struct Renew {
 /// list; copy it to all others. Nodes that run take it up within seconds: they close their links to the
 /// node, and make none. `littoral ca issue` lets a node of that name in again, as a new one.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral ca revoke edge3 --cluster shop\n  \
+    littoral ca revoke edge3 --cluster shop --certificate edge3/node.pem")]
 pub(super) struct Revoke {
     /// The node's name.
     #[arg(value_parser = NodeId::new)]
@@ -67,6 +76,9 @@ pub(super) struct Revoke {
     /// A certificate of the node, if the authority has not noted it.
     #[arg(long, value_name = "FILE")]
     certificate: Option<PathBuf>,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 impl List {
@@ -152,10 +164,23 @@ impl Renew {
             };
             ca.renew(&current.map_or_else(noted, Ok)?, lifetime)?
         };
-        let noted = ca.noted_at(&pki::facts_of_pem(&renewed, ca.cluster())?);
-        if path.exists() {
+        let facts = pki::facts_of_pem(&renewed, ca.cluster())?;
+        let noted = ca.noted_at(&facts);
+        let in_place = path.exists();
+        if in_place {
             pki::replace_private(&path, &renewed)
                 .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if self.json {
+            return say(json!({
+                "node": self.node.as_str(),
+                "serial": facts.serial,
+                "not_after": facts.not_after,
+                "certificate": if in_place { path } else { noted },
+                "in_place": in_place,
+            }));
+        }
+        if in_place {
             return say(format_args!("{} is valid for {} days", path.display(), self.days));
         }
         say(format_args!(
@@ -188,7 +213,8 @@ impl Revoke {
             }
             serials.push(facts.serial);
         }
-        if ca.withdraw(&self.node)? > 0 {
+        let withdrawn = ca.withdraw(&self.node)?;
+        if withdrawn > 0 && !self.json {
             say(format_args!("its tokens to join with are taken back"))?;
         }
         if serials.is_empty() {
@@ -198,6 +224,15 @@ impl Revoke {
         let list = ca.revoke(&serials)?;
         let text = fs::read_to_string(&list)?;
         let given = give(&self.cluster, &text)?;
+        if self.json {
+            return say(json!({
+                "node": self.node.as_str(),
+                "revoked": serials,
+                "tokens_taken_back": withdrawn,
+                "list": list,
+                "given_to": given,
+            }));
+        }
         say(format_args!("{} certificates of {} are revoked", serials.len(), self.node))?;
         for path in given {
             say(format_args!("  {}", path.display()))?;

@@ -57,6 +57,8 @@ pub(super) struct Invite {
 /// It signs their certificates and needs the authority's key, so run it where that is kept, and only while
 /// nodes are to join; no node needs it. Run one at a time.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral ca serve --cluster shop --listen 10.0.0.9:4500\n  \
+    littoral ca serve --cluster shop --listen 127.0.0.1:0 --json")]
 pub(super) struct Serve {
     /// The directory that `littoral init` made.
     #[arg(long, value_name = "DIR", default_value = ".")]

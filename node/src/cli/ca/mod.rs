@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use littoral::{Identity, Incarnation, NodeId};
+use serde_json::json;
 
 use super::{
     create_private_dir,
@@ -49,6 +50,9 @@ enum Command {
 /// It is put beside those that `init` made. Copy it to the node's machine and run `littoral join` there.
 /// Each call draws a new incarnation: so this is also how a node starts again that has lost its file.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral ca issue edge3 --cluster shop\n  \
+    littoral ca issue edge3 --cluster shop --address 10.0.0.3:4400,8080 --dial origin=10.0.0.1:4400\n  \
+    littoral ca issue edge1 --cluster shop --dir shop/edge1-again")]
 pub(super) struct Issue {
     /// The node's name.
     node: String,
@@ -70,6 +74,9 @@ pub(super) struct Issue {
     /// For how many days the certificate is valid.
     #[arg(long, value_name = "N", default_value_t = pki::VALID_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Ca {
@@ -96,6 +103,14 @@ impl Issue {
         refuse_existing(&home)?;
         warn_of_namesake(&ca, &node)?;
         self.write(&ca, node, &home)?;
+        if self.json {
+            return say(json!({
+                "node": self.node,
+                "directory": home,
+                "config": home.join("littoral.toml"),
+                "needs_peer": self.dial.is_empty(),
+            }));
+        }
         let home = home.display();
         if self.dial.is_empty() {
             say(format_args!("  littoral join {home} NODE=HOST:PORT"))
@@ -166,6 +181,7 @@ mod tests {
                 dial: vec!["origin=127.0.0.1:4400".to_owned()],
                 read_only,
                 days: 1,
+                json: false,
             }
             .run()
         };

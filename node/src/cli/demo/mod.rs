@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use rusqlite::types::Value;
+use serde_json::json;
 use tokio::{sync::broadcast::error::RecvError, task::JoinSet, time::timeout};
 
 use self::{
     cluster::Cluster,
     dataset::Rows,
-    partition::{Merged, part_and_merge},
+    partition::{Case, Merged, part_and_merge},
     progress::Progress,
 };
 use super::{say, serve::Signals, table};
@@ -41,6 +42,8 @@ const SHOWN: usize = 12;
 
 /// Watch three nodes replicate real data, part, write against each other, and merge.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  littoral demo\n  littoral demo --keep\n  \
+    littoral demo --rows 500 --json")]
 pub(super) struct Demo {
     /// Leave the nodes running at the end, until Ctrl-C, to be tried with curl or a libSQL SDK.
     #[arg(long)]
@@ -48,6 +51,9 @@ pub(super) struct Demo {
     /// Load only the first N flights, of 4,334.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..))]
     rows: Option<u32>,
+    /// One JSON object instead of text; with --keep, another one with the addresses of the nodes.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Demo {
@@ -61,7 +67,11 @@ impl Demo {
                 .step("starting an origin and two edges", Cluster::start(directory.path()))
                 .await?;
             let report = self.show(&cluster, &progress).await?;
-            report.print(began.elapsed())?;
+            if self.json {
+                say(report.to_json(began.elapsed()))?;
+            } else {
+                report.print(began.elapsed())?;
+            }
             anyhow::Ok(cluster)
         };
         let cluster = tokio::select! {
@@ -69,12 +79,16 @@ impl Demo {
             () = signals.next() => bail!("stopped by a signal"),
         };
         if self.keep {
-            invite(&cluster)?;
+            if self.json {
+                say(addresses(&cluster))?
+            } else {
+                invite(&cluster)?
+            };
             signals.next().await;
         }
         cluster.stop().await?;
         directory.close().context("the temporary directory could not be removed")?;
-        if !self.keep {
+        if !self.keep && !self.json {
             say(
                 "\nThe nodes are stopped and their files removed; with --keep they stay, to be tried.",
             )?;
@@ -289,6 +303,31 @@ impl Report {
         say(format_args!("\nall of it took {:.1} s", took.as_secs_f64()))
     }
 
+    fn to_json(&self, took: Duration) -> serde_json::Value {
+        let times = |sorted: &[Duration]| json!({ "p50_ms": in_ms(percentile(sorted, 50)), "p99_ms": in_ms(percentile(sorted, 99)) });
+        let case = |case: &Case| {
+            json!({
+                "what": case.what, "edge1": case.edge1, "edge2": case.edge2, "merged": case.merged,
+            })
+        };
+        let merged = &self.merged;
+        let [origin, edge1, edge2] = &merged.digests;
+        json!({
+            "airports": self.loaded.airports,
+            "flights": self.loaded.flights,
+            "flights_ms": in_ms(self.loaded.writing),
+            "increments": self.counted.total,
+            "increments_ms": in_ms(self.counted.writing),
+            "answered": times(&self.latency.answered),
+            "visible": times(&self.latency.visible),
+            "merged": merged.cases.iter().map(case).collect::<Vec<_>>(),
+            "healed_ms": in_ms(merged.healed_after),
+            "conflicts": merged.conflicts.len(),
+            "equal": origin.all == edge1.all && edge1.all == edge2.all,
+            "took_ms": in_ms(took),
+        })
+    }
+
     fn print_loaded(&self) -> anyhow::Result<()> {
         let Loaded { airports, flights, writing, equal_after } = &self.loaded;
         let rate = *flights as f64 / writing.as_secs_f64();
@@ -378,7 +417,11 @@ fn short(digest: &littoral::Digest) -> String {
 }
 
 fn ms(duration: Duration) -> String {
-    format!("{:.2} ms", duration.as_secs_f64() * 1e3)
+    format!("{:.2} ms", in_ms(duration))
+}
+
+fn in_ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn print_table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
@@ -387,6 +430,17 @@ fn print_table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
         say(format_args!("  {line}"))?;
     }
     Ok(())
+}
+
+/// Where the nodes are while they run.
+fn addresses(cluster: &Cluster) -> serde_json::Value {
+    let address = |node: &crate::Node| {
+        json!({
+            "node": node.handle().identity().node.as_str(),
+            "http": node.http_address().map(|address| format!("http://{address}")),
+        })
+    };
+    cluster.nodes.iter().map(address).collect()
 }
 
 /// What can be done with the nodes while they run.

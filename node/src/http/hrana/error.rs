@@ -47,6 +47,7 @@ impl From<&WriteError> for HranaError {
             WriteError::SchemaChange { .. } => "LITTORAL_SCHEMA_AT_ORIGIN",
             WriteError::NeedsFreeze { .. } => "LITTORAL_NEEDS_FREEZE",
             WriteError::SchemaChanging { .. } => "LITTORAL_SCHEMA_CHANGING",
+            WriteError::SchemaAccepted { .. } => "LITTORAL_SCHEMA_ACCEPTED",
             WriteError::ClockAhead { .. } => "LITTORAL_CLOCK_AHEAD",
             WriteError::Refused(_) => "LITTORAL_TABLE_REFUSED",
             WriteError::Policy(_) | WriteError::NoSuchTable { .. } => "LITTORAL_POLICY",

@@ -58,7 +58,8 @@ use self::{
     },
 };
 pub(crate) use self::{
-    batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::statements, stream::Notes,
+    batons::Streams, forward::PROGRAMS, sql::changes_schema, sql::sets_foreign_keys,
+    sql::statements, stream::Notes,
 };
 pub(super) use self::{forward::outcome, socket::upgrade};
 use super::{
