@@ -1,7 +1,7 @@
 //! What contested rows cost while a member is away: memory, opening the file, and frontiers.
 //!
-//! The figures are absolute, so they tell of this machine only; the last one is a ratio: a frontier that
-//! drops one row while a million stay, against one that drops the million.
+//! The figures are absolute, so they tell of this machine only. A frontier that drops one row while a
+//! million stay contested must not pay for those that stay.
 
 use std::time::Duration;
 

@@ -27,6 +27,10 @@ use self::harness::{Client, Cluster, Node};
 const SCHEMA: &str = "CREATE TABLE item(id INTEGER PRIMARY KEY, qty INTEGER, price REAL,
     name TEXT, note TEXT)";
 const CONNECTIONS: [usize; 3] = [1, 16, 64];
+/// Requests a second of sqld, libSQL's server, on two shared cores, with one sync per commit, at as many
+/// connections: measured once, for orientation.
+const SQLD_SELECT: [f64; 3] = [1051.0, 1984.0, 1462.0];
+const SQLD_INSERT: [f64; 3] = [625.0, 505.0, 495.0];
 /// Rows that reads choose from.
 const ROWS: i64 = 10_000;
 
@@ -56,12 +60,14 @@ fn main() {
     let plain = Plain::new("FULL").inserts();
     println!("plain-insert-full {plain:.0}/s, one connection in this process");
     fill(&full);
-    for connections in CONNECTIONS {
-        reads(&full, connections);
+    for (connections, sqld) in CONNECTIONS.into_iter().zip(SQLD_SELECT) {
+        let rate = reads(&full, connections);
+        value(&format!("sqld-to-http-select-{connections}"), sqld / rate, 0.5);
     }
     let next = Arc::new(AtomicI64::new(ROWS + 1));
-    for connections in CONNECTIONS {
+    for (connections, sqld) in CONNECTIONS.into_iter().zip(SQLD_INSERT) {
         let rate = inserts("full", &full, connections, &next);
+        value(&format!("sqld-to-http-insert-full-{connections}"), sqld / rate, 0.5);
         println!("http-insert-full-{connections}-to-plain {:.2}", rate / plain);
     }
     println!("http-memory-after {:.1} MiB resident", mib(full.resident_kib()));
@@ -79,6 +85,11 @@ fn main() {
         println!("http-insert-normal-{connections}-to-plain {:.3}", rate / plain);
     }
     normal.stop();
+}
+
+/// Prints a figure and its bound.
+fn value(name: &str, value: f64, bound: f64) {
+    println!("figure {name} {value:.2} {bound}");
 }
 
 fn ms(time: Duration) -> f64 {
@@ -138,7 +149,7 @@ fn pipeline(sql: &str, args: &str) -> String {
     )
 }
 
-fn reads(node: &Node, connections: usize) {
+fn reads(node: &Node, connections: usize) -> f64 {
     let name = format!("http-select-{connections}");
     let mut seed = 0u64;
     load(&name, node, connections, move |connection| {
@@ -146,7 +157,7 @@ fn reads(node: &Node, connections: usize) {
         let id = i64::try_from(seed >> 33).unwrap() % ROWS + 1;
         let arg = format!(r#"{{"type":"integer","value":"{id}"}}"#);
         (pipeline("SELECT * FROM item WHERE id = ?", &arg), NOTE)
-    });
+    })
 }
 
 fn inserts(mode: &str, node: &Node, connections: usize, next: &Arc<AtomicI64>) -> f64 {

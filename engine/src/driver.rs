@@ -65,6 +65,9 @@ pub enum Input {
     /// The WAL could not be synced. The replica stops: after a failed sync nobody knows what the disk
     /// holds, and only opening the file again finds out.
     SyncFailed(String),
+    /// The WAL was copied into the file as [`Output::WalCheckpoint`] asked. The replica copies what was
+    /// written meanwhile, so that the next commit begins the WAL anew.
+    WalCheckpointed,
     /// A snapshot was taken, as [`Output::TakeSnapshot`] asked, or could not be, and why.
     SnapshotTaken(Result<Snapshot, String>),
     /// A piece of it was read, as [`Output::ReadSnapshot`] asked, or could not be, and why.
@@ -111,7 +114,8 @@ pub enum Output {
     /// Sync the WAL file, then answer [`Input::Synced`] with this LSN. Requests may be merged: a
     /// sync begun after a request answers it and all before.
     Sync(Lsn),
-    /// Run [`Db::wal_checkpoint`](crate::Db::wal_checkpoint) on a thread that may block.
+    /// Run [`Db::wal_checkpoint`](crate::Db::wal_checkpoint) on a thread that may block, then answer
+    /// [`Input::WalCheckpointed`], unless it failed. Requests may be merged.
     WalCheckpoint,
     /// Run [`Db::take_snapshot`](crate::Db::take_snapshot) on a thread that may block, under this name,
     /// then answer [`Input::SnapshotTaken`].

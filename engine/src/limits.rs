@@ -188,6 +188,16 @@ pub const STATEMENT_CACHE: usize = 256;
 /// A WAL checkpoint is asked for after this many bytes were written to the WAL.
 pub const WAL_CHECKPOINT_BYTES: u64 = 8 << 20;
 
+/// A checkpoint copies what was written meanwhile, too, if it may be more pages than this, in so many
+/// rounds at most. What is left after it the writer waits for.
+pub(crate) const WAL_LEFT_PAGES: i64 = 256;
+
+/// How often a checkpoint copies what was written meanwhile at most.
+pub(crate) const WAL_ROUNDS: usize = 4;
+
+/// So long the writer waits for readers of a WAL that is to begin anew.
+pub(crate) const WAL_READERS_WAIT: Duration = Duration::from_millis(10);
+
 /// The WAL file is cut back to this size when it is started again.
 pub const WAL_SIZE_LIMIT_BYTES: u64 = 64 << 20;
 

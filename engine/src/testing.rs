@@ -166,6 +166,8 @@ pub enum Bug {
     PersonalForgotten,
     /// A replica whose disk was full goes on refusing writes when there is room.
     FullForGood,
+    /// The WAL is not begun anew while there is always something to copy.
+    WalNeverAnew,
     /// A step of a guest that comes again runs again.
     StepTwice,
     /// What a guest has committed leaves no outcome.
@@ -178,7 +180,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 79] = [
+    pub const ALL: [Self; 80] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -254,6 +256,7 @@ impl Bug {
         Self::StaleStatementKept,
         Self::PersonalForgotten,
         Self::FullForGood,
+        Self::WalNeverAnew,
         Self::StepTwice,
         Self::GuestOutcomeLost,
         Self::BookmarkLeftBehind,

@@ -1,6 +1,6 @@
 //! How long a node takes to join a large database, against copying the file with SQLite's backup.
 //!
-//! Run by hand: `cargo test --release -p littoral-node --test bootstrap -- --ignored --nocapture`.
+//! Run by hand: `cargo test --release --workspace --test bootstrap -- --ignored --nocapture`.
 //! `LITTORAL_BOOTSTRAP_MB` sets the size, 300 by default.
 #![expect(clippy::unwrap_used, reason = "a test says by panicking that it failed")]
 
@@ -104,11 +104,9 @@ async fn a_large_database_is_joined_while_its_sponsor_goes_on_committing() {
     let joined = began.elapsed();
     let memory = peak_memory().saturating_sub(before) >> 10;
     writing.abort();
-    println!(
-        "{size} MiB: joined in {joined:.2?}, copied by SQLite in {copied:.2?}, ratio {:.2}; \
-         {memory} MiB more at the peak for both nodes",
-        joined.as_secs_f64() / copied.as_secs_f64()
-    );
+    println!("{size} MiB: joined in {joined:.2?}, copied by SQLite in {copied:.2?}");
+    println!("figure bootstrap {:.2} 2", joined.as_secs_f64() / copied.as_secs_f64());
+    println!("figure bootstrap-memory-mib-of-both-nodes {memory} 64");
     for (thread, seconds) in processor() {
         let seconds = seconds - idle.get(&thread).copied().unwrap_or(0.0);
         if seconds >= 0.05 {

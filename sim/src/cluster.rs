@@ -16,6 +16,7 @@
 //! - time moves only from event to event; idle time costs nothing.
 
 mod calls;
+mod checkpoints;
 mod contract;
 mod crashes;
 mod decay;
@@ -80,6 +81,7 @@ enum Event {
     Wake { machine: usize, life: u64 },
     SyncEnd { machine: usize, life: u64, lsn: Lsn, mark: Option<u64> },
     Checkpoint { machine: usize, life: u64 },
+    Checkpointed { machine: usize, life: u64 },
     SnapshotWork { machine: usize, life: u64 },
     Visit { client: usize },
     Talk { machine: usize, life: u64, ticket: Ticket },
@@ -408,6 +410,7 @@ impl Cluster {
             }
             Event::SyncEnd { machine, life, lsn, mark } => self.end_sync(machine, life, lsn, mark),
             Event::Checkpoint { machine, life } => self.checkpoint(machine, life),
+            Event::Checkpointed { machine, life } => self.checkpointed(machine, life),
             Event::SnapshotWork { machine, life } => self.work_on_snapshot(machine, life),
             Event::Visit { client } => self.visit(client),
             Event::Talk { machine, life, ticket } => self.talk(machine, life, ticket),
@@ -516,18 +519,6 @@ impl Cluster {
         let mark = vfs::with(|store| store.begin_sync(&machine.wal()));
         let life = machine.life;
         self.schedule(self.now + length, Event::SyncEnd { machine: number, life, lsn, mark });
-    }
-
-    fn checkpoint(&mut self, number: usize, life: u64) -> Check {
-        let machine = &self.machines[number];
-        let Some(engine) = machine.engine.as_ref().filter(|_| machine.life == life) else {
-            return Ok(());
-        };
-        let result = engine.replica.db().wal_checkpoint();
-        let down = vfs::with(|store| store.is_down(&machine.name));
-        let text = format!("{:?}", result.is_ok());
-        self.note(number, "checkpt", || text);
-        if down { self.stop(number) } else { Ok(()) }
     }
 
     fn probe(&mut self, number: usize, count: u64) -> Check {

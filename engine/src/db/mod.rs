@@ -44,6 +44,7 @@ use crate::{
     entry::Digest,
     grants::Grants,
     ids::{self, Ids},
+    limits::{WAL_LEFT_PAGES, WAL_ROUNDS},
     log::published::Published,
     merge::functions::make_spell,
     schema::{Registry, Table, functions},
@@ -192,14 +193,24 @@ impl Db {
         self.file.published.settled()
     }
 
-    /// Copies the WAL into the file as far as present readers allow, and syncs both. Blocks for as
-    /// long as that takes, so it belongs on a thread of its own.
+    /// Copies the WAL into the file as far as present readers allow, and syncs both, and once more what
+    /// was written meanwhile if that is much. Blocks for as long as that takes, so it belongs on a thread of
+    /// its own.
     ///
     /// # Errors
     /// SQLite's, if the disk fails.
     pub fn wal_checkpoint(&self) -> rusqlite::Result<()> {
         let connection = self.file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+        let mut before = 0;
+        for _ in 0..WAL_ROUNDS {
+            let copied: i64 =
+                connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(2))?;
+            if copied - before < WAL_LEFT_PAGES {
+                break;
+            }
+            before = copied;
+        }
+        Ok(())
     }
 }
 

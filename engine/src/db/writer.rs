@@ -4,7 +4,7 @@
 //! statement judged by the authorizer. *Apply* stores what other nodes wrote: all of that off. They
 //! are never both in a transaction that writes, and nothing is toggled on them after they were opened.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, config::DbConfig, hooks::AuthContext};
@@ -20,7 +20,10 @@ use crate::{
     error::WriteError,
     id::TableId,
     ids::{self, Ids},
-    limits::{APPLY_CACHE_KIB, STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_SIZE_LIMIT_BYTES},
+    limits::{
+        APPLY_CACHE_KIB, STATEMENT_CACHE, WAL_CHECKPOINT_BYTES, WAL_READERS_WAIT,
+        WAL_SIZE_LIMIT_BYTES,
+    },
     log::published,
     merge,
     schema::{Registry, declaring::Calls},
@@ -350,6 +353,15 @@ impl Writer {
         self.user.close()
     }
 
+    /// Copies what is left of the WAL into the file, and waits a little for readers that still need it. Then
+    /// the next commit begins it anew; if not, because a reader takes its time, another one will.
+    pub(crate) fn begin_wal_anew(&self) -> rusqlite::Result<()> {
+        self.apply.busy_timeout(WAL_READERS_WAIT)?;
+        let copied = self.apply.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
+        self.apply.busy_timeout(Duration::ZERO)?;
+        copied
+    }
+
     /// Whether enough was written to the WAL to ask for a checkpoint; counts from zero then.
     pub(crate) fn wants_checkpoint(&mut self) -> bool {
         self.wal_pages +=
@@ -380,7 +392,7 @@ fn connect(file: &File) -> rusqlite::Result<Connection> {
 
 /// Settings of every connection that writes.
 pub(crate) fn configure(conn: &Connection) -> rusqlite::Result<()> {
-    conn.busy_timeout(std::time::Duration::ZERO)?;
+    conn.busy_timeout(Duration::ZERO)?;
     conn.pragma_update(None, "journal_mode", "WAL")?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.pragma_update(None, "journal_size_limit", WAL_SIZE_LIMIT_BYTES.cast_signed())?;

@@ -329,6 +329,7 @@ impl Replica {
                 self.counting.news = true;
             }
             Input::SyncFailed(error) => self.sync_failed(&error),
+            Input::WalCheckpointed => self.storage.wal_copied = true,
             Input::Wake => {}
         }
     }

@@ -41,6 +41,8 @@ pub(super) struct Storage {
     /// The error is that the disk is full: no local write is begun.
     pub(super) is_full: bool,
     pub(super) retry_at: Option<Instant>,
+    /// The WAL was copied into the file, but for what was written meanwhile.
+    pub(super) wal_copied: bool,
 }
 
 impl Replica {
@@ -62,7 +64,9 @@ impl Replica {
             self.durable.asked = self.log.last();
             self.outputs.push_back(Output::Sync(self.log.last()));
         }
-        if !self.is_open() && (self.serve_checkpoint() || self.serve_discarding()) {
+        if !self.is_open()
+            && (self.serve_checkpoint() || self.serve_discarding() || self.begin_wal_anew())
+        {
             return true;
         }
         self.look_for_foreign();
@@ -70,6 +74,21 @@ impl Replica {
             self.outputs.push_back(Output::WalCheckpoint);
         }
         !self.outputs.is_empty()
+    }
+
+    /// Copies what little was added to the WAL while it was being copied. SQLite begins a WAL anew only if
+    /// nothing in it is left to copy when somebody writes; as long as there is always something, it grows.
+    fn begin_wal_anew(&mut self) -> bool {
+        if !std::mem::take(&mut self.storage.wal_copied) || planted(Bug::WalNeverAnew) {
+            return false;
+        }
+        if let Err(error) = self.writer.begin_wal_anew() {
+            self.storage_failed(&error);
+            if is_sync_failure(&error) {
+                self.sync_failed(&error.to_string());
+            }
+        }
+        true
     }
 
     /// Takes in chunks that nothing on disk names any more.

@@ -195,7 +195,10 @@ impl Cluster {
                 }
                 Output::Sync(_) if self.held_syncs => {}
                 Output::Sync(lsn) => self.handle(node, Input::Synced(lsn)),
-                Output::WalCheckpoint => self.replica(node).db().wal_checkpoint().unwrap(),
+                Output::WalCheckpoint => {
+                    self.replica(node).db().wal_checkpoint().unwrap();
+                    self.handle(node, Input::WalCheckpointed);
+                }
                 Output::Begun { ticket } => self.begun.push((node, ticket)),
                 Output::Done { ticket, result } => {
                     if let Some(request) = self.runs.remove(&(node, ticket))

@@ -469,7 +469,10 @@ impl Effects {
                     let _ = outbox.closing.set((code, reason));
                 }
             }
-            Output::Sync(lsn) => self.storage.sync(lsn),
+            Output::Sync(lsn) => {
+                let is_urgent = !self.waiting.is_empty() || self.held.is_some();
+                self.storage.sync(lsn, is_urgent);
+            }
             Output::WalCheckpoint => self.storage.checkpoint(),
             Output::Begun { ticket } => {
                 if let Some(held) = self.held.as_mut().filter(|held| held.ticket == ticket) {

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::{Builder, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use littoral::{Db, Digest, Input, Lsn, PeerId, Piece};
@@ -35,10 +35,23 @@ pub(crate) struct StorageThreads {
 #[derive(Clone, Debug)]
 pub(crate) struct StorageRequests {
     opening: u64,
-    syncs: mpsc::Sender<(u64, Lsn)>,
-    checkpoints: mpsc::SyncSender<()>,
+    syncs: mpsc::Sender<SyncRequest>,
+    checkpoints: mpsc::SyncSender<u64>,
     snapshots: mpsc::Sender<(u64, SnapshotRequest)>,
 }
+
+/// Sync the WAL up to there.
+#[derive(Clone, Copy, Debug)]
+struct SyncRequest {
+    opening: u64,
+    lsn: Lsn,
+    /// Somebody waits for it.
+    is_urgent: bool,
+}
+
+/// Syncs that nobody waits for begin no faster than this: where many writes come one after the other, each
+/// would be synced by itself, and the thread that writes kept from it.
+const SYNC_PAUSE: Duration = Duration::from_millis(2);
 
 /// Something to do with a snapshot, in its turn.
 #[derive(Debug)]
@@ -62,13 +75,13 @@ impl StorageThreads {
         let (snapshots, snapshot_requests) = mpsc::channel();
         let wal = wal_path(database);
         let (db, other_db) = (db.clone(), db.clone());
-        let snapshot_events = events.clone();
+        let (snapshot_events, checkpoint_events) = (events.clone(), events.clone());
         let sync = Builder::new()
             .name("littoral-sync".to_owned())
             .spawn(move || run_syncs(&wal, &sync_requests, &events, &meter))?;
         let checkpoint = Builder::new()
             .name("littoral-checkpoint".to_owned())
-            .spawn(move || run_checkpoints(&db, &checkpoint_requests))?;
+            .spawn(move || run_checkpoints(&db, &checkpoint_requests, &checkpoint_events))?;
         let snapshot = Builder::new()
             .name("littoral-snapshot".to_owned())
             .spawn(move || run_snapshots(&other_db, &snapshot_requests, &snapshot_events))?;
@@ -116,17 +129,17 @@ impl StorageRequests {
         self.opening == opening
     }
 
-    /// Sync the WAL up to `lsn`, then tell the replica.
-    pub(crate) fn sync(&self, lsn: Lsn) {
-        if self.syncs.send((self.opening, lsn)).is_err() {
+    /// Sync the WAL up to `lsn`, then tell the replica; at once if somebody waits for that.
+    pub(crate) fn sync(&self, lsn: Lsn, is_urgent: bool) {
+        if self.syncs.send(SyncRequest { opening: self.opening, lsn, is_urgent }).is_err() {
             error!(%lsn, "the sync thread has ended");
         }
     }
 
-    /// Copy the WAL into the database, unless that is asked for already.
+    /// Copy the WAL into the database, unless that is asked for already, then tell the replica.
     pub(crate) fn checkpoint(&self) {
         // Full: a request waits that has not begun. Disconnected: the node is stopping.
-        let _ = self.checkpoints.try_send(());
+        let _ = self.checkpoints.try_send(self.opening);
     }
 
     pub(crate) fn snapshot(&self, request: SnapshotRequest) {
@@ -144,7 +157,7 @@ fn wal_path(database: &Path) -> PathBuf {
 
 fn run_syncs(
     wal: &Path,
-    requests: &mpsc::Receiver<(u64, Lsn)>,
+    requests: &mpsc::Receiver<SyncRequest>,
     events: &EventSender,
     meter: &Meter,
 ) {
@@ -152,19 +165,23 @@ fn run_syncs(
     let mut file = None;
     let mut file_of = 0;
     let mut next = None;
-    while let Some((opening, mut lsn)) = next.take().or_else(|| requests.recv().ok()) {
-        while let Ok((later_opening, later)) = requests.try_recv() {
-            if later_opening != opening {
-                next = Some((later_opening, later));
+    let mut not_before = Instant::now();
+    while let Some(mut request) = next.take().or_else(|| requests.recv().ok()) {
+        while let Some(later) = another(requests, (!request.is_urgent).then_some(not_before)) {
+            if later.opening != request.opening {
+                next = Some(later);
                 break;
             }
-            lsn = lsn.max(later);
+            request.lsn = request.lsn.max(later.lsn);
+            request.is_urgent |= later.is_urgent;
         }
+        let SyncRequest { opening, lsn, .. } = request;
         if file_of != opening {
             file_of = opening;
             file = None;
         }
         let began = Instant::now();
+        not_before = began + SYNC_PAUSE;
         let synced = sync(wal, &mut file);
         meter.syncs.took(began.elapsed());
         let input = match synced {
@@ -180,6 +197,15 @@ fn run_syncs(
     }
 }
 
+/// Another request that is there, or comes in time.
+fn another(requests: &mpsc::Receiver<SyncRequest>, until: Option<Instant>) -> Option<SyncRequest> {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    match left.filter(|left| !left.is_zero()) {
+        Some(left) => requests.recv_timeout(left).ok(),
+        None => requests.try_recv().ok(),
+    }
+}
+
 fn sync(wal: &Path, file: &mut Option<File>) -> io::Result<()> {
     let open = match file {
         Some(open) => open,
@@ -188,11 +214,15 @@ fn sync(wal: &Path, file: &mut Option<File>) -> io::Result<()> {
     open.sync_data()
 }
 
-fn run_checkpoints(db: &Db, requests: &mpsc::Receiver<()>) {
-    while requests.recv().is_ok() {
+fn run_checkpoints(db: &Db, requests: &mpsc::Receiver<u64>, events: &EventSender) {
+    while let Ok(opening) = requests.recv() {
         if let Err(error) = db.wal_checkpoint() {
             // The WAL grows meanwhile; the engine asks again.
             warn!(%error, "the WAL could not be copied into the database");
+            continue;
+        }
+        if events.send(Event::Stored { opening, input: Input::WalCheckpointed }).is_err() {
+            debug!("the replica ended before it was told of a checkpoint");
         }
     }
 }

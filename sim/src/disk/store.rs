@@ -207,6 +207,11 @@ impl Store {
         lost
     }
 
+    /// Which file has the name.
+    pub(crate) fn index_of(&self, name: &str) -> Option<usize> {
+        self.names.get(name).copied()
+    }
+
     /// Where a sync of the file begins; `None` if there is no such file.
     pub(crate) fn begin_sync(&self, name: &str) -> Option<u64> {
         let file = self.file(*self.names.get(name)?);

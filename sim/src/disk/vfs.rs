@@ -37,6 +37,12 @@ const MAX_PATH: c_int = 512;
 /// The slot of shared memory that who writes to a WAL has locked.
 const WRITE_LOCK: Range<usize> = 0..1;
 
+/// Where in the index of a WAL its last valid page is said, in words of 32 bits, its first salt, and behind two
+/// copies of that header how many pages are copied; see "WAL-Index File Format" in SQLite's documentation.
+const WAL_LAST_PAGE: usize = 4;
+const WAL_SALT: usize = 8;
+const WAL_INDEX_WORDS: usize = 25;
+
 static DISKS: Mutex<Option<Disks>> = Mutex::new(None);
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -130,6 +136,27 @@ fn write_ended() {
 /// Looks at or changes the disks of the present session.
 pub(crate) fn with<R>(act: impl FnOnce(&mut Store) -> R) -> R {
     act(&mut disks().as_mut().expect("a session has begun").store)
+}
+
+/// What the index of a WAL, which is in shared memory, says of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Wal {
+    /// Another number each time it begins anew.
+    pub(crate) begun: u32,
+    /// Pages that are not copied into the file yet.
+    pub(crate) left: u32,
+}
+
+/// The WAL of a database that is open.
+pub(crate) fn wal_of(database: &str) -> Option<Wal> {
+    let disks = disks();
+    let disks = disks.as_ref().expect("a session has begun");
+    let index = disks.shm.get(&disks.store.index_of(database)?)?.first()?;
+    // SAFETY: a region is much longer, and nobody writes it meanwhile: a run has one thread.
+    let words =
+        unsafe { slice::from_raw_parts(index.start.as_ptr().cast::<u32>(), WAL_INDEX_WORDS) };
+    let [.., copied] = words else { return None };
+    Some(Wal { begun: words[WAL_SALT], left: words[WAL_LAST_PAGE].saturating_sub(*copied) })
 }
 
 fn disks() -> MutexGuard<'static, Option<Disks>> {
