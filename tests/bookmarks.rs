@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Cluster, Node, stop, until};
+use crate::harness::{Answer, Cable, Cluster, Node, Weather, stop, until};
 
 const SCHEMA: &str = "
     CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);";
@@ -59,12 +59,7 @@ fn a_session_that_moves_reads_what_it_wrote() {
     let mut session = Session::default();
     assert_eq!(session.run(&nodes[0], "SELECT n FROM hits"), "0");
     for round in 1..=60_u32 {
-        let (writes, reads) = match round % 4 {
-            0 => (0, 1),
-            1 => (1, 2),
-            2 => (2, 0),
-            _ => (2, 1),
-        };
+        let (writes, reads) = hop(round);
         session.run(&nodes[writes], "UPDATE hits SET n = n + 1");
         let n = if round % 12 == 3 {
             // The way from edge to edge is closed for a while: the answer waits for it.
@@ -80,6 +75,55 @@ fn a_session_that_moves_reads_what_it_wrote() {
         };
         assert_eq!(n, round.to_string().as_str(), "after round {round}");
     }
+    stop(nodes);
+}
+
+/// Where a session writes in a round, and then reads.
+fn hop(round: u32) -> (usize, usize) {
+    match round % 4 {
+        0 => (0, 1),
+        1 => (1, 2),
+        2 => (2, 0),
+        _ => (2, 1),
+    }
+}
+
+#[test]
+fn a_session_that_moves_over_slow_links_reads_what_it_wrote() {
+    let schema = format!(
+        "{SCHEMA} CREATE TABLE notes (id INTEGER PRIMARY KEY AUTOINCREMENT, n INTEGER NOT NULL);"
+    );
+    let names = ["origin", "edge1", "edge2"];
+    let cluster = Cluster::init(&schema, &["hits:writers=any,n=counter"], &names);
+    let weather = Weather { late_ms: 30..80, lost_of_1000: 10 };
+    let (nodes, cables) = cluster.serve_star_over(&names, &weather, 11);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')"]);
+    let mut session = Session::default();
+    session.run(&nodes[0], "SELECT n FROM hits");
+    let mut behind = 0;
+    for round in 1..=24_u32 {
+        let (writes, reads) = hop(round);
+        session.run(&nodes[writes], "UPDATE hits SET n = n + 1");
+        let n = json!(round.to_string());
+        // Who carries nothing is shown what there is.
+        let shown = Session::default().run(&nodes[reads], "SELECT n FROM hits");
+        behind += u32::from(shown != n);
+        let read = thread::scope(|threads| {
+            let read = threads.spawn(|| session.run(&nodes[reads], "SELECT n FROM hits"));
+            if round % 6 == 3 {
+                cables.iter().for_each(Cable::cut);
+                thread::sleep(Duration::from_millis(300));
+                cables.iter().for_each(Cable::mend);
+            }
+            read.join().unwrap()
+        });
+        assert_eq!(read, n, "after round {round}");
+        // What only the origin writes, too.
+        session.run(&nodes[reads], &format!("INSERT INTO notes(n) VALUES({round})"));
+        assert_eq!(session.run(&nodes[writes], "SELECT max(n) FROM notes"), n);
+    }
+    assert!(behind > 12, "the links are slow, and {behind} of 24 reads were behind");
+    assert!(cables.iter().all(|cable| cable.carried() > 100), "{cables:?}");
     stop(nodes);
 }
 

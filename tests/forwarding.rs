@@ -1,5 +1,5 @@
-//! Increments that two edges forward while the origin and the edges are killed and started again: each
-//! happens once.
+//! Increments that two edges forward while the origin and the edges are killed and started again, and the
+//! links between them cut: each happens once.
 
 use std::{
     collections::BTreeMap,
@@ -9,12 +9,15 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use rusqlite::types::Value as Cell;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Cluster, Node, assert_converge, rows_of, stop, until};
+use crate::harness::{
+    Cable, Client, Cluster, Node, Random, Weather, assert_converge, rows_of, stop, until,
+};
 
 const SCHEMA: &str = "
     CREATE TABLE tally (id INTEGER PRIMARY KEY, n INTEGER NOT NULL);
@@ -22,6 +25,8 @@ const SCHEMA: &str = "
 const TABLES: [&str; 2] = ["SELECT * FROM tally ORDER BY id", "SELECT * FROM run ORDER BY id"];
 const NAMES: [&str; 3] = ["origin", "edge1", "edge2"];
 const WORKERS: usize = 8;
+/// Of so many cuts one lasts until the node beyond it is given up.
+const LONG_CUT: usize = 16;
 
 /// How many increments there are; acceptance asks for 20,000.
 fn increments() -> usize {
@@ -91,56 +96,85 @@ fn increment(
     known
 }
 
-/// Kills one node after the other, whenever some more increments are through, and starts it again.
+/// How often something was done to the cluster.
+#[derive(Debug, Default)]
+struct Harassed {
+    kills: usize,
+    cuts: usize,
+}
+
+/// Kills one node after the other and cuts one link after the other, whenever some more increments are
+/// through, and starts it again or mends it.
 fn harass(
     cluster: &Cluster,
     nodes: &mut Vec<Node>,
+    cables: &[Cable],
     addresses: &Addresses,
     answered: &AtomicUsize,
     done: &AtomicBool,
-) -> usize {
-    let mut kills = 0;
-    let mut state: usize = 0x9e37_79b9;
-    let step = increments() / 20;
+) -> Harassed {
+    let mut harassed = Harassed::default();
+    let mut random = Random(0x9e37_79b9);
+    let step = (increments() / 40).clamp(10, 100);
+    let kill = |nodes: &mut Vec<Node>, random: &mut Random| {
+        let victim = usize::try_from(random.below(3)).unwrap();
+        let address = cluster.kill_and_serve_again_over(cables, nodes, victim);
+        *addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = address;
+    };
     while !done.load(Ordering::SeqCst) {
-        let next = answered.load(Ordering::SeqCst) + step.max(10);
+        let next = answered.load(Ordering::SeqCst) + step;
         until("some increments", || {
             done.load(Ordering::SeqCst) || answered.load(Ordering::SeqCst) >= next
         });
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let victim = state % 3;
-        kills += 1;
-        let address = cluster.kill_and_serve_again(nodes, victim);
-        *addresses[victim].lock().unwrap_or_else(PoisonError::into_inner) = address;
+        let what = random.below(6);
+        if what < 3 {
+            kill(nodes, &mut random);
+            harassed.kills += 1;
+            continue;
+        }
+        let edge = usize::try_from(random.below(2)).unwrap();
+        cables[edge].cut();
+        harassed.cuts += 1;
+        if what == 3 {
+            kill(nodes, &mut random);
+            harassed.kills += 1;
+        } else if harassed.cuts % LONG_CUT == 3 {
+            until("the edge to know no way to the origin", || {
+                nodes[1 + edge].status()["origin_distance"].is_null()
+            });
+        } else {
+            thread::sleep(Duration::from_millis(random.within(&(20..900))));
+        }
+        cables[edge].mend();
     }
-    kills
+    harassed
 }
 
 #[test]
-fn forwarded_increments_happen_once_while_nodes_are_killed() {
+fn forwarded_increments_happen_once_while_nodes_are_killed_and_links_cut() {
     let cluster = Cluster::init(SCHEMA, &[], &NAMES);
-    let mut nodes = cluster.serve_star(&NAMES);
+    let weather = Weather { late_ms: 0..3, lost_of_1000: 5 };
+    let (mut nodes, cables) = cluster.serve_star_over(&NAMES, &weather, 1);
     nodes[0].run(&["INSERT INTO tally VALUES (1, 0)"]);
     let addresses: Addresses = [0, 1, 2].map(|node| Mutex::new(nodes[node].http()));
     let (taken, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let done = AtomicBool::new(false);
-    let (known, kills) = thread::scope(|scope| {
+    let (known, harassed) = thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|worker| {
                 let (addresses, taken, answered) = (&addresses, &taken, &answered);
                 scope.spawn(move || increment(worker, addresses, taken, answered))
             })
             .collect();
-        let harassing = scope.spawn(|| harass(&cluster, &mut nodes, &addresses, &answered, &done));
+        let harassing =
+            scope.spawn(|| harass(&cluster, &mut nodes, &cables, &addresses, &answered, &done));
         let known: BTreeMap<String, Known> =
             workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
         done.store(true, Ordering::SeqCst);
         (known, harassing.join().unwrap())
     });
     assert_eq!(known.len(), increments());
-    assert!(kills >= 5, "{kills}");
+    assert!(harassed.kills >= 5 && harassed.cuts >= 5, "{harassed:?}");
     nodes.iter().for_each(Node::until_ready);
 
     let committed: Vec<&String> = known

@@ -10,6 +10,7 @@ mod bookmarks;
 mod clients;
 mod convergence;
 mod crash_recovery;
+mod crowds;
 mod draining;
 mod formats;
 mod forwarding;

@@ -5,7 +5,7 @@ use std::{process::Command, thread, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Cluster, Node, Socket, stop, until};
+use crate::harness::{Answer, Cable, Cluster, Node, Socket, Weather, stop, until};
 
 const SCHEMA: &str = "
     CREATE TABLE hits (page TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL DEFAULT 0);
@@ -108,18 +108,57 @@ fn cluster() -> (Cluster, Alice) {
     (cluster, Alice { authorization: format!("Bearer {issued}") })
 }
 
+/// Where the client writes in a round, and then reads.
+fn hop(round: u32) -> (usize, usize) {
+    match round % 4 {
+        0 => (0, 1),
+        1 => (1, 2),
+        2 => (2, 0),
+        _ => (2, 1),
+    }
+}
+
+#[test]
+fn a_client_with_a_token_alone_reads_what_it_wrote_over_slow_links() {
+    let (cluster, alice) = cluster();
+    let weather = Weather { late_ms: 30..80, lost_of_1000: 10 };
+    let (nodes, cables) = cluster.serve_star_over(&NAMES, &weather, 12);
+    alice.run(&nodes[0], "INSERT INTO hits(page) VALUES('home')");
+    let sql = "SELECT n FROM hits";
+    for round in 1..=16_u32 {
+        let (writes, reads) = hop(round);
+        match round % 3 {
+            0 => drop(alice.socket(&nodes[writes]).run(1, "UPDATE hits SET n = n + 1").unwrap()),
+            _ => drop(alice.run(&nodes[writes], "UPDATE hits SET n = n + 1")),
+        }
+        let n = thread::scope(|threads| {
+            let read = threads.spawn(|| match round % 4 {
+                2 => alice.cursor(&nodes[reads], sql),
+                3 => alice.socket_cursor(&nodes[reads], sql),
+                _ => alice.run(&nodes[reads], sql),
+            });
+            if round % 4 == 1 {
+                cables.iter().for_each(Cable::cut);
+                thread::sleep(Duration::from_millis(300));
+                cables.iter().for_each(Cable::mend);
+            }
+            read.join().unwrap()
+        });
+        assert_eq!(n, round.to_string().as_str(), "after round {round}");
+        alice.run(&nodes[reads], &format!("INSERT INTO notes(n) VALUES({round})"));
+        assert_eq!(alice.run(&nodes[writes], "SELECT max(n) FROM notes"), n);
+    }
+    assert!(cables.iter().all(|cable| cable.carried() > 100), "{cables:?}");
+    stop(nodes);
+}
+
 #[test]
 fn a_client_with_a_token_alone_reads_what_it_wrote_wherever_it_comes() {
     let (cluster, alice) = cluster();
     let nodes = cluster.serve_star(&NAMES);
     alice.run(&nodes[0], "INSERT INTO hits(page) VALUES('home')");
     for round in 1..=40_u32 {
-        let (writes, reads) = match round % 4 {
-            0 => (0, 1),
-            1 => (1, 2),
-            2 => (2, 0),
-            _ => (2, 1),
-        };
+        let (writes, reads) = hop(round);
         match round % 3 {
             0 => drop(alice.socket(&nodes[writes]).run(1, "UPDATE hits SET n = n + 1").unwrap()),
             _ => drop(alice.run(&nodes[writes], "UPDATE hits SET n = n + 1")),

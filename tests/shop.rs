@@ -61,7 +61,7 @@ struct Differences {
 /// How the shop talks to a node.
 enum Wire {
     Http(Client),
-    Socket { socket: Socket, early: Vec<Value> },
+    Socket(Socket),
 }
 
 impl Wire {
@@ -70,7 +70,7 @@ impl Wire {
     }
 
     fn socket(node: &Node) -> Self {
-        Self::Socket { socket: Socket::connect(node, "hrana3, hrana2"), early: Vec::new() }
+        Self::Socket(Socket::connect(node, "hrana3, hrana2"))
     }
 
     /// Sends what was sent, and is to be answered what was answered.
@@ -85,22 +85,11 @@ impl Wire {
                     assert_eq!(exchange["status"], answer.status, "{what}: {}", answer.body);
                     differ.compare(&exchange["answer"], answer.json(), what);
                 }
-                Self::Socket { socket, early } => match &exchange["send"] {
+                Self::Socket(socket) => match &exchange["send"] {
                     Value::Null => {
                         let expected = &exchange["receive"];
                         // Streams do not wait for each other.
-                        let id = &expected["request_id"];
-                        let given = match early.iter().position(|given| given["request_id"] == *id)
-                        {
-                            Some(at) => early.remove(at),
-                            None => loop {
-                                let given = socket.receive().unwrap();
-                                if given["request_id"] == *id {
-                                    break given;
-                                }
-                                early.push(given);
-                            },
-                        };
+                        let given = socket.receive_of(&expected["request_id"]);
                         differ.compare(expected, given, what);
                     }
                     message => socket.send(&differ.request(message)),

@@ -3,6 +3,7 @@
 //! Every port is the system's choice. Nothing is waited for by sleeping: [`until`] asks again until a
 //! condition holds, and a test that loses its patience says what it waited for.
 
+mod cable;
 mod http;
 mod rows;
 mod socket;
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub(crate) use self::{
+    cable::{Cable, Random, Weather},
     http::{Answer, Client, batch},
     rows::rows_of,
     socket::Socket,
@@ -61,11 +63,17 @@ impl Cluster {
 
     /// Runs `littoral serve` for a node, dialing others, and waits until it listens.
     pub(crate) fn serve(&self, name: &str, dial: &[&Node]) -> Node {
+        let dial: Vec<_> = dial.iter().map(|peer| (peer.name.as_str(), peer.links())).collect();
+        self.serve_dialing(name, &dial)
+    }
+
+    /// The same; where the others are to be dialed is given with their names.
+    fn serve_dialing(&self, name: &str, dial: &[(&str, &str)]) -> Node {
         let directory = self.home.path().join("cluster").join(name);
         let mut command = Command::new(env!("CARGO_BIN_EXE_littoral-under-test"));
         command.args(["serve", "--json", "--config"]).arg(directory.join("littoral.toml"));
-        for peer in dial {
-            command.args(["--dial", &format!("{}={}", peer.name, peer.links)]);
+        for (peer, address) in dial {
+            command.args(["--dial", &format!("{peer}={address}")]);
         }
         self.run_node(name, &directory, command)
     }
@@ -123,15 +131,43 @@ impl Cluster {
     /// Kills a node of a star, the origin of which is the first, and serves it again; gives where it takes
     /// requests then.
     pub(crate) fn kill_and_serve_again(&self, nodes: &mut Vec<Node>, victim: usize) -> SocketAddr {
+        self.serve_again(nodes, victim, |name, nodes| {
+            let others: Vec<&Node> = match victim {
+                // Its port is another one now, so it dials the edges.
+                0 => nodes.iter().collect(),
+                _ => vec![&nodes[0]],
+            };
+            self.serve(name, &others)
+        })
+    }
+
+    /// The same, of a star whose edges have cables to the origin.
+    pub(crate) fn kill_and_serve_again_over(
+        &self,
+        cables: &[Cable],
+        nodes: &mut Vec<Node>,
+        victim: usize,
+    ) -> SocketAddr {
+        self.serve_again(nodes, victim, |name, nodes| {
+            if let Some(cable) = victim.checked_sub(1) {
+                return self.serve_dialing(name, &[(&nodes[0].name, &cables[cable].address())]);
+            }
+            let origin = self.serve(name, &[]);
+            cables.iter().for_each(|cable| cable.lead_to(&origin));
+            origin
+        })
+    }
+
+    fn serve_again(
+        &self,
+        nodes: &mut Vec<Node>,
+        victim: usize,
+        serve: impl FnOnce(&str, &[Node]) -> Node,
+    ) -> SocketAddr {
         let killed = nodes.remove(victim);
         let name = killed.name.clone();
         killed.kill();
-        let others: Vec<&Node> = match victim {
-            // Its port is another one now, so it dials the edges.
-            0 => nodes.iter().collect(),
-            _ => vec![&nodes[0]],
-        };
-        let node = self.serve(&name, &others);
+        let node = serve(&name, nodes);
         let address = node.http();
         nodes.insert(victim, node);
         address
@@ -147,6 +183,24 @@ impl Cluster {
         }
         nodes.iter().for_each(Node::until_ready);
         nodes
+    }
+
+    /// The same, each edge over a cable of its own: the first one's is the first.
+    pub(crate) fn serve_star_over(
+        &self,
+        names: &[&str],
+        weather: &Weather,
+        seed: u64,
+    ) -> (Vec<Node>, Vec<Cable>) {
+        let mut nodes = vec![self.serve(names[0], &[])];
+        let mut cables = Vec::new();
+        for (seed, name) in (seed..).zip(&names[1..]) {
+            let cable = Cable::to(&nodes[0], weather.clone(), seed);
+            nodes.push(self.serve_dialing(name, &[(names[0], &cable.address())]));
+            cables.push(cable);
+        }
+        nodes.iter().for_each(Node::until_ready);
+        (nodes, cables)
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Socket {
     /// What the server has chosen.
     pub(crate) protocol: String,
     requests: i32,
+    /// What came before what was asked for.
+    early: Vec<Value>,
 }
 
 impl Socket {
@@ -30,8 +32,12 @@ impl Socket {
              sec-websocket-protocol: {protocols}\r\n\r\n"
         )
         .unwrap();
-        let mut socket =
-            Self { stream: BufReader::new(stream), protocol: String::new(), requests: 0 };
+        let mut socket = Self {
+            stream: BufReader::new(stream),
+            protocol: String::new(),
+            requests: 0,
+            early: Vec::new(),
+        };
         let mut status = None;
         loop {
             let mut line = String::new();
@@ -119,6 +125,21 @@ impl Socket {
     /// The next message; `None` if the server closes.
     pub(crate) fn receive(&mut self) -> Option<Value> {
         self.try_receive().unwrap()
+    }
+
+    /// The next message of a request, or of none; what comes before it is kept.
+    pub(crate) fn receive_of(&mut self, request: &Value) -> Value {
+        let is_its = |message: &Value| message["request_id"] == *request;
+        if let Some(at) = self.early.iter().position(is_its) {
+            return self.early.remove(at);
+        }
+        loop {
+            let message = self.receive().unwrap();
+            if is_its(&message) {
+                return message;
+            }
+            self.early.push(message);
+        }
     }
 
     fn try_receive(&mut self) -> io::Result<Option<Value>> {

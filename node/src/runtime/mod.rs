@@ -158,8 +158,6 @@ pub struct NodeHandle {
 struct Here {
     seat: Seat,
     known: Known,
-    /// While this thread writes, others serve everything else.
-    has_others: bool,
     relief: Arc<Relief>,
 }
 
@@ -266,14 +264,11 @@ impl NodeHandle {
 
     /// Does a write that was short the last time, unless others write, or has the replica thread do it.
     fn hand_over(&self, name: Option<u64>, write: Write) -> Result<(), WriteError> {
-        let here = name.is_some_and(|name| self.here.known.is_short(name))
-            && self.here.has_others
+        let is_short = name.is_some_and(|name| self.here.known.is_short(name))
             && self.meter.writes_waiting.now() == 1;
-        let left = if here {
-            let _busy = self.here.relief.begin();
-            self.here.seat.write(write, &self.events)
-        } else {
-            Some(write)
+        let left = match is_short.then(|| self.here.relief.begin()).flatten() {
+            Some(_busy) => self.here.seat.write(write, &self.events),
+            None => Some(write),
         };
         match left {
             None => Ok(()),
@@ -471,7 +466,6 @@ impl Runtime {
         let (dog, watchdog) = Watchdog::start_thread(replica.interrupt_handle())
             .map_err(|error| io_error("cannot start the watchdog thread", error))?;
         let tokio = tokio::runtime::Handle::try_current().ok();
-        let has_others = tokio.as_ref().is_some_and(|tokio| tokio.metrics().num_workers() > 1);
         let relief = Relief::start(tokio)
             .map_err(|error| io_error("cannot start the relief thread", error))?;
         let relief = Arc::new(relief);
@@ -482,7 +476,7 @@ impl Runtime {
         let runner = Runner { watchdog: dog, programs, meter: Arc::clone(&meter) };
         let driver = Driver::new(replica, files, clock, storage.requests(), news.clone(), runner);
         let known = Known::new(SHORT_WRITE);
-        let here = Arc::new(Here { seat: Seat::new(driver), known, has_others, relief });
+        let here = Arc::new(Here { seat: Seat::new(driver), known, relief });
         let theirs = Arc::clone(&here);
         let replica = std::thread::Builder::new()
             .name("littoral-replica".to_owned())

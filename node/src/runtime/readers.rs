@@ -194,9 +194,9 @@ impl ReaderPool {
         work: impl Fn(&Reader) -> T,
     ) -> Option<Result<T, ReadError>> {
         let began = Instant::now();
+        let _busy = self.relief.begin()?;
         let _permit = self.permits.try_acquire().ok()?;
         let reader = self.idle.lock().pop()?;
-        let _busy = self.relief.begin();
         if let Err(error) = reader.restrict(grants.cloned()) {
             return Some(Err(ReadError::Open(error)));
         }
@@ -454,7 +454,7 @@ mod tests {
         pool.read_known(None, text, work).await.unwrap().unwrap()
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_read_that_was_short_is_made_where_it_is_asked_for_until_it_turns_out_long() {
         let directory = tempfile::tempdir().unwrap();
         let now = Now { mono: Mono(0), wall: WallTime(1_700_000_000_000) };
@@ -462,7 +462,8 @@ mod tests {
         let identity = Identity { cluster, node: NodeId::new("a").unwrap(), incarnation };
         let replica =
             Replica::builder(identity).open(&directory.path().join("data.sqlite"), now, 1).unwrap();
-        let pool = ReaderPool::new(replica.db().clone(), 2, Arc::default(), Arc::default());
+        let relief = Arc::new(Relief::start(Some(tokio::runtime::Handle::current())).unwrap());
+        let pool = ReaderPool::new(replica.db().clone(), 2, Arc::default(), relief);
         let here = thread::current().id();
 
         // Nothing is known of it.

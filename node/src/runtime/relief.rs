@@ -28,9 +28,13 @@ const IDLE_LOOKS: u32 = 25;
 
 /// Knows of the statements that workers are at.
 #[derive(Debug, Default)]
-pub(super) struct Relief {
+pub(super) struct Relief(Option<Looking>);
+
+/// There is another worker, and a thread that looks.
+#[derive(Debug)]
+struct Looking {
     shared: Arc<Shared>,
-    thread: Option<Thread>,
+    thread: Thread,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +46,8 @@ struct Shared {
 }
 
 impl Relief {
-    /// For the workers of this runtime. With one worker alone there is none to take its place.
+    /// For the workers of this runtime. With one worker alone there is none to take its place, and it had better
+    /// be at no statement.
     pub(super) fn start(tokio: Option<Handle>) -> io::Result<Self> {
         let Some(tokio) = tokio.filter(|tokio| tokio.metrics().num_workers() > 1) else {
             return Ok(Self::default());
@@ -52,25 +57,25 @@ impl Relief {
         let thread = thread::Builder::new()
             .name("littoral-relief".to_owned())
             .spawn(move || theirs.look(&tokio))?;
-        Ok(Self { shared, thread: Some(thread.thread().clone()) })
+        Ok(Self(Some(Looking { shared, thread: thread.thread().clone() })))
     }
 
-    /// This thread is at a statement until what is returned is dropped.
-    pub(super) fn begin(&self) -> Busy<'_> {
-        self.shared.begun.fetch_add(1, SeqCst);
-        if self.shared.asleep.load(SeqCst)
-            && let Some(thread) = &self.thread
-        {
+    /// This thread is at a statement until what is returned is dropped; `None` if nobody could take its place
+    /// meanwhile.
+    pub(super) fn begin(&self) -> Option<Busy<'_>> {
+        let Looking { shared, thread } = self.0.as_ref()?;
+        shared.begun.fetch_add(1, SeqCst);
+        if shared.asleep.load(SeqCst) {
             thread.unpark();
         }
-        Busy(&self.shared)
+        Some(Busy(shared))
     }
 }
 
 impl Drop for Relief {
     fn drop(&mut self) {
-        self.shared.over.store(true, SeqCst);
-        if let Some(thread) = &self.thread {
+        if let Some(Looking { shared, thread }) = &self.0 {
+            shared.over.store(true, SeqCst);
             thread.unpark();
         }
     }

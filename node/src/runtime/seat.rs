@@ -184,6 +184,20 @@ mod tests {
         runtime.stop().await.unwrap();
     }
 
+    #[tokio::test]
+    async fn a_lone_worker_is_at_no_statement() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = start(directory.path()).await;
+        let node = runtime.handle();
+        let here = thread::current().id();
+        for _ in 0..3 {
+            assert_ne!(thread_of_short(node).await, here);
+            let read = node.read_known(None, "read", |_| thread::current().id()).await.unwrap();
+            assert_ne!(read, here);
+        }
+        runtime.stop().await.unwrap();
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_node_ends_if_a_write_panics_that_who_brings_it_does() {
         let directory = tempfile::tempdir().unwrap();
