@@ -60,8 +60,8 @@ impl Dump {
 
     fn print(&self, conn: &Connection, found: &Found) -> anyhow::Result<()> {
         if self.schema {
-            let made = found.made.iter().filter(|made| made.is_table || made.kind == "index");
-            return made.map(|made| self.statement(made)).collect();
+            let mut made = found.made.iter().filter(|made| made.is_table || made.kind == "index");
+            return made.try_for_each(|made| self.statement(made));
         }
         let unknown = |name: &&String| !found.order.iter().any(|t| t.eq_ignore_ascii_case(name));
         if let Some(name) = self.tables.iter().find(unknown) {
@@ -81,9 +81,8 @@ impl Dump {
         }
         if self.tables.is_empty() {
             for kind in ["view", "table", "trigger"] {
-                let made = found.made.iter().filter(|made| made.kind == kind && !made.is_table);
-                made.map(|made| self.virtual_or_statement(conn, made))
-                    .collect::<Result<(), _>>()?;
+                let mut made = found.made.iter().filter(|made| made.kind == kind && !made.is_table);
+                made.try_for_each(|made| self.virtual_or_statement(conn, made))?;
             }
         }
         if switches { say("PRAGMA foreign_keys = ON;") } else { Ok(()) }

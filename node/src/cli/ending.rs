@@ -108,7 +108,8 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
     }
     if wants_json() {
         let text = error.to_string();
-        let text = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).to_owned();
+        let text = text.trim();
+        let text = text.strip_prefix("error: ").unwrap_or(text).to_owned();
         let told = Told { word: "error", what: text, hint: None };
         // If stderr is gone there is nobody left to tell.
         let _ = say_on_stderr(&told, true, Some(USAGE));

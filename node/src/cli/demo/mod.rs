@@ -80,10 +80,10 @@ impl Demo {
         };
         if self.keep {
             if self.json {
-                say(addresses(&cluster))?
+                say(addresses(&cluster))?;
             } else {
-                invite(&cluster)?
-            };
+                invite(&cluster)?;
+            }
             signals.next().await;
         }
         cluster.stop().await?;
