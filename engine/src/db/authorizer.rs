@@ -10,7 +10,7 @@ use rusqlite::{
 use crate::{
     db::{
         mask::ChangeMask,
-        routing::{self, Elsewhere, Touches},
+        routing::{self, Admission, Elsewhere, Touches},
     },
     error::WriteError,
     grants::{self, Grants},
@@ -534,6 +534,10 @@ pub(crate) struct ReadGate {
     pub(crate) stale: bool,
     /// One of them that the statement refused last wanted to read.
     pub(crate) refused: Option<String>,
+    /// The tables whose rows here are too old to be read.
+    pub(crate) old: routing::Old,
+    /// What one of them has for the statement that was refused last.
+    pub(crate) refused_old: Option<Admission>,
 }
 
 impl ReadGate {
@@ -554,6 +558,14 @@ impl ReadGate {
             && !(planted(Bug::StrongViewHere) && context.accessor.is_some())
         {
             self.refused.get_or_insert_with(|| table_name.to_owned());
+            return Authorization::Deny;
+        }
+        if let AuthAction::Read { table_name, .. } = context.action
+            && !self.engine
+            && self.touches.is_none()
+            && let Some(admission) = routing::of_old(&self.old, table_name)
+        {
+            self.refused_old.get_or_insert(admission);
             return Authorization::Deny;
         }
         let allowed = match context.action {
