@@ -102,8 +102,8 @@ pub enum GenesisError {
     /// A statement of `schema.sql` is not one that a schema may have.
     #[error("{what} is not available in a schema: {statement}")]
     Unsupported {
-        /// What kind of statement it is.
-        what: &'static str,
+        /// What kind of statement it is, or what it calls.
+        what: String,
         /// The statement.
         statement: String,
     },

@@ -47,7 +47,7 @@ use crate::{
     limits::{WAL_LEFT_PAGES, WAL_ROUNDS},
     log::published::Published,
     merge::functions::make_spell,
-    schema::{Registry, Table},
+    schema::{Registry, Table, functions},
     sqlite,
     time::Instant,
     value::put_cell,
@@ -104,10 +104,12 @@ impl File {
 
     pub(crate) fn connect(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
         let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        match &self.vfs {
+        let connection = match &self.vfs {
             Some(vfs) => Connection::open_with_flags_and_vfs(&self.path, flags, vfs.as_str()),
             None => Connection::open_with_flags(&self.path, flags),
-        }
+        }?;
+        functions::take_away(&connection)?;
+        Ok(connection)
     }
 }
 
@@ -256,6 +258,7 @@ impl Reader {
         self.refuse_old(routing::Old::new());
         let mut gate = self.gate.lock();
         gate.refused = None;
+        gate.forbidden = None;
         let same = match (&gate.restriction, &grants) {
             (None, None) => true,
             (Some(old), Some(new)) => Arc::ptr_eq(&old.grants, new),

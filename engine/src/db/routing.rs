@@ -34,6 +34,11 @@ pub enum ReadRefused {
         /// What it would need, in words.
         what: String,
     },
+    /// Nobody: it wants what no client gets.
+    Forbidden {
+        /// What that is, in words.
+        what: String,
+    },
     /// The origin: it reads an `origin-strong` table, and this node is not the origin.
     AtOrigin {
         /// The table.
@@ -254,6 +259,9 @@ impl Reader {
 
     /// Why the statement that has just failed with `error` was not run, and so who is to run it.
     pub fn refused(&self, error: &rusqlite::Error) -> ReadRefused {
+        if let Some(what) = self.gate.lock().forbidden.take() {
+            return ReadRefused::Forbidden { what };
+        }
         if let Some(what) = self.missing() {
             return ReadRefused::NotGranted { what };
         }

@@ -16,7 +16,10 @@ use crate::{
     id::TableId,
     merge::follow_schema,
     policy::TablePolicy,
-    schema::change::{Action, Changed, Scope},
+    schema::{
+        change::{Action, Changed, Scope},
+        functions,
+    },
 };
 
 /// Runs a statement that changes the schema.
@@ -32,6 +35,9 @@ pub(super) fn run(
 ) -> Result<(), WriteError> {
     let text = statement.expanded_sql().unwrap_or_default();
     let text = text.trim().trim_end_matches(';').trim_end().to_owned();
+    if let Some(what) = functions::refused_in(&text).filter(|_| *action != Action::Policy) {
+        return Err(WriteError::Forbidden { what });
+    }
     within_savepoint(writer, course, || {
         let before = writer.as_engine(schema_cookie)?;
         if let Action::DropTable(table) = action {

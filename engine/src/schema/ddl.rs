@@ -15,7 +15,7 @@ use crate::{
     entry::TableDeclaration,
     error::GenesisError,
     policy::TablePolicy,
-    schema::{self, enroll::is_reserved},
+    schema::{self, enroll::is_reserved, functions},
 };
 
 /// What genesis makes of a schema and its policies.
@@ -79,7 +79,10 @@ fn run_all(
         };
         let text = statement.expanded_sql().unwrap_or_default().trim().to_owned();
         if verdict.creates_table && verdict.selects {
-            let what = "CREATE TABLE AS SELECT";
+            let what = "CREATE TABLE AS SELECT".to_owned();
+            return Err(GenesisError::Unsupported { what, statement: text });
+        }
+        if let Some(what) = functions::refused_in(&text) {
             return Err(GenesisError::Unsupported { what, statement: text });
         }
         seen.lock().running = true;
@@ -101,7 +104,7 @@ fn after(statements: &[String]) -> String {
 struct Seen {
     creates_table: bool,
     selects: bool,
-    refused: Option<&'static str>,
+    refused: Option<String>,
     /// It was judged and runs: FTS5 makes its own tables then.
     running: bool,
 }
@@ -110,6 +113,12 @@ impl Seen {
     fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
         if self.running {
             return Authorization::Allow;
+        }
+        if let AuthAction::Function { function_name } = context.action
+            && let Some(what) = functions::refused(function_name)
+        {
+            self.refused.get_or_insert(what);
+            return Authorization::Deny;
         }
         let what = match context.action {
             AuthAction::CreateTable { table_name: name }
@@ -154,7 +163,7 @@ impl Seen {
         match what {
             None => Authorization::Allow,
             Some(what) => {
-                self.refused.get_or_insert(what);
+                self.refused.get_or_insert_with(|| what.to_owned());
                 Authorization::Deny
             }
         }

@@ -15,6 +15,7 @@ pub(crate) mod ddl;
 pub(crate) mod declaring;
 mod elsewhere;
 mod enroll;
+pub(crate) mod functions;
 pub(crate) mod outcomes;
 pub(crate) mod range;
 pub(crate) mod row;
@@ -22,6 +23,7 @@ pub(crate) mod shape;
 pub(crate) mod spelling;
 mod survey;
 pub(crate) mod trigger;
+pub(crate) mod words;
 
 pub use enroll::Refusal;
 pub(crate) use enroll::{check, declarations};

@@ -22,6 +22,7 @@ use crate::{
     schema::{
         enroll::{Refusal, is_reserved},
         survey::{Object, Survey},
+        words::words,
     },
     sqlite::quoted,
 };
@@ -251,50 +252,6 @@ fn reads_tables(words: &[&str]) -> bool {
     })
 }
 
-/// Whether a statement says that rows which are in its way are to be replaced.
-pub(crate) fn says_replace(sql: &str) -> bool {
-    let words = words(sql);
-    let is =
-        |place: usize, word: &str| words.get(place).is_some_and(|w| w.eq_ignore_ascii_case(word));
-    (0..words.len()).any(|place| {
-        is(place, "REPLACE") && (is(place + 1, "INTO") || (place > 0 && is(place - 1, "OR")))
-    })
-}
-
-/// The words and signs of a statement, without its comments, strings and quoted names.
-fn words(sql: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let mut rest = sql;
-    while let Some(first) = rest.chars().next() {
-        let part = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-        let close = match first {
-            '\'' | '"' | '`' => Some(first),
-            '[' => Some(']'),
-            _ => None,
-        };
-        let len = if let Some(close) = close {
-            // A doubled quote ends one string and begins the next, which comes to the same.
-            rest[1..].find(close).map_or(rest.len(), |end| end + 2)
-        } else if rest.starts_with("--") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if let Some(comment) = rest.strip_prefix("/*") {
-            comment.find("*/").map_or(rest.len(), |end| end + 4)
-        } else if part(first) {
-            rest.find(|c| !part(c)).unwrap_or(rest.len())
-        } else {
-            first.len_utf8()
-        };
-        let (word, behind) = rest.split_at(len);
-        if close.is_some() {
-            words.push("''");
-        } else if !first.is_whitespace() && !word.starts_with("--") && !word.starts_with("/*") {
-            words.push(word);
-        }
-        rest = behind;
-    }
-    words
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,13 +317,5 @@ mod tests {
         ] {
             assert_eq!(class(trigger), expected, "{trigger}");
         }
-    }
-
-    #[test]
-    fn words_are_told_from_what_is_quoted() {
-        assert_eq!(
-            words("a 'FROM ''x' -- FROM\n [IN] /* RAISE( */ b(\"IN\")"),
-            ["a", "''", "''", "''", "b", "(", "''", ")"]
-        );
     }
 }

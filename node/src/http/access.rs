@@ -62,6 +62,8 @@ pub(crate) struct Access {
     verifier: Option<Verifier>,
     limits: HttpLimits,
     max_body_bytes: usize,
+    /// [`BODY_TIMEOUT`], except in tests.
+    body_timeout: Duration,
     all: Mutex<Bucket>,
     clients: Mutex<BTreeMap<Client, Bucket>>,
 }
@@ -88,6 +90,7 @@ impl Access {
             verifier,
             limits: config.limits.clone(),
             max_body_bytes: config.max_body_bytes,
+            body_timeout: BODY_TIMEOUT,
             all: Mutex::new(Bucket::full(config.limits.requests_per_second)),
             clients: Mutex::default(),
         })
@@ -128,6 +131,30 @@ impl Access {
         match self.limits.requests_per_second {
             None => Ok(()),
             Some(rate) => self.all.lock().take(rate, now),
+        }
+    }
+}
+
+impl Access {
+    /// Reads the whole body, so that a client which sends it slowly keeps nothing else busy. A request to be
+    /// upgraded has none; one that only says so is held to the same bounds.
+    async fn gather(&self, request: Request) -> Result<Request, Response> {
+        let limit = self.max_body_bytes;
+        let (parts, body) = request.into_parts();
+        match tokio::time::timeout(self.body_timeout, body::to_bytes(body, limit)).await {
+            Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
+            Ok(Err(_)) => Err(hrana::failure(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "BODY_TOO_LARGE",
+                &format!(
+                    "the body is longer than {limit} bytes (http.max_body_bytes), or broke off"
+                ),
+            )),
+            Err(_) => Err(hrana::failure(
+                StatusCode::REQUEST_TIMEOUT,
+                "BODY_TIMEOUT",
+                &format!("the body did not arrive within {} s", self.body_timeout.as_secs()),
+            )),
         }
     }
 }
@@ -198,7 +225,7 @@ pub(super) async fn enter(
         return unread(&request, response);
     }
     request.extensions_mut().insert(who);
-    match gather(request, access.max_body_bytes).await {
+    match access.gather(request).await {
         Ok(request) => next.run(request).await,
         Err(response) => closing(response),
     }
@@ -252,27 +279,6 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Reads the whole body, so that a client which sends it slowly keeps nothing else busy.
-async fn gather(request: Request, limit: usize) -> Result<Request, Response> {
-    if request.headers().contains_key(header::UPGRADE) {
-        return Ok(request);
-    }
-    let (parts, body) = request.into_parts();
-    match tokio::time::timeout(BODY_TIMEOUT, body::to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => Ok(Request::from_parts(parts, Body::from(bytes))),
-        Ok(Err(_)) => Err(hrana::failure(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "BODY_TOO_LARGE",
-            &format!("the body is longer than {limit} bytes (http.max_body_bytes), or broke off"),
-        )),
-        Err(_) => Err(hrana::failure(
-            StatusCode::REQUEST_TIMEOUT,
-            "BODY_TIMEOUT",
-            "the body did not arrive within 30 s",
-        )),
-    }
-}
-
 fn unauthorized(refused: &Refused) -> Response {
     let mut response =
         hrana::failure(StatusCode::UNAUTHORIZED, "LITTORAL_UNAUTHORIZED", &refused.to_string());
@@ -293,7 +299,57 @@ fn too_many(wait: Duration) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::{convert::Infallible, pin::Pin, task};
+
+    use axum::{Router, body::Bytes, middleware, routing::post};
+    use tower_service::Service as _;
+
     use super::*;
+
+    /// A body of which something comes from time to time, and never the end.
+    struct Slow(tokio::time::Interval);
+
+    impl body::HttpBody for Slow {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            context: &mut task::Context<'_>,
+        ) -> task::Poll<Option<Result<hyper::body::Frame<Bytes>, Infallible>>> {
+            let tick = self.0.poll_tick(context);
+            tick.map(|_| Some(Ok(hyper::body::Frame::data(Bytes::from_static(b" ")))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_comes_too_slowly_is_not_waited_for() {
+        let anywhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        let mut access = Access::new(&Http::on(anywhere)).unwrap();
+        assert_eq!(access.body_timeout, BODY_TIMEOUT);
+        access.body_timeout = Duration::from_millis(300);
+        let mut router = Router::new()
+            .route("/", post(|body: Bytes| async move { body.len().to_string() }))
+            .layer(middleware::from_fn_with_state(Arc::new(access), enter));
+        for upgrade in [None, Some("websocket"), Some("h2c")] {
+            let slow = Slow(tokio::time::interval(Duration::from_millis(50)));
+            let mut request = Request::post("/");
+            if let Some(to) = upgrade {
+                request = request.header(header::UPGRADE, to);
+            }
+            let began = Instant::now();
+            let response = router.call(request.body(Body::new(slow)).unwrap()).await.unwrap();
+            assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT, "{upgrade:?}");
+            assert!(began.elapsed() >= Duration::from_millis(300));
+            assert_eq!(response.headers()[header::CONNECTION], "close");
+            let said = body::to_bytes(response.into_body(), 1000).await.unwrap();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            assert!(said.contains("\"BODY_TIMEOUT\""), "{said}");
+        }
+        let quick = Request::post("/").body(Body::from("quick")).unwrap();
+        let response = router.call(quick).await.unwrap();
+        assert_eq!(body::to_bytes(response.into_body(), 1000).await.unwrap(), "5");
+    }
 
     #[test]
     fn a_bucket_gives_a_seconds_worth_and_then_its_rate() {

@@ -379,7 +379,7 @@ async fn receive_body(
     Ok(bytes)
 }
 
-fn close(connection: &Connection, code: CloseCode, reason: &str) {
+pub(super) fn close(connection: &Connection, code: CloseCode, reason: &str) {
     connection.close(VarInt::from_u32(code.to_u32()), reason.as_bytes());
 }
 

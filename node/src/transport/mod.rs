@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use littoral::{ClusterId, Identity, NodeId, PeerId};
+use littoral::{CloseCode, ClusterId, Identity, NodeId, PeerId};
 use parking_lot::Mutex;
 use quinn::{
     Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig, ServerConfig,
@@ -306,8 +306,13 @@ impl Shared {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("the handshake took too long".to_owned()),
         };
-        let node = self.certified(&connection)?;
-        Ok((connection, node))
+        match self.certified(&connection) {
+            Ok(node) => Ok((connection, node)),
+            Err(why) => {
+                link::close(&connection, CloseCode::WrongCluster, &why);
+                Err(why)
+            }
+        }
     }
 
     /// Who is at the other end, as its certificate says, which rustls has verified.

@@ -6,6 +6,8 @@
     reason = "helpers of tests, shared by several test crates"
 )]
 
+pub mod clients;
+
 use std::{
     borrow::Borrow,
     collections::BTreeMap,

@@ -149,6 +149,10 @@ impl ReadSession<'_> {
             ReadRefused::NotGranted { what } => {
                 Fault::Step(HranaError::from(&WriteError::NotGranted { what }))
             }
+            ReadRefused::Forbidden { what } => {
+                let message = format!("{what} is not available to clients");
+                Fault::Step(HranaError::new("LITTORAL_FORBIDDEN", message))
+            }
             ReadRefused::AtOrigin { table } => {
                 Fault::AtOrigin(HranaError::from(&WriteError::OriginOnly { table }))
             }

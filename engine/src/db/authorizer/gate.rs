@@ -1,22 +1,19 @@
-//! Which SQL may reach which connection: judged by SQLite's own parser, when a statement is prepared.
+//! [`Gate`]: the judge of the user connection.
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use rusqlite::{
-    Connection,
-    hooks::{AuthAction, AuthContext, Authorization, TransactionOperation},
-};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 
+use super::{
+    Restriction, is_ours,
+    refused::{is_reading_pragma, refused},
+};
 use crate::{
-    db::{
-        mask::ChangeMask,
-        routing::{self, Admission, Elsewhere, Touches},
-    },
+    db::mask::ChangeMask,
     error::WriteError,
-    grants::{self, Grants},
     id::{NodeId, TableId},
-    policy::{Consistency, OnUnreachable, Writers},
-    schema::{Registry, Table, catalog::PREFIX, change::Action, declaring, trigger},
+    policy::{Consistency, Writers},
+    schema::{Registry, Table, catalog::PREFIX, change::Action, declaring, words},
     testing::{Bug, planted},
 };
 
@@ -80,28 +77,6 @@ enum Denied {
     SchemaChange(String),
     Forbidden(String),
     NotGranted(String),
-}
-
-/// What somebody may do in this file.
-#[derive(Debug, Clone)]
-pub(crate) struct Restriction {
-    pub(crate) grants: Arc<Grants>,
-    /// The tables in which full-text indexes keep themselves, in lower case.
-    pub(crate) shadows: Arc<BTreeSet<String>>,
-}
-
-impl Restriction {
-    fn missing(&self, action: &AuthAction<'_>) -> Option<String> {
-        self.grants.missing(action, &self.shadows)
-    }
-}
-
-/// The tables in which the full-text indexes of a file keep themselves.
-pub(crate) fn shadows(conn: &Connection) -> rusqlite::Result<BTreeSet<String>> {
-    let mut statement = conn.prepare_cached(
-        "SELECT lower(name) FROM pragma_table_list WHERE schema = 'main' AND type = 'shadow'",
-    )?;
-    statement.query_map([], |row| row.get(0))?.collect()
 }
 
 /// A statement about a savepoint.
@@ -170,7 +145,7 @@ impl Gate {
     /// If those of a table must not be deleted: SQLite asks nobody about rows that are replaced.
     pub(crate) fn check_replacing(&mut self, sql: &str) -> Result<(), WriteError> {
         match self.keeps.take() {
-            Some(table) if trigger::says_replace(sql) => {
+            Some(table) if words::says_replace(sql) => {
                 let what = format!("replacing rows of {table}, which deletes them,");
                 Err(WriteError::NotGranted { what })
             }
@@ -278,6 +253,9 @@ impl Gate {
     }
 
     fn denial(&mut self, context: &AuthContext<'_>) -> Option<Denied> {
+        if let Some(what) = refused(&context.action) {
+            return Some(Denied::Forbidden(what));
+        }
         if let Some(restriction) = &self.restriction {
             if let Some(what) = restriction.missing(&context.action) {
                 return Some(Denied::NotGranted(what));
@@ -346,19 +324,9 @@ impl Gate {
                 None
             }
             AuthAction::Pragma { pragma_name, pragma_value } => {
-                // Within a transaction they do nothing that outlives it.
-                let idle = ["foreign_keys", "defer_foreign_keys"];
-                let idle =
-                    self.migrating && idle.iter().any(|p| pragma_name.eq_ignore_ascii_case(p));
-                let hint = match pragma_name {
-                    "optimize" => " (run ANALYZE instead)",
-                    _ => "",
-                };
-                (!idle && !is_reading_pragma(pragma_name, pragma_value))
-                    .then(|| Denied::Forbidden(format!("PRAGMA {pragma_name}{hint}")))
+                let allowed = self.migrating || is_reading_pragma(pragma_name, pragma_value);
+                (!allowed).then(|| Denied::Forbidden(format!("PRAGMA {pragma_name}")))
             }
-            AuthAction::Attach { .. } => forbidden("ATTACH or VACUUM"),
-            AuthAction::Detach { .. } => forbidden("DETACH"),
             AuthAction::CreateTempTable { .. }
             | AuthAction::CreateTempView { .. }
             | AuthAction::CreateTempIndex { .. }
@@ -516,122 +484,4 @@ fn writes(action: &AuthAction<'_>) -> bool {
             | AuthAction::Recursive
             | AuthAction::Pragma { .. }
     )
-}
-
-/// The judge of a reader's connection.
-#[derive(Debug, Default)]
-pub(crate) struct ReadGate {
-    pub(crate) restriction: Option<Restriction>,
-    /// The engine's own statements are prepared at the moment.
-    pub(crate) engine: bool,
-    /// What the statement refused last would have needed.
-    pub(crate) missing: Option<String>,
-    /// A statement is only prepared, to see what it touches.
-    pub(crate) touches: Option<Touches>,
-    /// The tables that are read at the origin, which this node is not.
-    pub(crate) elsewhere: Elsewhere,
-    /// Those of them may be read that may be stale.
-    pub(crate) stale: bool,
-    /// One of them that the statement refused last wanted to read.
-    pub(crate) refused: Option<String>,
-    /// The tables whose rows here are too old to be read.
-    pub(crate) old: routing::Old,
-    /// What one of them has for the statement that was refused last.
-    pub(crate) refused_old: Option<Admission>,
-}
-
-impl ReadGate {
-    /// Judges one action of a statement.
-    pub(crate) fn judge(&mut self, context: &AuthContext<'_>) -> Authorization {
-        // Whatever else SQLite might do while it prepares, such as some PRAGMAs, is judged as always.
-        if let Some(touches) = &mut self.touches
-            && routing::note(touches, &context.action)
-        {
-            return Authorization::Allow;
-        }
-        if let AuthAction::Read { table_name, .. } = context.action
-            && !self.engine
-            && self.touches.is_none()
-            && let Some(unreachable) = self.elsewhere.get(table_name)
-            && !(unreachable == OnUnreachable::Stale && (self.stale || planted(Bug::StaleUnasked)))
-            && !planted(Bug::StrongReadHere)
-            && !(planted(Bug::StrongViewHere) && context.accessor.is_some())
-        {
-            self.refused.get_or_insert_with(|| table_name.to_owned());
-            return Authorization::Deny;
-        }
-        if let AuthAction::Read { table_name, .. } = context.action
-            && !self.engine
-            && self.touches.is_none()
-            && let Some(admission) = routing::of_old(&self.old, table_name)
-        {
-            self.refused_old.get_or_insert(admission);
-            return Authorization::Deny;
-        }
-        let allowed = match context.action {
-            AuthAction::Select
-            | AuthAction::Read { .. }
-            | AuthAction::Function { .. }
-            | AuthAction::Recursive
-            | AuthAction::Transaction { .. }
-            | AuthAction::Savepoint { .. } => true,
-            AuthAction::Pragma { pragma_name, pragma_value } => {
-                is_reading_pragma(pragma_name, pragma_value)
-            }
-            // SQLite asks for these when a table-valued function is first used.
-            AuthAction::CreateVtable { module_name, .. } => grants::is_function(module_name),
-            _ => false,
-        };
-        if !allowed {
-            return Authorization::Deny;
-        }
-        let restriction = if self.engine { None } else { self.restriction.as_ref() };
-        match restriction.and_then(|restriction| restriction.missing(&context.action)) {
-            None => Authorization::Allow,
-            Some(missing) => {
-                self.missing.get_or_insert(missing);
-                Authorization::Deny
-            }
-        }
-    }
-}
-
-fn is_ours(name: &str) -> bool {
-    name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
-}
-
-/// Whether a PRAGMA only tells something, in the form it is used.
-pub(crate) fn is_reading_pragma(name: &str, value: Option<&str>) -> bool {
-    const WITH_ARGUMENT: [&str; 11] = [
-        "foreign_key_check",
-        "foreign_key_list",
-        "index_info",
-        "index_list",
-        "index_xinfo",
-        "integrity_check",
-        "quick_check",
-        "table_info",
-        "table_list",
-        "table_xinfo",
-        "data_version",
-    ];
-    const ALONE: [&str; 15] = [
-        "application_id",
-        "collation_list",
-        "compile_options",
-        "database_list",
-        "encoding",
-        "foreign_keys",
-        "freelist_count",
-        "function_list",
-        "journal_mode",
-        "module_list",
-        "page_count",
-        "page_size",
-        "pragma_list",
-        "schema_version",
-        "user_version",
-    ];
-    let name = name.to_ascii_lowercase();
-    WITH_ARGUMENT.contains(&name.as_str()) || (value.is_none() && ALONE.contains(&name.as_str()))
 }
