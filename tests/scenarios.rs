@@ -311,6 +311,19 @@ fn a_constraint_that_refuses_a_call_is_an_ordinary_outcome() {
 }
 
 #[test]
+fn calls_that_a_constraint_refuses_each_time_show_nothing() {
+    let files = Files::new();
+    files.edit("schema.sql", "n INTEGER NOT NULL", "n INTEGER NOT NULL CHECK (n < 1)");
+    files.write("policies.toml", "");
+    files.edit("scenario.toml", "clients = 2", "at = \"origin\"");
+    let output = files.run(&["--seeds", "3"]);
+    let told = stdout(&output);
+    assert_eq!(output.status.code(), Some(5), "{told}");
+    assert!(told.contains("people/add: 0 done, "), "{told}");
+    assert!(told.contains("no call of people/add was ever done"), "{told}");
+}
+
+#[test]
 fn the_configuration_of_a_node_serves_as_policies() {
     let files = Files::new();
     files.write(

@@ -133,7 +133,11 @@ pub struct Held {
     pub node: NodeId,
     /// How many entries it has not acknowledged.
     pub missing: u64,
-    /// When its newest acknowledgement was heard; `None` if it was not heard since the file was opened.
+    /// When the oldest entry was written that it has not acknowledged; `None` if this node has that no more,
+    /// since the member has said so to others.
+    pub since: Option<WallTime>,
+    /// When anything came from it last: over a link between the two any sign of life, else its newest
+    /// acknowledgement, which others have passed on. `None` if nothing has since the file was opened.
     pub heard: Option<WallTime>,
 }
 

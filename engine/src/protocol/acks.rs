@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{id::AuthorId, time::WallTime, version::VersionVector};
+use crate::{id::AuthorId, time::Instant, version::VersionVector};
 
 /// The newest acknowledgement heard of every other member.
 #[derive(Debug, Default)]
@@ -18,21 +18,27 @@ pub(crate) struct Acks {
 #[derive(Debug)]
 struct Heard {
     vector: VersionVector,
-    at: WallTime,
+    /// When it came, or anything newer from the member itself.
+    at: Instant,
 }
 
 impl Acks {
     /// Takes in what `author` held at some moment.
-    pub(crate) fn hear(&mut self, author: AuthorId, vector: &VersionVector, at: WallTime) {
-        let heard = self
-            .heard
-            .entry(author)
-            .or_insert_with(|| Heard { vector: VersionVector::new(), at: WallTime(0) });
+    pub(crate) fn hear(&mut self, author: AuthorId, vector: &VersionVector, at: Instant) {
+        let heard =
+            self.heard.entry(author).or_insert_with(|| Heard { vector: VersionVector::new(), at });
         // What a member holds only grows, so of two vectors one covers the other.
         if !heard.vector.covers_all(vector) {
             heard.vector = vector.clone();
-            heard.at = at;
+            heard.at = heard.at.max(at);
             self.version += 1;
+        }
+    }
+
+    /// A link to the member has ended, over which something came last at that time.
+    pub(crate) fn was_linked(&mut self, author: AuthorId, at: Instant) {
+        if let Some(heard) = self.heard.get_mut(&author) {
+            heard.at = heard.at.max(at);
         }
     }
 
@@ -46,8 +52,9 @@ impl Acks {
         self.heard.iter().map(|(author, heard)| (*author, &heard.vector))
     }
 
-    /// The newest acknowledgement of a member, and when it was heard.
-    pub(crate) fn of(&self, author: AuthorId) -> Option<(&VersionVector, WallTime)> {
+    /// The newest acknowledgement of a member, and when it came, or anything newer over a link to the member
+    /// that has ended since.
+    pub(crate) fn of(&self, author: AuthorId) -> Option<(&VersionVector, Instant)> {
         self.heard.get(&author).map(|heard| (&heard.vector, heard.at))
     }
 }

@@ -86,7 +86,7 @@ pub(crate) struct PeerSession {
     pub(crate) ping_every: Duration,
     /// The vectors of the watermarks told and heard last.
     watermarks: [Option<VersionVector>; 2],
-    last_heard: Instant,
+    pub(crate) last_heard: Instant,
     round_trip: Option<Duration>,
     bytes_sent: u64,
     bytes_received: u64,

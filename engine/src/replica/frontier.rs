@@ -1,7 +1,7 @@
 //! The frontier: acknowledgements counted at the origin, the entries that say what is stable, and the
 //! clock checkpoints after which the log is trimmed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     db::watch::Who,
@@ -13,7 +13,7 @@ use crate::{
     schema::catalog,
     status::{Held, Stability},
     testing::{Bug, planted},
-    time::Instant,
+    time::{Instant, WallTime},
     version::{Dot, VersionVector},
 };
 
@@ -51,7 +51,7 @@ impl Replica {
             if Some(author) == self.author {
                 continue;
             }
-            self.acks.hear(author, &vector, self.now.wall);
+            self.acks.hear(author, &vector, self.now.mono);
             self.counting.news = true;
             if let Some(session) = self.sessions.get_mut(&peer)
                 && !own
@@ -260,13 +260,18 @@ impl Replica {
             if Some(member.author) == self.author {
                 return None;
             }
-            let heard = self.acks.of(member.author);
-            let has = heard.map_or_else(VersionVector::new, |(vector, _)| vector.clone());
+            let acknowledged = self.acks.of(member.author);
+            let has = acknowledged.map_or_else(VersionVector::new, |(vector, _)| vector.clone());
             let missing = vector.missing_from(&has);
+            let links = self.sessions.values();
+            let of_member = links.filter(|session| session.incarnation == Some(member.incarnation));
+            let heard = of_member.map(|session| session.last_heard).max();
+            let heard = heard.max(acknowledged.map(|(_, at)| at));
             (missing > 0).then(|| Held {
                 node: member.node.clone(),
                 missing,
-                heard: heard.map(|(_, at)| at),
+                since: self.oldest_without(&has),
+                heard: heard.map(|at| self.ago(self.now.mono.since(at))),
             })
         });
         Stability {
@@ -276,5 +281,31 @@ impl Replica {
             log_bytes: self.log.bytes(),
             contested_bytes: self.contested.bytes() as u64,
         }
+    }
+
+    /// When the oldest entry of the log was written that is not in `vector`, as this node's wall clock has it.
+    fn oldest_without(&self, vector: &VersionVector) -> Option<WallTime> {
+        let mut oldest = None;
+        let read = self.log.read(
+            self.writer.apply(),
+            self.log.start_for(vector),
+            self.log.last(),
+            |_, entry| {
+                let header = entry.header();
+                let is_missing = !vector.covers(header.dot);
+                oldest = is_missing.then_some(header.hlc.wall());
+                !is_missing
+            },
+        );
+        if let Err(error) = read {
+            tracing::warn!(%error, "the log could not be read for the oldest entry that waits");
+        }
+        let age = self.corrected().0.saturating_sub(oldest?.0);
+        Some(self.ago(Duration::from_millis(age)))
+    }
+
+    fn ago(&self, age: Duration) -> WallTime {
+        let ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        WallTime(self.now.wall.0.saturating_sub(ms))
     }
 }

@@ -318,7 +318,11 @@ impl Replica {
     }
 
     pub(super) fn forget(&mut self, peer: PeerId) {
+        let author = self.author_of(peer);
         if let Some(session) = self.sessions.remove(&peer) {
+            if let Some(author) = author {
+                self.acks.was_linked(author, session.last_heard);
+            }
             self.requests_without(session);
         }
         self.incoming.remove(&peer);

@@ -26,6 +26,7 @@ use super::{
 #[command(after_help = "Examples:\n  \
     littoral conflicts --config edge1/littoral.toml\n  \
     littoral conflicts --url http://127.0.0.1:4401 --table stock --limit 5 --json\n  \
+    littoral conflicts --config edge1/littoral.toml --rule lww\n  \
     littoral conflicts --config edge1/littoral.toml --rule parked")]
 pub(super) struct Conflicts {
     #[command(flatten)]
@@ -33,9 +34,10 @@ pub(super) struct Conflicts {
     /// Only those of this table.
     #[arg(long)]
     table: Option<String>,
-    /// Only those of this rule, such as lww, parked or check.
-    #[arg(long)]
-    rule: Option<String>,
+    /// Only those of this rule: "last writer wins", or lww as the columns' type is declared, "delete wins",
+    /// "counter overflow" (or counter), check, parked, dropped or repaired.
+    #[arg(long, value_parser = rule)]
+    rule: Option<&'static str>,
     /// So many at most.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
@@ -57,17 +59,42 @@ const KNOWN: &str = "SELECT count(*) FROM littoral_tables WHERE name = ?1 COLLAT
 /// What is declared of the columns of all tables.
 const COLUMNS: &str = "SELECT table_id, id, name, type FROM littoral_columns";
 
+/// The rules, and for those of one column type what that is declared with.
+const RULES: [(&str, &str); 7] = [
+    ("last writer wins", "lww"),
+    ("delete wins", ""),
+    ("counter overflow", "counter"),
+    ("check", ""),
+    ("parked", ""),
+    ("dropped", ""),
+    ("repaired", ""),
+];
+
+/// The rule that is meant, as the list has it.
+fn rule(text: &str) -> Result<&'static str, String> {
+    let word = text.trim().to_lowercase().replace(['-', '_'], " ");
+    let known =
+        RULES.iter().find(|(rule, kind)| *rule == word || (!kind.is_empty() && *kind == word));
+    known.map(|(rule, _)| *rule).ok_or_else(|| {
+        let rules = RULES.map(|(rule, kind)| match kind {
+            "" => rule.to_owned(),
+            kind => format!("{rule} ({kind})"),
+        });
+        format!("there is no such rule; the rules are {}", rules.join(", "))
+    })
+}
+
 impl Conflicts {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let text = |value: &Option<String>| match value {
+        let text = |value: Option<&str>| match value {
             Some(text) => json!({ "type": "text", "value": text }),
             None => json!({ "type": "null" }),
         };
         let limit = json!({ "type": "integer", "value": self.limit.to_string() });
-        let args = json!([text(&self.table), text(&self.rule), limit]);
+        let args = json!([text(self.table.as_deref()), text(self.rule), limit]);
         let body = json!({ "requests": [
             { "type": "execute", "stmt": { "sql": SQL, "args": args } },
-            { "type": "execute", "stmt": { "sql": KNOWN, "args": [text(&self.table)] } },
+            { "type": "execute", "stmt": { "sql": KNOWN, "args": [text(self.table.as_deref())] } },
             { "type": "execute", "stmt": { "sql": COLUMNS } },
             { "type": "close" },
         ]});
@@ -188,6 +215,28 @@ mod tests {
 
     fn text(text: &str) -> Value {
         json!({ "type": "text", "value": text })
+    }
+
+    #[test]
+    fn rules_are_meant_by_their_text_or_by_the_type_of_columns() {
+        for text in ["last writer wins", "lww", "LWW", "last-writer-wins"] {
+            assert_eq!(rule(text), Ok("last writer wins"), "{text}");
+        }
+        assert_eq!(rule("counter"), Ok("counter overflow"));
+        assert_eq!(rule("parked"), Ok("parked"));
+        for text in ["", "max", "lost", "wins"] {
+            let refused = rule(text).unwrap_err();
+            assert!(refused.contains("last writer wins (lww), delete wins, counter"), "{refused}");
+        }
+    }
+
+    /// So that `--rule` knows each that is written.
+    #[test]
+    fn the_rules_are_those_that_the_documents_list() {
+        let merge = include_str!("../../../docs/merge.md");
+        let line = merge.lines().find(|line| line.starts_with("| `rule` |")).unwrap();
+        let listed: Vec<&str> = line.split('`').skip(3).step_by(2).collect();
+        assert_eq!(listed, RULES.map(|(rule, _)| rule));
     }
 
     #[test]

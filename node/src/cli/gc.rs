@@ -62,7 +62,12 @@ impl Explain {
         }
         print_list(
             &heard(&status),
-            &[("held back by", "node"), ("entries missing", "missing"), ("last heard", "heard")],
+            &[
+                ("held back by", "node"),
+                ("entries missing", "missing"),
+                ("held since", "since"),
+                ("last heard", "heard"),
+            ],
         )
     }
 }

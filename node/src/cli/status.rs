@@ -52,7 +52,12 @@ impl Show {
         )?;
         print_list(
             &heard(&status),
-            &[("frontier waits for", "node"), ("missing", "missing"), ("last heard", "heard")],
+            &[
+                ("frontier waits for", "node"),
+                ("missing", "missing"),
+                ("held since", "since"),
+                ("last heard", "heard"),
+            ],
         )?;
         print_list(
             &status["peers"],
@@ -124,12 +129,13 @@ fn holds(peers: &Value) -> Value {
     held.collect()
 }
 
-/// The members that hold the frontier back, with when each was heard last.
+/// The members that hold the frontier back, with since when, and when each was heard last.
 pub(super) fn heard(status: &Value) -> Value {
     let held = status["stability"]["held_back_by"].as_array().into_iter().flatten();
     let members = held.map(|member| {
         let mut member = member.clone();
         let at = moment::shown(&member["heard_ms"], status);
+        member["since"] = moment::shown(&member["since_ms"], status).into();
         member["heard"] = at.unwrap_or_else(|| "not since this node started".to_owned()).into();
         member
     });

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
-use littoral::{Consistency, MaxLag, OnStale, OnUnreachable, Status, TablePolicy, WallTime};
+use littoral::{Consistency, MaxLag, OnStale, OnUnreachable, Status, TablePolicy};
 
 use super::metrics::Page;
 use crate::runtime::{BOUNDS_US, Histogram, LinkMeter, Meter};
@@ -44,8 +44,8 @@ pub(super) fn add(page: &mut Page, status: &Status, meter: &Meter) {
     );
     page.gauge(
         "littoral_frontier_held_seconds",
-        "How long ago a member was heard of last that holds back what is forgotten",
-        held(status, meter).as_secs(),
+        "How long ago the oldest entry was written that a member has not acknowledged",
+        held(status).as_secs(),
     );
     add_links(page, status, meter);
     add_tables(page, status);
@@ -65,16 +65,11 @@ fn add_histogram(page: &mut Page, name: &str, help: &str, histogram: &Histogram)
     page.line(&format!("{name}_count"), "", all);
 }
 
-/// The longest silence of a member that has not acknowledged everything; of one that was never heard, since the
-/// node was started.
-fn held(status: &Status, meter: &Meter) -> Duration {
-    let now = status.clock.wall.0;
-    let since = |heard: Option<WallTime>| match heard {
-        Some(at) => Duration::from_millis(now.saturating_sub(at.0)),
-        None => meter.started.elapsed(),
-    };
-    let held = status.stability.held_back_by.iter().map(|held| since(held.heard));
-    held.max().unwrap_or_default()
+/// For how long members have kept old changes from being forgotten.
+fn held(status: &Status) -> Duration {
+    let since = status.stability.held_back_by.iter().filter_map(|held| held.since).min();
+    let since = since.unwrap_or(status.clock.wall);
+    Duration::from_millis(status.clock.wall.0.saturating_sub(since.0))
 }
 
 fn add_links(page: &mut Page, status: &Status, meter: &Meter) {

@@ -115,6 +115,7 @@ fn to_json(status: &Status, not_ready: Option<String>, validity: &Validity) -> V
             "held_back_by": status.stability.held_back_by.iter().map(|held| json!({
                 "node": held.node.as_str(),
                 "missing": held.missing,
+                "since_ms": held.since.map(|at| at.0),
                 "heard_ms": held.heard.map(|at| at.0),
             })).collect::<Vec<_>>(),
             "log_bytes": status.stability.log_bytes,

@@ -23,8 +23,6 @@ const LOOKS_KEPT: usize = 512;
 /// What is counted.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    /// When the node was started.
-    pub(crate) started: Instant,
     /// From a write job's being handed over to its being committed and as durable as configured.
     pub(crate) commits: Histogram,
     /// From a read's being handed over to its end.
@@ -67,7 +65,6 @@ pub(crate) struct LinkMeter {
 impl Default for Meter {
     fn default() -> Self {
         Self {
-            started: Instant::now(),
             commits: Histogram::default(),
             reads: Histogram::default(),
             forwarded: Histogram::default(),

@@ -90,6 +90,39 @@ fn each_algorithm_is_checked_with_its_own_keys() {
     }
 }
 
+/// `cat old.pem new.pem > token.pem`, for the time in which keys are changed.
+#[test]
+fn all_keys_of_a_file_count() {
+    let directory = TempDir::new().unwrap();
+    let keys: Vec<_> = (0..2).map(|_| new_key().unwrap()).collect();
+    let tokens: Vec<_> =
+        keys.iter().map(|(key, _)| issue(&claims(json!({})), key.as_bytes()).unwrap()).collect();
+    let [old, new] = [&*keys[0].1, &*keys[1].1];
+    for (name, text) in [
+        ("lines.pem", format!("{old}{new}")),
+        ("windows.pem", format!("the old one\n{old}\nthe new one\n{new}").replace('\n', "\r\n")),
+        // The last line of the first file has no end.
+        ("glued.pem", format!("{}{}", old.trim_end(), new.trim_end())),
+        ("kinds.pem", format!("{RSA_PUBLIC}{old}{new}")),
+    ] {
+        let verifier = verifier(vec![file(&directory, name, &text)]);
+        for token in &tokens {
+            verifier.verify(token).unwrap_or_else(|refused| panic!("{name}: {refused}"));
+        }
+    }
+    let refused = |text: &str| {
+        let files = vec![file(&directory, "refused.pem", text)];
+        Verifier::new(files, None, None, Duration::ZERO).unwrap_err().to_string()
+    };
+    let broken = new.replace("MC", "!!");
+    assert!(refused(&format!("{old}{broken}")).contains("part 2 of 2: it is none of them"));
+    let cut = &new[..new.find("-----END").unwrap()];
+    assert!(refused(&format!("{cut}{old}")).contains("part 1 of 2 has no END line"));
+    assert!(refused(&format!("{old}{}", keys[0].0)).contains("it is a private key"));
+    let many = refused(&old.repeat(65));
+    assert!(many.contains("it has 65 keys, and 64 are allowed"), "{many}");
+}
+
 /// A public key is no secret, so it must not serve as one.
 #[test]
 fn a_public_key_signs_nothing() {

@@ -27,13 +27,16 @@ const REMEMBERED: usize = 4096;
 /// Longer ones are refused unread.
 const TOKEN_BYTES_MAX: usize = 8 << 10;
 
+/// A file has no more keys: a token that nobody has signed is tried with all of them.
+const KEYS_PER_FILE_MAX: usize = 64;
+
 /// Why keys or a token could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyError {
     #[error("cannot read {}: {error}", path.display())]
     Read { path: PathBuf, error: io::Error },
     #[error(
-        "{}: expected a public key in PEM (Ed25519, P-256 or RSA of 2048 bits and more) or a JSON Web \
+        "{}: expected public keys in PEM (Ed25519, P-256 or RSA of 2048 bits and more) or a JSON Web \
          Key Set: {what}",
         path.display()
     )]
@@ -238,12 +241,52 @@ fn read_all(files: &[PathBuf]) -> Result<Vec<Key>, KeyError> {
 
 /// The keys of a file.
 fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
-    if bytes.trim_ascii_start().starts_with(b"{") {
-        return parse_set(bytes);
+    let keys = match bytes.trim_ascii_start().starts_with(b"{") {
+        true => parse_set(bytes)?,
+        false => parse_pem(bytes)?,
+    };
+    if keys.len() > KEYS_PER_FILE_MAX {
+        let found = keys.len();
+        return Err(format!("it has {found} keys, and {KEYS_PER_FILE_MAX} are allowed"));
     }
+    Ok(keys)
+}
+
+/// Several keys may follow one another, as `cat old.pem new.pem` puts them.
+fn parse_pem(bytes: &[u8]) -> Result<Vec<Key>, String> {
     if bytes.windows(11).any(|part| part == b"PRIVATE KEY") {
         return Err("it is a private key; tokens are checked with the public one".to_owned());
     }
+    let text = String::from_utf8_lossy(bytes);
+    let parts = pem_parts(&text)?;
+    let keys = parts.iter().enumerate().map(|(n, part)| {
+        from_pem(part.as_bytes()).map_err(|what| match parts.len() {
+            1 => what,
+            all => format!("part {} of {all}: {what}", n + 1),
+        })
+    });
+    keys.collect()
+}
+
+/// Each `BEGIN` up to its `END`. Files that are put together may lack the line's end between them.
+fn pem_parts(text: &str) -> Result<Vec<&str>, String> {
+    let (begin, end, dashes) = ("-----BEGIN ", "-----END ", "-----");
+    let starts: Vec<usize> = text.match_indices(begin).map(|(at, _)| at).collect();
+    if starts.is_empty() {
+        return Err("it is none of them".to_owned());
+    }
+    let until = starts[1..].iter().copied().chain([text.len()]);
+    let parts = starts.iter().zip(until).enumerate().map(|(n, (&start, until))| {
+        let part = &text[start..until];
+        let label = part.find(end).map(|at| at + end.len());
+        let stop = label.and_then(|label| Some(label + part[label..].find(dashes)?));
+        stop.map(|stop| &part[..stop + dashes.len()])
+            .ok_or_else(|| format!("part {} of {} has no END line", n + 1, starts.len()))
+    });
+    parts.collect()
+}
+
+fn from_pem(part: &[u8]) -> Result<Key, String> {
     type Read = fn(&[u8]) -> jsonwebtoken::errors::Result<DecodingKey>;
     let kinds: [(Algorithm, Read); 3] = [
         (Algorithm::EdDSA, DecodingKey::from_ed_pem),
@@ -251,8 +294,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Key>, String> {
         (Algorithm::RS256, DecodingKey::from_rsa_pem),
     ];
     for (algorithm, read) in kinds {
-        if let Ok(key) = read(bytes) {
-            return Ok(vec![checked(Key { id: None, algorithm, key })?]);
+        if let Ok(key) = read(part) {
+            return checked(Key { id: None, algorithm, key });
         }
     }
     Err("it is none of them".to_owned())

@@ -63,11 +63,12 @@ impl BlockCounts {
         }
     }
 
-    /// Whether it was called, and the cluster never did anything for it. That a constraint refuses a call
-    /// is something.
+    /// Whether it was called, and the cluster never did anything for it. Constraints that refuse each call
+    /// are no exception: such a block has written nothing that an invariant could be about.
     pub(crate) const fn is_mute(&self) -> bool {
-        let in_vain = self.out_of_reach + self.refused + self.unreachable + self.unanswered;
-        self.done + self.constraint == 0 && in_vain > 0
+        let in_vain =
+            self.out_of_reach + self.refused + self.constraint + self.unreachable + self.unanswered;
+        self.done == 0 && in_vain > 0
     }
 
     fn refuse(&mut self, failure: &Failed) {
