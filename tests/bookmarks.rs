@@ -31,9 +31,22 @@ impl Session {
     }
 
     fn post(&self, node: &Node, body: &Value) -> Answer {
+        self.post_to(node, "/v2/pipeline", body)
+    }
+
+    fn post_to(&self, node: &Node, path: &str, body: &Value) -> Answer {
         let carried: Vec<(&str, &str)> =
             self.bookmark.iter().map(|bookmark| (BOOKMARK, bookmark.as_str())).collect();
-        node.client().send_with("POST", "/v2/pipeline", &carried, &body.to_string()).unwrap()
+        node.client().send_with("POST", path, &carried, &body.to_string()).unwrap()
+    }
+
+    /// As [`Session::run`], by a cursor.
+    fn cursor(&mut self, node: &Node, sql: &str) -> Value {
+        let body = json!({ "batch": { "steps": [{ "stmt": { "sql": sql } }] } });
+        let answer = self.post_to(node, "/v3/cursor", &body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        self.bookmark = Some(answer.header(BOOKMARK).unwrap().to_owned());
+        first_row(&answer)
     }
 
     /// Runs a statement at a node; gives the first value of its answer.
@@ -75,6 +88,39 @@ fn a_session_that_moves_reads_what_it_wrote() {
         };
         assert_eq!(n, round.to_string().as_str(), "after round {round}");
     }
+    stop(nodes);
+}
+
+/// The first value that a cursor gives.
+fn first_row(answer: &Answer) -> Value {
+    let lines = answer.body.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut rows = lines.filter(|line| line["type"] == "row");
+    rows.next().map_or(Value::Null, |mut line| line["row"][0]["value"].take())
+}
+
+#[test]
+fn a_session_of_cursors_reads_what_it_wrote() {
+    let cluster =
+        Cluster::init(SCHEMA, &["hits:writers=any,n=counter"], &["origin", "edge1", "edge2"]);
+    let nodes = cluster.serve_star(&["origin", "edge1", "edge2"]);
+    nodes[0].run(&["INSERT INTO hits(page) VALUES('home')"]);
+    let mut session = Session::default();
+    session.cursor(&nodes[0], "SELECT n FROM hits");
+    for round in 1..=20_u32 {
+        let (writes, reads) = hop(round);
+        let n = json!(round.to_string());
+        let wrote = session.cursor(&nodes[writes], "UPDATE hits SET n = n + 1 RETURNING n");
+        assert_eq!(wrote, n, "written in round {round}");
+        assert_eq!(session.cursor(&nodes[reads], "SELECT n FROM hits"), n, "after round {round}");
+    }
+    // One that is longer begins before it is over, and says where it is from all the same.
+    let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)
+        SELECT i, 'row ' || i AS t FROM n";
+    let body = json!({ "batch": { "steps": [{ "stmt": { "sql": many } }] } });
+    let answer = session.post_to(&nodes[1], "/v3/cursor", &body);
+    assert_eq!(answer.body.lines().filter(|line| line.contains("row ")).count(), 50_000);
+    assert_eq!(answer.header(BOOKMARK), None);
+    assert_eq!(answer.header("x-littoral-served-by"), Some("edge1"));
     stop(nodes);
 }
 
@@ -178,7 +224,8 @@ fn what_a_node_does_not_reach_is_read_at_the_origin() {
     let steps = ["BEGIN READONLY", "SELECT n FROM hits", "COMMIT"];
     let steps: Vec<Value> = steps.iter().map(|sql| json!({ "stmt": { "sql": sql } })).collect();
     let batch = json!([{ "type": "batch", "batch": { "steps": steps } }, { "type": "close" }]);
-    let mut read_there = 0;
+    let cursor = json!({ "batch": { "steps": [{ "stmt": { "sql": "SELECT n FROM hits" } }] } });
+    let (mut read_there, mut cursors_there) = (0, 0);
     for round in 1..=5_u32 {
         // As long as a transaction has the writer, nothing that comes is applied.
         let requests = json!([execute("BEGIN IMMEDIATE"), execute("DELETE FROM mine")]);
@@ -186,6 +233,7 @@ fn what_a_node_does_not_reach_is_read_at_the_origin() {
         session.run(&nodes[0], "UPDATE hits SET n = n + 1");
         let read = session.send(&nodes[1], "SELECT n FROM hits");
         let whole = session.post(&nodes[1], &json!({ "requests": batch }));
+        let by_cursor = session.post_to(&nodes[1], "/v3/cursor", &cursor);
         // It may be over by now.
         let rollback = json!({ "baton": holds["baton"], "requests": [execute("ROLLBACK")] });
         Session::default().post(&nodes[1], &rollback);
@@ -198,11 +246,13 @@ fn what_a_node_does_not_reach_is_read_at_the_origin() {
             assert_eq!(found, Some(&n), "{answer:?}");
             read_there += u32::from(answer.header(READ_AT) == Some("origin"));
         }
+        assert_eq!(first_row(&by_cursor), n, "{by_cursor:?}");
+        cursors_there += u32::from(by_cursor.header(READ_AT) == Some("origin"));
         // What was read there is in the bookmark.
         session.bookmark = Some(whole.header(BOOKMARK).unwrap().to_owned());
         assert_eq!(session.run(&nodes[1], "SELECT n FROM hits"), n);
     }
-    assert!(read_there > 0, "nothing was read at the origin");
+    assert!(read_there > 0 && cursors_there > 0, "{read_there}, {cursors_there} by cursors");
 
     // Rows that each node has for itself are none of the origin's.
     let requests = json!([execute("BEGIN IMMEDIATE"), execute("INSERT INTO mine VALUES(7)")]);

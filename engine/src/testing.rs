@@ -162,6 +162,8 @@ pub enum Bug {
     StaleUnasked,
     /// A statement that was prepared while the origin could not be reached goes on showing this node's rows.
     StaleStatementKept,
+    /// A statement that was prepared while rows were new enough goes on showing them when they are too old.
+    OldStatementKept,
     /// A node does not keep which columns are personal.
     PersonalForgotten,
     /// A replica whose disk was full goes on refusing writes when there is room.
@@ -180,7 +182,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every bug, in the order in which `selftest` plants them.
-    pub const ALL: [Self; 80] = [
+    pub const ALL: [Self; 81] = [
         Self::SendUnsynced,
         Self::CounterAbsolute,
         Self::TiesByArrival,
@@ -254,6 +256,7 @@ impl Bug {
         Self::MeetingBehind,
         Self::StaleUnasked,
         Self::StaleStatementKept,
+        Self::OldStatementKept,
         Self::PersonalForgotten,
         Self::FullForGood,
         Self::WalNeverAnew,

@@ -4,7 +4,10 @@
 //! The engine, crate [`littoral`], decides everything and touches nothing; this crate does the IO.
 //! Read `runtime` first, which drives the engine, then `transport`, `http`, and last `cli`.
 //!
-//! [`Node::start`] runs a node within a process, as `littoral serve` does and as tests do.
+//! [`Node::start`] runs a node within a process, as `littoral serve` does and as tests do. Its [`NodeHandle`]
+//! writes by jobs and reads by closures, without blocking the runtime. Policies hold there as they do over HTTP:
+//! [`NodeHandle::read`] shows no rows that are older than their table allows, and none of an `origin-strong`
+//! table elsewhere than at the origin; [`NodeHandle::read_at`] shows none that are older than a bookmark.
 
 #![forbid(unsafe_code)]
 

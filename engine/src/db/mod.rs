@@ -255,6 +255,7 @@ impl Reader {
     pub fn restrict(&self, grants: Option<Arc<Grants>>) -> rusqlite::Result<()> {
         self.follow_policies();
         self.serve_stale(false);
+        self.refuse_old(routing::Old::new());
         let mut gate = self.gate.lock();
         gate.refused = None;
         gate.forbidden = None;

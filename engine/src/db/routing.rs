@@ -133,6 +133,13 @@ impl Elsewhere {
     }
 }
 
+/// The tables whose rows are too old to be read here, in lower case, and what each has for reads.
+pub(super) type Old = BTreeMap<String, Admission>;
+
+pub(super) fn of_old(old: &Old, table: &str) -> Option<Admission> {
+    if old.is_empty() { None } else { old.get(&table.to_ascii_lowercase()).copied() }
+}
+
 impl Db {
     /// The tables and policies of now, and whether this node is the origin.
     pub(crate) fn publish_registry(&self, registry: &Arc<Registry>, is_origin: bool) {
@@ -208,6 +215,40 @@ impl Reader {
         if was && !stale && !planted(Bug::StaleStatementKept) {
             self.connection.flush_prepared_statement_cache();
         }
+    }
+
+    /// From here on statements may not read a table whose rows may be older here than it allows, unless it
+    /// says `serve`; no more from [`Reader::restrict`] on. `lag` is how old they may be, as [`Db::lag`] tells.
+    pub fn keep_bounds(&self, lag: Option<Duration>) {
+        let registry = Db::new(Arc::clone(&self.file)).registry();
+        let tables = registry.iter().flat_map(|registry| registry.tables());
+        let bounded = tables.filter(|table| table.policy.max_lag.is_some()).map(|table| {
+            let (name, policy) = (table.name.clone(), table.policy.clone());
+            Touched { table: name, policy, reads: true, writes: false }
+        });
+        let old = bounded.filter_map(|touched| {
+            let admission = Admission::of(std::slice::from_ref(&touched), lag);
+            (admission != Admission::Serve).then(|| (touched.table.to_ascii_lowercase(), admission))
+        });
+        self.refuse_old(old.collect());
+    }
+
+    /// Ends [`Reader::keep_bounds`], if there are none, or has other tables refused by it.
+    pub(super) fn refuse_old(&self, old: Old) {
+        let mut gate = self.gate.lock();
+        gate.refused_old = None;
+        let same = gate.old == old;
+        gate.old = old;
+        // The judge takes the lock.
+        drop(gate);
+        if !same && !planted(Bug::OldStatementKept) {
+            self.connection.flush_prepared_statement_cache();
+        }
+    }
+
+    /// What a table has for reads that [`Reader::keep_bounds`] has refused to the statement refused last.
+    pub fn refused_old(&self) -> Option<Admission> {
+        self.gate.lock().refused_old.take()
     }
 
     /// The `origin-strong` table that the statement refused last wanted to read, on a node that is not the

@@ -51,7 +51,7 @@ const WAIT_HERE: Duration = Duration::from_secs(1);
 /// It reads nothing.
 const OUTCOME: &str = "/v1/outcome";
 
-/// Its answer begins before its rows are read, so there is no bookmark of them in its header.
+/// Its answer may begin before all rows are read: then there is no bookmark of them in its header.
 const CURSOR: &str = "/v3/cursor";
 
 /// Why the key of bookmarks cannot be used.
@@ -324,9 +324,11 @@ pub(super) async fn carry(
     let waited = began.elapsed();
     let mut response = next.run(request).await;
     let ran = began.elapsed() - waited;
-    let notes = response.extensions_mut().remove::<Notes>().unwrap_or_default();
+    let notes = response.extensions_mut().remove::<Notes>();
+    let goes_on = streams && notes.is_none();
+    let notes = notes.unwrap_or_default();
     let bookmark =
-        if streams { None } else { sessions.given([&brought, &notes.seen_at_origin]).await };
+        if goes_on { None } else { sessions.given([&brought, &notes.seen_at_origin]).await };
     let comes_again = response.status() == StatusCode::SERVICE_UNAVAILABLE;
     let headers = response.headers_mut();
     if comes_again {

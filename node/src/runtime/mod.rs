@@ -276,19 +276,8 @@ impl NodeHandle {
         }
     }
 
-    /// Runs `work` with a read-only connection on a blocking thread. Dropping the future interrupts a
-    /// query that is still running.
-    ///
-    /// # Errors
-    /// If there is no connection to be had, or the query ran for too long.
-    pub async fn read<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Reader) -> T + Send + 'static,
-    ) -> Result<T, ReadError> {
-        self.readers.read(None, work).await
-    }
-
-    /// As [`NodeHandle::read`]; the work may read only what `grants` give.
+    /// Runs `work` with a read-only connection on a blocking thread, whatever policies say of what it reads; it
+    /// may read only what `grants` give.
     pub(crate) async fn read_as<T: Send + 'static>(
         &self,
         grants: Option<Arc<Grants>>,
@@ -306,21 +295,6 @@ impl NodeHandle {
         work: impl Fn(&Reader) -> T + Send + 'static,
     ) -> Result<T, ReadError> {
         self.readers.read_known(grants, text, work).await
-    }
-
-    /// As [`NodeHandle::read`], once this node has all that the bookmark names: the read shows nothing
-    /// older than the session it is from has seen, at whatever node.
-    ///
-    /// # Errors
-    /// Also [`ReadError::BookmarkNotReached`], if that takes longer than `limit`.
-    pub async fn read_at<T: Send + 'static>(
-        &self,
-        bookmark: &Bookmark,
-        limit: Duration,
-        work: impl FnOnce(&Reader) -> T + Send + 'static,
-    ) -> Result<T, ReadError> {
-        self.reach(bookmark, limit).await?;
-        self.read(work).await
     }
 
     /// Waits until this node has all that a bookmark names.

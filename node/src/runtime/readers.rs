@@ -65,6 +65,14 @@ pub enum ReadError {
     /// What the node shows is older than a table allows.
     #[error(transparent)]
     TooStale(#[from] TooStale),
+    /// It reads a table that is read at the origin only.
+    #[error(
+        "{table} is origin-strong, so it is read at the origin only, and this node is another one: read it there, or over HTTP, which asks the origin"
+    )]
+    AtOrigin {
+        /// Which table.
+        table: String,
+    },
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopping,

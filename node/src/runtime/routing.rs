@@ -6,9 +6,9 @@
 //! | writes an origin-written table, or reads an origin-strong one | at the origin, all of its transaction; if that cannot be reached, it fails, or what only reads is answered here where all its tables say `on_unreachable = "stale"` |
 //! | anything else | here |
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use littoral::{Admission, Consistency, OnUnreachable, Reader, Touched, Writers};
+use littoral::{Admission, Bookmark, Consistency, OnUnreachable, Reader, Touched, Writers};
 
 use super::{NodeHandle, ReadError, TooStale};
 
@@ -40,6 +40,63 @@ pub struct Explanation {
 }
 
 impl NodeHandle {
+    /// Runs `work` with a read-only connection on a blocking thread. Dropping the future interrupts a query
+    /// that is still running.
+    ///
+    /// What policies say of the tables that it reads holds: of one that is too old here for its `max_lag_ms`,
+    /// statements are refused as they are prepared, whatever `work` makes of that. Where the table says `wait`,
+    /// `work` is called once more when this node is new enough; so it must do the same whenever it is called.
+    /// Nothing is sent to the origin: what belongs there fails.
+    ///
+    /// # Errors
+    /// [`ReadError::TooStale`] and [`ReadError::AtOrigin`], as policies say; also if there is no connection to
+    /// be had, or the query ran for too long.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        mut work: impl FnMut(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        let until = Instant::now() + STALE_WAIT;
+        loop {
+            let node = self.clone();
+            let bounded = move |reader: &Reader| {
+                let lag = node.lag();
+                if node.bounds_lag() {
+                    reader.keep_bounds(lag);
+                }
+                let value = work(reader);
+                let refused = (reader.refused_origin_strong(), reader.refused_old());
+                (value, work, lag, refused)
+            };
+            let (value, again, lag, refused) = self.read_as(None, bounded).await?;
+            match refused {
+                (Some(table), _) => return Err(ReadError::AtOrigin { table }),
+                (None, None | Some(Admission::Serve)) => return Ok(value),
+                (None, Some(Admission::Wait(most))) => {
+                    self.freshen(most, until.saturating_duration_since(Instant::now())).await?;
+                    work = again;
+                }
+                (None, Some(Admission::Forward(most) | Admission::Fail(most))) => {
+                    return Err(TooStale { lag, most }.into());
+                }
+            }
+        }
+    }
+
+    /// As [`NodeHandle::read`], once this node has all that the bookmark names: the read shows nothing
+    /// older than the session it is from has seen, at whatever node.
+    ///
+    /// # Errors
+    /// Also [`ReadError::BookmarkNotReached`], if that takes longer than `limit`.
+    pub async fn read_at<T: Send + 'static>(
+        &self,
+        bookmark: &Bookmark,
+        limit: Duration,
+        work: impl FnMut(&Reader) -> T + Send + 'static,
+    ) -> Result<T, ReadError> {
+        self.reach(bookmark, limit).await?;
+        self.read(work).await
+    }
+
     /// Whether any table bounds how old what is read of it may be; if none does, there is nothing to admit.
     pub fn bounds_lag(&self) -> bool {
         self.readers.db().bounds_lag()
@@ -50,8 +107,9 @@ impl NodeHandle {
         self.readers.db().awaits_schema()
     }
 
-    /// Waits until this node may serve what statements read, as the policies of their tables say, or tells
-    /// that it is to be read at the origin. A statement that cannot be prepared, or does not read, is admitted
+    /// Waits until this node may serve what statements read, as the bounds of their tables say, or tells
+    /// that it is to be read at the origin; for programs that can have it read there, or that write what they
+    /// have read: [`NodeHandle::read`] asks for itself. A statement that cannot be prepared, or does not read, is admitted
     /// here: whoever runs it says what is wrong.
     ///
     /// # Errors
@@ -84,7 +142,7 @@ impl NodeHandle {
     }
 
     async fn touched(&self, statements: Vec<String>) -> Result<Vec<Touched>, ReadError> {
-        let looked = self.read(move |reader: &Reader| {
+        let looked = self.read_as(None, move |reader: &Reader| {
             statements.iter().filter_map(|sql| reader.touches(sql).ok()).flatten().collect()
         });
         looked.await
@@ -99,7 +157,7 @@ impl NodeHandle {
     /// Whether statements can do nothing but read, whoever is to run them.
     pub(crate) async fn only_read(&self, statements: Vec<String>) -> bool {
         let looked =
-            self.read(move |reader: &Reader| statements.iter().all(|sql| reader.only_reads(sql)));
+            self.read_as(None, move |reader| statements.iter().all(|sql| reader.only_reads(sql)));
         looked.await.unwrap_or(false)
     }
 
@@ -107,7 +165,7 @@ impl NodeHandle {
     pub(crate) async fn may_read_there(&self, statements: Vec<String>) -> bool {
         let alike =
             move |reader: &Reader| statements.iter().all(|sql| reader.reads_what_all_have(sql));
-        self.read(alike).await.unwrap_or(false)
+        self.read_as(None, alike).await.unwrap_or(false)
     }
 
     /// Says what policies make of a statement, which is not run.
@@ -119,7 +177,7 @@ impl NodeHandle {
         let is_away = status.as_ref().is_none_or(|status| status.distance.is_none());
         let origin = status.and_then(|status| status.origin);
         let tables = self
-            .read(move |reader: &Reader| reader.touches(&sql))
+            .read_as(None, move |reader| reader.touches(&sql))
             .await?
             .map_err(ReadError::Sqlite)?;
         let is_origin = origin.as_ref() == Some(&self.identity.node);

@@ -437,6 +437,12 @@ impl Cluster {
         let lag = engine.replica.db().lag(Instant(self.now));
         let admission = Admission::of(&touched, lag);
         self.note(number, "admit", || format!("{admission:?} at a lag of {lag:?}: {sql}"));
+        // Who keeps the bounds as it prepares comes to the same.
+        let Some(engine) = &self.machines[number].engine else { return Ok(()) };
+        engine.reader.keep_bounds(lag);
+        let prepared = engine.reader.connection().prepare_cached(sql).is_ok();
+        let refused = engine.reader.refused_old();
+        staleness::judge_kept(number, sql, admission, prepared, refused)?;
         match admission {
             Admission::Serve => {
                 staleness::judge_bound(&mut self.oracle.logs, number, self.now, GAUGE_LAG_MS * MS)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use littoral::Admission;
+
 use super::{Check, Promise, broken, logs::Logs};
 use crate::clock::{Nanos, SECOND};
 
@@ -36,6 +38,24 @@ pub(crate) fn judge_bound(logs: &mut Logs, machine: usize, now: Nanos, bound: Na
     let what = format!(
         "m{machine} shows rows that may be {bound} ns old, and lacks {dot}, which the origin has had for \
          {truly} ns"
+    );
+    broken(Promise::Staleness, what)
+}
+
+/// A connection that keeps the bounds of tables prepares what is admitted, and nothing else.
+pub(crate) fn judge_kept(
+    machine: usize,
+    sql: &str,
+    admission: Admission,
+    prepared: bool,
+    refused: Option<Admission>,
+) -> Check {
+    if (admission == Admission::Serve) == prepared && prepared == refused.is_none() {
+        return Ok(());
+    }
+    let what = format!(
+        "m{machine} has {admission:?} for {sql}, and a connection that keeps bounds has {} it: {refused:?}",
+        if prepared { "prepared" } else { "refused" }
     );
     broken(Promise::Staleness, what)
 }

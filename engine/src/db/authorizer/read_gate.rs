@@ -4,7 +4,7 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
 use super::{Restriction, is_reading_pragma, refused::refused};
 use crate::{
-    db::routing::{self, Elsewhere, Touches},
+    db::routing::{self, Admission, Elsewhere, Touches},
     grants,
     policy::OnUnreachable,
     testing::{Bug, planted},
@@ -28,6 +28,10 @@ pub(crate) struct ReadGate {
     pub(crate) stale: bool,
     /// One of them that the statement refused last wanted to read.
     pub(crate) refused: Option<String>,
+    /// The tables whose rows here are too old to be read.
+    pub(crate) old: routing::Old,
+    /// What one of them has for the statement that was refused last.
+    pub(crate) refused_old: Option<Admission>,
 }
 
 impl ReadGate {
@@ -57,6 +61,14 @@ impl ReadGate {
             && !(planted(Bug::StrongViewHere) && context.accessor.is_some())
         {
             self.refused.get_or_insert_with(|| table_name.to_owned());
+            return Authorization::Deny;
+        }
+        if let AuthAction::Read { table_name, .. } = context.action
+            && !self.engine
+            && self.touches.is_none()
+            && let Some(admission) = routing::of_old(&self.old, table_name)
+        {
+            self.refused_old.get_or_insert(admission);
             return Authorization::Deny;
         }
         let allowed = match context.action {

@@ -244,7 +244,7 @@ async fn gate_is(node: &NodeHandle, gate: &str) -> anyhow::Result<bool> {
         let mut query = reader
             .connection()
             .prepare_cached("SELECT gate IS ? FROM boarding ORDER BY flight LIMIT 1")?;
-        query.query_row([gate], |row| row.get(0))
+        query.query_row([&gate], |row| row.get(0))
     });
     Ok(found.await??)
 }

@@ -79,6 +79,7 @@ impl From<&ReadError> for HranaError {
         let code = match error {
             ReadError::Open(error) | ReadError::Sqlite(error) => return Self::from(error),
             ReadError::TooStale(_) => "LITTORAL_TOO_STALE",
+            ReadError::AtOrigin { .. } => "LITTORAL_ORIGIN_ONLY",
             ReadError::BookmarkNotReached(_) => "LITTORAL_BOOKMARK_NOT_REACHED",
             ReadError::TimedOut => "SQLITE_INTERRUPT",
             ReadError::TooManyHeld => "SQLITE_BUSY",

@@ -33,6 +33,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -44,7 +45,10 @@ use axum::{
 };
 use hyper::body::Frame;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use self::{
     at_origin::After,
@@ -119,7 +123,13 @@ async fn run_pipeline(
     Ok((PipelineResponse { baton, base_url: None, results }, notes))
 }
 
-/// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read.
+/// What is there of a cursor's answer before it begins, so that its header can tell of it: as much as this,
+/// unless more takes longer than [`HELD_BACK`].
+const HELD_BYTES: usize = 256 << 10;
+const HELD_BACK: Duration = Duration::from_secs(1);
+
+/// `POST /v3/cursor`: one batch, answered as a line for each row, sent as it is read. Of an answer that is over
+/// before it begins, there are notes.
 pub(super) async fn cursor(
     State(state): State<Arc<ServerState>>,
     Extension(who): Extension<Principal>,
@@ -128,7 +138,13 @@ pub(super) async fn cursor(
     body: Bytes,
 ) -> Response {
     match open_cursor(&state, who, session, &headers, &body).await {
-        Ok(body) => ([(header::CONTENT_TYPE, "text/plain")], body).into_response(),
+        Ok((body, notes)) => {
+            let mut answer = ([(header::CONTENT_TYPE, "text/plain")], body).into_response();
+            if let Some(notes) = notes {
+                answer.extensions_mut().insert(notes);
+            }
+            answer
+        }
         Err(error) => bad_request(error),
     }
 }
@@ -139,7 +155,7 @@ async fn open_cursor(
     session: OfRequest,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<Body, BadRequest> {
+) -> Result<(Body, Option<Notes>), BadRequest> {
     let key = Key::of(headers, &who)?;
     let request: CursorRequest = parse(body)?;
     let session = resumed(session, request.baton.as_deref()).await?;
@@ -150,8 +166,9 @@ async fn open_cursor(
     // It is told before anything runs, so it is kept if the stream may keep something.
     let kept = lease.stream().keeps_something() || program.begins_transaction();
     let baton = if kept { Some(lease.next_baton()?) } else { None };
-    let first = format!("{}\n", to_json(&CursorHead { baton, base_url: None }));
-    let (emitter, chunks) = Emitter::new();
+    let mut first = format!("{}\n", to_json(&CursorHead { baton, base_url: None }));
+    let (emitter, mut chunks) = Emitter::new();
+    let (ended, mut noted) = oneshot::channel();
     let node = state.node.clone();
     tokio::spawn(otlp::passed_on(async move {
         let grants = who.grants.as_ref();
@@ -163,8 +180,21 @@ async fn open_cursor(
         if let Err(error) = session_ends(&session, lease.stream()).await {
             end.fail(&error.0).await;
         }
+        // Nobody wants to know of an answer that has begun.
+        let _ = ended.send(std::mem::take(&mut lease.stream().notes));
     }));
-    Ok(Body::new(Lines { first: Some(first), chunks }))
+    let hold = async {
+        while first.len() < HELD_BYTES {
+            match chunks.recv().await {
+                Some(chunk) => first.push_str(&chunk),
+                // The notes came before that.
+                None => return noted.try_recv().ok(),
+            }
+        }
+        None
+    };
+    let notes = timeout(HELD_BACK, hold).await.ok().flatten();
+    Ok((Body::new(Lines { first: Some(first), chunks }), notes))
 }
 
 /// The first line of a cursor's answer.

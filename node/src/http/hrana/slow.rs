@@ -100,7 +100,7 @@ impl Run<'_> {
         // What it touches is looked up beside the client's request.
         let (node, sql) = (self.node.clone(), sql.to_owned());
         tokio::spawn(async move {
-            let looked = node.read(move |reader| describe(reader, &sql)).await;
+            let looked = node.read_as(None, move |reader| describe(reader, &sql)).await;
             // Without a connection there is no telling names from values.
             let (statement, tables) = looked.unwrap_or_default();
             line.log(&statement, &tables);

@@ -13,7 +13,7 @@
 
 use std::{mem, sync::Arc};
 
-use littoral::{Consistency, ForwardError, Outcome as Became, Reader, Writers};
+use littoral::{Consistency, ForwardError, Outcome as Became, Writers};
 
 use super::{
     execute::Run,
@@ -45,7 +45,7 @@ impl Run<'_> {
     pub(super) async fn goes_to_origin(&self, step: usize) -> bool {
         let Action::Run(statement) = &self.program.steps[step].action else { return false };
         let sql = statement.sql.clone();
-        let touched = self.node.read(move |reader: &Reader| reader.touches(&sql)).await;
+        let touched = self.node.read_as(None, move |reader| reader.touches(&sql)).await;
         // Who runs the statement says what is wrong with it.
         let Ok(Ok(touched)) = touched else { return false };
         let of_origin = touched.iter().any(|touched| {
