@@ -22,8 +22,36 @@ pub fn cases(usual: usize) -> usize {
     std::env::var("LITTORAL_FUZZ_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
 }
 
+/// Set in the process that [`within_memory`] begins.
+const ALONE: &str = "LITTORAL_FUZZ_ALONE";
+
+/// Runs `check` in a process of its own, this test binary begun for the one test: what a binary's other tests
+/// reserve meanwhile is not the check's. `test` is the test's whole path, its crate included.
+///
+/// # Panics
+/// If the check panics, if it reserves `most` bytes or more (where the system tells), or if there is no such
+/// test.
+pub fn within_memory(test: &str, most: u64, check: impl FnOnce()) {
+    if std::env::var_os(ALONE).is_none() {
+        let (_, path) = test.split_once("::").expect("a path begins with its crate");
+        let binary = std::env::current_exe().expect("a test knows its binary");
+        let run =
+            std::process::Command::new(binary).args([path, "--exact"]).env(ALONE, "1").output();
+        let run = run.expect("a test binary can be begun again");
+        let said = String::from_utf8_lossy(&run.stdout);
+        let passed = run.status.success() && said.contains("1 passed");
+        assert!(passed, "{path}: {}\n{said}{}", run.status, String::from_utf8_lossy(&run.stderr));
+        return;
+    }
+    let before = peak_memory();
+    check();
+    if let (Some(before), Some(after)) = (before, peak_memory()) {
+        assert!(after - before < most, "{} bytes were reserved", after - before);
+    }
+}
+
 /// The most memory that this process has reserved at once, in bytes, where the system tells.
-pub fn peak_memory() -> Option<u64> {
+fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"))?;
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
