@@ -50,7 +50,8 @@ pub enum OpenError {
         "the file is a copy or was restored: it was opened {opened} times, and the note beside it, \
          {}, says {noted}. Others may have what this copy has forgotten, so it cannot go on as this \
          node. If the file was moved, move its note with it; else start with an empty directory and a \
-         new incarnation (`littoral ca issue`)",
+         new incarnation (`littoral ca issue`), or, if this is the origin, begin a new cluster with \
+         its rows (`littoral dump`)",
         crate::identity::NOTE
     )]
     CopiedFile {
@@ -63,7 +64,8 @@ pub enum OpenError {
     #[error(
         "the database is gone, and the note beside it, {}, says that there was one: others may have \
          what it held. Put the file back, or start with an empty directory and a new incarnation \
-         (`littoral ca issue`); a read-only node may just remove the note",
+         (`littoral ca issue`); a read-only node may just remove the note, and for the origin a new \
+         cluster begins with the rows of a backup or of another node (`littoral dump`)",
         crate::identity::NOTE
     )]
     LostFile,
@@ -143,6 +145,15 @@ pub enum WriteError {
     /// SQLite refused a statement or the commit; its own code and message are inside.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// SQLite refused a statement of a migration; nothing of the migration was done.
+    #[error("statement {number} of the migration: {error}")]
+    InMigration {
+        /// Which one, counted from 1.
+        number: usize,
+        /// SQLite's error.
+        #[source]
+        error: rusqlite::Error,
+    },
     /// This node's `Join` has not been applied yet, so its entries would have no author. It passes
     /// once the node has been linked to the cluster.
     #[error("this node is not a member yet: it has not received its Join from the origin")]
@@ -322,7 +333,8 @@ impl WriteError {
                         | rusqlite::ErrorCode::SystemIoFailure
                 )
             ),
-            Self::OriginOnly { .. }
+            Self::InMigration { .. }
+            | Self::OriginOnly { .. }
             | Self::ReadOnly
             | Self::SchemaChange { .. }
             | Self::SchemaAccepted { .. }

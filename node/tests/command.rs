@@ -256,6 +256,16 @@ fn nodes_are_served_asked_and_stopped() {
     let sql = sql.replace("DROP TABLE stock", "DROP TABLE absent");
     let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", &sql]);
     assert!(message.contains("no such table: absent"), "{message}");
+    assert!(message.contains("\n  in: DROP TABLE absent"), "{message}");
+    let sql = sql.replace(
+        "DROP TABLE absent",
+        "CREATE TABLE two (id TEXT PRIMARY KEY NOT NULL); INSERT INTO two VALUES (1), (1)",
+    );
+    let message = fail(home.path(), &["sql", "--url", &origin.http, "-c", &sql]);
+    assert!(
+        message.contains("UNIQUE constraint failed: two.id\n  in: INSERT INTO two"),
+        "{message}"
+    );
     let sql = "SELECT count(*) AS n FROM orders WHERE item = 'ink'";
     let rows = succeed(home.path(), &["sql", "--url", &origin.http, "--json", "-c", sql]);
     assert_eq!(rows.trim(), "[{\"n\":0}]");
@@ -430,6 +440,23 @@ fn a_database_that_the_node_cannot_have_is_told_before_it_starts() {
     assert!(message.contains("littoral did not make"), "{message}");
     fs::remove_file(edge.join("data.sqlite")).unwrap();
     assert_eq!(there(&edge), before);
+
+    // Nor what the cluster could not begin with.
+    let fresh = home.path().join("fresh");
+    succeed(home.path(), &["init", "fresh", "--schema", "schema.sql", "--nodes", "origin"]);
+    let schema = fs::read_to_string(fresh.join("origin/schema.sql")).unwrap();
+    let check = ["check-config", "--config", "fresh/origin/littoral.toml"];
+    for (more, why) in [
+        ("CREATE TABLE broken (", "incomplete input"),
+        ("CREATE TABLE strange (k BLOB PRIMARY KEY NOT NULL, v TEXT UNIQUE COLLATE mine);", "mine"),
+    ] {
+        fs::write(fresh.join("origin/schema.sql"), format!("{schema}\n{more}")).unwrap();
+        let message = find(home.path(), &check);
+        assert!(message.contains("cannot begin") && message.contains(why), "{message}");
+    }
+    fs::write(fresh.join("origin/schema.sql"), &schema).unwrap();
+    succeed(home.path(), &check);
+    assert!(!fresh.join("origin/data.sqlite").exists());
 
     // A file that was restored is not this node's any more, nor is a directory whose file is gone.
     let data = home.path().join("cluster/origin/data.sqlite");

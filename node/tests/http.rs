@@ -272,6 +272,7 @@ async fn bad_requests_get_a_body_that_says_why() {
         ("GET /v2/pipeline HTTP/1.1", "", 405),
         ("GET /health HTTP/1.1\r\nhost: evil.example", "", 403),
         ("GET /health HTTP/1.1\r\norigin: http://evil.example", "", 403),
+        ("OPTIONS /v2/pipeline HTTP/1.1\r\norigin: http://evil.example", "", 403),
     ] {
         let (status, _, answer) = http(&node, head, body).await;
         assert_eq!(status, expected, "{head} {body}: {answer}");
@@ -283,6 +284,20 @@ async fn bad_requests_get_a_body_that_says_why() {
     let large = "x".repeat(2 << 20);
     let (status, _, _) = http(&node, post, &large).await;
     assert_eq!(status, 413);
+    stop(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn web_pages_of_this_machine_may_ask() {
+    let (_cluster, node) = origin().await;
+    let preflight = "OPTIONS /v2/pipeline HTTP/1.1\r\norigin: http://localhost:5173\r\n\
+        access-control-request-method: POST\r\naccess-control-request-headers: content-type";
+    let page = "POST /v2/pipeline HTTP/1.1\r\norigin: http://localhost:5173";
+    for (head, body, expected) in [(preflight, "", 204), (page, "{\"requests\":[]}", 200)] {
+        let (status, head, body) = http(&node, head, body).await;
+        assert_eq!(status, expected, "{head} {body}");
+        assert!(head.contains("access-control-allow-origin: *\r\n"), "{head}");
+    }
     stop(vec![node]).await;
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use rusqlite::{
-    Batch, CachedStatement, Connection, Params, Row, Statement, ToSql,
+    Batch, CachedStatement, Connection, ErrorCode, Params, Row, Statement, ToSql,
     fallible_iterator::FallibleIterator as _,
 };
 
@@ -201,9 +201,10 @@ impl<'w> WriteTx<'w> {
         let writer = self.writer;
         refuse_mark(script)?;
         let mut batch = Batch::new(writer.user(), script);
-        loop {
+        for number in 1.. {
             writer.gate().forget();
-            let next = batch.next().map_err(|error| writer.gate().explain(error))?;
+            let next = batch.next().map_err(|error| writer.gate().explain(error));
+            let next = next.map_err(|error| in_migration(error, number))?;
             let Some(mut statement) = next else { break };
             match writer.gate().take_transaction() {
                 None => {}
@@ -215,7 +216,8 @@ impl<'w> WriteTx<'w> {
             let kind = kind(writer, &statement)?;
             let mask = writer.gate().take_mask();
             writer.announce(mask);
-            run(writer, &mut self.course, &mut statement, &kind, |_| Ok(()))?;
+            let ran = run(writer, &mut self.course, &mut statement, &kind, |_| Ok(()));
+            ran.map_err(|error| in_migration(error, number))?;
         }
         writer.as_engine(violations)
     }
@@ -392,6 +394,21 @@ impl<'t> TxStatement<'t> {
             Prepared::Cached(statement) => statement,
             Prepared::Once(statement) => statement,
         }
+    }
+}
+
+/// What a statement itself did wrong is told with its number; what befell it is not its fault.
+fn in_migration(error: WriteError, number: usize) -> WriteError {
+    match error {
+        WriteError::Sqlite(error)
+            if matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::Unknown | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch)
+            ) =>
+        {
+            WriteError::InMigration { number, error }
+        }
+        error => error,
     }
 }
 

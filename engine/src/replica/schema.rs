@@ -349,10 +349,12 @@ fn cause(error: &WriteError) -> String {
         | WriteError::EntryTooLarge { .. }
         | WriteError::DiskFull
         | WriteError::Unavailable(_) => error.to_string(),
-        WriteError::Sqlite(error) => match error.sqlite_error() {
-            Some(failure) => format!("{failure}; whoever asked for it was told more"),
-            None => "a statement is not valid; whoever asked for it was told more".to_owned(),
-        },
+        WriteError::Sqlite(error) | WriteError::InMigration { error, .. } => {
+            match error.sqlite_error() {
+                Some(failure) => format!("{failure}; whoever asked for it was told more"),
+                None => "a statement is not valid; whoever asked for it was told more".to_owned(),
+            }
+        }
         WriteError::Refused(refusals) => format!(
             "{} reasons why its tables could not replicate; whoever asked for it was told them",
             refusals.len()

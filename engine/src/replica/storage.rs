@@ -172,9 +172,15 @@ impl Replica {
     /// Others have entries of this node that it has not: the file is an old copy, or was lost.
     pub(super) fn lost_state(&mut self, theirs: Dot) {
         let ours = self.log.head(theirs.author).seq;
+        let remedy = match self.is_origin() {
+            true => "Begin a new cluster with the rows of the newest node (`littoral dump`)",
+            false => {
+                "Start the node again with an empty directory and a new incarnation (`littoral ca issue`)"
+            }
+        };
         self.halt(format!(
             "a peer has entry {theirs} of this node, which itself has only {ours}: the file is an old \
-             copy, or was lost. Start the node again with an empty directory and a new incarnation"
+             copy, or was lost. {remedy}"
         ));
     }
 

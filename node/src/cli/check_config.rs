@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use super::{NotInOrder, ReaderGone, say};
+use super::{NotInOrder, ReaderGone, init, say};
 use crate::{
     config::{Config, ConfigError},
     http,
@@ -16,7 +16,8 @@ use crate::{
 
 /// Check a node's configuration, certificates, keys and the place of its database, without starting it.
 ///
-/// No file is written, and a node may run meanwhile.
+/// Where the node is to begin its cluster, the tables and what they promise are tried out in a temporary
+/// directory. The node's own files are only read, and it may run meanwhile.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  littoral check-config --config edge1/littoral.toml\n  \
     littoral check-config --config edge1/littoral.toml --json")]
@@ -48,6 +49,9 @@ impl CheckConfig {
             http::check(server)?;
         }
         let found = runtime::check(&config)?;
+        if let (Found::Nothing, Some(genesis)) = (&found, &config.genesis) {
+            init::try_out(&config.identity, genesis)?;
+        }
         let clients = config.http.as_ref().map(|http| http.listen);
         let tokens = config.http.as_ref().is_some_and(|http| http.auth.is_some());
         if self.json {

@@ -287,7 +287,7 @@ fn check_merge_type(text: &str, column: &str, value: &str) -> anyhow::Result<()>
 const TABLE_KEYS: &str = "policy, writers, key, max_lag_ms, on_stale and on_unreachable";
 
 /// Begins the cluster in a scratch directory, so that a schema that cannot replicate is refused now.
-fn try_out(origin: &Identity, genesis: &Genesis) -> anyhow::Result<()> {
+pub(super) fn try_out(origin: &Identity, genesis: &Genesis) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let clock = Clock::start();
     let replica = Replica::builder(origin.clone())

@@ -242,7 +242,8 @@ fn closing(mut response: Response) -> Response {
     response
 }
 
-/// Lets web pages of any site ask, since whoever asks needs a token, which no browser adds by itself.
+/// Lets web pages ask that are let in: of any site where whoever asks needs a token, which no browser adds
+/// by itself, and else of this machine.
 pub(super) async fn cross_origin(request: Request, next: Next) -> Response {
     let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let is_preflight = request.method() == Method::OPTIONS

@@ -216,7 +216,8 @@ fn router(config: &Http, state: Arc<ServerState>, sessions: Arc<Sessions>) -> Ro
     } else if vouched {
         router
     } else {
-        router.layer(middleware::from_fn(only_local))
+        let open_to_pages = router.layer(middleware::from_fn(access::cross_origin));
+        open_to_pages.layer(middleware::from_fn(only_local))
     }
 }
 

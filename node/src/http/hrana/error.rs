@@ -40,7 +40,9 @@ impl From<&rusqlite::Error> for HranaError {
 impl From<&WriteError> for HranaError {
     fn from(error: &WriteError) -> Self {
         let code = match error {
-            WriteError::Sqlite(error) => return Self::from(error),
+            WriteError::Sqlite(error) | WriteError::InMigration { error, .. } => {
+                return Self::from(error);
+            }
             WriteError::NotAMember => "LITTORAL_NOT_A_MEMBER",
             WriteError::ReadOnly => "LITTORAL_READ_ONLY",
             WriteError::OriginOnly { .. } => "LITTORAL_ORIGIN_ONLY",

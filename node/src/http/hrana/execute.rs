@@ -224,6 +224,7 @@ impl Run<'_> {
             .filter(|grants| !may_migrate(grants))
             .map(|_| HranaError::from(&WriteError::NotGranted { what: "a migration".to_owned() }));
         let mut told_at = first;
+        let mut ran = Vec::new();
         for step in first..=last {
             match &self.program.steps[step].action {
                 // It only stands there for what fails before.
@@ -239,6 +240,7 @@ impl Run<'_> {
                     if told_at == first && !statement.verb.controls_transaction() && step > first {
                         told_at = step;
                     }
+                    ran.push(step);
                     script.push_str(&statement.sql);
                     script.push_str("\n;\n");
                 }
@@ -250,7 +252,12 @@ impl Run<'_> {
         }
         let result = match refused {
             Some(error) => Err(error),
-            None => self.node.migrate(script).await.map_err(|error| HranaError::from(&error)),
+            None => self.node.migrate(script).await.map_err(|error| {
+                if let WriteError::InMigration { number, .. } = &error {
+                    told_at = ran.get(number - 1).copied().unwrap_or(told_at);
+                }
+                HranaError::from(&error)
+            }),
         };
         for step in first..=last {
             self.push(match (&result, self.program.verb(step)) {
