@@ -6,10 +6,11 @@
 use std::{cmp::Ordering, collections::BTreeMap, mem, ops::Range};
 
 use crate::{
-    contested::row::RowClock,
+    contested::row::{FORGOTTEN, RowClock},
     hlc::{Hlc, Stamp},
     id::AuthorId,
     value::{ByteReader, DecodeError, put_prefixed, put_varint},
+    version::Dot,
 };
 
 /// A block is split when its rows take more bytes than this.
@@ -50,6 +51,18 @@ impl Block {
             + self.stamps.len() * size_of::<Stamp>()
             + self.starts.len() * size_of::<u32>()
             + self.bytes.len()
+    }
+
+    /// Of each author the first entry that stamps are of.
+    pub(super) fn oldest(&self) -> Vec<Dot> {
+        let mut oldest: Vec<Dot> = Vec::new();
+        for stamp in self.stamps.iter().filter(|stamp| **stamp != FORGOTTEN) {
+            match oldest.iter_mut().find(|dot| dot.author == stamp.author) {
+                Some(dot) => dot.seq = dot.seq.min(stamp.seq),
+                None => oldest.push(stamp.dot()),
+            }
+        }
+        oldest
     }
 
     fn end(&self, row: usize) -> usize {

@@ -3,11 +3,7 @@
 use rusqlite::Connection;
 
 use crate::{
-    contested::{
-        ClockError, Contested,
-        row::{FORGOTTEN, RowClock},
-        shelf::Shelf,
-    },
+    contested::{ClockError, Contested, row::RowClock, shelf::Shelf},
     hlc::Stamp,
     testing::{Bug, planted},
     value::{ByteReader, DecodeError, put_varint},
@@ -46,15 +42,15 @@ impl Contested {
         self.stable.covered = covered.clone();
         self.stable.open.push(at.dot());
         self.stable.open.retain(|dot| !covered.covers(*dot));
-        // Asked for every stamp of every block: a search in a few words that lie side by side.
+        // Asked for every stamp of the blocks that it concerns: a search in a few words side by side.
         let bounds: Vec<Dot> = covered.iter().collect();
-        let is_covered = |stamp: Stamp| {
-            let found = bounds.binary_search_by_key(&stamp.author, |dot| dot.author);
-            found.is_ok_and(|place| stamp.seq <= bounds[place].seq)
+        let covers = |dot: Dot| {
+            let found = bounds.binary_search_by_key(&dot.author, |bound| bound.author);
+            found.is_ok_and(|place| dot.seq <= bounds[place].seq)
         };
-        let concerned =
-            |stamp: Stamp| stamp != FORGOTTEN && (is_covered(stamp) || planted(Bug::DropAny));
+        let is_covered = |stamp: Stamp| covers(stamp.dot());
         let change = |clock: &mut RowClock| clock.drop_covered(&is_covered, number, at);
+        let concerned = |dot| covers(dot) || planted(Bug::DropAny);
         Ok(self.shelf.change_all(disk, concerned, change)?)
     }
 

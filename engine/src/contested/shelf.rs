@@ -22,11 +22,11 @@ use crate::{
         block::Block,
         row::{FORGOTTEN, RowClock},
     },
-    hlc::Stamp,
     id::TableId,
     limits::CLOCK_MEMORY_BYTES,
     testing::{Bug, planted},
     value::DecodeError,
+    version::Dot,
 };
 
 mod open;
@@ -72,46 +72,41 @@ pub(super) struct Slot {
     dirty: bool,
     /// The mark since which it was changed.
     marked: u64,
+    /// Of each author the first entry that a clock of the block names: a frontier passes over the blocks
+    /// that it has nothing to do with by a look at this.
+    oldest: Arc<[Dot]>,
 }
 
 #[derive(Debug, Clone)]
 enum Held {
     Loaded(Arc<Block>),
-    Paged { stamps: Arc<[Stamp]> },
+    Paged,
 }
 
 impl Slot {
-    const fn new(block: Arc<Block>, marked: u64) -> Self {
-        Self { held: Held::Loaded(block), id: None, dirty: true, marked }
-    }
-
-    pub(super) fn stamps(&self) -> &[Stamp] {
-        match &self.held {
-            Held::Loaded(block) => &block.stamps,
-            Held::Paged { stamps } => stamps,
-        }
+    fn new(block: Block, marked: u64) -> Self {
+        let oldest = block.oldest().into();
+        Self { held: Held::Loaded(Arc::new(block)), id: None, dirty: true, marked, oldest }
     }
 
     /// The block, read from disk if it is not in memory.
     pub(super) fn block(&self, disk: &Connection) -> rusqlite::Result<Arc<Block>> {
         match (&self.held, self.id) {
             (Held::Loaded(block), _) => Ok(Arc::clone(block)),
-            (Held::Paged { .. }, Some(id)) => read_block(disk, id).map(Arc::new),
-            (Held::Paged { .. }, None) => {
-                Err(damaged(DecodeError::Invalid("a block without number")))
-            }
+            (Held::Paged, Some(id)) => read_block(disk, id).map(Arc::new),
+            (Held::Paged, None) => Err(damaged(DecodeError::Invalid("a block without number"))),
         }
     }
 
     fn load(&mut self, disk: &Connection, loaded: &mut usize) -> rusqlite::Result<&mut Arc<Block>> {
-        if matches!(self.held, Held::Paged { .. }) {
+        if matches!(self.held, Held::Paged) {
             let block = self.block(disk)?;
             *loaded += block.size();
             self.held = Held::Loaded(block);
         }
         match &mut self.held {
             Held::Loaded(block) => Ok(block),
-            Held::Paged { .. } => unreachable!("it was loaded above"),
+            Held::Paged => unreachable!("it was loaded above"),
         }
     }
 }
@@ -142,7 +137,7 @@ impl Shelf {
             Held::Loaded(block) => {
                 (0..block.len()).map(|row| (block.key(row).to_vec(), block.clock(row))).collect()
             }
-            Held::Paged { .. } => Vec::new(),
+            Held::Paged => Vec::new(),
         });
         rows.collect()
     }
@@ -154,7 +149,7 @@ impl Shelf {
         if let Some(undo) = &mut self.undo {
             undo.slots.push((table, bound.clone(), None));
         }
-        let slot = Slot::new(Arc::new(block), self.marks);
+        let slot = Slot::new(block, self.marks);
         self.tables.entry(table).or_default().insert(bound, slot);
     }
 
@@ -312,25 +307,26 @@ impl Shelf {
         Ok(upto)
     }
 
-    /// Changes the rows of every block that has a stamp which `concerned` names; `change` takes away at
-    /// least those stamps.
+    /// Changes the rows of every block that has a stamp of an entry that is `covered`, and with an entry all
+    /// that its author wrote before; `change` takes away at least those stamps. Other blocks cost a look at
+    /// their oldest entries.
     pub(super) fn change_all(
         &mut self,
         disk: &Connection,
-        concerned: impl Fn(Stamp) -> bool,
+        covered: impl Fn(Dot) -> bool,
         mut change: impl FnMut(&mut RowClock),
     ) -> rusqlite::Result<()> {
         let Self { tables, undo, loaded, rows, shifts, marks, .. } = self;
         let mut empty = Vec::new();
         for (table, directory) in tables {
             for (bound, slot) in directory {
-                if !slot.stamps().iter().any(|stamp| concerned(*stamp)) {
+                if !slot.oldest.iter().any(|dot| covered(*dot)) {
                     continue;
                 }
                 let before = Arc::clone(slot.load(disk, loaded)?);
                 save(undo, *marks, *table, bound, slot);
                 let block = before.rewritten(
-                    |stamp| stamp == FORGOTTEN || concerned(stamp),
+                    |stamp| stamp == FORGOTTEN || covered(stamp.dot()),
                     |clock| {
                         let before = clock.shifts.len() as u64;
                         change(clock);
@@ -423,13 +419,13 @@ impl Shelf {
             shelf.shifts +=
                 (0..block.len()).map(|r| block.clock(r).shifts.len() as u64).sum::<u64>();
             shelf.newest = shelf.newest.max(id);
-            let held = if shelf.loaded > CLOCK_MEMORY_BYTES {
-                Held::Paged { stamps: block.stamps.into() }
+            let size = block.size();
+            let mut slot = Slot { id: Some(id), dirty: false, ..Slot::new(block, 0) };
+            if shelf.loaded > CLOCK_MEMORY_BYTES {
+                slot.held = Held::Paged;
             } else {
-                shelf.loaded += block.size();
-                Held::Loaded(Arc::new(block))
-            };
-            let slot = Slot { held, id: Some(id), dirty: false, marked: 0 };
+                shelf.loaded += size;
+            }
             let bound: Vec<u8> = row.get(2)?;
             shelf.tables.entry(TableId(table)).or_default().insert(bound.into(), slot);
         }
@@ -497,7 +493,7 @@ impl Shelf {
                     }
                     if let (false, Held::Loaded(block)) = (slot.dirty, &slot.held) {
                         self.loaded -= block.size();
-                        slot.held = Held::Paged { stamps: block.stamps.as_slice().into() };
+                        slot.held = Held::Paged;
                     }
                 }
             }
@@ -510,12 +506,13 @@ impl Slot {
     fn size(&self) -> usize {
         match &self.held {
             Held::Loaded(block) => block.size(),
-            Held::Paged { .. } => 0,
+            Held::Paged => 0,
         }
     }
 
     fn replace(&mut self, block: Block) {
         self.dirty = true;
+        self.oldest = block.oldest().into();
         self.held = Held::Loaded(Arc::new(block));
     }
 }
