@@ -546,6 +546,18 @@ fn commands_speak_https() {
     assert!(message.contains("speaks plain HTTP: say http://localhost:"), "{message}");
     edge.stop();
     node.stop();
+    // What many a recipe for a self-signed certificate makes.
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap();
+    fs::write(home.path().join("server.pem"), authority.pem()).unwrap();
+    fs::write(home.path().join("server.key"), key.serialize_pem()).unwrap();
+    let node = Served::start(home.path(), "origin", &[]);
+    let url = format!("https://localhost:{port}");
+    let message = fail(home.path(), &sql(&["--url", &url, "--ca", "server.pem"]));
+    assert!(message.contains("certificate is one for an authority (CA:TRUE)"), "{message}");
+    node.stop();
 }
 
 #[test]

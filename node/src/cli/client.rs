@@ -247,6 +247,10 @@ impl Server {
                 let stream = connecting.await.map_err(|error| {
                     let hint = if is_no_tls(&error) {
                         format!("the port speaks plain HTTP: say http://{authority}")
+                    } else if error.to_string().contains("CaUsedAsEndEntity") {
+                        "the server's certificate is one for an authority (CA:TRUE): give the server one \
+                         with CA:FALSE, signed by itself or by an authority"
+                            .to_owned()
                     } else {
                         "does the node have [http.tls], and is --ca the authority of its certificate?"
                             .to_owned()
