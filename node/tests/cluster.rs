@@ -55,6 +55,40 @@ async fn a_node_goes_on_where_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_that_was_read_before_it_had_anything_becomes_a_member() {
+    let cluster = Cluster::new(&["origin", "late"]).begin_with(1);
+    let origin = Node::start(cluster.config(0, Vec::new())).await.unwrap();
+    for number in 0..100 {
+        write(&origin, &format!("INSERT INTO places VALUES ({number}, hex(randomblob(5000)))"))
+            .await
+            .unwrap();
+    }
+    origin.suspend_links();
+    let late = Node::start(cluster.config(1, vec![dial_to(&origin)])).await.unwrap();
+    // Its reader stays open, in a pool, while a snapshot takes the file's place.
+    assert_eq!(integer(&late, "SELECT count(*) FROM sqlite_schema WHERE name = 'places'").await, 0);
+    // So does one of another program, which reads on in the file that was.
+    let other = rusqlite::Connection::open(late.database()).unwrap();
+    let count = |sql: &str| other.query_row(sql, (), |row| row.get::<_, i64>(0)).unwrap();
+    let before = count("SELECT count(*) FROM sqlite_schema");
+    origin.resume_links();
+    until("the newcomer to be a member", async || {
+        late.handle().status().await.unwrap().author.is_some()
+    })
+    .await;
+    assert_eq!(count("SELECT count(*) FROM sqlite_schema"), before);
+    assert_eq!(integer(&late, "SELECT count(*) FROM places").await, 100);
+    write(&late, "INSERT INTO counters (name, n) VALUES ('c', 1)").await.unwrap();
+    let nodes = vec![origin, late];
+    converge(&nodes).await;
+    let file = rusqlite::Connection::open(nodes[1].database()).unwrap();
+    let whole: String = file.query_row("PRAGMA integrity_check", (), |row| row.get(0)).unwrap();
+    assert_eq!(whole, "ok");
+    drop((file, other));
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_dial_each_other_settle_on_one_link() {
     let cluster = Cluster::new(&["origin", "edge1"]);
     let nodes = cluster.start().await;

@@ -195,22 +195,41 @@ impl Db {
 
     /// Copies the WAL into the file as far as present readers allow, and syncs both, and once more what
     /// was written meanwhile if that is much. Blocks for as long as that takes, so it belongs on a thread of
-    /// its own.
+    /// its own. False if a reader still needs what is in the WAL, so that much of it is left.
     ///
     /// # Errors
     /// SQLite's, if the disk fails.
-    pub fn wal_checkpoint(&self) -> rusqlite::Result<()> {
+    pub fn wal_checkpoint(&self) -> rusqlite::Result<bool> {
         let connection = self.file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let mut before = 0;
         for _ in 0..WAL_ROUNDS {
-            let copied: i64 =
-                connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(2))?;
+            let round = "PRAGMA wal_checkpoint(PASSIVE)";
+            let (pages, copied): (i64, i64) =
+                connection.query_row(round, [], |row| Ok((row.get(1)?, row.get(2)?)))?;
+            if copied < pages {
+                return Ok(false);
+            }
             if copied - before < WAL_LEFT_PAGES {
                 break;
             }
             before = copied;
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Copies all of the WAL into the file and empties it, so that another file can take this one's place:
+    /// SQLite would take a WAL that is left for the other file's. Nothing else of this process may have the
+    /// file open. False if another one reads what is in the WAL.
+    ///
+    /// # Errors
+    /// SQLite's, if the disk fails.
+    pub fn empty_wal(&self) -> rusqlite::Result<bool> {
+        let connection = self.file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.busy_timeout(Duration::from_secs(1))?;
+        let busy: bool =
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        connection.close().map_err(|(_, error)| error)?;
+        Ok(!busy)
     }
 }
 

@@ -362,11 +362,16 @@ impl Writer {
         copied
     }
 
-    /// Whether enough was written to the WAL to ask for a checkpoint; counts from zero then.
-    pub(crate) fn wants_checkpoint(&mut self) -> bool {
+    /// Whether enough was written to the WAL since a checkpoint was asked for to ask for another one.
+    pub(crate) fn has_much_to_copy(&mut self) -> bool {
         self.wal_pages +=
             sqlite::take_pages_written(&self.user) + sqlite::take_pages_written(&self.apply);
-        let wants = self.wal_pages * self.page_bytes >= WAL_CHECKPOINT_BYTES;
+        self.wal_pages * self.page_bytes >= WAL_CHECKPOINT_BYTES
+    }
+
+    /// Whether enough was written to the WAL to ask for a checkpoint; counts from zero then.
+    pub(crate) fn wants_checkpoint(&mut self) -> bool {
+        let wants = self.has_much_to_copy();
         if wants {
             self.wal_pages = 0;
         }

@@ -283,9 +283,11 @@ impl Replica {
         }
     }
 
-    /// When the oldest entry of the log was written that is not in `vector`, as this node's wall clock has it.
+    /// When the oldest entry of the log was written that is not in `vector`, as this node's wall clock has it;
+    /// `None` also if it lies far behind where the index of the log leads, so that it would take long to find.
     fn oldest_without(&self, vector: &VersionVector) -> Option<WallTime> {
-        let mut oldest = None;
+        const LOOKED_AT: usize = 1024;
+        let (mut oldest, mut looked_at) = (None, 0);
         let read = self.log.read(
             self.writer.apply(),
             self.log.start_for(vector),
@@ -294,7 +296,8 @@ impl Replica {
                 let header = entry.header();
                 let is_missing = !vector.covers(header.dot);
                 oldest = is_missing.then_some(header.hlc.wall());
-                !is_missing
+                looked_at += 1;
+                !is_missing && looked_at < LOOKED_AT
             },
         );
         if let Err(error) = read {

@@ -329,7 +329,8 @@ impl Replica {
                 self.counting.news = true;
             }
             Input::SyncFailed(error) => self.sync_failed(&error),
-            Input::WalCheckpointed => self.storage.wal_copied = true,
+            // What a transaction that is open adds may be much: the next time, then.
+            Input::WalCheckpointed => self.storage.wal_copied = !self.is_open(),
             Input::Wake => {}
         }
     }

@@ -82,6 +82,10 @@ impl Replica {
         if !std::mem::take(&mut self.storage.wal_copied) || planted(Bug::WalNeverAnew) {
             return false;
         }
+        // As much as a checkpoint on its own thread is asked for: that one comes first.
+        if self.writer.has_much_to_copy() {
+            return false;
+        }
         if let Err(error) = self.writer.begin_wal_anew() {
             self.storage_failed(&error);
             if is_sync_failure(&error) {

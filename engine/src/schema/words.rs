@@ -40,8 +40,33 @@ impl<'s> Part<'s> {
     }
 }
 
+/// As SQLite has it: every character beyond ASCII may stand in a name.
 fn is_of_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_' || c == '$'
+    c.is_ascii_alphanumeric() || c == '_' || c == '$' || !c.is_ascii()
+}
+
+/// Before a word a byte order mark is a space, as it is to SQLite; within one it is not.
+fn is_space(c: char) -> bool {
+    c.is_ascii_whitespace() || c == '\u{feff}'
+}
+
+/// How long a parameter with a name is. Tcl's may end with an index in parentheses, `$v(i)`, in which a quote
+/// means nothing.
+fn parameter(sql: &str) -> usize {
+    let mut len = 1;
+    loop {
+        len += sql[len..].find(|c| !is_of_word(c)).unwrap_or(sql.len() - len);
+        if let Some(index) = sql[len..].strip_prefix('(').filter(|_| len > 1) {
+            let end = index.find(|c: char| c == ')' || c.is_ascii_whitespace());
+            return end.map_or(sql.len(), |end| {
+                len + 1 + end + usize::from(index[end..].starts_with(')'))
+            });
+        }
+        if !sql[len..].starts_with("::") {
+            return len;
+        }
+        len += 2;
+    }
 }
 
 fn parts(sql: &str) -> Vec<Part<'_>> {
@@ -60,13 +85,17 @@ fn parts(sql: &str) -> Vec<Part<'_>> {
             rest.find('\n').unwrap_or(rest.len())
         } else if let Some(comment) = rest.strip_prefix("/*") {
             comment.find("*/").map_or(rest.len(), |end| end + 4)
+        } else if is_space(first) {
+            first.len_utf8()
+        } else if matches!(first, '$' | '@' | ':' | '#') {
+            parameter(rest)
         } else if is_of_word(first) {
             rest.find(|c| !is_of_word(c)).unwrap_or(rest.len())
         } else {
             first.len_utf8()
         };
         let (part, behind) = rest.split_at(len);
-        if !first.is_whitespace() && !part.starts_with("--") && !part.starts_with("/*") {
+        if !is_space(first) && !part.starts_with("--") && !part.starts_with("/*") {
             parts.push(Part(part));
         }
         rest = behind;
@@ -84,6 +113,27 @@ mod tests {
             words("a 'FROM ''x' -- FROM\n [IN] /* RAISE( */ b(\"IN\")"),
             ["a", "''", "''", "''", "b", "(", "''", ")"]
         );
+    }
+
+    #[test]
+    fn replacing_is_found_however_it_is_written() {
+        for sql in [
+            "REPLACE INTO t VALUES (1)",
+            "insert or/**/replace into t values (1)",
+            "INSERT OR \u{feff}REPLACE \u{feff}INTO t VALUES (1)",
+            "UPDATE OR \u{feff}REPLACE t SET a = 1",
+            "WITH x AS (SELECT $v(')) INSERT OR REPLACE INTO t SELECT 1",
+            "WITH x AS (SELECT $v::w(\"), :a('), @b([), #c(`), $d) INSERT OR REPLACE INTO t SELECT 1",
+        ] {
+            assert!(says_replace(sql), "{sql}");
+        }
+        for sql in [
+            "INSERT INTO t VALUES ('OR REPLACE INTO')",
+            "SELECT replace(a, 'b', $c)",
+            "INSERT OR REPLACE\u{feff} INTO t VALUES (1)",
+        ] {
+            assert!(!says_replace(sql), "{sql}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! [`Files`]: how the replica's file is opened, and how another one takes its place.
 
-use std::{fs, io, sync::Arc};
+use std::{fs, io, path::PathBuf, sync::Arc};
 
 use littoral::{Db, Replica, Snapshot};
 use tracing::warn;
@@ -24,13 +24,14 @@ impl Files {
     }
 
     /// Puts a snapshot that was received in the place of the file, if it is the one that was offered; if
-    /// not, it is gone, and will be asked for anew. The replica must be closed.
+    /// not, it is gone, and will be asked for anew. The replica must be closed, and nothing else of this
+    /// process may have the file open.
     pub(super) fn replace(&self, db: &Db, snapshot: &Snapshot) -> Result<(), String> {
-        self.readers.pause();
         if !db.verify_incoming(snapshot).map_err(|error| error.to_string())? {
             warn!("a snapshot was damaged on its way or on this disk; it is fetched again");
             return Ok(());
         }
+        part_from_wal(db)?;
         let publish = || -> io::Result<()> {
             fs::rename(db.incoming_path(), db.path())?;
             let directory = db.path().parent().filter(|path| !path.as_os_str().is_empty());
@@ -39,4 +40,34 @@ impl Files {
         publish()
             .map_err(|error| format!("cannot rename {}: {error}", db.incoming_path().display()))
     }
+}
+
+/// Removes what SQLite keeps beside the file, which is nothing if nobody else has the file open; a program that
+/// reads it goes on with the file that was. What is in the WAL is in the file before the WAL goes, so that a
+/// crash finds one or the other.
+fn part_from_wal(db: &Db) -> Result<(), String> {
+    let beside = |suffix: &str| {
+        let mut path = db.path().as_os_str().to_owned();
+        path.push(suffix);
+        PathBuf::from(path)
+    };
+    let wal = beside("-wal");
+    if fs::exists(&wal).map_err(|error| format!("cannot look for {}: {error}", wal.display()))? {
+        let emptied = db.empty_wal().map_err(|error| error.to_string())?;
+        if !emptied {
+            return Err(format!(
+                "another program reads {}: end it, and start the node again",
+                db.path().display()
+            ));
+        }
+    }
+    for path in [wal, beside("-shm")] {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(format!("cannot remove {}: {error}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

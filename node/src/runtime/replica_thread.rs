@@ -403,6 +403,10 @@ impl Driver {
     fn install(&mut self, snapshot: &Snapshot) {
         let Some(replica) = self.replica.take() else { return };
         let db = replica.db().clone();
+        // Whoever has the file open when the replica closes it keeps its WAL there.
+        self.files.readers.pause();
+        let file = self.effects.storage.file();
+        let alone = file.write();
         let (outputs, closed) = replica.close(self.clock.now());
         for output in outputs {
             self.effects.carry_out(output);
@@ -412,13 +416,17 @@ impl Driver {
             .map_err(|error| error.to_string())
             .and_then(|()| self.files.replace(&db, snapshot))
             .and_then(|()| self.files.open(self.clock));
+        drop(alone);
         match installed {
             Ok(replica) => {
                 self.watchdog.watch_other(replica.interrupt_handle());
                 self.replica = Some(replica);
                 info!(bytes = snapshot.bytes, "a snapshot has become this node's file");
             }
-            Err(why) => error!(why, "a snapshot could not become this node's file"),
+            Err(why) => {
+                self.files.readers.resume(None);
+                error!(why, "a snapshot could not become this node's file");
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use std::{
 };
 
 use littoral::{Db, Digest, Input, Lsn, PeerId, Piece};
+use parking_lot::RwLock;
 use tracing::{debug, error, warn};
 
 use super::{
@@ -35,6 +36,8 @@ pub(crate) struct StorageThreads {
 #[derive(Clone, Debug)]
 pub(crate) struct StorageRequests {
     opening: u64,
+    /// Read while a thread has the database open; written while another file takes its place.
+    file: Arc<RwLock<()>>,
     syncs: mpsc::Sender<SyncRequest>,
     checkpoints: mpsc::SyncSender<u64>,
     snapshots: mpsc::Sender<(u64, SnapshotRequest)>,
@@ -75,19 +78,21 @@ impl StorageThreads {
         let (snapshots, snapshot_requests) = mpsc::channel();
         let wal = wal_path(database);
         let (db, other_db) = (db.clone(), db.clone());
+        let file = Arc::new(RwLock::new(()));
+        let (open, other_open) = (Arc::clone(&file), Arc::clone(&file));
         let (snapshot_events, checkpoint_events) = (events.clone(), events.clone());
         let sync = Builder::new()
             .name("littoral-sync".to_owned())
             .spawn(move || run_syncs(&wal, &sync_requests, &events, &meter))?;
         let checkpoint = Builder::new()
             .name("littoral-checkpoint".to_owned())
-            .spawn(move || run_checkpoints(&db, &checkpoint_requests, &checkpoint_events))?;
-        let snapshot = Builder::new()
-            .name("littoral-snapshot".to_owned())
-            .spawn(move || run_snapshots(&other_db, &snapshot_requests, &snapshot_events))?;
+            .spawn(move || run_checkpoints(&db, &open, &checkpoint_requests, &checkpoint_events))?;
+        let snapshot = Builder::new().name("littoral-snapshot".to_owned()).spawn(move || {
+            run_snapshots(&other_db, &other_open, &snapshot_requests, &snapshot_events)
+        })?;
         let threads = [("sync", sync), ("checkpoint", checkpoint), ("snapshot", snapshot)];
         Ok(Self {
-            requests: StorageRequests { opening: 0, syncs, checkpoints, snapshots },
+            requests: StorageRequests { opening: 0, file, syncs, checkpoints, snapshots },
             threads,
         })
     }
@@ -113,10 +118,16 @@ impl StorageRequests {
     pub(crate) fn to_nobody() -> Self {
         Self {
             opening: 0,
+            file: Arc::default(),
             syncs: mpsc::channel().0,
             checkpoints: mpsc::sync_channel(1).0,
             snapshots: mpsc::channel().0,
         }
+    }
+
+    /// To be locked for writing while the database must be closed.
+    pub(crate) fn file(&self) -> Arc<RwLock<()>> {
+        Arc::clone(&self.file)
     }
 
     /// The file is another one from here on.
@@ -214,12 +225,25 @@ fn sync(wal: &Path, file: &mut Option<File>) -> io::Result<()> {
     open.sync_data()
 }
 
-fn run_checkpoints(db: &Db, requests: &mpsc::Receiver<u64>, events: &EventSender) {
+fn run_checkpoints(
+    db: &Db,
+    file: &RwLock<()>,
+    requests: &mpsc::Receiver<u64>,
+    events: &EventSender,
+) {
     while let Ok(opening) = requests.recv() {
-        if let Err(error) = db.wal_checkpoint() {
+        let copied = {
+            let _open = file.read();
+            db.wal_checkpoint()
+        };
+        match copied {
+            Ok(true) => {}
             // The WAL grows meanwhile; the engine asks again.
-            warn!(%error, "the WAL could not be copied into the database");
-            continue;
+            Ok(false) => continue,
+            Err(error) => {
+                warn!(%error, "the WAL could not be copied into the database");
+                continue;
+            }
         }
         if events.send(Event::Stored { opening, input: Input::WalCheckpointed }).is_err() {
             debug!("the replica ended before it was told of a checkpoint");
@@ -227,11 +251,17 @@ fn run_checkpoints(db: &Db, requests: &mpsc::Receiver<u64>, events: &EventSender
     }
 }
 
-fn run_snapshots(db: &Db, requests: &mpsc::Receiver<(u64, SnapshotRequest)>, events: &EventSender) {
+fn run_snapshots(
+    db: &Db,
+    file: &RwLock<()>,
+    requests: &mpsc::Receiver<(u64, SnapshotRequest)>,
+    events: &EventSender,
+) {
     while let Ok((opening, request)) = requests.recv() {
         let why = |error: rusqlite::Error| error.to_string();
         let input = match request {
             SnapshotRequest::Take(name) => {
+                let _open = file.read();
                 Input::SnapshotTaken(db.take_snapshot(name).map_err(why))
             }
             SnapshotRequest::Read { peer, offset, bytes } => {

@@ -17,7 +17,7 @@ impl Cluster {
         let Some(engine) = machine.engine.as_ref().filter(|_| machine.life == life) else {
             return Ok(());
         };
-        let copied = engine.replica.db().wal_checkpoint().is_ok();
+        let copied = engine.replica.db().wal_checkpoint().is_ok_and(|all| all);
         let down = vfs::with(|store| store.is_down(&machine.name));
         self.note(number, "checkpt", || format!("{copied:?}"));
         if down {
