@@ -143,8 +143,9 @@ pub enum Output {
         sync: bool,
     },
     /// A snapshot was received and is to become this node's file:
-    /// close the replica and every reader, run [`Db::verify_incoming`](crate::Db::verify_incoming), if
-    /// that is true rename [`Db::incoming_path`](crate::Db::incoming_path) to
+    /// close every reader and then the replica, run [`Db::verify_incoming`](crate::Db::verify_incoming), if
+    /// that is true empty the WAL with [`Db::empty_wal`](crate::Db::empty_wal) if there still is one, remove
+    /// it and the `-shm` file, rename [`Db::incoming_path`](crate::Db::incoming_path) to
     /// [`Db::path`](crate::Db::path) and sync the directory, and in any case open the replica again.
     /// If the process ends anywhere in between, opening the file as always goes on from there.
     InstallSnapshot(Snapshot),

@@ -88,7 +88,7 @@ impl StorageThreads {
             .name("littoral-checkpoint".to_owned())
             .spawn(move || run_checkpoints(&db, &open, &checkpoint_requests, &checkpoint_events))?;
         let snapshot = Builder::new().name("littoral-snapshot".to_owned()).spawn(move || {
-            run_snapshots(&other_db, &other_open, &snapshot_requests, &snapshot_events)
+            run_snapshots(&other_db, &other_open, &snapshot_requests, &snapshot_events);
         })?;
         let threads = [("sync", sync), ("checkpoint", checkpoint), ("snapshot", snapshot)];
         Ok(Self {
