@@ -225,11 +225,28 @@ impl Run<'_> {
             .map(|_| HranaError::from(&WriteError::NotGranted { what: "a migration".to_owned() }));
         let mut told_at = first;
         let mut ran = Vec::new();
+        let (mut fates, mut in_transaction) = (self.fates.clone(), false);
         for step in first..=last {
+            // Some, as a ROLLBACK, only stand there for what fails before.
+            if !self.program.runs(step, &fates, in_transaction) {
+                fates.push(Fate::Skipped);
+                continue;
+            }
+            fates.push(Fate::Ok);
             match &self.program.steps[step].action {
-                // It only stands there for what fails before.
-                Action::Run(statement) if statement.verb == Verb::Rollback => {}
+                Action::Run(statement) if statement.verb == Verb::Rollback => {
+                    if refused.is_none() {
+                        told_at = step;
+                    }
+                    let error = WriteError::Aborted("the migration rolls itself back".to_owned());
+                    refused.get_or_insert_with(|| HranaError::from(&error));
+                }
                 Action::Run(statement) => {
+                    in_transaction = match statement.verb {
+                        Verb::Begin | Verb::BeginDeferred | Verb::BeginReadOnly => true,
+                        Verb::Commit => false,
+                        _ => in_transaction,
+                    };
                     if statement.arguments.iter().any(Option::is_some) {
                         let message = "a statement between PRAGMA foreign_keys = off and on takes no \
                                        arguments";
@@ -260,8 +277,9 @@ impl Run<'_> {
             }),
         };
         for step in first..=last {
+            let skipped = fates[step] == Fate::Skipped;
             self.push(match (&result, self.program.verb(step)) {
-                (Ok(_), Some(Verb::Rollback)) => Outcome::Skipped,
+                (Ok(_), _) if skipped => Outcome::Skipped,
                 (Err(error), _) if step == told_at => Outcome::Error(error.clone()),
                 (Err(_), verb) if step > told_at && step < last && verb != Some(Verb::Rollback) => {
                     Outcome::Skipped
