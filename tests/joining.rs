@@ -43,6 +43,10 @@ fn an_issued_node_joins_through_an_edge() {
     again.run(&["DELETE FROM stock WHERE item = 'item 8'"]);
     nodes.push(again);
     assert_converge(&nodes, &TABLES);
+    let body = json!({ "sql": "DELETE FROM stock" }).to_string();
+    let explained = reader.client().send("POST", "/policy/explain", &body).unwrap().json();
+    assert_eq!(explained["runs_here"], false, "{explained}");
+    assert!(explained["why"].as_str().unwrap().contains("read-only"), "{explained}");
     reader.stop();
     stop(nodes);
 }

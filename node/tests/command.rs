@@ -237,6 +237,9 @@ fn nodes_are_served_asked_and_stopped() {
     let waits = text(&waits.stdout);
     assert!(waits.contains("stock") && waits.contains("edge1"), "{waits}");
     assert!(waits.contains("since       20") && waits.contains("s ago)"), "{waits}");
+    let explain = ["policy", "explain", "--url", &origin.http, "UPDATE stock SET n = 1"];
+    let explained = succeed(home.path(), &explain);
+    assert!(explained.contains("not here: stock is about to change its schema"), "{explained}");
     let explained = succeed(home.path(), &["gc", "explain", "--url", &origin.http]);
     assert!(explained.contains("edge1") && explained.contains("s ago)"), "{explained}");
     let degraded = littoral(home.path(), &["status", "--url", &origin.http, "--json"]);

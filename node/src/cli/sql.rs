@@ -81,7 +81,7 @@ impl Sql {
         }
         let batch = &answer["results"][0];
         if batch["type"] == "error" {
-            return failure(&batch["error"], script);
+            return failure(&batch["error"], script, false);
         }
         let result = &batch["response"]["result"];
         for (i, sql) in texts.iter().enumerate() {
@@ -90,21 +90,25 @@ impl Sql {
                 return if error["code"] == ACCEPTED {
                     Err(accepted(error, not_run(result, i)))
                 } else {
-                    failure(error, sql)
+                    failure(error, sql, left_open(&texts[..i]))
                 };
             }
             let rows = &result["step_results"][i];
             if !rows.is_null() {
-                self.print(rows)?;
+                self.print(rows, sql)?;
             }
         }
         Ok(())
     }
 
-    fn print(&self, result: &Value) -> anyhow::Result<()> {
+    fn print(&self, result: &Value, sql: &str) -> anyhow::Result<()> {
         if list(&result["cols"]).next().is_none() {
             let changed = result["affected_row_count"].as_u64().unwrap_or_default();
-            if changed > 0 && !self.json {
+            let first = sql.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next();
+            let writes_rows = ["INSERT", "UPDATE", "DELETE", "REPLACE"];
+            let is_told = first
+                .is_some_and(|word| writes_rows.iter().any(|verb| word.eq_ignore_ascii_case(verb)));
+            if (changed > 0 || is_told) && !self.json {
                 say(format_args!("{changed} row{} changed", if changed == 1 { "" } else { "s" }))?;
             }
             return Ok(());
@@ -209,9 +213,10 @@ fn parts<'a, 's>(texts: &'a [&'s str]) -> Vec<&'a [&'s str]> {
     parts
 }
 
-fn failure(error: &Value, sql: &str) -> anyhow::Result<()> {
+fn failure(error: &Value, sql: &str, in_transaction: bool) -> anyhow::Result<()> {
     let code = text(&error["code"]);
-    let failed = anyhow!("{code}: {}\n  in: {sql}", text(&error["message"]));
+    let undone = if in_transaction { "\n  nothing of its transaction was done" } else { "" };
+    let failed = anyhow!("{code}: {}\n  in: {sql}{undone}", text(&error["message"]));
     match code.as_str() {
         "LITTORAL_ORIGIN_UNREACHABLE" => Err(failed)
             .or_hint("is the origin running, and linked to this node, if through others?"),

@@ -175,7 +175,8 @@ impl NodeHandle {
     pub async fn explain(&self, sql: String) -> Result<Explanation, ReadError> {
         let status = self.status().await;
         let is_away = status.as_ref().is_none_or(|status| status.distance.is_none());
-        let origin = status.and_then(|status| status.origin);
+        let read_only = status.as_ref().is_some_and(|status| status.read_only);
+        let (origin, freeze) = status.map_or((None, None), |status| (status.origin, status.freeze));
         let tables = self
             .read_as(None, move |reader| reader.touches(&sql))
             .await?
@@ -206,7 +207,26 @@ impl NodeHandle {
             (false, false) => "it is sent there, and fails if the origin does not answer",
         };
         let there = format!("which is {name}: {there}");
+        let frozen = freeze.and_then(|freeze| {
+            let waits =
+                |touched: &&Touched| touched.writes && freeze.tables.contains(&touched.table);
+            tables.iter().find(waits).map(|touched| touched.table.clone())
+        });
         let (runs_here, why) = match (elsewhere, Admission::of(&tables, lag)) {
+            _ if frozen.is_some() => {
+                let table = frozen.unwrap_or_default();
+                let why = format!(
+                    "{table} is about to change its schema and takes no writes until every node knows"
+                );
+                (false, why)
+            }
+            _ if read_only && tables.iter().any(|touched| touched.writes) => {
+                let why = format!(
+                    "it writes, and this node is read-only: it is refused, unless it has an \
+                     Idempotency-Key and all that it writes is written at the origin, {name}"
+                );
+                (false, why)
+            }
             (Some(touched), _) => {
                 let table = &touched.table;
                 let verb = if touched.writes { "written" } else { "read" };
