@@ -388,7 +388,11 @@ impl RawGenesis {
                 me.node, me.incarnation
             )));
         }
-        let schema = read(&directory.join(self.schema))?;
+        let path = directory.join(self.schema);
+        let schema = fs::read_to_string(&path).map_err(|error| {
+            let expected = format!("a file that can be read, but: {error}");
+            ConfigError::value("genesis.schema", path.display(), expected)
+        })?;
         Ok(Genesis { members, schema, policies: resolve_tables(tables)? })
     }
 }

@@ -272,6 +272,9 @@ fn nodes_are_served_asked_and_stopped() {
     let sql = "SELECT count(*) AS n FROM orders WHERE item = 'ink'";
     let rows = succeed(home.path(), &["sql", "--url", &origin.http, "--json", "-c", sql]);
     assert_eq!(rows.trim(), "[{\"n\":0}]");
+    let commented = format!("-- How many?\n{sql}");
+    let rows = succeed(home.path(), &["sql", "--url", &origin.http, "--json", "-c", &commented]);
+    assert_eq!(rows.trim(), "[{\"n\":0}]");
     let sql = "UPDATE stock SET n = 5";
     succeed(home.path(), &["sql", "--url", &origin.http, "-c", sql]);
     origin.stop();
@@ -457,6 +460,9 @@ fn a_database_that_the_node_cannot_have_is_told_before_it_starts() {
         let message = find(home.path(), &check);
         assert!(message.contains("cannot begin") && message.contains(why), "{message}");
     }
+    fs::remove_file(fresh.join("origin/schema.sql")).unwrap();
+    let message = find(home.path(), &check);
+    assert!(message.contains("genesis.schema = fresh/origin/schema.sql"), "{message}");
     fs::write(fresh.join("origin/schema.sql"), &schema).unwrap();
     succeed(home.path(), &check);
     assert!(!fresh.join("origin/data.sqlite").exists());

@@ -27,7 +27,7 @@ pub(super) struct Sql {
     #[command(flatten)]
     target: Target,
     /// The SQL; read from stdin if left out.
-    #[arg(short, long, value_name = "SQL")]
+    #[arg(short, long, value_name = "SQL", allow_hyphen_values = true)]
     command: Option<String>,
     /// Print one JSON array per statement that returns columns.
     #[arg(long)]
