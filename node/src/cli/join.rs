@@ -71,7 +71,7 @@ impl Join {
             };
             let peer: Dial = dial(peer)?;
             let config = member_to_be(&path)?;
-            if config.links.dial.is_empty() {
+            if !config.links.dial.contains(&peer) {
                 remember(&path, &peer)?;
             }
             let serve = Serve { config: path, dial: Vec::new(), json: self.json };
