@@ -60,6 +60,7 @@ fn to_json(status: &Status, not_ready: Option<String>, validity: &Validity) -> V
             "name": name,
             "policy": policy.consistency.as_str(),
             "writers": policy.writers.as_str(),
+            "key": policy.explicit_key.then_some("explicit"),
             "max_lag_ms": policy.max_lag.map(|bound| bound.ms),
             "on_stale": policy.max_lag.map(|bound| bound.on_stale.as_str()),
             "on_unreachable": (policy.consistency == Consistency::OriginStrong)
