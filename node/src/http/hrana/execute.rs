@@ -277,7 +277,7 @@ impl Run<'_> {
             }),
         };
         for step in first..=last {
-            let skipped = fates[step] == Fate::Skipped;
+            let skipped = fates.get(step) == Some(&Fate::Skipped);
             self.push(match (&result, self.program.verb(step)) {
                 (Ok(_), _) if skipped => Outcome::Skipped,
                 (Err(error), _) if step == told_at => Outcome::Error(error.clone()),
