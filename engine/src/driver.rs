@@ -115,7 +115,7 @@ pub enum Output {
     /// sync begun after a request answers it and all before.
     Sync(Lsn),
     /// Run [`Db::wal_checkpoint`](crate::Db::wal_checkpoint) on a thread that may block, then answer
-    /// [`Input::WalCheckpointed`], unless it failed. Requests may be merged.
+    /// [`Input::WalCheckpointed`], unless it failed or said that a reader holds it up. Requests may be merged.
     WalCheckpoint,
     /// Run [`Db::take_snapshot`](crate::Db::take_snapshot) on a thread that may block, under this name,
     /// then answer [`Input::SnapshotTaken`].

@@ -196,6 +196,7 @@ fn rows_that_must_stay_cannot_be_replaced() {
     let grants = Grants { read: a(), insert: a(), update: a(), ..Grants::default() };
     for sql in [
         "INSERT OR REPLACE INTO a(id, v) VALUES(1, 'new')",
+        "INSERT OR \u{feff}REPLACE \u{feff}INTO a(id, v) VALUES(1, 'new')",
         "REPLACE INTO a(id, v) VALUES(1, 'new')",
         "UPDATE OR REPLACE a SET id = 1",
         "EXPLAIN QUERY PLAN REPLACE INTO a(id, v) VALUES(1, 'new')",

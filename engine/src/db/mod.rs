@@ -195,7 +195,7 @@ impl Db {
 
     /// Copies the WAL into the file as far as present readers allow, and syncs both, and once more what
     /// was written meanwhile if that is much. Blocks for as long as that takes, so it belongs on a thread of
-    /// its own. False if a reader still needs what is in the WAL, so that much of it is left.
+    /// its own. False if a reader still needs what is in the WAL, so that some of it could not be copied.
     ///
     /// # Errors
     /// SQLite's, if the disk fails.

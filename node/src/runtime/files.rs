@@ -1,11 +1,11 @@
 //! [`Files`]: how the replica's file is opened, and how another one takes its place.
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{fs, io, sync::Arc};
 
 use littoral::{Db, Replica, Snapshot};
 use tracing::warn;
 
-use super::{RuntimeError, open, readers::ReaderPool};
+use super::{RuntimeError, open, place::beside, readers::ReaderPool};
 use crate::{clock::Clock, config::Config};
 
 /// What the replica thread needs to open its file again.
@@ -46,12 +46,7 @@ impl Files {
 /// reads it goes on with the file that was. What is in the WAL is in the file before the WAL goes, so that a
 /// crash finds one or the other.
 fn part_from_wal(db: &Db) -> Result<(), String> {
-    let beside = |suffix: &str| {
-        let mut path = db.path().as_os_str().to_owned();
-        path.push(suffix);
-        PathBuf::from(path)
-    };
-    let wal = beside("-wal");
+    let wal = beside(db.path(), "-wal");
     if fs::exists(&wal).map_err(|error| format!("cannot look for {}: {error}", wal.display()))? {
         let emptied = db.empty_wal().map_err(|error| error.to_string())?;
         if !emptied {
@@ -61,7 +56,7 @@ fn part_from_wal(db: &Db) -> Result<(), String> {
             ));
         }
     }
-    for path in [wal, beside("-shm")] {
+    for path in [wal, beside(db.path(), "-shm")] {
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(format!("cannot remove {}: {error}", path.display()));

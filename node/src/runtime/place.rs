@@ -26,7 +26,7 @@ pub(crate) enum Found {
 /// Looks whether a node could run on its database, without changing anything.
 pub(crate) fn check(config: &Config) -> Result<Found, RuntimeError> {
     check_place(&config.database)?;
-    let in_use = match std::fs::File::open(lock_path(&config.database)) {
+    let in_use = match std::fs::File::open(beside(&config.database, ".lock")) {
         Ok(file) => matches!(file.try_lock_shared(), Err(std::fs::TryLockError::WouldBlock)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(io_error("cannot look whether a node runs", error)),
@@ -105,7 +105,7 @@ fn may_write(path: &Path) -> bool {
 /// Keeps a second process off the database: two replicas of one identity would fork its log.
 pub(super) fn take(database: &Path) -> Result<std::fs::File, RuntimeError> {
     check_place(database)?;
-    let path = lock_path(database);
+    let path = beside(database, ".lock");
     let file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -121,8 +121,9 @@ pub(super) fn take(database: &Path) -> Result<std::fs::File, RuntimeError> {
     }
 }
 
-fn lock_path(database: &Path) -> PathBuf {
+/// A file that stands beside the database under its name, with something behind it.
+pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
-    path.push(".lock");
+    path.push(suffix);
     PathBuf::from(path)
 }

@@ -212,9 +212,8 @@ impl NodeHandle {
                 |touched: &&Touched| touched.writes && freeze.tables.contains(&touched.table);
             tables.iter().find(waits).map(|touched| touched.table.clone())
         });
-        let (runs_here, why) = match (elsewhere, Admission::of(&tables, lag)) {
-            _ if frozen.is_some() => {
-                let table = frozen.unwrap_or_default();
+        let (runs_here, why) = match (frozen, elsewhere, Admission::of(&tables, lag)) {
+            (Some(table), ..) => {
                 let why = format!(
                     "{table} is about to change its schema and takes no writes until every node knows"
                 );
@@ -227,7 +226,7 @@ impl NodeHandle {
                 );
                 (false, why)
             }
-            (Some(touched), _) => {
+            (None, Some(touched), _) => {
                 let table = &touched.table;
                 let verb = if touched.writes { "written" } else { "read" };
                 (is_away && stale, format!("{table} is {verb} at the origin only, {there}"))
@@ -236,21 +235,21 @@ impl NodeHandle {
             _ if tables.iter().any(|touched| touched.writes) => {
                 (true, "it writes, and all tables that it writes may be written here".to_owned())
             }
-            (None, Admission::Serve) => {
+            (None, None, Admission::Serve) => {
                 (true, "what this node has is new enough for the tables that it reads".to_owned())
             }
-            (None, Admission::Wait(most)) => {
+            (None, None, Admission::Wait(most)) => {
                 let most = most.as_millis();
                 (true, format!("once this node is no more than {most} ms behind the origin"))
             }
-            (None, Admission::Forward(most)) => {
+            (None, None, Admission::Forward(most)) => {
                 let most = most.as_millis();
                 let why = format!(
                     "this node may be more than {most} ms behind the origin, so it is read there, {there}"
                 );
                 (false, why)
             }
-            (None, Admission::Fail(most)) => {
+            (None, None, Admission::Fail(most)) => {
                 let most = most.as_millis();
                 (false, format!("this node may be more than {most} ms behind the origin"))
             }

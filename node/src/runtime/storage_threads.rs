@@ -10,7 +10,7 @@
 use std::{
     fs::File,
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, mpsc},
     thread::{Builder, JoinHandle},
     time::{Duration, Instant},
@@ -22,6 +22,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     meter::Meter,
+    place::beside,
     replica_thread::{Event, EventSender},
 };
 
@@ -76,7 +77,7 @@ impl StorageThreads {
         // One request waiting covers all that come before it is taken.
         let (checkpoints, checkpoint_requests) = mpsc::sync_channel(1);
         let (snapshots, snapshot_requests) = mpsc::channel();
-        let wal = wal_path(database);
+        let wal = beside(database, "-wal");
         let (db, other_db) = (db.clone(), db.clone());
         let file = Arc::new(RwLock::new(()));
         let (open, other_open) = (Arc::clone(&file), Arc::clone(&file));
@@ -158,12 +159,6 @@ impl StorageRequests {
             error!("the snapshot thread has ended");
         }
     }
-}
-
-fn wal_path(database: &Path) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push("-wal");
-    PathBuf::from(path)
 }
 
 fn run_syncs(
